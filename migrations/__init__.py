@@ -1,0 +1,1 @@
+"""Alembic migrations; installed with the wheel, so that the command can migrate a database without a checkout."""

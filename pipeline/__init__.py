@@ -1,0 +1,1 @@
+"""Turns documents into records: readers, stages, accounting and storage. Knows no Celery."""

@@ -1,0 +1,133 @@
+"""The contract of a stage: the one way a method is plugged in.
+
+A stage is a small frozen dataclass of settings with one method over a batch of documents. It neither reads files nor
+knows SQL or Celery; what it may use of the outside comes in a ``Run``. A new method is one file and one line in
+``STAGES``, and passes the suite in ``tests/pipeline/test_stage_contract.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from schemas.document import Document
+from schemas.job import JobSpec, digest
+from schemas.records import SCHEMA_VERSION
+from schemas.stage import StageBase
+
+if TYPE_CHECKING:
+    from pipeline.generation.ledger import Ledger
+    from pipeline.models import ModelPool
+
+STAGES = {
+    "copy": "pipeline.copying:Copy",
+    "compress": "pipeline.compression.stage:Compress",
+    "generate": "pipeline.generation.stage:Generate",
+}
+"""Kind of stage -> the class behind it, imported only when such a stage runs (torch takes seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a stage made of one document.
+
+    ``fields`` are the stage's columns (``schemas.records.STAGE_FIELDS``). ``seconds`` is the document's share of the
+    stage's working time, by its tokens; ``latency_seconds`` the time its caller would have waited. An unknown cost is
+    ``None``, never 0.
+    """
+
+    fields: dict[str, Any]
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_asked: int | None = None
+    seconds: float = 0.0
+    latency_seconds: float | None = None
+    cost_microusd: int | None = None
+    price: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a stage gives no result for a document: a short stable ``code`` and a sentence that says what to do."""
+
+    code: str
+    reason: str
+
+
+Outcome = Result | Refusal
+
+
+class Stopped(Exception):  # noqa: N818
+    """The shard must be given back unfinished: the worker is stopping, or the job was cancelled."""
+
+
+class BudgetReached(Exception):  # noqa: N818
+    """The job's money is spent; it stops cleanly and resumes with a higher limit."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _silent(documents: int, tokens: int) -> None:
+    del documents, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a stage may use of the outside while it works on a shard.
+
+    ``models`` keeps loaded models between shards. ``ledger`` is there for stages that pay per call. ``stopping`` is
+    asked between batches. ``progress(documents, tokens)`` counts what was finished since the last call.
+    """
+
+    models: ModelPool
+    ledger: Ledger | None = None
+    stopping: Callable[[], bool] = field(default=_never)
+    progress: Callable[[int, int], None] = field(default=_silent)
+
+
+class Stage(Protocol):
+    """One method of the pipeline. ``from_spec`` builds it for the stage at ``index`` of a job."""
+
+    @classmethod
+    def from_spec(cls, job: JobSpec, index: int) -> Stage:
+        """The stage with its settings; no model is loaded yet."""
+        ...
+
+    def identity(self) -> Any:
+        """What besides the spec decides its output: digests of weights and tokenizers, as a JSON value."""
+        ...
+
+    def work_seconds(self, characters: int) -> float:
+        """A rough estimate of the work one document of this length is, for cutting shards."""
+        ...
+
+    def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
+        """One outcome per document, in order. An exception fails the batch, which is then bisected."""
+        ...
+
+
+def build(job: JobSpec, index: int) -> Stage:
+    """The stage at ``index`` of ``job``."""
+    module, _, name = STAGES[job.stages[index].kind].partition(":")
+    stage: Stage = getattr(importlib.import_module(module), name).from_spec(job, index)
+    return stage
+
+
+def stage_hashes(job: JobSpec) -> list[str]:
+    """One digest per stage: equal content hash and equal stage hash mean equal output, in whatever job.
+
+    Each covers its own settings, weights and record version, and those of all stages before it.
+    """
+    hashes: list[str] = []
+    for index, spec in enumerate(job.stages):
+        before = hashes[-1] if hashes else SCHEMA_VERSION
+        hashes.append(digest([before, _output_settings(spec), build(job, index).identity()]))
+    return hashes
+
+
+def _output_settings(spec: StageBase) -> dict[str, Any]:
+    return spec.output_settings()

@@ -1,0 +1,1 @@
+"""Where documents come from and results go: readers, Parquet parts, the database."""

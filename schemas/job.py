@@ -1,0 +1,104 @@
+"""The job file: what to read, what to do with it, where it goes. TOML in, one frozen JobSpec out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.stage import DEFAULT_MODEL, StageSpec, Strict
+
+
+def digest(value: Any) -> str:
+    """128-bit hex digest of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Columns(Strict):
+    """Which columns of the input hold what. Either ``text``, or any of ``instruction``, ``contexts``, ``question``.
+
+    With none named, a row's own columns decide: ``text`` if it has one, else the three parts under their own names.
+    """
+
+    id: str | None = None
+    text: str | None = None
+    instruction: str | None = None
+    contexts: str | None = None
+    question: str | None = None
+    answer: str | None = None
+
+    @model_validator(mode="after")
+    def _text_or_parts(self) -> Columns:
+        if self.text and (self.instruction or self.contexts or self.question):
+            raise ValueError("map either text, or instruction/contexts/question, not both")
+        return self
+
+
+class InputSpec(Strict):
+    """The corpus: files or folders, local or ``s3://``; also ``.gz`` and ``.zst``."""
+
+    path: tuple[str, ...] = Field(min_length=1)
+    format: Literal["auto", "jsonl", "parquet", "csv", "text"] = "auto"
+    columns: Columns = Columns()
+    max_document_bytes: int = Field(32 * 2**20, ge=1, description="a longer row is rejected, not read into memory")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class OutputSpec(Strict):
+    """Where results go: each job makes its own folder ``<path>/<name>-<job id>`` with ``data/`` inside."""
+
+    path: str = "runs"
+
+
+class TargetSpec(Strict):
+    """The model the prompts are meant for: budgets are counted in its tokens, savings at its prices."""
+
+    model: str = DEFAULT_MODEL
+    tokenizer: str | None = Field(None, description="for hosted models: the local model whose tokenizer counts tokens")
+    prices: tuple[str, ...] = Field((), description="provider:model pairs to price the savings at")
+    gpu_usd_per_hour: str = Field("2.50", pattern=r"^\d+(\.\d+)?$", description="what a worker's hour costs")
+
+    @property
+    def tokenizer_model(self) -> str:
+        """The local model whose tokenizer counts the target's tokens."""
+        return self.tokenizer or self.model
+
+
+class JobSpec(Strict):
+    """One job, whole. ``spec_hash`` says whether two jobs do the same; the stages' own hashes say what is reusable."""
+
+    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    input: InputSpec
+    output: OutputSpec = OutputSpec()
+    target: TargetSpec = TargetSpec()
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    priority: Literal["high", "bulk"] = "bulk"
+
+    @model_validator(mode="after")
+    def _kinds_once(self) -> JobSpec:
+        kinds = [stage.kind for stage in self.stages]
+        twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if twice:
+            raise ValueError(f"a job runs each kind of stage once; {', '.join(twice)} stands there more often")
+        return self
+
+    def output_settings(self) -> dict[str, Any]:
+        """What decides the rows a job writes; where they go, prices and speed settings are left out."""
+        return {
+            "columns": self.input.columns.model_dump(mode="json"),
+            "format": self.input.format,
+            "max_document_bytes": self.input.max_document_bytes,
+            "target": [self.target.model, self.target.tokenizer],
+            "stages": [stage.output_settings() for stage in self.stages],
+        }
+
+    def spec_hash(self) -> str:
+        """Digest of ``output_settings``: same input and same spec hash make the same job."""
+        return digest(self.output_settings())

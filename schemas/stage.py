@@ -1,0 +1,94 @@
+"""One spec per kind of stage: what a ``[[stages]]`` table of a job file may say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+class Strict(BaseModel):
+    """Frozen, and a key nobody knows is an error: a typing slip must not silently run another experiment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StageBase(Strict):
+    """What every stage spec shares."""
+
+    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "seconds_per_shard"})
+    """Settings that change how fast a stage runs, never what it writes: they stay out of the config hash."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    batch_tokens: int = Field(16_384, ge=1, description="most padded tokens in one forward pass")
+    seconds_per_shard: float = Field(60.0, gt=0, description="estimated work in one shard")
+
+    def output_settings(self) -> dict[str, Any]:
+        """The settings that decide what the stage writes, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
+
+
+class CompressSpec(StageBase):
+    """Shorten prompts. Exactly one of ``rate`` and ``target_tokens``: a hard budget over the whole prompt."""
+
+    kind: Literal["compress"]
+    method: Literal["llmlingua"] = "llmlingua"
+    model: str = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    rate: float | None = Field(None, gt=0, le=1, description="compressed / original tokens")
+    target_tokens: int | None = Field(None, ge=1, description="most tokens of the whole compressed prompt")
+    iterative_size: int = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
+    granular_k: float = Field(2.0, ge=1, description="the paper's k: how much of the budget demonstrations may overfill")
+    compress_instruction: bool = False
+    compress_question: bool = False
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> CompressSpec:
+        if (self.rate is None) == (self.target_tokens is None):
+            raise ValueError("give exactly one of rate and target_tokens")
+        return self
+
+
+class GenerateSpec(StageBase):
+    """Let the target model (``[target]``) answer the prompts, on this machine or behind an OpenAI-compatible API."""
+
+    SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {
+        "concurrency", "requests_per_minute", "tokens_per_minute", "deadline_seconds", "max_retries", "budget_usd",
+    }  # fmt: skip
+
+    kind: Literal["generate"]
+    backend: Literal["local", "openai"] = "local"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 is off")
+    seed: int = Field(0, ge=0, description="with the document's content hash it seeds that document's samples")
+    stop: tuple[str, ...] = Field((), description="strings that end an answer; the string itself is cut off")
+    system: str | None = Field(None, description="system message, where the chat template has one")
+    chat: bool = Field(True, description="apply the model's chat template; off for plain completion")
+    # hosted endpoints only
+    base_url: str | None = Field(None, description="OpenAI-compatible endpoint; default: the SDK's own")
+    concurrency: int = Field(8, ge=1, description="calls in flight per worker")
+    requests_per_minute: int | None = Field(None, ge=1, description="shared by all workers of a job")
+    tokens_per_minute: int | None = Field(None, ge=1, description="shared by all workers of a job")
+    deadline_seconds: float = Field(120.0, gt=0, description="for one call, its retries included")
+    max_retries: int = Field(5, ge=0)
+    budget_usd: str | None = Field(None, pattern=r"^\d+(\.\d+)?$", description="hard limit; reserved before each call")
+
+    @model_validator(mode="after")
+    def _backend_settings(self) -> GenerateSpec:
+        if self.backend == "local" and (self.base_url or self.budget_usd):
+            raise ValueError('base_url and budget_usd need backend = "openai"')
+        return self
+
+
+class CopySpec(StageBase):
+    """Hand every document on unchanged: measures the pipeline itself."""
+
+    kind: Literal["copy"]
+
+
+StageSpec = Annotated[CompressSpec | GenerateSpec | CopySpec, Field(discriminator="kind")]

@@ -1,0 +1,201 @@
+"""The database: SQL is the truth about what is done, what it cost and what is still owed.
+
+Times are seconds since the epoch by the *database's* clock (``pipeline.storage.sql.db_now``): workers on several
+machines agree on one clock, and a lease is plain arithmetic in SQLite and PostgreSQL alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite only autoincrements INTEGER; PostgreSQL's INTEGER ends at 2^31.
+Big = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Declarative base; ``Base.metadata`` is what Alembic compares against."""
+
+    type_annotation_map = {str: String, float: Float(53), dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012
+
+
+def _job() -> Mapped[str]:
+    return mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+
+
+class Job(Base):
+    """One submission: frozen spec, the corpus it was cut from, and how far it came.
+
+    ``state``: submitting -> running -> done, or cancelled, or stopped (budget, or an error a person must mend: ``error``).
+    """
+
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    state: Mapped[str] = mapped_column(index=True)
+    error: Mapped[str | None] = mapped_column(Text)
+    spec: Mapped[dict[str, Any]]
+    spec_hash: Mapped[str]
+    input_hash: Mapped[str]
+    stage_hashes: Mapped[list[str]]
+    output: Mapped[str]
+    workers: Mapped[int]
+    documents: Mapped[int] = mapped_column(Big, default=0)
+    collapsed: Mapped[int] = mapped_column(Big, default=0)
+    estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    created_at: Mapped[float]
+    finished_at: Mapped[float | None]
+
+
+class Shard(Base):
+    """A run of documents ``[start, stop)`` at one stage: the unit of a message, a claim and a commit.
+
+    ``state``: pending -> leased -> done | split | dead; cancelled with its job. ``attempt`` counts claims and fences
+    commits; once it reaches ``attempt_limit`` the shard is split in two, or dead if it holds one document.
+    """
+
+    __tablename__ = "shards"
+    __table_args__ = (Index("ix_shards_open", "state", "lease_until"),)
+    job_id: Mapped[str] = _job()
+    id: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[int]
+    start: Mapped[int] = mapped_column(Big)
+    stop: Mapped[int] = mapped_column(Big)
+    state: Mapped[str] = mapped_column(default="pending")
+    attempt: Mapped[int] = mapped_column(default=0)
+    attempt_limit: Mapped[int]
+    owner: Mapped[str | None]
+    lease_until: Mapped[float | None]
+    rung_at: Mapped[float | None]
+    not_before: Mapped[float | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    seconds: Mapped[float | None]
+
+
+class DocumentRow(Base):
+    """One accepted document. ``status``: pending -> done | rejected | dead."""
+
+    __tablename__ = "documents"
+    __table_args__ = (Index("ux_documents_doc_id", "job_id", "doc_id", unique=True),)
+    job_id: Mapped[str] = _job()
+    seq: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=False)
+    doc_id: Mapped[str]
+    content_hash: Mapped[str]
+    source: Mapped[str]
+    status: Mapped[str] = mapped_column(default="pending")
+
+
+class Rejection(Base):
+    """Input that gave no result: a malformed row (stage -1), a refusal of a stage, or a dead document."""
+
+    __tablename__ = "rejections"
+    job_id: Mapped[str] = _job()
+    stage: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    source: Mapped[str] = mapped_column(primary_key=True)
+    doc_id: Mapped[str | None]
+    status: Mapped[str]
+    code: Mapped[str]
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class Part(Base):
+    """The manifest: a Parquet file exists for readers once, and only if, its row stands here."""
+
+    __tablename__ = "parts"
+    job_id: Mapped[str] = _job()
+    path: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[int]
+    start: Mapped[int] = mapped_column(Big)
+    stop: Mapped[int] = mapped_column(Big)
+    rows: Mapped[int]
+    bytes: Mapped[int] = mapped_column(Big)
+
+
+class Usage(Base):
+    """What one document cost at one stage, and which row of which part holds its result.
+
+    ``cost_microusd`` is null where no price is known. ``reused_from`` names the job it was taken over from, for free.
+    """
+
+    __tablename__ = "usage"
+    __table_args__ = (Index("ix_usage_reuse", "stage_hash", "content_hash"),)
+    job_id: Mapped[str] = _job()
+    stage: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seq: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=False)
+    stage_hash: Mapped[str]
+    content_hash: Mapped[str]
+    part: Mapped[str]
+    row: Mapped[int]
+    tokens_in: Mapped[int] = mapped_column(Big)
+    tokens_out: Mapped[int] = mapped_column(Big)
+    tokens_asked: Mapped[int | None] = mapped_column(Big)
+    seconds: Mapped[float]
+    latency_seconds: Mapped[float | None]
+    cost_microusd: Mapped[int | None] = mapped_column(Big)
+    price: Mapped[str | None]
+    reused_from: Mapped[str | None]
+
+
+class Request(Base):
+    """One HTTP call to a paid endpoint, written before it is sent.
+
+    ``state``: sent -> done | failed; a call found ``sent`` by a later attempt was in flight at a kill: ``lost``.
+    """
+
+    __tablename__ = "requests"
+    __table_args__ = (Index("ix_requests_document", "job_id", "stage", "seq"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    stage: Mapped[int]
+    seq: Mapped[int] = mapped_column(Big)
+    attempt: Mapped[int]
+    state: Mapped[str]
+    sent_at: Mapped[float]
+    finished_at: Mapped[float | None]
+    reserved_microusd: Mapped[int | None] = mapped_column(Big)
+    cost_microusd: Mapped[int | None] = mapped_column(Big)
+    price: Mapped[str | None]
+    tokens_in: Mapped[int | None]
+    tokens_cached: Mapped[int | None]
+    tokens_out: Mapped[int | None]
+    response: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class Artifact(Base):
+    """A file a job made beside its data: the report, the rejections."""
+
+    __tablename__ = "artifacts"
+    job_id: Mapped[str] = _job()
+    name: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str]
+    created_at: Mapped[float]
+
+
+class Budget(Base):
+    """Money a job may spend. ``reserved + spent`` never exceeds ``limit``: a call reserves its worst case first."""
+
+    __tablename__ = "budgets"
+    job_id: Mapped[str] = _job()
+    limit_microusd: Mapped[int] = mapped_column(Big)
+    reserved_microusd: Mapped[int] = mapped_column(Big, default=0)
+    spent_microusd: Mapped[int] = mapped_column(Big, default=0)
+
+
+class Pace(Base):
+    """A rate limit shared by all workers: the time at which the next unit may pass (GCRA)."""
+
+    __tablename__ = "paces"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    free_at: Mapped[float]
+
+
+class Leader(Base):
+    """Who may run a single-holder task (the reaper) until when."""
+
+    __tablename__ = "leaders"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    until: Mapped[float]

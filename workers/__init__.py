@@ -1,0 +1,1 @@
+"""Celery around the pipeline: the only package that imports Celery."""
