@@ -63,8 +63,16 @@ class Stopped(Exception):  # noqa: N818
     """The shard must be given back unfinished: the worker is stopping, or the job was cancelled."""
 
 
-class BudgetReached(Exception):  # noqa: N818
+class Halt(Exception):  # noqa: N818
+    """Something a person must mend (a wrong key, a full disk): the job stops cleanly with this text and can resume."""
+
+    code = "error"
+
+
+class BudgetReached(Halt):
     """The job's money is spent; it stops cleanly and resumes with a higher limit."""
+
+    code = "budget"
 
 
 def _never() -> bool:

@@ -40,7 +40,7 @@ class CompressSpec(StageBase):
     rate: float | None = Field(None, gt=0, le=1, description="compressed / original tokens")
     target_tokens: int | None = Field(None, ge=1, description="most tokens of the whole compressed prompt")
     iterative_size: int = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
-    granular_k: float = Field(2.0, ge=1, description="the paper's k: how much of the budget demonstrations may overfill")
+    granular_k: float = Field(2.0, ge=1, description="the paper's k: how far demonstrations overfill")
     compress_instruction: bool = False
     compress_question: bool = False
 

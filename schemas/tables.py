@@ -28,13 +28,15 @@ def _job() -> Mapped[str]:
 class Job(Base):
     """One submission: frozen spec, the corpus it was cut from, and how far it came.
 
-    ``state``: submitting -> running -> done, or cancelled, or stopped (budget, or an error a person must mend: ``error``).
+    ``state``: submitting -> running -> done, or cancelled, or stopped (``stop_code`` budget or error; ``error`` says
+    what a person must mend). Every state but done can be resumed.
     """
 
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     state: Mapped[str] = mapped_column(index=True)
+    stop_code: Mapped[str | None]
     error: Mapped[str | None] = mapped_column(Text)
     spec: Mapped[dict[str, Any]]
     spec_hash: Mapped[str]
@@ -54,6 +56,7 @@ class Shard(Base):
 
     ``state``: pending -> leased -> done | split | dead; cancelled with its job. ``attempt`` counts claims and fences
     commits; once it reaches ``attempt_limit`` the shard is split in two, or dead if it holds one document.
+    ``documents_done`` and ``tokens_done`` are the progress of the running attempt.
     """
 
     __tablename__ = "shards"
@@ -72,6 +75,8 @@ class Shard(Base):
     not_before: Mapped[float | None]
     error: Mapped[str | None] = mapped_column(Text)
     seconds: Mapped[float | None]
+    documents_done: Mapped[int] = mapped_column(default=0)
+    tokens_done: Mapped[int] = mapped_column(Big, default=0)
 
 
 class DocumentRow(Base):

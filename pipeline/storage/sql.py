@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, Executable, Float, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
@@ -17,6 +17,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from schemas.tables import Base
+
+T = TypeVar("T")
 
 BUSY_SECONDS = 90  # a database locked or away for a minute delays a shard; it must not fail it
 
@@ -38,18 +40,18 @@ def _postgresql_now(element: db_now, compiler: SQLCompiler, **kwargs: Any) -> st
     return "extract(epoch from clock_timestamp())::double precision"
 
 
-class DatabaseUnusable(RuntimeError):
+class DatabaseError(RuntimeError):
     """The database cannot be opened or is not at this version's schema; the text says what to do."""
 
 
 def open_engine(url: str) -> Engine:
-    """An engine for ``sqlite:///path`` or ``postgresql://...`` (psycopg). Nothing is created yet but the SQLite folder."""
+    """An engine for ``sqlite:///path`` or ``postgresql://...`` (psycopg). Creates at most the SQLite file's folder."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
         return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 5}, hide_parameters=True)
     if parsed.get_backend_name() != "sqlite":
-        raise DatabaseUnusable(f"database {parsed.get_backend_name()!r}: use sqlite:///FILE or postgresql://...")
+        raise DatabaseError(f"database {parsed.get_backend_name()!r}: use sqlite:///FILE or postgresql://...")
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
@@ -91,17 +93,12 @@ def _insert(connection: Connection, table: type[Base]) -> Executable:
     return make(table.__table__).on_conflict_do_nothing()  # type: ignore[arg-type]
 
 
-def transiently(error: BaseException) -> bool:
-    """Whether the database was away or locked, rather than asked something wrong."""
-    return isinstance(error, OperationalError)
-
-
-def patiently[T](action: Any, *, seconds: float = BUSY_SECONDS, pause: float = 1.0) -> T:
+def patiently(action: Callable[[], T], *, seconds: float = BUSY_SECONDS, pause: float = 1.0) -> T:
     """Run ``action`` until the database answers, for at most ``seconds``. The action must be safe to repeat."""
     end = time.monotonic() + seconds
     while True:
         try:
-            result: T = action()
+            result = action()
         except OperationalError:
             if time.monotonic() + pause > end:
                 raise
