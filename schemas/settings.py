@@ -17,6 +17,7 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = Field(None, description="default: an embedded server for the length of the run")
     api_key: SecretStr | None = Field(None, description="key of the hosted endpoint")
     cache_dir: Path = Field(Path("~/.cache/contextmill"), description="models are kept here")
+    price_table: Path | None = Field(None, description="TOML file of your own prices, before the published ones")
     workers: int = Field(1, ge=1, description="worker processes of `contextmill run`; one GPU each where there are any")
 
     lease_seconds: float = Field(60.0, gt=0, description="a worker silent this long has lost its shard")
