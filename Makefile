@@ -1,0 +1,88 @@
+# contextmill: `make` lists what there is. Everything lives in .venv; `make clean` takes it away again.
+#
+#   PYTHON=python3.12   interpreter for .venv (default: the newest one from 3.11 to 3.13)
+#   TORCH_INDEX=URL     package index for torch alone. On a machine without a GPU,
+#                       https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
+#   SEEDS=20            how many random seeds `make chaos` runs
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+TORCH := torch==2.13.0
+TORCH_INDEX ?=
+PYTHON ?=
+SEEDS ?= 20
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq -c constraints.txt
+export TORCH TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help demo demo-again test lint chaos bench-cpu clean
+
+help: ## this list
+	@echo "contextmill: long prompts in, short prompts and answers out, with what they cost"
+	echo
+	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	echo
+	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX (see the head of the Makefile), SEEDS."
+
+demo: .venv/.runtime ## compress and answer 24 real prompts: installs everything, starts and stops what it needs
+	@$(BIN)/contextmill models pull smollm2-135m-instruct
+	$(BIN)/contextmill run examples/gsm8k.toml --output "runs/demo-$$(date +%Y%m%d-%H%M%S)"
+	echo
+	echo "Next: \`make demo-again\` runs the same job once more, then one more document: nothing is computed twice."
+
+demo-again: .venv/.runtime ## after a demo: the same job only reports; with one more document, only that one is worked on
+	@run=$$(ls -d runs/demo-* 2>/dev/null | sort | tail -n 1)
+	[ -n "$$run" ] || { echo "error: no run to build on: first run \`make demo\`" >&2; exit 1; }
+	echo ">> the same job again, in $$run"
+	$(BIN)/contextmill run examples/gsm8k.toml --output "$$run"
+	echo ">> the same 24 documents and one more"
+	$(BIN)/contextmill run examples/gsm8k-and-one-more.toml --output "$$run"
+
+test: .venv/.dev ## lint, types, import contracts and all tests; installs redis-server, PostgreSQL and Chromium by apt
+	@.ci/install-servers
+	$(MAKE) --no-print-directory lint
+	echo ">> tests"
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev ## ruff, mypy --strict, import contracts
+	@echo ">> ruff"
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	echo ">> mypy"
+	$(BIN)/mypy
+	echo ">> import contracts"
+	$(BIN)/lint-imports
+
+chaos: .venv/.dev ## kill workers and broker at random moments, once per seed: make chaos SEEDS=20
+	@.ci/install-servers
+	$(BIN)/python -m pytest -v -m chaos --seeds $(SEEDS)
+
+bench-cpu: .venv/.dev ## the benchmarks that need no GPU
+	@.ci/install-servers
+	for script in benchmarks/cpu_*.py; do
+	  echo ">> $$script"
+	  $(BIN)/python "$$script"
+	done
+
+clean: ## remove .venv, caches and build output; runs/ and downloaded models stay
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.made: .ci/make-venv
+	@.ci/make-venv
+	touch $@
+
+.venv/.runtime: .venv/.made pyproject.toml constraints.txt
+	@echo ">> installing contextmill and its pinned dependencies"
+	$(PIP) -e '.[all]'
+	touch $@
+
+.venv/.dev: .venv/.made pyproject.toml constraints.txt
+	@echo ">> installing contextmill, its pinned dependencies and the tools of the tests"
+	$(PIP) -e '.[all]' --group dev
+	touch $@ .venv/.runtime
