@@ -1,0 +1,72 @@
+"""A real model small enough for any test: a random Llama with a byte-level BPE tokenizer, saved as safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CORPUS = Path(__file__).parent.parent / "examples" / "gsm8k.jsonl"
+
+
+def lines() -> list[str]:
+    """A few hundred lines of English with numbers: the contexts of the example corpus."""
+    rows = [json.loads(row) for row in CORPUS.read_text(encoding="utf-8").splitlines()]
+    return [line for row in rows for context in row["contexts"] for line in context.splitlines()]
+
+
+def save_tokenizer(folder: Path, vocabulary: int = 1024) -> int:
+    """Train a byte-level BPE tokenizer (any text comes back unchanged) and save it; returns its number of tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        lines(),
+        trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def save_tiny_llama(folder: Path, seed: int = 0, window: int = 2048) -> Path:
+    """Write model and tokenizer into ``folder``. Same seed, same weights.
+
+    The usual initial spread (0.02) leaves a random model's choices all but even, so that rounding decides them: a
+    wide one gives clear preferences that differ from text to text.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = save_tokenizer(folder)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=window,
+        initializer_range=0.25,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
