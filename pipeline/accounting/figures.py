@@ -1,0 +1,173 @@
+"""The figures of a job's summary: plain frozen values, JSON-able, no SQL. Money in micro-dollars, time in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.accounting.savings import Saving
+
+BINS = 50
+"""Bins of the ratio histograms: bin ``i`` holds ratios in [i/50, (i+1)/50); bin 50 is exactly 1 (copied) and above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What became of the input. ``accepted + rejected_input + collapsed`` rows were read.
+
+    ``accepted = done + rejected + dead + pending - rejected_input``: ``rejected`` counts malformed rows too
+    (``rejected_input``), and ``reused`` are those of ``done`` whose last stage was taken over from an earlier job.
+    """
+
+    accepted: int
+    done: int
+    reused: int
+    rejected: int
+    rejected_input: int
+    dead: int
+    pending: int
+    collapsed: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageFigures:
+    """One stage. Tokens count every document of the output; seconds, speeds, latency and cost only this job's work.
+
+    ``seconds`` is worker time. ``latency`` maps percentiles ("50") to seconds, by nearest rank. ``cost_microusd`` is
+    the sum of the known costs (``None``: a local stage, or no cost known), ``unpriced`` the documents left out of it.
+    """
+
+    index: int
+    kind: str
+    method: str
+    documents: int
+    reused: int
+    tokens_in: int
+    tokens_asked: int | None
+    tokens_out: int
+    reused_tokens_in: int
+    reused_tokens_out: int
+    seconds: float
+    tokens_in_per_second: float | None
+    tokens_out_per_second: float | None
+    latency: dict[str, float]
+    cost_microusd: int | None
+    unpriced: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFigures:
+    """Calls to a hosted endpoint in one state, and their money."""
+
+    state: str
+    calls: int
+    tokens_in: int
+    tokens_cached: int
+    tokens_out: int
+    cost_microusd: int | None
+    reserved_microusd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """A call whose end nobody saw: in flight at a kill (``lost``), or still (``sent``). It may have been billed."""
+
+    id: str
+    state: str
+    doc_id: str | None
+    sent_at: float
+    reserved_microusd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionFigures:
+    """Documents that gave no result at one stage ("input" before the first) for one reason, with a few examples."""
+
+    stage: str
+    status: str
+    code: str
+    count: int
+    examples: tuple[dict[str, str | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """How many documents were asked for, and achieved, which ratio of compressed to original tokens: bin -> count."""
+
+    asked: dict[int, int]
+    achieved: dict[int, int]
+    over_budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetFigures:
+    """The job's money: ``reserved + spent`` stays within ``limit``."""
+
+    limit_microusd: int
+    reserved_microusd: int
+    spent_microusd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure of the estimate made before the job ran, beside what happened; ``None``: not known."""
+
+    what: str
+    unit: str
+    estimated: float | None
+    actual: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things are. No password stands in them."""
+
+    output: str
+    data: str
+    database: str
+    parts: int
+    part_bytes: int
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything ``report`` prints and the HTML shows about one job."""
+
+    job_id: str
+    name: str
+    state: str
+    error: str | None
+    created_at: float
+    finished_at: float | None
+    wall_seconds: float
+    workers: int
+    documents: Documents
+    stages: tuple[StageFigures, ...]
+    ratios: Ratios
+    savings: tuple[Saving, ...]
+    gpu_usd_per_hour: str
+    requests: tuple[RequestFigures, ...]
+    open_requests: tuple[OpenRequest, ...]
+    budget: BudgetFigures | None
+    rejections: tuple[RejectionFigures, ...]
+    prices_used: dict[str, int]
+    estimate: dict[str, Any] | None
+    comparisons: tuple[Comparison, ...]
+    places: Places
+    spec: dict[str, Any]
+    spec_hash: str
+    input_hash: str
+    stage_hashes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON values (dicts, lists, strings, numbers, null)."""
+        return _jsonable(asdict(self))  # type: ignore[no-any-return]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value
