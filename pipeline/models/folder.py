@@ -73,8 +73,8 @@ def _weight_files(folder: Path) -> list[str]:
         names = [INDEX, *_shards(folder)]
     elif pickled := sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt*"))):
         raise ModelError(
-            f"{folder}: only pickled weights ({pickled[0]}), which can run code and are never loaded; convert them on a "
-            "machine you can spare: load the model there and save_pretrained(...) it, which writes safetensors"
+            f"{folder}: only pickled weights ({pickled[0]}), which can run code and are never loaded; convert them "
+            "on a machine you can spare: load the model there and save_pretrained(...) it, which writes safetensors"
         )
     else:
         raise ModelError(f"{folder}: no weights ({WEIGHTS} or {INDEX}); complete the folder, or name another model")

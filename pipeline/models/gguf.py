@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import os
 import stat
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,19 @@ MAGIC = b"GGUF"
 TRIES = 2
 """transformers now and then reports mismatched sizes for a sound file; the second try never did."""
 
+SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+"""Vocabularies (GGUF's ``tokenizer.ggml.pre``) that split off every digit before anything else, which transformers'
+reader leaves out: spaces before a number would come out as other tokens than the model was trained on. Source of the
+list: llama.cpp's table of pre-tokenizers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What the file says of itself; empty where it says nothing."""
+
+    licence: str
+    pre_tokenizer: str
+
 
 def is_gguf(path: Path) -> bool:
     """Whether the file begins as GGUF files do."""
@@ -25,18 +40,18 @@ def is_gguf(path: Path) -> bool:
 
 
 def convert(gguf: Path, folder: Path) -> str:
-    """Write the model in ``gguf`` to ``folder``: config, float32 safetensors, tokenizer. Returns its licence ('' if not stated).
+    """Write the model in ``gguf`` to ``folder``: config, float32 safetensors, tokenizer. Returns its stated licence.
 
     Needs memory for two float32 copies of the weights. Raises ``ModelDamaged`` for a file that cannot be read whole.
     """
     from safetensors import SafetensorError
 
     try:
-        licence = _licence(gguf)
-        with quiet():
+        metadata = _metadata(gguf)
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws a bar of its own
             model = _load(gguf)
             _save_model(model, folder)
-            _save_tokenizer(gguf, folder, model.config)
+            _save_tokenizer(gguf, folder, model.config, metadata)
     except (ModelError, OSError, MemoryError):
         raise
     except SafetensorError as error:
@@ -48,7 +63,7 @@ def convert(gguf: Path, folder: Path) -> str:
         ) from error
     for path in folder.glob("*.safetensors"):  # safetensors writes them for the owner alone; a cache may be shared
         path.chmod(path.stat().st_mode | (stat.S_IRGRP | stat.S_IROTH) & ~_umask())
-    return licence
+    return metadata.licence
 
 
 @contextlib.contextmanager
@@ -103,12 +118,17 @@ def _save_model(model: Any, folder: Path) -> None:
     fresh.save_pretrained(folder)
 
 
-def _save_tokenizer(gguf: Path, folder: Path, config: Any) -> None:
+def _save_tokenizer(gguf: Path, folder: Path, config: Any, metadata: Metadata) -> None:
+    from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
     )
+    if metadata.pre_tokenizer in SINGLE_DIGITS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
     if tokenizer.pad_token is None:  # lost by some releases of transformers
         tokenizer.pad_token = tokenizer.eos_token
     window = getattr(config, "max_position_embeddings", None)
@@ -117,11 +137,12 @@ def _save_tokenizer(gguf: Path, folder: Path, config: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _licence(gguf: Path) -> str:
+def _metadata(gguf: Path) -> Metadata:
     from gguf import GGUFReader
 
-    field = GGUFReader(gguf).get_field("general.license")
-    return str(field.contents()) if field else ""
+    reader = GGUFReader(gguf)
+    fields = [reader.get_field(key) for key in ("general.license", "tokenizer.ggml.pre")]
+    return Metadata(*(str(field.contents()) if field else "" for field in fields))
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Models by hub id, through the hub client's own cache: safetensors, JSON and tokenizer files, never code or pickles."""
+"""Models by hub id, in the hub client's own cache: safetensors, JSON and tokenizer files, never code or pickles."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def fetch(name: str, progress: Progress | None = None, *, weights: bool = True) 
     except Exception as error:  # the client lets the errors of its HTTP library through, which differ by release
         raise ModelNotFound(
             f"model {name} is not whole in this machine's hub cache, and the hub did not give it "
-            f"({type(error).__name__}: {_first_line(error)}). Check the id and the network (HF_TOKEN for a gated model), "
-            f"or fetch it elsewhere and name its folder; with the hub in reach `contextmill models pull {name}` gets it"
+            f"({type(error).__name__}: {_first_line(error)}). Check the id and the network (HF_TOKEN for a gated "
+            f"model), or fetch it elsewhere and name its folder; with the hub in reach `contextmill models pull {name}` gets it"
         ) from error
     if weights and not any(folder.glob("*.safetensors")):
         raise ModelError(f"model {name} has no safetensors weights on the hub; pickled ones are never loaded")
@@ -61,11 +61,10 @@ def _snapshot(name: str, weights: bool, **options: Any) -> Path:
 
 def _bar(progress: Progress | None) -> type[Any]:
     """A progress bar class that draws nothing and tells ``progress`` the bytes."""
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    class Bar(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
-            options.pop("name", None)
             super().__init__(*args, **{**options, "disable": True})
             self.counts_bytes = options.get("unit") == "B"
 

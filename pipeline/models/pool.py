@@ -78,7 +78,7 @@ class ModelPool:
 
 
 def resolve_device(device: str = "auto") -> str:
-    """``auto`` is the first GPU where there is one, else the CPU. Raises ``ValueError`` for a device that is not there."""
+    """``auto`` is the first GPU where there is one, else the CPU. ``ValueError`` for a device that is not there."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -71,8 +71,8 @@ def _own_folder(name: str, cache: Path, *, weights: bool) -> Path:
         return hub.find(name, weights=weights) or hub.fetch(name, weights=weights)
     near = difflib.get_close_matches(name, BUNDLED, n=1)
     raise ModelNotFound(
-        f"no model {name!r}: {f'did you mean {near[0]}? ' if near else ''}A name is one of {', '.join(BUNDLED)}, a folder "
-        "of safetensors, a GGUF file, or a hub id like owner/name"
+        f"no model {name!r}: {f'did you mean {near[0]}? ' if near else ''}A name is one of {', '.join(BUNDLED)}, a "
+        "folder of safetensors, a GGUF file, or a hub id like owner/name"
     )
 
 
