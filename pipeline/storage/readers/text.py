@@ -1,0 +1,56 @@
+"""A file of text is one document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputError, InputFile, RawDocument
+from pipeline.storage.readers.decompress import open_stream
+from pipeline.storage.readers.jsonl import BOM, too_large
+from pipeline.storage.readers.mapping import RowMapper
+from pipeline.storage.readers.sniff import check_packing, looks_like
+from schemas.document import PromptParts
+
+
+def check(file: InputFile, mapper: RowMapper) -> None:
+    """Nothing to refuse beforehand: a text file that is none is one bad document, not a bad corpus."""
+    del file, mapper
+
+
+def read(file: InputFile, mapper: RowMapper, limit: int) -> Iterator[RawDocument | BadRow]:
+    """One document, or the reason why there is none; ``source`` is the file. The text is kept to the last byte."""
+    del mapper
+    try:
+        yield RawDocument(None, PromptParts(contexts=(_text(file, limit),)), None, file.name)
+    except BadValueError as error:
+        yield BadRow(file.name, error.code, error.reason)
+
+
+def _text(file: InputFile, limit: int) -> str:
+    data = _bytes(file, limit)
+    if found := looks_like(data):
+        raise BadValueError("not_text", f"expected text, found {found}")
+    if len(data) > limit:
+        raise too_large(limit)
+    try:
+        text = data.removeprefix(BOM).decode()
+    except UnicodeDecodeError as error:
+        raise BadValueError("invalid_utf8", f"byte {error.start + 1} of the file: {error.reason}") from None
+    if not text.strip():
+        raise BadValueError("empty", f"the file holds {'only white space' if text else 'no text'}")
+    return text
+
+
+def _bytes(file: InputFile, limit: int) -> bytes:
+    """The file, or just over ``limit`` bytes of it."""
+    if not file.bytes:
+        return b""
+    try:
+        check_packing(file)
+    except InputError as error:
+        raise BadValueError("not_text", str(error)) from error
+    try:
+        with open_stream(file) as stream:
+            return stream.read(limit + 1)
+    except DamagedError as error:
+        raise BadValueError("damaged_file", f"the file is damaged: {error}") from error
