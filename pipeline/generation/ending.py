@@ -1,0 +1,92 @@
+"""When an answer ends: end tokens, stop strings, a stopping worker. Asked by ``generate`` after every token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, StoppingCriteria
+
+from pipeline.stages import Run, Stopped
+
+LOOK_SECONDS = 0.5  # how often a running batch reports progress and asks whether to stop
+SPARE_TOKENS = 16  # those of a stop string without text of their own: skipped special tokens, parts of a character
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: Any, stops: Iterable[str]) -> frozenset[int]:
+    """Every id that ends an answer of this model: generation config, model config, tokenizer, special stop strings.
+
+    Chat models often end a turn with another token than the tokenizer's own, and list it in one place only.
+    """
+    ids: set[int] = set()
+    configs = (model.generation_config, model.config.get_text_config(), tokenizer)
+    for found in (config.eos_token_id for config in configs):
+        ids.update([found] if isinstance(found, int) else found or ())
+    # Special tokens never show in the text, so a stop string that is one must be met as a token.
+    added = tokenizer.get_added_vocab()
+    return frozenset(ids | {added[stop] for stop in stops if stop in added})
+
+
+class Ending(StoppingCriteria):  # type: ignore[misc]
+    """Keeps each row's new tokens up to and with its last one, in ``tokens``; what comes after is padding.
+
+    Raises ``Stopped`` out of ``generate``: a worker told to leave must not wait for the longest answer.
+    """
+
+    def __init__(self, rows: int, tokenizer: Any, ends: frozenset[int], stops: Sequence[str], run: Run) -> None:
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
+        self.counted = 0  # new tokens already reported as progress
+        self._open = list(range(rows))
+        self._tokenizer, self._ends, self._stops, self._run = tokenizer, ends, tuple(stops), run
+        # a token that adds text adds a byte or more
+        self._tail = max((len(stop.encode()) for stop in stops), default=0) + SPARE_TOKENS
+        self._looked = time.monotonic()
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Which rows are done: bool [rows]."""
+        del scores, kwargs
+        newest = input_ids[:, -1].tolist()
+        for row in self._open:
+            self.tokens[row].append(newest[row])
+        self._open = [row for row in self._open if not self._ended(self.tokens[row])]
+        self._look()
+        done = torch.ones(len(newest), dtype=torch.bool)
+        done[self._open] = False
+        return done.to(input_ids.device)
+
+    def text(self, row: int) -> tuple[str, bool]:
+        """The row's answer without the stop string, and whether it came to an end of its own."""
+        tokens = self.tokens[row]
+        ended = tokens[-1] in self._ends
+        text = self._decode(tokens[:-1] if ended else tokens)
+        cuts = [at for at in map(text.find, self._stops) if at >= 0]
+        return text[: min(cuts)] if cuts else text, ended or bool(cuts)
+
+    def _ended(self, tokens: list[int]) -> bool:
+        if tokens[-1] in self._ends:
+            return True
+        # The whole answer is only decoded when its tail shows a stop string: what ends it is what text() will cut.
+        return self._stopped(tokens[-self._tail :]) and self._stopped(tokens)
+
+    def _stopped(self, tokens: list[int]) -> bool:
+        if not self._stops:
+            return False
+        text = self._decode(tokens)
+        return any(stop in text for stop in self._stops)
+
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        if self._run.stopping():
+            raise Stopped
+        made = sum(map(len, self.tokens))
+        self._run.progress(0, made - self.counted)
+        self.counted = made

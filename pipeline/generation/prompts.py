@@ -1,0 +1,81 @@
+"""A document's prompt as the token ids its model expects: chat template or plain text, and what cannot be sent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from pipeline.stages import Refusal
+from schemas.stage import GenerateSpec
+
+log = logging.getLogger(__name__)
+_told: set[str] = set()  # models already named in the log, once per process
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEncoder:
+    """Turns texts into token ids. ``window`` is the model's: prompt and answer together must fit into it."""
+
+    name: str
+    tokenizer: Any
+    window: int
+    spec: GenerateSpec
+
+    def encode(self, texts: Sequence[str]) -> list[list[int] | Refusal]:
+        """The ids of each text, in order, or why there are none.
+
+        A chat template brings its own special tokens; a plain text gets those the tokenizer adds by itself.
+        """
+        chat = self._chat()
+        framed = [self._frame(text, chat) for text in texts]
+        sendable = [text for text in framed if isinstance(text, str)]
+        ids = iter(self._tokenize(sendable, special=not chat))
+        return [self._fitting(next(ids)) if isinstance(text, str) else text for text in framed]
+
+    def _tokenize(self, texts: list[str], special: bool) -> list[list[int]]:
+        if not texts:  # some tokenizers fail on an empty list
+            return []
+        # verbose=False: the tokenizer's own remark on long texts says less than the refusal that follows.
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+        return ids
+
+    def _chat(self) -> bool:
+        if not self.spec.chat or self.tokenizer.chat_template:
+            return self.spec.chat
+        if self.name not in _told:
+            log.warning("%s has no chat template: prompts are sent as plain text (chat = false says so)", self.name)
+            _told.add(self.name)
+        return False
+
+    def _frame(self, text: str, chat: bool) -> str | Refusal:
+        if not text.strip():
+            return Refusal("empty", "the prompt is empty or only whitespace; there is nothing to answer")
+        if not chat:
+            return self._plain(text)
+        system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
+        messages = [*system, {"role": "user", "content": text}]
+        try:
+            framed: str = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            return Refusal("chat_template", f"the chat template of {self.name} refuses the messages: {error}")
+        return framed
+
+    def _plain(self, text: str) -> str | Refusal:
+        if self.spec.system:
+            return Refusal("chat_template", f"a system message needs a chat template, {self.name} is sent plain text")
+        return text
+
+    def _fitting(self, ids: list[int]) -> list[int] | Refusal:
+        if not ids:
+            return Refusal("empty", f"the tokenizer of {self.name} makes no token of this prompt")
+        if len(ids) < self.window:
+            return ids
+        return Refusal(
+            "prompt_too_long",
+            f"the prompt has {len(ids)} tokens and {self.name} holds {self.window}, one of them for the answer: "
+            "shorten it, compress it before this stage, or choose a target with a larger window",
+        )
