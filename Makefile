@@ -12,13 +12,12 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PYTHON ?=
 SEEDS ?= 20
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
-export TORCH TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
+export TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: help demo demo-again test lint chaos bench-cpu clean
 

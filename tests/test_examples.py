@@ -1,0 +1,88 @@
+"""What ships as examples is valid, and says about itself only what is so."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.document import PromptParts
+from schemas.job import JobSpec
+from schemas.stage import GenerateSpec
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+JOBS = sorted(EXAMPLES.glob("*.toml"))
+Row = dict[str, Any]
+
+
+def job(path: Path) -> JobSpec:
+    return JobSpec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+def rows(name: str) -> list[Row]:
+    return [json.loads(line) for line in (EXAMPLES / name).read_text(encoding="utf-8").splitlines()]
+
+
+def parts(row: Row) -> PromptParts:
+    return PromptParts(row["instruction"], tuple(row["contexts"]), row["question"])
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_job_file_is_valid_and_its_input_exists(path: Path) -> None:
+    spec = job(path)
+    assert spec.name == path.stem
+    shipped = [name for name in spec.input.path if name.startswith("examples/")]
+    assert all((ROOT / name).is_file() for name in shipped)
+    assert shipped or path.stem == "nightly"  # that one reads the user's own folder
+
+
+def test_one_more_document_is_the_only_difference() -> None:
+    first, second = job(EXAMPLES / "gsm8k.toml"), job(EXAMPLES / "gsm8k-and-one-more.toml")
+    assert second.spec_hash() == first.spec_hash()  # else nothing could be taken over
+    assert second.target == first.target
+    assert second.input.path == (*first.input.path, "examples/gsm8k-one-more.jsonl")
+
+
+def test_the_prompts_are_24_and_one_all_different() -> None:
+    corpus, more = rows("gsm8k.jsonl"), rows("gsm8k-one-more.jsonl")
+    assert (len(corpus), len(more)) == (24, 1)
+    assert len({row["id"] for row in corpus + more}) == 25
+    assert len({parts(row).content_hash() for row in corpus + more}) == 25
+    shown = [context for row in corpus + more for context in row["contexts"]]
+    assert len(set(shown)) == len(shown)  # no worked example stands in two prompts
+
+
+def test_every_prompt_is_a_worked_few_shot_prompt() -> None:
+    for row in rows("gsm8k.jsonl") + rows("gsm8k-one-more.jsonl"):
+        assert set(row) == {"id", "instruction", "contexts", "question", "answer"}
+        assert re.fullmatch(r"-?\d+(\.\d+)?", row["answer"])
+        assert row["question"] not in "".join(row["contexts"])
+        for context in row["contexts"]:
+            assert re.search(r"\nThe answer is .+\.$", context)
+            assert "<<" not in context
+
+
+def test_no_job_file_holds_a_key() -> None:
+    for path in JOBS:
+        assert not re.search(r"sk-|api_key\s*=", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("model_cache")
+@pytest.mark.model
+def test_prompts_have_700_to_900_tokens_and_room_in_the_budget() -> None:
+    from pipeline.models import load_tokenizer
+
+    spec = job(EXAMPLES / "gsm8k.toml")
+    compress, generate = spec.stages
+    assert isinstance(generate, GenerateSpec) and compress.kind == "compress" and compress.target_tokens
+    tokenizer = load_tokenizer(spec.target.tokenizer_model)
+    for row in rows("gsm8k.jsonl") + rows("gsm8k-one-more.jsonl"):
+        whole = len(tokenizer.encode(parts(row).render(), add_special_tokens=False))
+        assert 700 <= whole <= 900
+        kept = PromptParts(row["instruction"], (), row["question"])  # verbatim, whatever the budget
+        assert len(tokenizer.encode(kept.render(), add_special_tokens=False)) < compress.target_tokens * 2 // 3
