@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
 class Strict(BaseModel):
-    """Frozen, and a key nobody knows is an error: a typing slip must not silently run another experiment."""
+    """Frozen, and a key nobody knows is an error: a typing slip must not silently run another experiment.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    Errors do not repeat the value: someone may have put a password there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class StageBase(Strict):
@@ -77,6 +81,22 @@ class GenerateSpec(StageBase):
     deadline_seconds: float = Field(120.0, gt=0, description="for one call, its retries included")
     max_retries: int = Field(5, ge=0)
     budget_usd: str | None = Field(None, pattern=r"^\d+(\.\d+)?$", description="hard limit; reserved before each call")
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            url = urlsplit(value)
+            plain = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:
+            plain = None
+        if not plain:
+            raise ValueError("an endpoint is http://HOST[:PORT]/PATH or https://...")
+        if "@" in url.netloc or url.query or url.fragment:
+            raise ValueError("no user, password or query in base_url: a key comes from CONTEXTMILL_API_KEY alone")
+        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _backend_settings(self) -> GenerateSpec:
