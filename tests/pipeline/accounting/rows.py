@@ -18,11 +18,11 @@ def spec(**target: Any) -> JobSpec:
     return JobSpec.model_validate(
         {
             "name": "night",
-            "input": {"path": ["corpus.jsonl"]},
+            "input": {"path": ["s3://me:hunter2@bucket.example/corpus.jsonl"]},
             "target": {"model": "gpt-4.1-mini", "prices": ["openai:gpt-4.1-mini"], **target},
             "stages": [
                 {"kind": "compress", "rate": 0.5},
-                {"kind": "generate", "backend": "openai", "base_url": "https://me:hunter2@llm.example/v1"},
+                {"kind": "generate", "backend": "openai"},
             ],
         }
     )

@@ -1,0 +1,164 @@
+"""One stage of an estimate: the formulas for tokens, worker seconds, memory and money."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+from pipeline.accounting.footprint import Shape, footprint, read_shape
+from pipeline.accounting.prices import Price, PricesMissing, cost_microusd, price_of
+from pipeline.accounting.speeds import Measured
+from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
+from pipeline.models import resolve
+from pipeline.models.ref import ModelError
+from schemas.job import JobSpec
+from schemas.settings import Settings
+from schemas.stage import CompressSpec, GenerateSpec
+
+REFERENCE_PARAMETERS = 135e6
+CPU_RATES = (400.0, 40.0)
+GPU_RATES = (100_000.0, 1_000.0)
+"""Tokens/s read and written by the bundled 135M model in float32: per CPU core, per H200. Scaled by parameters."""
+CORES = 16
+"""More cores than these are taken to add nothing."""
+CALL_RATE = 50.0
+"""Tokens/s that one call to a hosted model writes."""
+COMPRESS_PASSES = 2
+"""LLMLingua reads a prompt to rank its demonstrations, then again, segment by segment, to choose tokens."""
+SCORED_ROWS = 2_048
+"""Positions whose logits are held at once while tokens are scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The prompts that come into a stage: how many, and their tokens in all."""
+
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageEstimate:
+    """One stage. Seconds are worker time on ``device``, memory a worker's peak there; ``None`` where unknown.
+
+    ``expected`` money is for half of the longest answers (or the measured length), ``worst`` for the longest, nothing
+    cached; both for one call per document.
+    """
+
+    index: int
+    kind: str
+    hosted: bool
+    device: str
+    tokens_in: int
+    tokens_out: int
+    seconds: float | None
+    memory_bytes: int | None
+    weights_bytes: int | None
+    expected_microusd: int | None
+    worst_microusd: int | None
+    price: str | None
+    notes: tuple[str, ...]
+
+
+def estimate_stage(
+    job: JobSpec, index: int, flow: Flow, measured: Measured | None, day: date, settings: Settings
+) -> StageEstimate:
+    """The estimate of the stage at ``index``, which gets ``flow``."""
+    spec = job.stages[index]
+    if isinstance(spec, CompressSpec):
+        kept = _kept(spec, flow)
+        return _local(index, spec, spec.model, flow, kept, flow.tokens * COMPRESS_PASSES, 0, measured, settings)
+    if not isinstance(spec, GenerateSpec):
+        return StageEstimate(index, spec.kind, False, "cpu", flow.tokens, flow.tokens, 0.0, 0, 0, None, None, None, ())
+    written = _written(spec, flow, measured)
+    if spec.backend == "openai":
+        return _hosted(job, index, spec, flow, written, measured, day, settings)
+    return _local(index, spec, job.target.model, flow, written, flow.tokens, written, measured, settings)
+
+
+def _kept(spec: CompressSpec, flow: Flow) -> int:
+    if spec.rate is not None:
+        return int(spec.rate * flow.tokens)
+    return min(flow.tokens, (spec.target_tokens or 0) * flow.documents)
+
+
+def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:
+    each = measured.tokens_out / measured.documents if measured else spec.max_new_tokens / 2
+    return round(each * flow.documents)
+
+
+def _local(
+    index: int, spec: CompressSpec | GenerateSpec, model: str, flow: Flow, tokens_out: int, read: int, write: int,
+    measured: Measured | None, settings: Settings,
+) -> StageEstimate:  # fmt: skip
+    device = "cuda" if on_gpu(spec.device) else "cpu"
+    shape, notes = _shape(model, settings)
+    seconds = None
+    if measured:
+        seconds = measured.seconds / measured.tokens_in * flow.tokens
+        notes = (*notes, f"speed as measured here before, over {measured.documents:,} documents")
+    elif shape:
+        seconds = _seconds(shape, device, read, write)
+        notes = (*notes, "speed scaled from the bundled model's by parameters; the first run measures it")
+    longest = spec.batch_tokens * flow.documents // max(1, flow.tokens)
+    rows = SCORED_ROWS if isinstance(spec, CompressSpec) else max(1, min(flow.documents, longest))
+    memory = footprint(shape, spec.dtype, spec.batch_tokens, min(rows, spec.batch_tokens)) if shape else None
+    return StageEstimate(
+        index, spec.kind, False, device, flow.tokens, tokens_out, seconds,
+        memory.peak if memory else None, memory.weights if memory else None, None, None, None, notes,
+    )  # fmt: skip
+
+
+def _seconds(shape: Shape, device: str, read: int, write: int) -> float:
+    cores = min(CORES, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    reading, writing = GPU_RATES if device == "cuda" else (CPU_RATES[0] * cores, CPU_RATES[1] * cores)
+    return (read / reading + write / writing) * shape.parameters / REFERENCE_PARAMETERS
+
+
+def _hosted(
+    job: JobSpec, index: int, spec: GenerateSpec, flow: Flow, written: int, measured: Measured | None, day: date,
+    settings: Settings,
+) -> StageEstimate:  # fmt: skip
+    price, notes = _price(price_key(job.target), day, settings.price_table)
+    sent = flow.tokens + FRAME_TOKENS * flow.documents
+    average = _at_average_call(price, sent, flow.documents)
+    seconds = written / CALL_RATE / spec.concurrency
+    if measured:
+        seconds = measured.seconds / measured.documents * flow.documents
+    return StageEstimate(
+        index, spec.kind, True, "hosted", sent, written, seconds, 0, 0,
+        cost_microusd(average, sent, 0, written),
+        worst_microusd(average, sent, spec.max_new_tokens * flow.documents),
+        price.id if price else None, notes,
+    )  # fmt: skip
+
+
+def _at_average_call(price: Price | None, tokens: int, calls: int) -> Price | None:
+    """The price of ``calls`` calls as one, at the tier of the average call."""
+    if price is None:
+        return None
+    return replace(price, rates=price.rates_for(tokens // max(1, calls)), tiers=(), call=price.call * calls)
+
+
+def _price(name: str, day: date, table: Path | None) -> tuple[Price | None, tuple[str, ...]]:
+    try:
+        price = price_of(name, day, table)
+    except PricesMissing as error:
+        return None, (str(error),)
+    return price, () if price else (f"no price is known for {name}: the money is unknown, not 0",)
+
+
+def _shape(model: str, settings: Settings) -> tuple[Shape | None, tuple[str, ...]]:
+    try:
+        shape = read_shape(resolve(model, settings).folder)
+    except (ModelError, OSError) as error:
+        return None, (f"time and memory are unknown: {error}",)
+    return shape, () if shape else (f"the config of {model} does not say its size: time and memory are unknown",)
+
+
+def on_gpu(device: str) -> bool:
+    """Whether the work will run on a GPU, guessed without torch: an estimate must answer at once."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/proc/driver/nvidia/version").exists()
+    return device.startswith("cuda") or (device == "auto" and visible)

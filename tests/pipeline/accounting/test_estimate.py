@@ -1,0 +1,161 @@
+"""Estimates: made without torch, honest about what they do not know, checked against formulas and a real model file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rows import job_values, usage
+from safetensors import safe_open
+from sqlalchemy import Engine, insert
+
+from pipeline.accounting.estimate import Estimate, estimate
+from pipeline.accounting.footprint import RUNTIME, Shape, footprint, read_shape
+from pipeline.accounting.prices import cost_microusd, price_of
+from pipeline.accounting.speeds import Measured, measured
+from pipeline.generation.bounds import FRAME_TOKENS
+from schemas.job import JobSpec
+from schemas.tables import Job, Usage
+
+DAY = date(2026, 11, 22)
+HOSTED = {"kind": "generate", "backend": "openai", "max_new_tokens": 100}
+
+
+def job(stages: list[dict[str, Any]], **target: Any) -> JobSpec:
+    return JobSpec.model_validate({"input": {"path": "corpus"}, "target": target, "stages": stages})
+
+
+def compress(model: Path | str, **more: Any) -> dict[str, Any]:
+    return {"kind": "compress", "model": str(model), "rate": 0.25, "device": "cpu", **more}
+
+
+def guess(*arguments: Any, **more: Any) -> Estimate:
+    made = estimate(*arguments, when=DAY, **more)
+    json.dumps(made.to_json(), allow_nan=False)
+    return made
+
+
+def test_tokens_follow_the_prompts_through_the_stages(tiny_model: Path) -> None:
+    made = guess(job([compress(tiny_model), HOSTED], model="gpt-4.1-mini"), 100, 400_000)
+    first, second = made.stages
+    assert made.tokens == first.tokens_in == 100_000
+    assert first.tokens_out == 25_000
+    assert (second.tokens_in, second.tokens_out) == (25_000 + 100 * FRAME_TOKENS, 5_000)
+
+
+def test_money_is_that_of_the_hosted_calls_at_the_days_price(tiny_model: Path) -> None:
+    made = guess(job([compress(tiny_model), HOSTED], model="gpt-4.1-mini"), 100, 400_000)
+    price = price_of("openai:gpt-4.1-mini", DAY)
+    assert price is not None
+    assert made.expected_microusd == cost_microusd(price, 31_400, 0, 5_000) == 12_560 + 8_000
+    assert made.worst_microusd == 12_560 + 16_000
+    assert made.stages[1].price == price.id
+
+
+def test_a_long_prompt_is_priced_in_its_tier_and_many_short_ones_are_not() -> None:
+    spec = job([HOSTED], model="claude-sonnet-4-5", prices=("anthropic:claude-sonnet-4-5",))
+    short, long = guess(spec, 1_000, 4_000_000), guess(spec, 1, 4_000_000)
+    assert short.stages[0].tokens_in == 1_000_000 + 1_000 * FRAME_TOKENS
+    assert short.worst_microusd == pytest.approx(1_064_000 * 3.75 + 100_000 * 15)  # a cache write is the dearest input
+    assert long.worst_microusd == pytest.approx((1_000_000 + FRAME_TOKENS) * 7.5 + 100 * 22.5, abs=1)
+
+
+def test_an_unknown_price_leaves_the_money_unknown() -> None:
+    made = guess(job([HOSTED], model="my-own-model"), 10, 4_000)
+    assert (made.expected_microusd, made.worst_microusd) == (None, None)
+    assert "unknown, not 0" in made.stages[0].notes[0]
+
+
+def test_a_local_job_costs_no_calls(tiny_model: Path) -> None:
+    made = guess(job([compress(tiny_model)], prices=("openai:gpt-4.1-mini",)), 10, 40_000)
+    assert made.expected_microusd is None
+    (saving,) = made.savings
+    assert saving.tokens_removed == 7_500
+    assert saving.gross_microusd == 3_000
+    assert made.seconds is not None and made.seconds > 0
+    assert saving.net_microusd == 3_000 - saving.worker_microusd
+
+
+def test_a_missing_model_leaves_time_and_memory_unknown_and_says_so(tmp_path: Path) -> None:
+    made = guess(job([compress(tmp_path / "nowhere")]), 10, 40_000)
+    assert (made.seconds, made.memory_bytes) == (None, None)
+    assert "nowhere" in made.stages[0].notes[0]
+
+
+def test_a_sample_is_counted_with_the_targets_tokenizer(tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    sample = ["The quick brown fox jumps over the lazy dog.", "12 + 30 = 42"]
+    made = guess(job([compress(tiny_model)], model=str(tiny_model)), 2, 56, sample=sample)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert made.tokens == pytest.approx(sum(len(tokenizer(text)["input_ids"]) for text in sample), abs=1)
+    assert "counted on 2 documents" in made.notes[0]
+
+
+def test_a_measurement_comes_before_the_built_in_rates(tiny_model: Path) -> None:
+    spec = job([compress(tiny_model), {"kind": "generate", "device": "cpu"}], model=str(tiny_model))
+    known = {0: Measured(10, 1_000, 250, 4.0), 1: Measured(10, 250, 70, 7.0)}
+    made = guess(spec, 100, 400_000, measured=known)
+    assert made.stages[0].seconds == pytest.approx(400.0)
+    assert made.stages[1].tokens_out == 700
+    assert made.stages[1].seconds == pytest.approx(7.0 / 250 * 25_000)
+    assert "measured here before" in made.stages[0].notes[0]
+
+
+def test_measurements_come_from_the_work_done_not_from_what_was_taken_over(engine: Engine) -> None:
+    rows = [
+        usage(0, 0, (100, 50, 50), 1.0),
+        usage(0, 1, (300, 50, 40), 2.0),
+        usage(0, 2, (500, 50, 50), 0.0, reused_from="j0"),
+    ]
+    with engine.begin() as connection:
+        connection.execute(insert(Job), [job_values()])
+        connection.execute(insert(Usage), rows)
+    assert measured(engine, ["c" * 32, "no such stage"]) == {0: Measured(2, 400, 90, 3.0)}
+
+
+def test_the_shape_is_read_from_the_files_alone(tiny_model: Path) -> None:
+    shape, config = read_shape(tiny_model), json.loads((tiny_model / "config.json").read_text())
+    assert shape is not None
+    with safe_open(tiny_model / "model.safetensors", framework="np") as file:
+        elements = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118
+    assert shape.parameters == elements
+    assert (shape.layers, shape.vocabulary) == (config["num_hidden_layers"], config["vocab_size"])
+
+
+def test_memory_is_the_sum_of_its_parts() -> None:
+    shape = Shape(135_000_000, 30, 3 * 64, 576, 1536, 49_152)
+    made = footprint(shape, "bfloat16", 16_384, 2_048)
+    assert made.weights == 270_000_000
+    assert made.kv == 2 * 30 * 192 * 16_384 * 2
+    assert made.logits == 2 * 2_048 * 49_152 * 4
+    assert made.activations == 16_384 * (4 * 576 + 2 * 1536) * 2
+    assert made.peak == made.weights + made.kv + made.logits + made.activations + RUNTIME
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0{]", b"\x02\0\0\0\0\0\0\0[]"])
+def test_damaged_weights_give_no_shape(tiny_model: Path, tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(damage)
+    assert read_shape(tmp_path) is None
+
+
+def test_an_empty_corpus_and_a_copy_stage() -> None:
+    made = guess(job([{"kind": "copy"}]), 0, 0)
+    assert (made.tokens, made.seconds, made.expected_microusd) == (0, 0.0, None)
+
+
+def test_an_estimate_imports_no_framework(tiny_model: Path) -> None:
+    code = (
+        "import sys, json; from schemas.job import JobSpec; from pipeline.accounting.estimate import estimate\n"
+        f"job = JobSpec.model_validate(json.loads({job([compress(tiny_model)]).model_dump_json()!r}))\n"
+        "assert estimate(job, 3, 3000, sample=['hello world']).seconds\n"
+        "print(sorted({'torch', 'transformers', 'openai', 'matplotlib', 'celery'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
