@@ -9,28 +9,15 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.gguf_tokenizer import Metadata, build_tokenizer
 from pipeline.models.ref import ModelDamaged, ModelError
 
 MAGIC = b"GGUF"
 TRIES = 2
 """transformers now and then reports mismatched sizes for a sound file; the second try never did."""
-
-SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-"""Vocabularies (GGUF's ``tokenizer.ggml.pre``) that split off every digit before anything else, which transformers'
-reader leaves out: spaces before a number would come out as other tokens than the model was trained on. Source of the
-list: llama.cpp's table of pre-tokenizers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """What the file says of itself; empty where it says nothing."""
-
-    licence: str
-    pre_tokenizer: str
 
 
 def is_gguf(path: Path) -> bool:
@@ -47,11 +34,12 @@ def convert(gguf: Path, folder: Path) -> str:
     from safetensors import SafetensorError
 
     try:
-        metadata = _metadata(gguf)
+        metadata = Metadata.of(gguf)
         with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws a bar of its own
             model = _load(gguf)
             _save_model(model, folder)
-            _save_tokenizer(gguf, folder, model.config, metadata)
+            window = getattr(model.config, "max_position_embeddings", None)
+            build_tokenizer(gguf, metadata, window).save_pretrained(folder)
     except (ModelError, OSError, MemoryError):
         raise
     except SafetensorError as error:
@@ -63,7 +51,7 @@ def convert(gguf: Path, folder: Path) -> str:
         ) from error
     for path in folder.glob("*.safetensors"):  # safetensors writes them for the owner alone; a cache may be shared
         path.chmod(path.stat().st_mode | (stat.S_IRGRP | stat.S_IROTH) & ~_umask())
-    return metadata.licence
+    return str(metadata.get("general.license", ""))
 
 
 @contextlib.contextmanager
@@ -116,33 +104,6 @@ def _save_model(model: Any, folder: Path) -> None:
     fresh.tie_weights()
     fresh.generation_config = model.generation_config
     fresh.save_pretrained(folder)
-
-
-def _save_tokenizer(gguf: Path, folder: Path, config: Any, metadata: Metadata) -> None:
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
-    )
-    if metadata.pre_tokenizer in SINGLE_DIGITS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    if tokenizer.pad_token is None:  # lost by some releases of transformers
-        tokenizer.pad_token = tokenizer.eos_token
-    window = getattr(config, "max_position_embeddings", None)
-    if window:
-        tokenizer.model_max_length = window
-    tokenizer.save_pretrained(folder)
-
-
-def _metadata(gguf: Path) -> Metadata:
-    from gguf import GGUFReader
-
-    reader = GGUFReader(gguf)
-    fields = [reader.get_field(key) for key in ("general.license", "tokenizer.ggml.pre")]
-    return Metadata(*(str(field.contents()) if field else "" for field in fields))
 
 
 def _umask() -> int:

@@ -40,7 +40,8 @@ def fetch(name: str, progress: Progress | None = None, *, weights: bool = True) 
         raise ModelNotFound(
             f"model {name} is not whole in this machine's hub cache, and the hub did not give it "
             f"({type(error).__name__}: {_first_line(error)}). Check the id and the network (HF_TOKEN for a gated "
-            f"model), or fetch it elsewhere and name its folder; with the hub in reach `contextmill models pull {name}` gets it"
+            f"model), or fetch it elsewhere and name its folder; with the hub in reach, "
+            f"`contextmill models pull {name}` gets it"
         ) from error
     if weights and not any(folder.glob("*.safetensors")):
         raise ModelError(f"model {name} has no safetensors weights on the hub; pickled ones are never loaded")

@@ -20,7 +20,7 @@ from pipeline.models.folder import model_files, read_json
 from pipeline.models.ref import ModelDamaged, ModelError
 
 MANIFEST = "contextmill.json"
-CONVERSION = 1
+CONVERSION = 2
 """Raised when conversion changes what it writes: folders of an older one are made again."""
 
 
