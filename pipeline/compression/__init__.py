@@ -1,0 +1,1 @@
+"""Prompt -> shorter prompt. Importing this loads no torch."""

@@ -1,0 +1,57 @@
+"""Kinds of characters: which of them belong together in a word, in any script."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPACE, WORD, PUNCT, SINGLE, JOINING, REGIONAL = 1, 2, 3, 4, 5, 6
+"""Kinds: white space; letters and digits of spaced scripts; punctuation; characters that stand alone (scripts without
+spaces, symbols, emoji); characters that belong to the one before them (marks, joiners, modifiers); flag letters."""
+
+ZERO_WIDTH_JOINER = 0x200D
+
+_UNSPACED = (
+    (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x2FDF), (0x3005, 0x312F), (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF),
+)  # fmt: skip
+"""Scripts written without spaces between words: Thai to Tibetan, Myanmar, Khmer, Han, Kana, Bopomofo."""
+
+_kinds = np.zeros(0x110000, dtype=np.uint8)  # filled as characters are met: 0 is "not met yet"
+
+
+def kinds_of(text: str) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+    """The kind and the code point of every character of ``text``."""
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    kinds = _kinds[points]
+    if not kinds.all():
+        for point in np.unique(points[kinds == 0]).tolist():
+            _kinds[point] = _kind(point)
+        kinds = _kinds[points]
+    return kinds, points
+
+
+def last_kept(values: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[Any]:
+    """For every place the value at the nearest wanted place at or before it; 0 where there is none."""
+    places = np.maximum.accumulate(np.where(wanted, np.arange(len(values)), -1))
+    return np.where(places >= 0, values[np.maximum(places, 0)], 0)
+
+
+def _kind(point: int) -> int:
+    char = chr(point)
+    category = unicodedata.category(char)
+    if char.isspace():
+        return SPACE
+    if 0x1F1E6 <= point <= 0x1F1FF:
+        return REGIONAL
+    if category in ("Mn", "Mc", "Me", "Cf") or 0x1F3FB <= point <= 0x1F3FF:
+        return JOINING
+    if category[0] in "LN":
+        unspaced = any(first <= point <= last for first, last in _UNSPACED)
+        return SINGLE if unspaced else WORD
+    if category == "So":
+        return SINGLE
+    return WORD if char == "_" else PUNCT

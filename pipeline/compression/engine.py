@@ -1,0 +1,114 @@
+"""Batches of prompts through tokenising, scoring and fitting, the first and the last beside the model's work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compression.prompt import Copied, Preparing, Prompt
+from pipeline.compression.reassembly import Fitted, fit
+from pipeline.compression.registry import Method
+from pipeline.stages import Refusal
+from schemas.document import PromptParts
+
+CHARACTERS = 2**23
+"""Most characters of a batch, unless one document has more: bounds the memory of its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """A prompt that was shortened: its text and tokens, those it had, and the budget."""
+
+    fitted: Fitted
+    original: int
+    budget: int
+
+
+Made = Compressed | Copied | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Places of the sources in this batch, what came of each, and the seconds since the batch before it was done."""
+
+    places: tuple[int, ...]
+    made: tuple[Made, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """``method`` on a device with tokenisers and budget (``preparing``). ``rows``: most prompts in a batch."""
+
+    preparing: Preparing
+    method: Method
+    rows: int
+
+    def run(self, sources: Sequence[PromptParts], check: Callable[[], None]) -> Iterator[Batch]:
+        """All sources, longest first, batch by batch. ``check`` is called often; what it raises ends the run.
+
+        While the model scores one batch, a thread tokenises the next and fits the one before: both are mostly the
+        tokenizer's compiled code, which does not hold the interpreter.
+        """
+        batches = _by_length(sources, self.rows)
+        since = time.perf_counter()
+        with ThreadPoolExecutor(1, "compress") as beside:
+            ahead = beside.submit(self._prepare, sources, batches[0]) if batches else None
+            behind: tuple[tuple[int, ...], Future[list[Made]]] | None = None
+            for number, places in enumerate(batches):
+                assert ahead is not None
+                ready = ahead.result()
+                if number + 1 < len(batches):
+                    ahead = beside.submit(self._prepare, sources, batches[number + 1])
+                check()
+                margins = self._score(ready, check)
+                if behind:
+                    since, seconds = _lap(since)
+                    yield Batch(behind[0], tuple(behind[1].result()), seconds)
+                behind = places, beside.submit(self._finish, ready, margins)
+            if behind:
+                made = tuple(behind[1].result())
+                yield Batch(behind[0], made, _lap(since)[1])
+
+    def _prepare(self, sources: Sequence[PromptParts], places: tuple[int, ...]) -> list[Prompt | Copied | Refusal]:
+        return self.preparing.prepare([sources[place] for place in places])
+
+    def _score(
+        self, ready: Sequence[Prompt | Copied | Refusal], check: Callable[[], None]
+    ) -> list[NDArray[np.float64]]:
+        return self.method.score([one for one in ready if isinstance(one, Prompt)], check)
+
+    def _finish(self, ready: Sequence[Prompt | Copied | Refusal], margins: Sequence[NDArray[np.float64]]) -> list[Made]:
+        prompts = [one for one in ready if isinstance(one, Prompt)]
+        fitted = iter(zip(prompts, fit(prompts, margins, self.preparing.target), strict=True))
+        return [_compressed(*next(fitted)) if isinstance(one, Prompt) else one for one in ready]
+
+
+def _compressed(prompt: Prompt, fitted: Fitted | Refusal) -> Made:
+    if isinstance(fitted, Refusal):
+        return fitted
+    return Compressed(fitted, prompt.original, prompt.budget)
+
+
+def _lap(since: float) -> tuple[float, float]:
+    now = time.perf_counter()
+    return now, now - since
+
+
+def _by_length(sources: Sequence[PromptParts], rows: int) -> list[tuple[int, ...]]:
+    """Batches of similar length, longest first: the least padding, and memory trouble early rather than late."""
+    lengths = [sum(map(len, (one.instruction, *one.contexts, one.question))) for one in sources]
+    batches: list[list[int]] = []
+    total = 0
+    for place in sorted(range(len(sources)), key=lambda place: -lengths[place]):
+        if not batches or len(batches[-1]) >= rows or total + lengths[place] > CHARACTERS:
+            batches.append([])
+            total = 0
+        batches[-1].append(place)
+        total += lengths[place]
+    return [tuple(batch) for batch in batches]

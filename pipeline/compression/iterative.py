@@ -1,0 +1,143 @@
+"""Iterative token-level prompt compression (arXiv 2310.05736, section 3.2, Algorithm 2), many documents abreast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.compression.memory import in_halves
+from pipeline.compression.prefix import Prefixes
+from pipeline.compression.scoring import Scorer, packed
+from pipeline.compression.selection import margins
+from pipeline.compression.units import MAX_TOKENS
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+CACHE = 4
+"""Most cached tokens over ``batch_tokens``: bounds the keys and values of the documents that go abreast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What one document sends through the iterations.
+
+    ``start`` goes before everything (start token, verbatim instruction). Unit i has ``counts[i]`` of the scorer's
+    tokens in ``ids``, costs ``costs[i]`` of the target's, may keep the share ``rates[i]`` of them, and is decided on in
+    segment ``segments[i]`` (0, 1, ... without gaps). A ``locked`` unit is kept, costs nothing and is not ranked.
+    """
+
+    start: Ints
+    ids: Ints
+    counts: Ints
+    costs: Ints
+    rates: Floats
+    segments: Ints
+    locked: NDArray[np.bool_]
+
+
+def segment_of(counts: Ints, groups: Ints, size: int) -> Ints:
+    """The segment of each unit: ``size`` tokens each, counted anew where ``groups`` changes; units are never split."""
+    fresh = np.flatnonzero(np.diff(groups, prepend=groups[:1] - 1))
+    begins = np.cumsum(counts) - counts
+    within = begins - np.repeat(begins[fresh], np.diff(np.append(fresh, len(counts))))
+    place = within // size
+    changed = (np.diff(place, prepend=0) != 0) | (np.diff(groups, prepend=groups[:1]) != 0)
+    return np.cumsum(changed)
+
+
+@torch.inference_mode()
+def rank(scorer: Scorer, streams: Sequence[Stream], size: int, check: Callable[[], None]) -> list[Floats]:
+    """For every unit of every stream how far its surprisal lies above its segment's threshold (kept: positive).
+
+    ``size`` is the segments' length in tokens. ``check`` is called between forward passes and may raise.
+    """
+    order = sorted(range(len(streams)), key=lambda place: (-_steps(streams[place]), -len(streams[place].ids)))
+    found: dict[int, Floats] = {}
+    for batch in _batches(scorer, [streams[place] for place in order], size):
+        places = [order[place] for place in batch]
+        ranked = in_halves(
+            lambda some: _Iteration(scorer, [streams[place] for place in some], check).run(), places, "documents"
+        )
+        found.update(zip(places, ranked, strict=True))
+    return [found[place] for place in range(len(streams))]
+
+
+def _steps(stream: Stream) -> int:
+    return int(stream.segments[-1]) + 1 if len(stream.segments) else 0
+
+
+def _batches(scorer: Scorer, streams: Sequence[Stream], size: int) -> list[range]:
+    """Documents that go abreast: a pass holds a segment and what was kept of the one before, for each of them."""
+    need = [min(scorer.window, len(one.start) + int((one.rates * one.counts).sum())) for one in streams]
+    widest = [max(2 * (size + MAX_TOKENS), -(-held // CACHE)) for held in np.maximum.accumulate(need[::-1])[::-1]]
+    return list(packed(widest, scorer.batch_tokens))
+
+
+class _Iteration:
+    """Streams, the one with most segments first, on their way through the model together."""
+
+    def __init__(self, scorer: Scorer, streams: Sequence[Stream], check: Callable[[], None]) -> None:
+        self._check = check
+        self._prefixes = Prefixes(scorer, [stream.start for stream in streams])
+        self._most = max(1, scorer.batch_tokens // len(streams) // 2)
+        self._spare = np.zeros(len(streams))
+        lengths = np.array([len(stream.counts) for stream in streams])
+        rows = np.repeat(np.arange(len(streams)), lengths)
+        segments = np.concatenate([stream.segments for stream in streams])
+        self._units = lengths
+        self._order = np.lexsort((rows, segments))  # by step, then by row; the order within a segment stays
+        self._rows = rows[self._order]
+        self._counts = np.concatenate([stream.counts for stream in streams])[self._order]
+        self._costs = np.concatenate([stream.costs for stream in streams])[self._order]
+        self._rates = np.concatenate([stream.rates for stream in streams])[self._order]
+        self._locked = np.concatenate([stream.locked for stream in streams])[self._order]
+        self._steps = np.searchsorted(segments[self._order], np.arange(int(segments.max()) + 2))
+        ids = np.concatenate([stream.ids for stream in streams])
+        first = np.cumsum(np.concatenate([stream.counts for stream in streams]))[self._order] - self._counts
+        self._ids = ids[_ragged(first, self._counts)]
+        self._tokens = np.append(0, np.cumsum(self._counts))
+        self._margins = np.zeros(len(rows))
+
+    def run(self) -> list[Floats]:
+        """Margins per stream, per unit."""
+        for step in range(len(self._steps) - 1):
+            self._check()
+            self._segment(int(self._steps[step]), int(self._steps[step + 1]))
+        margins_by_unit = np.empty_like(self._margins)
+        margins_by_unit[self._order] = self._margins
+        return np.split(margins_by_unit, np.cumsum(self._units)[:-1])
+
+    def _segment(self, first: int, last: int) -> None:
+        """One segment of every document that still has one: score it, decide, and put what is kept into the prefix."""
+        unit_rows, counts = self._rows[first:last], self._counts[first:last]
+        ids = self._ids[self._tokens[first] : self._tokens[last]]
+        rows, local = np.unique(unit_rows, return_inverse=True)
+        lengths = np.bincount(local, weights=counts).astype(np.int64)
+        self._prefixes.make_room(rows, lengths)
+        self._prefixes.catch_up(rows, self._most)
+        nats = self._prefixes.score(rows, ids, lengths).astype(np.float64)
+        scores = np.add.reduceat(nats, np.cumsum(counts) - counts) / counts
+        kept = self._decide(first, last, scores, rows, local)
+        tokens = np.repeat(kept, counts)
+        self._prefixes.extend(np.repeat(unit_rows, counts)[tokens], ids[tokens])
+
+    def _decide(self, first: int, last: int, scores: Floats, rows: Ints, local: Ints) -> NDArray[np.bool_]:
+        """Equation (7). A segment may spend its own share and what the ones before it left unspent."""
+        locked, costs = self._locked[first:last], self._costs[first:last]
+        scores = np.where(locked, np.inf, scores)
+        share = np.bincount(local, weights=self._rates[first:last] * costs)
+        free = ~locked
+        above, self._spare[rows] = margins(scores[free], costs[free], local[free], self._spare[rows] + share)
+        self._margins[first:last][free] = above
+        self._margins[first:last][locked] = np.inf
+        return self._margins[first:last] > 0
+
+
+def _ragged(first: Ints, counts: Ints) -> Ints:
+    """first[0], first[0] + 1, ... (counts[0] of them), first[1], ..."""
+    return np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))

@@ -1,0 +1,114 @@
+"""Surprisal of tokens under a causal language model: many texts in one forward pass, never a B x T x V tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.compression.memory import in_halves
+
+if TYPE_CHECKING:
+    from pipeline.models import LoadedModel
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+"""Most logits held at once (float32: 32 MiB and 512 MiB), by kind of device: what fills its cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """``ids`` as one row of a forward pass; the tokens from place ``scored`` on are scored."""
+
+    ids: Ints
+    scored: int
+
+
+class Scorer:
+    """A causal LM as a scorer. ``trunk`` gives hidden states, ``surprisal`` turns them into nats per token."""
+
+    def __init__(self, loaded: LoadedModel, batch_tokens: int) -> None:
+        self.device, self.batch_tokens = loaded.device, batch_tokens
+        self.window = min(loaded.window, 2**31 - 1)
+        model: Any = loaded.model
+        self.trunk: Any = model.get_decoder()
+        self.head: Any = model.get_output_embeddings()
+        self.config: Any = model.config.get_text_config()
+        self._softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+
+    def surprisal(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """-log p(target | what the hidden state has seen): (n, d) and (n,) -> (n,) float32, in nats.
+
+        The head and the log-sum-exp run over a few rows at a time; the log-sum-exp is in float32 whatever the dtype.
+        """
+        rows = max(1, _LOGITS[self.device.type] // self.head.weight.shape[0])
+        found = [torch.empty(0, device=self.device)]
+        for first in range(0, len(targets), rows):
+            logits = self.head(hidden[first : first + rows]).float()
+            if self._softcap is not None:
+                logits = torch.tanh(logits / self._softcap) * self._softcap
+            found.append(torch.logsumexp(logits, -1) - logits.gather(-1, targets[first : first + rows, None])[:, 0])
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def mean_surprisal(self, texts: Sequence[Ints], check: Callable[[], None] = lambda: None) -> Floats:
+        """The logarithm of each text's perplexity: mean nats over its tokens. A text begins with a start token.
+
+        Texts beyond the model's window are scored in windows that overlap by half, so that every token sees all
+        tokens before it or at least half a window of them. ``check`` is called between forward passes.
+        """
+        windows = [(place, window) for place, ids in enumerate(texts) for window in windows_of(ids, self.window)]
+        windows.sort(key=lambda entry: -len(entry[1].ids))
+        sums = np.zeros(len(texts))
+        for batch in packed([len(window.ids) for _, window in windows], self.batch_tokens):
+            check()
+            entries = [windows[place] for place in batch]
+            for (place, _), total in zip(entries, in_halves(self._window_sums, entries, "windows"), strict=True):
+                sums[place] += total
+        return sums / np.maximum(1, [len(ids) - 1 for ids in texts])
+
+    def _window_sums(self, entries: Sequence[tuple[int, Window]]) -> list[float]:
+        """Nats of each window's scored tokens. Padding stands on the right, where a causal model never looks."""
+        lengths = np.array([len(window.ids) for _, window in entries])
+        scored = np.array([window.scored for _, window in entries])
+        ids = padded(np.concatenate([window.ids for _, window in entries]), lengths)
+        place = np.arange(ids.shape[1])
+        wanted = (place >= scored[:, None]) & (place < lengths[:, None])
+        tokens = torch.from_numpy(ids).to(self.device)
+        hidden = self.trunk(input_ids=tokens, use_cache=False).last_hidden_state
+        mask = torch.from_numpy(wanted).to(self.device)
+        nats = self.surprisal(hidden[:, :-1][mask[:, 1:]], tokens[mask]).cpu().numpy()
+        rows = np.repeat(np.arange(len(entries)), lengths - scored)
+        sums: list[float] = np.bincount(rows, weights=nats, minlength=len(entries)).tolist()
+        return sums
+
+
+def windows_of(ids: Ints, size: int) -> Iterator[Window]:
+    """``ids`` (start token first) in windows of ``size`` tokens (even); every token but the start is scored once."""
+    half = size // 2
+    yield Window(ids[: 2 * half], 1)
+    for begin in range(half, len(ids) - half, half):
+        yield Window(ids[begin : begin + 2 * half], half)
+
+
+def packed(lengths: Sequence[int], tokens: int) -> Iterator[range]:
+    """Consecutive places (lengths not increasing) whose padded size is at most ``tokens``, or a single longer one."""
+    first = 0
+    while first < len(lengths):
+        count = max(1, tokens // max(1, lengths[first]))
+        yield range(first, min(first + count, len(lengths)))
+        first += count
+
+
+def padded(flat: Ints, lengths: Ints) -> Ints:
+    """Ragged rows, laid end to end in ``flat``, as a rectangle filled with 0 on the right."""
+    mask = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
+    rectangle = np.zeros(mask.shape, dtype=np.int64)
+    rectangle[mask] = flat
+    return rectangle

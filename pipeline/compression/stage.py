@@ -1,0 +1,115 @@
+"""The compress stage: documents -> shorter prompts within a hard budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.models import digest_of, load_tokenizer
+from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
+from schemas.document import Document
+from schemas.job import JobSpec
+from schemas.stage import CompressSpec
+
+if TYPE_CHECKING:
+    from pipeline.compression.engine import Batch, Compressed, Engine
+    from pipeline.compression.prompt import Copied
+    from pipeline.models import LoadedModel
+
+_CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 500_000}
+"""Rough speed of a 135M scorer at a rate of one half, for cutting shards (two cores in float32; one large GPU)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compress:
+    """Shortens prompts by ``spec.method``. ``target`` names the model whose tokenizer counts the budget."""
+
+    spec: CompressSpec
+    target: str
+
+    @classmethod
+    def from_spec(cls, job: JobSpec, index: int) -> Compress:
+        """The stage at ``index`` of ``job``; nothing is loaded."""
+        spec = job.stages[index]
+        if not isinstance(spec, CompressSpec):
+            raise TypeError(f"stage {index} is {spec.kind!r}, not 'compress'")
+        return cls(spec, job.target.tokenizer_model)
+
+    def identity(self) -> Any:
+        """Digests of the scoring model and of the model whose tokenizer counts."""
+        return [digest_of(self.spec.model), digest_of(self.target)]
+
+    def work_seconds(self, characters: int) -> float:
+        """Seconds that a document of this length takes, roughly: by whether a GPU is to be expected."""
+        gpu = self.spec.device.startswith("cuda") or (self.spec.device == "auto" and Path("/dev/nvidiactl").exists())
+        return characters / _CHARACTERS_PER_SECOND["cuda" if gpu else "cpu"]
+
+    def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
+        """One outcome per document, in order. Raises ``Stopped`` when the run is stopping."""
+
+        def check() -> None:
+            if run.stopping():
+                raise Stopped("compress: the worker is stopping, or the job was cancelled")
+
+        check()
+        loaded = run.models.causal_lm(self.spec.model, self.spec.dtype, self.spec.device)
+        engine = self.engine(loaded)
+        outcomes: dict[int, Outcome] = {}
+        for batch in engine.run([document.parts for document in documents], check):
+            done = self._outcomes(batch)
+            outcomes.update(done)
+            run.progress(len(done), sum(one.tokens_in for one in done.values() if isinstance(one, Result)))
+        return [outcomes[place] for place in range(len(documents))]
+
+    def engine(self, loaded: LoadedModel) -> Engine:
+        """The bare engine over a loaded scoring model."""
+        from pipeline.compression.engine import Engine
+        from pipeline.compression.prompt import Preparing
+        from pipeline.compression.registry import build_method
+        from pipeline.compression.scoring import Scorer
+        from pipeline.compression.tokens import Tokenising
+        from pipeline.compression.units import MAX_TOKENS
+        from schemas.document import SEPARATOR
+
+        spec, scorer = self.spec, Tokenising(loaded.tokenizer)
+        target = Tokenising(load_tokenizer(self.target))
+        same = self.target == spec.model or digest_of(self.target) == loaded.ref.digest
+        preparing = Preparing(
+            scorer, target, spec.rate, spec.target_tokens, spec.compress_instruction, spec.compress_question, same
+        )
+        separator = scorer.tokenise([SEPARATOR])[0].ids
+        method = build_method(spec, Scorer(loaded, spec.batch_tokens), scorer.start_id(), separator)
+        return Engine(preparing, method, rows=max(1, spec.batch_tokens // (2 * (spec.iterative_size + MAX_TOKENS))))
+
+    def _outcomes(self, batch: Batch) -> dict[int, Outcome]:
+        """Results with each document's share of the batch's seconds: by its tokens, where the model worked on it."""
+        from pipeline.compression.engine import Compressed
+
+        worked = any(isinstance(one, Compressed) for one in batch.made)
+        weights = [
+            0 if isinstance(one, Refusal) or (worked and not isinstance(one, Compressed)) else one.original
+            for one in batch.made
+        ]
+        each = batch.seconds / max(1, sum(weights))
+        return {
+            place: one if isinstance(one, Refusal) else self._result(one, weight * each, batch.seconds)
+            for place, one, weight in zip(batch.places, batch.made, weights, strict=True)
+        }
+
+    def _result(self, one: Compressed | Copied, seconds: float, latency: float) -> Result:
+        from pipeline.compression.prompt import Copied
+
+        copied = isinstance(one, Copied)
+        text, tokens = (one.text, one.original) if isinstance(one, Copied) else (one.fitted.text, one.fitted.tokens)
+        fields = {
+            "compressed": text,
+            "compress_method": self.spec.method,
+            "tokens_original": one.original,
+            "tokens_asked": one.budget,
+            "tokens_compressed": tokens,
+            "copied": copied,
+            "compress_seconds": seconds,
+        }
+        return Result(fields, one.original, tokens, one.budget, seconds, latency_seconds=latency)

@@ -1,0 +1,106 @@
+"""Text -> token ids with their places in the text, and exact token counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PIECE = 2**17
+"""Characters tokenised at once: the tokenizer's own records take some 500 bytes a token."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text's tokens: ``ids[n]`` and ``spans[n, 2]``, the characters each one names (from, to)."""
+
+    ids: Ints
+    spans: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenising:
+    """One tokenizer, without special tokens added, padding or truncation. Safe to use from several threads.
+
+    ``PIECE``-sized cuts of a long text make ``tokenise`` deterministic but not equal to tokenising it at once (by a
+    token at a cut); ``count`` is always that of the whole text.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Ids and places of every text; a text in which the tokenizer finds nothing has no tokens."""
+        pieces = [(index, start, piece) for index, text in enumerate(texts) for start, piece in _pieces(text)]
+        found: list[list[Tokens]] = [[] for _ in texts]
+        for index, start, tokens in self._encode(pieces):
+            found[index].append(Tokens(tokens.ids, tokens.spans + start))
+        return [_joined(parts) for parts in found]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each whole text."""
+        counts: list[int] = []
+        for group in _groups([len(text) for text in texts]):
+            encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(
+                [texts[place] for place in group], add_special_tokens=False
+            )
+            counts += [len(encoding) for encoding in encodings]
+        return counts
+
+    def start_id(self) -> int:
+        """The token a text is scored after when nothing else stands before it: BOS, else EOS, else a line break."""
+        for known in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if known is not None:
+                return int(known)
+        tokens = self.tokenise(["\n"])[0].ids
+        return int(tokens[-1]) if len(tokens) else 0
+
+    def _encode(self, pieces: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, int, Tokens]]:
+        for group in _groups([len(piece) for _, _, piece in pieces]):
+            encodings = self.tokenizer.backend_tokenizer.encode_batch(
+                [pieces[place][2] for place in group], add_special_tokens=False
+            )
+            for place, encoding in zip(group, encodings, strict=True):
+                index, start, _ = pieces[place]
+                spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+                yield index, start, Tokens(np.array(encoding.ids, dtype=np.int64), spans)
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    """Cuts of at most ``PIECE`` characters, made before white space where there is some in the second half."""
+    start = 0
+    while len(text) - start > PIECE:
+        half = start + PIECE // 2
+        cut = max(text.rfind("\n", half, start + PIECE), text.rfind(" ", half, start + PIECE))
+        end = cut if cut > 0 else start + PIECE
+        yield start, text[start:end]
+        start = end
+    if start < len(text):
+        yield start, text[start:]
+
+
+def _groups(lengths: Sequence[int]) -> Iterator[range]:
+    """Consecutive places whose lengths sum to at most eight pieces (or one that is longer)."""
+    first, total = 0, 0
+    for place, length in enumerate(lengths):
+        if place > first and total + length > 8 * PIECE:
+            yield range(first, place)
+            first, total = place, 0
+        total += length
+    if first < len(lengths):
+        yield range(first, len(lengths))
+
+
+def _joined(parts: Sequence[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Tokens(np.zeros(0, np.int64), np.zeros((0, 2), np.int64))
+    return Tokens(np.concatenate([part.ids for part in parts]), np.concatenate([part.spans for part in parts]))
