@@ -1,0 +1,119 @@
+"""``<root>/data/``: exactly the committed parts of the last stage, in order, for anybody's Parquet reader."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import filecmp
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from pipeline.storage.filesystem import is_local, sync_folder
+
+SUCCESS = "_SUCCESS"
+BUILDING, REPLACED = ".data-", ".replaced-"
+
+
+def publish(fs: pafs.FileSystem, root: str, part_paths: Sequence[str], attempt: int) -> None:
+    """Make ``<root>/data/`` hold exactly these parts as ``part-00000.parquet`` and so on.
+
+    On a disk the folder is built aside and renamed, so that a reader sees all parts or none. On s3, which knows no
+    rename, ``data/_SUCCESS`` comes last. Doing it again changes nothing; what an interrupted publication left is
+    replaced. ``attempt`` tells what an earlier try left from what a later one builds. Raises ``OSError``.
+    """
+    width = max(5, len(str(len(part_paths))))
+    names = {f"part-{index:0{width}}.parquet": path for index, path in enumerate(part_paths)}
+    if is_local(fs):
+        _publish_folder(Path(root), {name: Path(path) for name, path in names.items()}, attempt)
+    else:
+        _publish_objects(fs, f"{root}/data", names)
+
+
+def _publish_folder(root: Path, names: dict[str, Path], attempt: int) -> None:
+    data = root / "data"
+    _sweep(root, attempt)
+    if _same(data, names):
+        return
+    building = root / f"{BUILDING}{attempt}-{uuid.uuid4().hex}"
+    try:
+        building.mkdir(parents=True)
+        for name, path in names.items():
+            _link(path, building / name)
+        sync_folder(building)
+        _put_in_place(building, data, names)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    sync_folder(root)
+    _sweep(root, attempt)
+
+
+def _put_in_place(building: Path, data: Path, names: dict[str, Path]) -> None:
+    while True:
+        try:
+            building.rename(data)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # A data/ is there: an older one, or that of a worker whose attempt was given up but which still goes on.
+        if _same(data, names):
+            return
+        with contextlib.suppress(FileNotFoundError):
+            data.rename(data.with_name(f"{REPLACED}{uuid.uuid4().hex}"))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another device, or a file system without hard links
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _same(data: Path, names: dict[str, Path]) -> bool:
+    if not data.is_dir() or {path.name for path in data.iterdir()} != set(names):
+        return False
+    return all(_same_file(data / name, path) for name, path in names.items())
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+
+
+def _sweep(root: Path, attempt: int) -> None:
+    """Remove what earlier attempts left. A folder that this or a later attempt builds is not ours to remove."""
+    if not root.is_dir():
+        return
+    for path in root.iterdir():
+        built_by = path.name.removeprefix(BUILDING).partition("-")[0]
+        old = path.name.startswith(BUILDING) and built_by.isdigit() and int(built_by) < attempt
+        if old or path.name.startswith(REPLACED):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _publish_objects(fs: pafs.FileSystem, data: str, names: dict[str, str]) -> None:
+    manifest = json.dumps({name: path.rpartition("/")[2] for name, path in names.items()}, indent=1).encode()
+    marker = f"{data}/{SUCCESS}"
+    there = {info.base_name for info in fs.get_file_info(pafs.FileSelector(data, allow_not_found=True)) if info.is_file}
+    if there == {*names, SUCCESS} and _read(fs, marker) == manifest:
+        return
+    for name in sorted(there - set(names)):  # the marker first of all: "_" sorts before "part-"
+        fs.delete_file(f"{data}/{name}")
+    for name, path in names.items():
+        fs.copy_file(path, f"{data}/{name}")
+    with fs.open_output_stream(marker, compression=None) as out:
+        out.write(manifest)
+
+
+def _read(fs: pafs.FileSystem, path: str) -> bytes:
+    with fs.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.read())
