@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from pipeline.stages import Refusal
+from pipeline.stages import Halt, Refusal
 from schemas.stage import GenerateSpec
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ class PromptEncoder:
     def encode(self, texts: Sequence[str]) -> list[list[int] | Refusal]:
         """The ids of each text, in order, or why there are none.
 
-        A chat template brings its own special tokens; a plain text gets those the tokenizer adds by itself.
+        A chat template brings its own special tokens; a plain text gets those the tokenizer adds by itself. Raises
+        ``Halt`` for a system message that no template would carry: the answers would be those of another experiment.
         """
         chat = self._chat()
         framed = [self._frame(text, chat) for text in texts]
@@ -44,18 +45,20 @@ class PromptEncoder:
         return ids
 
     def _chat(self) -> bool:
-        if not self.spec.chat or self.tokenizer.chat_template:
-            return self.spec.chat
-        if self.name not in _told:
-            log.warning("%s has no chat template: prompts are sent as plain text (chat = false says so)", self.name)
+        chat = self.spec.chat and bool(self.tokenizer.chat_template)
+        if self.spec.system and not chat:
+            lack = f"{self.name} has no chat template" if self.spec.chat else "chat = false"
+            raise Halt(f"the system message has no place to go ({lack}): drop it, or name a target that chats")
+        if self.spec.chat and not chat and self.name not in _told:
+            log.warning("%s has no chat template: its prompts are plain text (chat = false says so)", self.name)
             _told.add(self.name)
-        return False
+        return chat
 
     def _frame(self, text: str, chat: bool) -> str | Refusal:
         if not text.strip():
             return Refusal("empty", "the prompt is empty or only whitespace; there is nothing to answer")
         if not chat:
-            return self._plain(text)
+            return text
         system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
         messages = [*system, {"role": "user", "content": text}]
         try:
@@ -63,11 +66,6 @@ class PromptEncoder:
         except TemplateError as error:
             return Refusal("chat_template", f"the chat template of {self.name} refuses the messages: {error}")
         return framed
-
-    def _plain(self, text: str) -> str | Refusal:
-        if self.spec.system:
-            return Refusal("chat_template", f"a system message needs a chat template, {self.name} is sent plain text")
-        return text
 
     def _fitting(self, ids: list[int]) -> list[int] | Refusal:
         if not ids:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages import Outcome, Run
+from pipeline.stages import Halt, Outcome, Run
 from schemas.document import Document
 from schemas.job import JobSpec, TargetSpec
 from schemas.settings import Settings
@@ -51,18 +51,22 @@ class Generate:
         return characters / CHARACTERS_PER_TOKEN / read + self.spec.max_new_tokens / write
 
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
-        """One outcome per document, in order. Raises ``Stopped``; hosted also ``BudgetReached``."""
+        """One outcome per document, in order. Raises ``Stopped``, and ``Halt`` for what a person must mend."""
         if self.spec.backend == "openai":
             from pipeline.generation.hosted import HostedGenerator
 
             return HostedGenerator(self.spec, self.target, Settings().api_key).run(documents, run)
         from pipeline.generation.local import answer
+        from pipeline.models import ModelError
 
-        loaded = run.models.causal_lm(self.target.model, self.spec.dtype, self.spec.device)
+        try:
+            loaded = run.models.causal_lm(self.target.model, self.spec.dtype, self.spec.device)
+        except ModelError as error:  # no document's fault: taking the shard apart would only load in vain again
+            raise Halt(str(error)) from error
         return answer(documents, self.target.model, loaded, self.spec, run)
 
 
 def _on_gpu(device: str) -> bool:
     """Whether the work will be done on a GPU, guessed without torch: this runs where jobs are cut."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/proc/driver/nvidia/version").exists()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/dev/nvidiactl").exists()
     return device.startswith("cuda") or (device == "auto" and visible)
