@@ -40,9 +40,11 @@ def list_corpus(spec: InputSpec) -> Listing:
     for named in dict.fromkeys(spec.path):
         try:
             found, left = _Named(named, spec.format).files()
-        except (PathError, OSError) as error:
-            reason = reason_of(error) if isinstance(error, OSError) else str(error)
-            raise InputError(f"input {named} cannot be read: {reason}") from error
+        except PathError as error:
+            # Without the path: it may be one that carries a password.
+            raise InputError(f"path {spec.path.index(named) + 1} of the input cannot be read: {error}") from None
+        except OSError as error:
+            raise InputError(f"input {named} cannot be read: {reason_of(error)}") from error
         for file in found:
             files.setdefault((file.fs.type_name, file.path), file)
         if left:

@@ -42,26 +42,27 @@ def check(file: InputFile, mapper: RowMapper) -> None:
 
 
 def read(file: InputFile, mapper: RowMapper, limit: int) -> Iterator[RawDocument | BadRow]:
-    """One document or bad row per row; ``source`` is ``file:row``, from 1."""
+    """One document or bad row per row; ``source`` is ``file:row``, from 1. A damaged row group costs its own rows."""
     with _open(file) as (parquet, watched):
-        total, row = parquet.metadata.num_rows, 0
-        columns = mapper.used(parquet.schema_arrow.names)
-        batches = parquet.iter_batches(_batch_rows(parquet.metadata), columns=columns, use_threads=False)
-        while True:
+        columns, start = mapper.used(parquet.schema_arrow.names), 0
+        for index in range(parquet.num_row_groups):
+            group = parquet.metadata.row_group(index)
+            row, stop = start, start + group.num_rows
             try:
-                batch = next(batches)
-            except StopIteration:
-                return
+                for values in _rows(parquet, index, columns, _batch_rows(group, columns)):
+                    row += 1
+                    yield _document(dict(zip(columns, values, strict=True)), f"{file.name}:{row}", mapper, limit)
             except (OSError, pa.ArrowException) as error:
                 if watched.error:
                     raise watched.error from error
-                reason = f"the file is damaged: rows {row + 1} to {total} were not read: {str(error).splitlines()[0]}"
+                reason = f"the file is damaged: rows {row + 1} to {stop} were not read: {str(error).splitlines()[0]}"
                 yield BadRow(f"{file.name}:{row + 1}", "damaged_file", reason)
-                return
-            names = batch.schema.names
-            for values in zip(*(_values(batch.column(name)) for name in names), strict=True):
-                row += 1
-                yield _document(dict(zip(names, values, strict=True)), f"{file.name}:{row}", mapper, limit)
+            start = stop
+
+
+def _rows(parquet: Any, group: int, columns: list[str], size: int) -> Iterator[tuple[Any, ...]]:
+    for batch in parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+        yield from zip(*(_values(batch.column(name)) for name in columns), strict=True)
 
 
 def _document(row: dict[str, Any], source: str, mapper: RowMapper, limit: int) -> RawDocument | BadRow:
@@ -93,11 +94,13 @@ def _value(cell: Any) -> Any:
         return BadValueError("invalid_utf8", f"byte {error.start + 1} of a string: {error.reason}")
 
 
-def _batch_rows(metadata: Any) -> int:
-    """Rows at a time, so that a batch is about ``BATCH_BYTES`` in the row group with the longest rows."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    mean = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=1.0)
-    return int(max(1, min(BATCH_ROWS, BATCH_BYTES / max(mean, 1.0))))
+def _batch_rows(group: Any, columns: list[str]) -> int:
+    """Rows at a time, so that a batch of these columns of the row group is about ``BATCH_BYTES``."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    # A list is a chunk named "contexts.list.element"; the dot at the end tells it from a column "contexts2".
+    below = tuple(f"{name}." for name in columns)
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(below))
+    return int(max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows / max(size, 1))))
 
 
 def _check_type(file: InputFile, mapper: RowMapper, name: str, schema: Any) -> None:
