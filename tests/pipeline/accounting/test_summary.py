@@ -113,7 +113,8 @@ def test_an_unknown_price_stays_unknown(engine: Engine) -> None:
     add(engine, Job, [job_values(spec=spec(prices=["local:own-model"]), documents=1)])
     add(engine, DocumentRow, [document(0)])
     add(engine, Usage, [usage(0, 0, (100, 50, 50), 1.0)])
-    (saving,) = summarise(engine, "j1").savings
+    saving, own = summarise(engine, "j1").savings
+    assert own.target == "openai:gpt-4.1-mini"  # the hosted target's own price comes along
     assert (saving.gross_microusd, saving.net_microusd, saving.break_even) == (None, None, None)
     assert saving.note == "no known price"
     assert saving.worker_microusd == 694

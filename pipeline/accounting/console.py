@@ -1,0 +1,117 @@
+"""The summary as the terminal shows it at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.accounting.figures import StageFigures, Summary
+from pipeline.accounting.wording import amount, count, duration, money, percent
+
+SHOWN = 5
+"""Reasons of failure that are named; the report has them all."""
+WIDE = 100
+"""Columns of a terminal from which every column of figures has room."""
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print what became of the documents, tokens and seconds by stage, money saved per price, and where things are."""
+    d = summary.documents
+    console.print(_line(f"{summary.name} ", summary.state, f" in {duration(summary.wall_seconds)} ({summary.job_id})"))
+    if summary.error:
+        console.print(Text(summary.error, style="red"))
+    parts = [("done", d.done), ("reused", d.reused), ("rejected", d.rejected), ("dead", d.dead)]
+    parts += [("pending", d.pending)] if d.pending else []
+    parts += [("collapsed", d.collapsed)] if d.collapsed else []
+    console.print(Text("documents  " + "   ".join(f"{name} {number:,}" for name, number in parts)))
+    for rejection in summary.rejections[:SHOWN]:
+        console.print(Text(f"  {rejection.count:,} {rejection.status} in {rejection.stage}: {rejection.code}"))
+    console.print(_stages(summary.stages, console.width >= WIDE))
+    if summary.savings:
+        console.print(_savings(summary))
+    for line in (*_money(summary), *_estimate(summary)):
+        console.print(Text(line))
+    console.print(_places(summary))
+
+
+def _line(before: str, state: str, after: str) -> Text:
+    style = {"done": "bold green", "running": "bold cyan"}.get(state, "bold red")
+    return Text.assemble((before, "bold"), (state, style), after)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=place > 0, overflow="fold")
+    return table
+
+
+def _stages(stages: Iterable[StageFigures], wide: bool) -> Table:
+    """``wide`` has room for the kept share and the latencies."""
+    kept, latency = (("kept",), ("p50", "p99")) if wide else ((), ())
+    table = _table("tokens", "before", "asked for", "achieved", *kept, "seconds", "tokens/s", *latency, "cost")
+    table.columns[0].no_wrap = True
+    for stage in stages:
+        speed = stage.tokens_in_per_second
+        table.add_row(
+            stage.kind,
+            count(stage.tokens_in),
+            "-" if stage.tokens_asked is None else count(stage.tokens_asked),
+            count(stage.tokens_out),
+            *("-" if stage.tokens_asked is None else percent(stage.tokens_out, stage.tokens_in) for _ in kept),
+            f"{stage.seconds:,.1f}",
+            "-" if speed is None else count(speed),
+            *(duration(stage.latency[p[1:]]) if stage.latency else "-" for p in latency),
+            _cost(stage),
+        )
+    return table
+
+
+def _cost(stage: StageFigures) -> str:
+    if stage.cost_microusd is None:
+        return money(None) if stage.unpriced else "-"
+    return money(stage.cost_microusd) + (f" + {stage.unpriced:,} unknown" if stage.unpriced else "")
+
+
+def _savings(summary: Summary) -> Table:
+    table = _table("saved at the price of", "tokens", "gross", "worker time", "net", "pays from")
+    for saving in summary.savings:
+        style = "" if saving.net_microusd is None else "green" if saving.net_microusd >= 0 else "red"
+        table.add_row(
+            Text(saving.target),
+            count(saving.tokens_removed),
+            money(saving.gross_microusd),
+            money(saving.worker_microusd),
+            Text(money(saving.net_microusd), style=style),
+            "-" if saving.break_even is None else f"{count(saving.break_even)} tok/s",
+        )
+    return table
+
+
+def _money(summary: Summary) -> list[str]:
+    lines = []
+    if summary.budget:
+        b = summary.budget
+        lines.append(f"budget     {money(b.spent_microusd)} spent of {money(b.limit_microusd)}")
+    lost = sum(row.calls for row in summary.requests if row.state == "lost")
+    if lost:
+        lines.append(f"calls      {lost:,} in flight at a kill; they may have been billed (see the report)")
+    return lines
+
+
+def _estimate(summary: Summary) -> list[str]:
+    shown = [
+        r for r in summary.comparisons if r.unit in ("seconds", "microusd") and None not in (r.estimated, r.actual)
+    ]
+    lines = [f"{r.what} {amount(r.estimated, r.unit)}, was {amount(r.actual, r.unit)}" for r in shown]
+    return [f"{'' if place else 'estimate':<10} {line}" for place, line in enumerate(lines)]
+
+
+def _places(summary: Summary) -> Text:
+    places = {"parquet": summary.places.data, "database": summary.places.database, **summary.places.files}
+    # One line each and never wrapped: a path is there to be copied.
+    return Text("\n".join(f"{name:<10} {path}" for name, path in places.items()), no_wrap=True, overflow="ignore")

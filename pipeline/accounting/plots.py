@@ -1,0 +1,172 @@
+"""The report's plots as inline SVG, by matplotlib's object interface: no pyplot, no global figure."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from pipeline.accounting.figures import BINS, Ratios, RejectionFigures, StageFigures
+from pipeline.accounting.savings import Saving
+from pipeline.accounting.wording import MINUS, duration, money
+
+INK, MUTED, GRID = "#1f2933", "#52606d", "#dde3ea"
+BLUE, AMBER, GREEN, RED, GREY = "#1d4ed8", "#b45309", "#15803d", "#b91c1c", "#94a3b8"
+LINES = (BLUE, AMBER, GREEN, RED)
+WIDTH = 5.0
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: searchable, and set in the reader's own font
+    "font.size": 9,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": MUTED,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+}
+
+
+def savings_plot(savings: Sequence[Saving]) -> str:
+    """Gross and net per known price, in dollars. Empty where no price is known."""
+    known = [saving for saving in savings if saving.gross_microusd is not None and saving.net_microusd is not None]
+    if not known:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(1.2 + 0.62 * len(known))
+        places = range(len(known))
+        gross, net = [(s.gross_microusd or 0) / 1e6 for s in known], [(s.net_microusd or 0) / 1e6 for s in known]
+        axes.barh([p - 0.19 for p in places], gross, 0.34, color=GREY, label="gross: tokens not sent")
+        axes.barh([p + 0.19 for p in places], net, 0.34, color=[GREEN if v >= 0 else RED for v in net])
+        axes.barh([0], [0], 0, color=GREEN, label="net of worker time")
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(places, labels=[_label(s.target) for s in known], parse_math=False)
+        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        digits = max(2, 2 - math.floor(math.log10(max(map(abs, [*gross, *net, 1e-6])))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _dollars(value, digits)))
+        _finish(figure, axes, "x")
+        return _svg(figure, "savings", "Money saved per price", _said((s.target, money(s.net_microusd)) for s in known))
+
+
+def ratio_plot(ratios: Ratios) -> str:
+    """Documents by asked and by achieved ratio of compressed to original tokens."""
+    if not ratios.achieved:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(2.7)
+        edges = [100 * i / BINS for i in range(BINS + 2)]
+        achieved = [ratios.achieved.get(i, 0) for i in range(BINS + 1)]
+        asked = [ratios.asked.get(i, 0) for i in range(BINS + 1)]
+        axes.stairs(achieved, edges, fill=True, color=BLUE, alpha=0.8, label="achieved")
+        axes.stairs(asked, edges, color=AMBER, linewidth=1.8, label="asked")
+        axes.set_xlim(0, 100 + 100 / BINS)
+        axes.set_xlabel("compressed tokens as % of original (the last bar: not shortened)")
+        axes.set_ylabel("documents")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _finish(figure, axes, "y")
+        total = sum(achieved)
+        text = f"{total:,} documents; {ratios.over_budget:,} came out over their budget."
+        return _svg(figure, "ratios", "Achieved against asked ratio", text)
+
+
+def latency_plot(stages: Sequence[StageFigures]) -> str:
+    """Latency by percentile, one line per stage."""
+    timed = [stage for stage in stages if stage.latency]
+    if not timed:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(2.7)
+        for stage, colour in zip(timed, LINES, strict=False):
+            points = [int(p) for p in stage.latency]
+            axes.plot(points, list(stage.latency.values()), color=colour, linewidth=1.8, label=stage.kind)
+            marked = [p for p in (50, 90, 99) if str(p) in stage.latency]
+            axes.plot(marked, [stage.latency[str(p)] for p in marked], "o", color=colour, markersize=4)
+        values = [value for stage in timed for value in stage.latency.values()]
+        if min(values) > 0 and max(values) > 50 * min(values):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g} s"))
+        axes.set_xticks([1, 25, 50, 75, 90, 99])
+        axes.set_xlabel("percentile of documents")
+        _finish(figure, axes, "y")
+        middle = ((stage.kind, duration(stage.latency.get("50"))) for stage in timed)
+        return _svg(figure, "latency", "Latency percentiles", "Median: " + _said(middle))
+
+
+def failure_plot(rejections: Sequence[RejectionFigures], most: int = 12) -> str:
+    """Documents without a result by reason, the most frequent first."""
+    shown = sorted(rejections, key=lambda r: -r.count)[:most]
+    if not shown:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(1.0 + 0.34 * len(shown))
+        bars = axes.barh(range(len(shown)), [r.count for r in shown], 0.62,
+                         color=[RED if r.status == "dead" else AMBER for r in shown])  # fmt: skip
+        axes.bar_label(bars, labels=[f"{r.count:,}" for r in shown], padding=3, color=MUTED)
+        names = [_label(f"{r.stage}: {r.code}") for r in shown]
+        axes.set_yticks(range(len(shown)), labels=names, parse_math=False)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.set_xlabel("documents (amber: rejected, red: dead)")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.grid(axis="x")
+        pairs = ((f"{r.stage}, {r.code}", f"{r.count:,}") for r in shown)
+        return _svg(figure, "failures", "Failures by reason", _said(pairs))
+
+
+def _axes(height: float) -> tuple[Any, Any]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _finish(figure: Any, axes: Any, grid: str) -> None:
+    axes.grid(axis=grid)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, borderaxespad=0)
+
+
+def _label(text: str) -> str:
+    """Text from outside as a tick label: short, and in letters the font that measures it has."""
+    plain = text.encode("ascii", "replace").decode()
+    plain = "".join(letter if letter.isprintable() else "?" for letter in plain)
+    return plain if len(plain) <= 34 else plain[:31] + "..."
+
+
+def _said(pairs: Iterable[tuple[str, str]]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in pairs) + "."
+
+
+def _dollars(value: float, digits: int) -> str:
+    return f"{MINUS if value < -(10**-digits) / 2 else ''}${abs(value):,.{digits}f}"
+
+
+def _svg(figure: Any, name: str, title: str, description: str) -> str:
+    """The figure as an ``<svg>`` element with a title and a description, and nothing that names another address."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same figures give the same file; ids differ by plot
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+    body = buffer.getvalue()
+    body = body[body.index("<svg") :]
+    body = re.sub(r'\s(?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", body.split(">", 1)[0]) + _rest(body, name)
+    head = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+    body = body.replace("<svg", f'<svg role="img" aria-labelledby="{name}-title {name}-desc"', 1)
+    return body.replace(">", ">" + head, 1)
+
+
+def _rest(body: str, name: str) -> str:
+    """Everything after the opening tag, its ids made this plot's own: several plots share one page."""
+    rest = ">" + body.split(">", 1)[1]
+    rest = re.sub(r'\bid="', f'id="{name}-', rest)
+    return re.sub(r"(url\(#|href=\"#)", rf"\1{name}-", rest)
