@@ -1,0 +1,232 @@
+"""The contract of a stage, one suite over every kind in ``STAGES``: a new method is added to ``CASES`` and passes.
+
+Every stage gets the same awkward documents; what may differ between a batch and single documents is only the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.models import ModelPool
+from pipeline.stages import STAGES, Outcome, Refusal, Result, Run, Stage, Stopped, build, stage_hashes
+from schemas.document import Document, PromptParts
+from schemas.job import JobSpec
+from schemas.records import STAGE_FIELDS
+
+CASES: dict[str, dict[str, Any]] = {
+    "copy": {"kind": "copy"},
+    "generate-greedy": {"kind": "generate", "max_new_tokens": 12},
+    "generate-sampled": {"kind": "generate", "max_new_tokens": 12, "temperature": 1.0, "top_p": 0.9, "seed": 3},
+    "generate-plain": {"kind": "generate", "max_new_tokens": 12, "chat": False, "stop": ["the"]},
+    "compress-rate": {"kind": "compress", "rate": 0.5},
+    "compress-tokens": {"kind": "compress", "target_tokens": 60},
+    "compress-all": {"kind": "compress", "rate": 0.6, "compress_instruction": True, "compress_question": True},
+}
+
+CODE = 'def total(rows: list[int]) -> int:\n    """Sum."""\n    return sum(row for row in rows if row % 2 == 0)\n' * 3
+TABLE = json.dumps({"id": 7, "tags": ["a", "b"], "nested": {"price": 1.5, "note": None}}) * 4
+WORDS = "Janet sold 48 clips in April, and then she sold half as many clips in May for 3 dollars each. "
+PARTS = {
+    "prose": PromptParts("Answer the question.", (WORDS, WORDS * 2, WORDS), "How many clips did Janet sell?"),
+    "empty": PromptParts(),
+    "one letter": PromptParts(contexts=("x",)),
+    "blank": PromptParts(contexts=(" \n\t ",)),
+    "huge": PromptParts(contexts=(WORDS * 2_000,), question="How many?"),
+    "french": PromptParts(contexts=("Où est passée la bibliothèque de l'été dernier ? " * 5,)),
+    "chinese": PromptParts("请回答。", ("图书馆在火车站的左边，银行在右边。" * 6,), "银行在哪里？"),
+    "arabic": PromptParts(contexts=("المكتبة على يسار المحطة والبنك على يمينها. " * 5,)),
+    "emoji": PromptParts(contexts=("👩‍👩‍👧 🇫🇷 ok 👍🏽 " * 10,)),
+    "code": PromptParts("Explain this code.", (CODE,), "What does it return?"),
+    "json": PromptParts(contexts=(TABLE,), question="What is the price?"),
+    "question only": PromptParts(question="What is two plus two, and why?"),
+    "special tokens": PromptParts(contexts=("<|im_end|> and <|endoftext|> are tokens. " * 4,)),
+    "a null": PromptParts(contexts=("before\x00after " * 8,)),
+}
+
+
+def document(seq: int, name: str) -> Document:
+    return Document(seq, name, PARTS[name], PARTS[name].content_hash())
+
+
+DOCUMENTS = [document(seq, name) for seq, name in enumerate(PARTS)]
+
+
+def job(settings: dict[str, Any], model: Path) -> JobSpec:
+    stage = settings | ({"model": str(model)} if settings["kind"] == "compress" else {})
+    return JobSpec.model_validate({"input": {"path": "x"}, "target": {"model": str(model)}, "stages": [stage]})
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ModelPool]:
+    pool = ModelPool("cpu")
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(params=CASES)
+def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def stage(settings: dict[str, Any], tiny_model: Path) -> Stage:
+    return build(job(settings, tiny_model), 0)
+
+
+@pytest.fixture(scope="module")
+def together(tiny_model: Path, pool: ModelPool) -> Callable[[dict[str, Any]], list[Outcome]]:
+    """The outcomes of all documents in one call, worked out once per case."""
+    known: dict[str, list[Outcome]] = {}
+
+    def outcomes(settings: dict[str, Any]) -> list[Outcome]:
+        key = json.dumps(settings)
+        if key not in known:
+            known[key] = build(job(settings, tiny_model), 0).run(DOCUMENTS, Run(pool))
+        return known[key]
+
+    return outcomes
+
+
+Together = Callable[[dict[str, Any]], list[Outcome]]
+
+
+def output(outcome: Outcome) -> Any:
+    """What an outcome says apart from the time it took."""
+    if isinstance(outcome, Refusal):
+        return outcome
+    fields = {name: value for name, value in outcome.fields.items() if not name.endswith("seconds")}
+    return fields, outcome.tokens_in, outcome.tokens_out, outcome.tokens_asked, outcome.cost_microusd
+
+
+def test_every_kind_of_stage_is_under_contract() -> None:
+    assert {case["kind"] for case in CASES.values()} == set(STAGES) == set(STAGE_FIELDS)
+
+
+def test_one_outcome_per_document_with_the_columns_of_its_kind(settings: dict[str, Any], together: Together) -> None:
+    outcomes = together(settings)
+    assert len(outcomes) == len(DOCUMENTS)
+    schema = STAGE_FIELDS[settings["kind"]]
+    rows = [outcome.fields for outcome in outcomes if isinstance(outcome, Result)]
+    assert all(set(row) == set(schema.names) for row in rows)
+    table = pa.Table.from_pylist(rows, schema=schema)
+    table.validate(full=True)
+    assert all(field.nullable or not table[field.name].null_count for field in schema)
+
+
+REFUSED: dict[str, dict[str, str]] = {
+    "copy": {},
+    "generate": {"empty": "empty", "blank": "empty", "huge": "prompt_too_long"},
+    "compress": {"empty": "empty", "blank": "empty"},
+}
+TOO_SMALL = {"one letter", "question only"}  # half of a single token; half of what must stay verbatim
+
+
+def test_only_what_cannot_be_done_is_refused_and_with_a_reason(settings: dict[str, Any], together: Together) -> None:
+    refused = {
+        name: outcome
+        for name, outcome in zip(PARTS, together(settings), strict=True)
+        if isinstance(outcome, Refusal) and not (outcome.code == "budget_too_small" and name in TOO_SMALL)
+    }
+    assert {name: refusal.code for name, refusal in refused.items()} == REFUSED[settings["kind"]]
+    assert all(len(refusal.reason) > 20 and not refusal.dead for refusal in refused.values())
+
+
+def test_a_batch_is_as_many_single_documents(
+    settings: dict[str, Any], stage: Stage, together: Together, pool: ModelPool
+) -> None:
+    for one, outcome in zip(DOCUMENTS, together(settings), strict=True):
+        assert output(stage.run([one], Run(pool))[0]) == output(outcome), one.id
+
+
+def test_order_and_company_do_not_matter(
+    settings: dict[str, Any], stage: Stage, together: Together, pool: ModelPool
+) -> None:
+    few = [one for one in DOCUMENTS if one.id != "huge"][::-1]
+    expected = {one.id: output(outcome) for one, outcome in zip(DOCUMENTS, together(settings), strict=True)}
+    assert [output(outcome) for outcome in stage.run(few, Run(pool))] == [expected[one.id] for one in few]
+
+
+def test_the_token_budget_of_a_batch_does_not_show(
+    settings: dict[str, Any], tiny_model: Path, together: Together, pool: ModelPool
+) -> None:
+    narrow = build(job(settings | {"batch_tokens": 300}, tiny_model), 0)
+    few = [one for one in DOCUMENTS if one.id != "huge"]
+    expected = [outcome for one, outcome in zip(DOCUMENTS, together(settings), strict=True) if one.id != "huge"]
+    assert list(map(output, narrow.run(few, Run(pool)))) == list(map(output, expected))
+
+
+def test_the_same_document_twice_is_answered_twice_alike(
+    settings: dict[str, Any], stage: Stage, together: Together, pool: ModelPool
+) -> None:
+    twice = stage.run([document(0, "prose"), document(1, "prose")], Run(pool))
+    assert [output(outcome) for outcome in twice] == [output(together(settings)[0])] * 2
+
+
+def test_no_documents_no_outcomes(stage: Stage, pool: ModelPool) -> None:
+    assert stage.run([], Run(pool)) == []
+
+
+def test_tokens_and_seconds_are_accounted_for(settings: dict[str, Any], stage: Stage, pool: ModelPool) -> None:
+    counted: list[tuple[int, int]] = []
+    few = [one for one in DOCUMENTS if one.id != "huge"]
+    start = time.perf_counter()
+    outcomes = stage.run(few, Run(pool, progress=lambda documents, tokens: counted.append((documents, tokens))))
+    elapsed = time.perf_counter() - start
+    results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+    assert sum(documents for documents, _ in counted) == len(few)
+    assert all(documents >= 0 and tokens >= 0 for documents, tokens in counted)
+    assert sum(result.seconds for result in results) <= elapsed
+    if settings["kind"] == "copy":
+        return
+    assert all(result.tokens_in > 0 and result.tokens_out > 0 for result in results)
+    assert sum(result.seconds for result in results) > 0
+    assert all(result.latency_seconds is not None and 0 < result.latency_seconds <= elapsed for result in results)
+    assert sum(tokens for _, tokens in counted) >= sum(result.tokens_in for result in results)
+
+
+def test_a_stopping_worker_is_let_go(stage: Stage, pool: ModelPool) -> None:
+    with pytest.raises(Stopped):
+        stage.run(DOCUMENTS, Run(pool, stopping=lambda: True))
+
+
+def test_no_text_is_lost_silently(settings: dict[str, Any], together: Together) -> None:
+    """What a stage hands on holds all the text it had no leave to drop."""
+    for one, outcome in zip(DOCUMENTS, together(settings), strict=True):
+        if isinstance(outcome, Refusal):
+            continue
+        after = Document(one.seq, one.id, one.parts, one.content_hash, fields=outcome.fields)
+        if settings["kind"] != "compress":
+            assert after.prompt == one.prompt
+            continue
+        if not settings.get("compress_instruction"):
+            assert after.prompt.startswith(one.parts.instruction)
+        if not settings.get("compress_question"):
+            assert after.prompt.endswith(one.parts.question)
+        assert outcome.tokens_asked is not None and outcome.tokens_out <= outcome.tokens_asked
+
+
+def test_identity_is_json_and_the_hash_of_a_stage_follows_its_settings(
+    settings: dict[str, Any], stage: Stage, tiny_model: Path
+) -> None:
+    assert json.loads(json.dumps(stage.identity())) == stage.identity()
+    same, faster = (stage_hashes(job(settings | extra, tiny_model)) for extra in ({}, {"batch_tokens": 99}))
+    assert same == faster == stage_hashes(job(settings, tiny_model))
+    others = [case for case in CASES.values() if case != settings]
+    assert all(stage_hashes(job(other, tiny_model)) != same for other in others)
+
+
+def test_more_text_is_more_work(stage: Stage) -> None:
+    assert 0 < stage.work_seconds(100) < stage.work_seconds(100_000)
+
+
+def test_a_stage_is_its_settings(settings: dict[str, Any], stage: Stage, tiny_model: Path) -> None:
+    assert stage == build(job(settings, tiny_model), 0)
+    assert dataclasses.is_dataclass(stage) and hash(stage) == hash(build(job(settings, tiny_model), 0))
