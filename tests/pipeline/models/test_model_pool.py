@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from pipeline.models import ModelDamaged, ModelError, ModelPool, resolve_device
+from schemas.settings import Settings
+
+
+def test_loaded_model_is_the_saved_one_ready_for_inference(folder: Path, settings: Settings) -> None:
+    loaded = ModelPool("cpu", settings=settings).causal_lm(str(folder))
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.model.config._attn_implementation == "sdpa"
+    assert (loaded.device, loaded.window) == (torch.device("cpu"), 128)
+    tokens = torch.tensor([loaded.tokenizer.encode("a mill grinds")])
+    expected = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()(tokens).logits
+    assert torch.equal(loaded.model(tokens).logits, expected)
+
+
+def test_models_stay_until_the_least_used_must_go(folder: Path, settings: Settings, tmp_path: Path) -> None:
+    others = [_other(folder, tmp_path / f"other{seed}", seed) for seed in (1, 2)]
+    pool = ModelPool("cpu", limit=2, settings=settings)
+    first, second = pool.causal_lm(str(folder)), pool.causal_lm(str(others[0]))
+    assert pool.causal_lm(str(folder)) is first
+    pool.causal_lm(str(others[1]))  # the second was used longest ago
+    assert pool.causal_lm(str(folder)) is first
+    assert pool.causal_lm(str(others[0])) is not second
+    pool.close()
+    assert pool.causal_lm(str(folder)) is not first
+
+
+def test_same_weights_in_two_places_are_loaded_once(folder: Path, settings: Settings, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    pool = ModelPool("cpu", settings=settings)
+    assert pool.causal_lm(str(tmp_path / "copy")) is pool.causal_lm(str(folder))
+
+
+def test_dtype_is_the_one_asked_for(folder: Path, settings: Settings) -> None:
+    pool = ModelPool("cpu", settings=settings)
+    assert pool.causal_lm(str(folder), "bfloat16").model.dtype == torch.bfloat16
+    assert pool.causal_lm(str(folder)).model.dtype == torch.float32
+    with pytest.raises(ValueError, match="float32, bfloat16, float16"):
+        pool.causal_lm(str(folder), "int8")
+
+
+def test_missing_tensor_is_not_replaced_by_random_numbers(folder: Path, settings: Settings) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelDamaged, match=r"missing or misshapen.*up_proj"):
+        ModelPool("cpu", settings=settings).causal_lm(str(folder))
+
+
+def test_misshapen_tensor_is_refused(folder: Path, settings: Settings) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(3)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"cannot load|misshapen"):
+        ModelPool("cpu", settings=settings).causal_lm(str(folder))
+
+
+def test_code_that_comes_with_a_model_never_runs(folder: Path, settings: Settings, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nclass M: ...\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.M", "AutoModelForCausalLM": "evil.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError):
+        ModelPool("cpu", settings=settings).causal_lm(str(folder))
+    assert not ran.exists()
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") == ("cuda:0" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match=r"cuda:99.*shows \d+ GPUs"):
+        resolve_device("cuda:99")
+    for wrong in ("mps", "gpu", "cuda:x", ""):
+        with pytest.raises(ValueError, match="auto, cpu, cuda"):
+            resolve_device(wrong)
+    with pytest.raises(ValueError, match="at least one"):
+        ModelPool(limit=0)
+
+
+def _other(folder: Path, copy: Path, seed: int) -> Path:
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"] += seed
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy
