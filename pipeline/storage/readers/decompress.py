@@ -16,7 +16,7 @@ REQUEST = 1 << 20  # bytes asked of the file system at a time; s3 answers each r
 def open_raw(file: InputFile) -> Any:
     """The file's own bytes as a pyarrow stream. Raises ``InputError`` if it cannot be opened."""
     try:
-        return file.fs.open_input_stream(file.path, compression=None, buffer_size=REQUEST)
+        return file.fs.open_input_stream(file.path, compression=None, buffer_size=max(1, min(REQUEST, file.bytes)))
     except OSError as error:
         raise InputError(f"{file.name} cannot be read: {reason_of(error)}") from error
 

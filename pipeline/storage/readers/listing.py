@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ FORMATS: dict[str, Format] = {
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 MARKERS = {"_SUCCESS", "_metadata", "_common_metadata"}
 """Files that writers of Parquet folders leave beside the data."""
+IRREGULAR, OUTSIDE = -1, -2
+"""In place of a size: a pipe, a broken link or a link to a folder; a link that leads out of the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +117,13 @@ class _Named:
 
     def _pattern(self) -> Iterator[InputFile]:
         base = Path(*_before_magic(Path(self.path).parts))
+        real = base.resolve()
         for match in sorted(glob.glob(self.path, recursive=True)):  # noqa: PTH207 - pathlib's takes no absolute pattern
             if not Path(match).is_dir():
                 key = os.path.relpath(match, base)
                 shown = match if Path(self.named).is_absolute() else os.path.relpath(match)
-                yield from self._entry(match, key, _size(Path(match)), shown)
+                inside = Path(match).resolve().is_relative_to(real)  # any step of the way may be a link
+                yield from self._entry(match, key, _size(Path(match), None) if inside else OUTSIDE, shown)
 
     def _entry(self, path: str, key: str, size: int, name: str) -> Iterator[InputFile]:
         steps = key.split("/")
@@ -139,36 +144,36 @@ class _Named:
             path.encode()
         except UnicodeEncodeError:
             return "its name is not UTF-8"
-        if is_local(self.fs) and not _inside(Path(path), Path(self.path)):
-            return "a link that leaves the folder"
         if size < 0:
-            return "no regular file"
+            return "a link that leaves the folder" if size == OUTSIDE else "no regular file"
         if self.asked not in ("auto", by_name) and by_name is not None:
             return f"{by_name}, not {self.asked}"
         return None
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """(path, path below ``folder``, size) of all files and links to folders; size -1 for what is no regular file."""
+    """(path, path below ``folder``, size) of all files and links; the size is ``IRREGULAR`` or ``OUTSIDE`` if none."""
 
     def fail(error: OSError) -> None:
         raise error  # os.walk would leave an unreadable folder out in silence
 
+    base = folder.resolve()
     for here, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below = here[len(str(folder)) :].strip("/")
         for name in names + [name for name in folders if Path(here, name).is_symlink()]:
-            path = Path(here, name)
-            yield str(path), path.relative_to(folder).as_posix(), _size(path)
+            # Only the last step can be a link, as os.walk follows none.
+            yield f"{here}/{name}", f"{below}/{name}".strip("/"), _size(Path(here, name), base)
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    if glob.has_magic(str(folder)) and not folder.exists():
-        folder = Path(*_before_magic(folder.parts))
-    return path.resolve().is_relative_to(folder.resolve())
+def _size(path: Path, base: Path | None) -> int:
+    """Bytes of a file, unless it is none or (with ``base``) a link out of there."""
+    info = path.lstat()
+    if stat.S_ISLNK(info.st_mode) and base is not None and not path.resolve().is_relative_to(base):
+        return OUTSIDE
+    if stat.S_ISLNK(info.st_mode):
+        return path.stat().st_size if path.is_file() else IRREGULAR
+    return info.st_size if stat.S_ISREG(info.st_mode) else IRREGULAR
 
 
 def _before_magic(parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -105,6 +105,8 @@ def test_links_that_leave_the_folder_are_not_followed_but_said(tmp_path: Path) -
         assert isinstance(skipped, BadRow)
         assert "b.jsonl (a link that leaves the folder)" in skipped.reason
         assert "d.jsonl (no regular file)" in skipped.reason
+    with pytest.raises(InputError, match=r"not read: c/secret\.jsonl: a link that leaves the folder"):
+        read_corpus(spec(corpus / "*" / "*.jsonl"))
     # What the user names is what the user means, be it a link.
     (tmp_path / "named").symlink_to(outside)
     assert texts(tmp_path / "named") == ["secret"]
