@@ -40,7 +40,7 @@ demo-again: .venv/.runtime ## after a demo: the same job only reports; with one 
 	echo ">> the same job again, in $$run"
 	$(BIN)/contextmill run examples/gsm8k.toml --output "$$run"
 	echo ">> the same 24 documents and one more"
-	$(BIN)/contextmill run examples/gsm8k-and-one-more.toml --output "$$run"
+	$(BIN)/contextmill run examples/gsm8k.toml --output "$$run" --input examples/gsm8k.jsonl --input examples/gsm8k-one-more.jsonl
 
 test: .venv/.dev ## lint, types, import contracts and all tests; installs redis-server, PostgreSQL and Chromium by apt
 	@.ci/install-servers

@@ -41,13 +41,6 @@ def test_every_job_file_is_valid_and_its_input_exists(path: Path) -> None:
     assert shipped or path.stem == "nightly"  # that one reads the user's own folder
 
 
-def test_one_more_document_is_the_only_difference() -> None:
-    first, second = job(EXAMPLES / "gsm8k.toml"), job(EXAMPLES / "gsm8k-and-one-more.toml")
-    assert second.spec_hash() == first.spec_hash()  # else nothing could be taken over
-    assert second.target == first.target
-    assert second.input.path == (*first.input.path, "examples/gsm8k-one-more.jsonl")
-
-
 def test_the_prompts_are_24_and_one_all_different() -> None:
     corpus, more = rows("gsm8k.jsonl"), rows("gsm8k-one-more.jsonl")
     assert (len(corpus), len(more)) == (24, 1)
