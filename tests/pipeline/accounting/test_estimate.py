@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import job_values, usage
+from accounting_rows import job_values, usage
 from safetensors import safe_open
 from sqlalchemy import Engine, insert
 
@@ -19,11 +20,20 @@ from pipeline.accounting.footprint import RUNTIME, Shape, footprint, read_shape
 from pipeline.accounting.prices import cost_microusd, price_of
 from pipeline.accounting.speeds import Measured, measured
 from pipeline.generation.bounds import FRAME_TOKENS
+from pipeline.storage.sql import open_engine
 from schemas.job import JobSpec
-from schemas.tables import Job, Usage
+from schemas.tables import Base, Job, Usage
 
 DAY = date(2026, 11, 22)
 HOSTED = {"kind": "generate", "backend": "openai", "max_new_tokens": 100}
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = open_engine(database_url)
+    Base.metadata.create_all(made)
+    yield made
+    made.dispose()
 
 
 def job(stages: list[dict[str, Any]], **target: Any) -> JobSpec:

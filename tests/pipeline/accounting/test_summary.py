@@ -8,18 +8,28 @@ import random
 import time
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from rows import CREATED, PRICE, document, job_values, small_job, spec, usage
+from accounting_rows import CREATED, PRICE, document, job_values, small_job, spec, usage
 from sqlalchemy import Engine, insert, update
 from sqlalchemy.orm import Session
 
 from pipeline.accounting.figures import BINS, Summary
 from pipeline.accounting.queries import MOST_ROWS, PERCENTILES
 from pipeline.accounting.summary import NoSuchJob, summarise
+from pipeline.storage.sql import open_engine
 from schemas.job import JobSpec
-from schemas.tables import DocumentRow, Job, Rejection, Request, Usage
+from schemas.tables import Base, DocumentRow, Job, Rejection, Request, Usage
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = open_engine(database_url)
+    Base.metadata.create_all(made)
+    yield made
+    made.dispose()
 
 
 @pytest.fixture
@@ -223,7 +233,7 @@ def test_a_stored_spec_round_trips(engine: Engine) -> None:
 
 
 def test_open_requests_are_listed_oldest_first(engine: Engine) -> None:
-    from rows import call
+    from accounting_rows import call
 
     add(engine, Job, [job_values()])
     add(engine, Request, [call(f"r{k}", k, "sent", sent_at=CREATED - k) for k in range(MOST_ROWS + 5)])
