@@ -51,6 +51,10 @@ class Prompt:
     fixed: int
     separator: int
 
+    def costs(self) -> Ints:
+        """Tokens of the target's tokenizer for every unit of every part, in order."""
+        return np.concatenate([part.costs for part in self.parts])
+
     def places(self, role: Role) -> list[int]:
         """Where in ``parts`` the parts of this role are."""
         return [place for place, part in enumerate(self.parts) if part.role == role]

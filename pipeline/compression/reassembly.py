@@ -105,13 +105,29 @@ def fit(prompts: Sequence[Prompt], margins: Sequence[Floats], target: Tokenising
         texts = [search.text() for search in open_ones]
         for search, text, tokens in zip(open_ones, texts, target.count(texts), strict=True):
             search.learn(text, tokens)
-    return [search.best if search.best.text else _least(search, target) for search in searches]
+    return [_filled(search, target) if search.best.text.strip() else _least(search, target) for search in searches]
+
+
+def _filled(search: _Search, target: Tokenising) -> Fitted:
+    """The next unit in rank does not fit: fill what is left with lower ones that do."""
+    room = search.prompt.budget - search.best.tokens
+    rest = search.order[search.low :]
+    small = rest[search.prompt.costs()[rest] <= room]
+    count = int(np.searchsorted(np.cumsum(search.prompt.costs()[small]), room, side="right"))
+    while count and search.best.tokens < ENOUGH * search.prompt.budget:
+        kept = search.mask(search.low)
+        kept[small[:count]] = True
+        text = assemble(search.prompt, kept).render()
+        if (tokens := target.count([text])[0]) <= search.prompt.budget:
+            return Fitted(text, tokens)
+        count //= 2
+    return search.best
 
 
 def _begin(prompt: Prompt, margin: Floats) -> _Search:
     forced, ranked = np.flatnonzero(np.isposinf(margin)), np.flatnonzero(np.isfinite(margin))
     order = ranked[np.argsort(-margin[ranked], kind="stable")]
-    costs = np.cumsum(np.concatenate([part.costs for part in prompt.parts])[order])
+    costs = np.cumsum(prompt.costs()[order])
     search = _Search(prompt, order, costs, len(margin), forced, high=len(order) + 1)
     if len(forced):
         search.best = Fitted(assemble(prompt, search.mask(0)).render(), prompt.fixed)
@@ -123,10 +139,12 @@ def _begin(prompt: Prompt, margin: Floats) -> _Search:
 
 
 def _least(search: _Search, target: Tokenising) -> Fitted | Refusal:
-    """Nothing of the ranking fitted and nothing must stay: the cheapest single unit, if even that fits."""
-    costs = np.concatenate([part.costs for part in search.prompt.parts])
-    kept = np.zeros(search.units, dtype=bool)
-    kept[int(np.argmin(np.where(costs > 0, costs, np.iinfo(np.int64).max)))] = True
-    text = assemble(search.prompt, kept).render()
-    tokens = target.count([text])[0]
-    return Fitted(text, tokens) if tokens <= search.prompt.budget else too_small(search.prompt.budget, tokens)
+    """Nothing of the ranking fitted and nothing must stay: the cheapest unit that says something, if even that fits."""
+    best = Fitted("", search.prompt.original)
+    for unit in np.argsort(search.prompt.costs(), kind="stable").tolist():
+        kept = np.zeros(search.units, dtype=bool)
+        kept[unit] = True
+        if text := assemble(search.prompt, kept).render().strip():
+            best = Fitted(text, target.count([text])[0])
+            break
+    return best if best.text and best.tokens <= search.prompt.budget else too_small(search.prompt.budget, best.tokens)

@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 _LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Most logits held at once (float32: 32 MiB and 512 MiB), by kind of device: what fills its cores."""
 
+_ENOUGH = {"cpu": 512, "cuda": 8192}
+"""Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -66,7 +69,8 @@ class Scorer:
         windows = [(place, window) for place, ids in enumerate(texts) for window in windows_of(ids, self.window)]
         windows.sort(key=lambda entry: -len(entry[1].ids))
         sums = np.zeros(len(texts))
-        for batch in packed([len(window.ids) for _, window in windows], self.batch_tokens):
+        lengths = [len(window.ids) for _, window in windows]
+        for batch in packed(lengths, self.batch_tokens, _ENOUGH[self.device.type]):
             check()
             entries = [windows[place] for place in batch]
             for (place, _), total in zip(entries, in_halves(self._window_sums, entries, "windows"), strict=True):
@@ -97,13 +101,20 @@ def windows_of(ids: Ints, size: int) -> Iterator[Window]:
         yield Window(ids[begin : begin + 2 * half], half)
 
 
-def packed(lengths: Sequence[int], tokens: int) -> Iterator[range]:
-    """Consecutive places (lengths not increasing) whose padded size is at most ``tokens``, or a single longer one."""
+def packed(lengths: Sequence[int], tokens: int, enough: int | None = None) -> Iterator[range]:
+    """Consecutive places (lengths not increasing) whose padded size is at most ``tokens``, or a single longer one.
+
+    Given ``enough``, a batch of so many tokens takes no more rows that would be padded by over a tenth.
+    """
     first = 0
     while first < len(lengths):
-        count = max(1, tokens // max(1, lengths[first]))
-        yield range(first, min(first + count, len(lengths)))
-        first += count
+        longest = max(1, lengths[first])
+        last = min(first + max(1, tokens // longest), len(lengths))
+        if enough is not None:
+            full = min(first - (-enough // longest), last)
+            last = next((place for place in range(full, last) if lengths[place] < 0.9 * longest), last)
+        yield range(first, last)
+        first = last
 
 
 def padded(flat: Ints, lengths: Ints) -> Ints:

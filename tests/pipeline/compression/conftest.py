@@ -1,0 +1,44 @@
+"""Models and the compress stage over them, as fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from compress_models import Compressing, document, save_model, stage_of
+
+from pipeline.models import ModelPool
+from pipeline.stages import Outcome, Run
+from schemas.document import PromptParts
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Llama with a window of 256 tokens."""
+    return save_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def bytewise(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another model, whose tokenizer knows little more than bytes."""
+    return save_model(tmp_path_factory.mktemp("bytewise"), vocabulary=280)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ModelPool]:
+    """Models of this test run, on the CPU."""
+    pool = ModelPool("cpu", limit=4)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def compressing(pool: ModelPool, tiny: str) -> Compressing:
+    """``compressing(parts, ..., target=..., **settings)``: their outcomes through the stage."""
+
+    def run(*sources: PromptParts, target: str | None = None, **settings: Any) -> list[Outcome]:
+        stage = stage_of(tiny, target, **settings)
+        return stage.run([document(parts, seq) for seq, parts in enumerate(sources)], Run(pool))
+
+    return run

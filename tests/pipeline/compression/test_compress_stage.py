@@ -1,0 +1,261 @@
+"""What the stage promises about budgets, protected text, order and bad input, on small random models."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from compress_models import WORDS, Compressing, document, stage_of, text_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.compression.llmlingua import LLMLingua
+from pipeline.compression.registry import METHODS, build_method
+from pipeline.models import ModelPool
+from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
+from schemas.document import Document, PromptParts
+from schemas.records import STAGE_FIELDS
+from schemas.stage import CompressSpec
+
+SENTENCES = [line for line in WORDS.splitlines() if line][:9]
+PROMPT = PromptParts("Solve it:\tstep by step. ", tuple(SENTENCES), "\nHow many pens?  ")
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+SNIPPETS = ["word", "12*3=36", "你好", "👨‍👩‍👧‍👦", "\n\n", "  ", "x.y(z)", "é", "<|x|>"]
+texts = st.one_of(
+    st.text(max_size=120),
+    st.lists(st.sampled_from(SNIPPETS), max_size=40).map(" ".join),
+)
+prompts = st.builds(PromptParts, texts, st.lists(texts, max_size=5).map(tuple), texts)
+
+
+def is_subsequence(short: str, long: str) -> bool:
+    rest = iter(long)
+    return all(char in rest for char in short)
+
+
+def untimed(outcome: Outcome) -> Any:
+    if isinstance(outcome, Refusal):
+        return outcome
+    return {name: value for name, value in outcome.fields.items() if name != "compress_seconds"}
+
+
+def check_promises(parts: PromptParts, outcome: Outcome, protect: bool = True) -> None:
+    if isinstance(outcome, Refusal):
+        assert outcome.code in ("empty", "budget_too_small")
+        return
+    text, original = text_of(outcome), parts.render()
+    assert outcome.tokens_asked is not None
+    assert outcome.tokens_out == outcome.fields["tokens_compressed"] <= outcome.tokens_asked
+    assert "\ufffd" not in text or "\ufffd" in original
+    assert is_subsequence(text, original)
+    if outcome.fields["copied"]:
+        assert text == original
+    elif protect:
+        assert text.startswith(parts.instruction)
+        assert text.endswith(parts.question)
+
+
+@quick
+@given(prompts, st.floats(0.02, 1), st.booleans())
+def test_promises_hold_for_any_text_and_rate(
+    compressing: Compressing, parts: PromptParts, rate: float, protect: bool
+) -> None:
+    free = {"compress_instruction": not protect, "compress_question": not protect}
+    (outcome,) = compressing(parts, rate=rate, **free)
+    check_promises(parts, outcome, protect)
+
+
+@quick
+@given(prompts, st.integers(1, 200))
+def test_promises_hold_in_another_tokenizer(
+    compressing: Compressing, bytewise: str, parts: PromptParts, target_tokens: int
+) -> None:
+    (outcome,) = compressing(parts, target=bytewise, target_tokens=target_tokens)
+    check_promises(parts, outcome)
+
+
+@quick
+@given(prompts)
+def test_nothing_changes_at_rate_1(compressing: Compressing, parts: PromptParts) -> None:
+    (outcome,) = compressing(parts, rate=1.0)
+    if parts.render().strip():
+        assert text_of(outcome) == parts.render()
+        assert isinstance(outcome, Result)
+        assert outcome.fields["copied"]
+        assert outcome.tokens_in == outcome.tokens_out == outcome.tokens_asked
+    else:
+        assert isinstance(outcome, Refusal)
+        assert outcome.code == "empty"
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3, 0.5, 0.75, 0.95])
+@pytest.mark.parametrize("other", [False, True])
+def test_the_budget_is_used(compressing: Compressing, bytewise: str, tiny: str, rate: float, other: bool) -> None:
+    source = PromptParts(contexts=tuple(SENTENCES) * 3, question="How many?")
+    (outcome,) = compressing(source, rate=rate, target=bytewise if other else tiny)
+    check_promises(source, outcome)
+    assert isinstance(outcome, Result)
+    assert outcome.tokens_asked is not None
+    assert outcome.tokens_out >= 0.97 * outcome.tokens_asked
+
+
+def test_every_column_is_filled(compressing: Compressing) -> None:
+    (outcome,) = compressing(PROMPT, rate=0.5)
+    assert isinstance(outcome, Result)
+    assert list(outcome.fields) == STAGE_FIELDS["compress"].names
+    assert outcome.fields["compress_method"] == "llmlingua"
+    assert outcome.tokens_in == outcome.fields["tokens_original"] > outcome.tokens_out > 0
+    assert outcome.seconds == outcome.fields["compress_seconds"] > 0
+
+
+def test_too_small_a_budget_names_the_least(compressing: Compressing) -> None:
+    (outcome,) = compressing(PROMPT, target_tokens=3)
+    assert isinstance(outcome, Refusal)
+    assert outcome.code == "budget_too_small"
+    least = int(outcome.reason.rpartition("at least ")[2].split()[0])
+    (refused,) = compressing(PROMPT, target_tokens=least - 1)
+    assert isinstance(refused, Refusal)
+    (outcome,) = compressing(PROMPT, target_tokens=least)
+    assert text_of(outcome) == PromptParts(PROMPT.instruction, (), PROMPT.question).render()
+
+
+def test_a_budget_under_one_unit_names_the_least(compressing: Compressing) -> None:
+    source = PromptParts(contexts=("internationalization notwithstanding " * 8,))
+    (outcome,) = compressing(source, target_tokens=1)
+    assert isinstance(outcome, Refusal)
+    least = int(outcome.reason.rpartition("at least ")[2].split()[0])
+    (outcome,) = compressing(source, target_tokens=least)
+    check_promises(source, outcome)
+    assert isinstance(outcome, Result)
+
+
+def test_instruction_and_question_shrink_when_asked(compressing: Compressing) -> None:
+    source = PromptParts(WORDS[:300], (WORDS,), WORDS[300:700])
+    (outcome,) = compressing(source, rate=0.5, compress_instruction=True, compress_question=True)
+    check_promises(source, outcome, protect=False)
+    first, last = text_of(outcome)[:300], text_of(outcome)[-400:]
+    assert first != source.instruction
+    assert last != source.question
+    (outcome,) = compressing(source, rate=0.1, compress_instruction=True, compress_question=True)
+    check_promises(source, outcome, protect=False)
+
+
+@pytest.mark.parametrize("batch_tokens", [16, 700, 16_384])
+def test_a_batch_gives_what_single_documents_give(compressing: Compressing, batch_tokens: int) -> None:
+    sources = [
+        PromptParts("Do." * (n % 3), (*SENTENCES[: 1 + n % 8], WORDS[: 90 * n]), "Why?" * (n % 2)) for n in range(13)
+    ]
+    together = compressing(*sources, target_tokens=90, iterative_size=40, batch_tokens=batch_tokens)
+    alone = [compressing(one, target_tokens=90, iterative_size=40)[0] for one in sources]
+    assert [untimed(one) for one in together] == [untimed(one) for one in alone]
+    assert len({text_of(one) for one in together if isinstance(one, Result)}) > 8
+
+
+AWKWARD = {
+    "code": "def area(w, h):\n    # the product\n    return w * h\n" * 20,
+    "json": '{"name":"Ada","tags":["math","code"],"born":1815,"notes":null}' * 20,
+    "chinese": "敏捷的棕色狐狸跳过了懒狗，然后继续前进。" * 20,
+    "emoji": "👨‍👩‍👧‍👦🇩🇪👍🏽 ok 😀😀 " * 30,
+    "controls": "\x00\x01\x1b[31mred\x7f\u202e\u200f \r\n\x85\u2028" * 30,
+    "special tokens": "<s> and <|im_end|> are text here " * 20,
+    "combining": "e\u0301\u0323" * 200,
+    "replacement": "\ufffd kept \ufffd " * 40,
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_text_survives(compressing: Compressing, name: str) -> None:
+    parts = PromptParts(contexts=(AWKWARD[name],))
+    (outcome,) = compressing(parts, rate=0.3)
+    assert isinstance(outcome, Result), outcome
+    check_promises(parts, outcome)
+    assert outcome.tokens_out >= 0.9 * (outcome.tokens_asked or 0)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\u3000"])
+def test_nothing_to_compress_is_refused(compressing: Compressing, text: str) -> None:
+    (outcome,) = compressing(PromptParts(contexts=(text,)), rate=0.5)
+    assert isinstance(outcome, Refusal)
+    assert outcome.code == "empty"
+
+
+def test_half_a_surrogate_pair_is_refused_alone(pool: ModelPool, tiny: str) -> None:
+    broken = Document(0, "0", PromptParts(contexts=("ok \ud83d no",)), "0" * 32)
+    bad, good = stage_of(tiny, rate=0.5).run([broken, document(PROMPT)], Run(pool))
+    assert isinstance(bad, Refusal)
+    assert bad.code == "invalid_unicode"
+    assert isinstance(good, Result)
+
+
+def test_a_megabyte_of_one_character(compressing: Compressing) -> None:
+    parts = PromptParts(contexts=("a" * 10**6,))
+    (outcome,) = compressing(parts, rate=0.01, iterative_size=64)
+    check_promises(parts, outcome)
+    assert isinstance(outcome, Result)
+    assert outcome.tokens_out >= 0.97 * (outcome.tokens_asked or 0)
+
+
+def test_cost_is_linear_beyond_the_window(compressing: Compressing) -> None:
+    compressing(PROMPT, rate=0.5)
+    seconds = []
+    for times in (20, 160):
+        begun = time.perf_counter()
+        (outcome,) = compressing(PromptParts(contexts=(WORDS * times,)), rate=0.2, iterative_size=64)
+        seconds.append(time.perf_counter() - begun)
+        assert isinstance(outcome, Result)
+    assert seconds[1] < 8 * 2.5 * seconds[0]  # quadratic would be 64 times as long
+
+
+def six_documents(tiny: str, run: Run) -> list[Outcome]:
+    stage = stage_of(tiny, rate=0.5, batch_tokens=300, iterative_size=40)
+    return stage.run([document(PROMPT, seq) for seq in range(6)], run)
+
+
+def test_progress_counts_every_document_and_token(pool: ModelPool, tiny: str) -> None:
+    seen: list[tuple[int, int]] = []
+    outcomes = six_documents(tiny, Run(pool, progress=lambda documents, tokens: seen.append((documents, tokens))))
+    assert len(seen) > 2
+    assert sum(documents for documents, _ in seen) == 6
+    assert sum(tokens for _, tokens in seen) == sum(one.tokens_in for one in outcomes if isinstance(one, Result))
+
+
+def test_a_stopping_run_stops_between_passes(pool: ModelPool, tiny: str) -> None:
+    asked = iter([False] * 5)
+    seen: list[int] = []
+    run = Run(pool, stopping=lambda: next(asked, True), progress=lambda documents, tokens: seen.append(documents))
+    with pytest.raises(Stopped):
+        six_documents(tiny, run)
+    assert sum(seen) < 6
+
+
+def test_seconds_are_shared_by_tokens(compressing: Compressing) -> None:
+    short, long = PromptParts(contexts=(WORDS[:400],)), PromptParts(contexts=(WORDS[:800],))
+    first, second = compressing(short, long, rate=0.5)
+    assert isinstance(first, Result)
+    assert isinstance(second, Result)
+    assert first.seconds / first.tokens_in == pytest.approx(second.seconds / second.tokens_in)
+
+
+def test_equal_contexts_are_scored_once(compressing: Compressing, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.compression.scoring import Scorer
+
+    scored: list[int] = []
+    real = Scorer.mean_surprisal
+
+    def counting(self: Scorer, texts: Any, *rest: Any) -> Any:
+        scored.append(len(texts))
+        return real(self, texts, *rest)
+
+    monkeypatch.setattr(Scorer, "mean_surprisal", counting)
+    compressing(PROMPT, PROMPT, PROMPT, target_tokens=60)
+    assert sum(scored) == len(set(PROMPT.contexts))
+
+
+def test_an_unknown_method_is_named_with_the_known_ones() -> None:
+    spec = CompressSpec(kind="compress", rate=0.5).model_copy(update={"method": "gzip"})
+    with pytest.raises(ValueError, match="no method 'gzip'; there are llmlingua"):
+        build_method(spec, None, 0, None)  # type: ignore[arg-type]
+    assert list(METHODS) == ["llmlingua"]
+    assert LLMLingua.__name__ == "LLMLingua"

@@ -1,0 +1,81 @@
+"""Units cover the text, and no cut goes through a character, a word or a number."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from compress_models import tokenizer_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.compression.tokens import PIECE, Tokenising
+from pipeline.compression.units import MAX_TOKENS, cut
+
+SMALL = Tokenising(tokenizer_of(500))
+
+
+def units_of(text: str) -> list[str]:
+    first, places = cut(text, SMALL.tokenise([text])[0].spans)
+    assert len(first) == len(places)
+    return [text[a:b] for a, b in zip(places, [*places[1:], len(text)], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("Sam paid $3*12=$36 (that's 3,000).", ["Sam", " paid", " $3*12=$36", " (that's", " 3,000", ")."]),
+        ("one\n\nTwo  three ", ["one", "\n\nTwo", "  three", " "]),
+        ("你好，世界", ["你", "好", "，", "世", "界"]),
+        ("👨‍👩‍👧‍👦🇩🇪🇫🇷 ok 👍🏽", ["👨‍👩‍👧‍👦", "🇩🇪🇫🇷", " ok", " 👍🏽"]),
+        ("नमस्ते दुनिया", ["नमस्ते", " दुनिया"]),
+        ("   ", ["   "]),
+        ("a = b", ["a", " =", " b"]),
+    ],
+)
+def test_units_are_words(text: str, units: list[str]) -> None:
+    assert units_of(text) == units
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "e" + "\u0301" * 300, "{" * 300, "1" * 300, "\u200d" * 300, "🇩🇪" * 90])
+def test_no_unit_is_endless(text: str) -> None:
+    tokens = SMALL.tokenise([text])[0]
+    first, _ = cut(text, tokens.spans)
+    assert np.diff([*first, len(tokens.ids)]).max() <= 2 * MAX_TOKENS
+
+
+def test_long_code_is_cut_after_its_punctuation() -> None:
+    text = '{"a":1,"bc":[1,2,3],"ccc":{"d":"e","f":[4,5]},"g":"h","i":"j"}'
+    units = units_of(text)
+    assert len(units) > 5
+    assert all(not (a[-1].isalnum() and b[0].isalnum()) for a, b in pairwise(units))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(min_size=1, max_size=200))
+def test_units_cover_any_text(text: str) -> None:
+    units = units_of(text)
+    assert "".join(units) == text
+    assert all(units)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.from_regex(r"[A-Za-z]{1,12}|[0-9]{1,12}", fullmatch=True), min_size=1, max_size=30))
+def test_words_and_numbers_stay_whole(words: list[str]) -> None:
+    assert [unit.strip() for unit in units_of(" ".join(words))] == words
+
+
+def test_a_long_text_is_tokenised_in_pieces_at_their_places() -> None:
+    text = "the lazy dog runs " * (PIECE // 9)
+    tokens = SMALL.tokenise(["short", text])[1]
+    assert len(text) > 2 * PIECE - 18
+    names = [text[a:b] for a, b in tokens.spans.tolist()]
+    assert "".join(names) == text
+    assert len(tokens.ids) == pytest.approx(SMALL.count([text])[0], abs=3)
+
+
+def test_counts_come_in_order_of_the_texts() -> None:
+    texts = ["a", "", "the lazy dog" * PIECE, "b c"]
+    assert SMALL.count(texts) == [SMALL.count([text])[0] for text in texts]
+    assert SMALL.count([""]) == [0]
