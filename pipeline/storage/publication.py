@@ -80,9 +80,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _same(data: Path, names: dict[str, Path]) -> bool:
-    if not data.is_dir() or {path.name for path in data.iterdir()} != set(names):
+    try:
+        if not data.is_dir() or {path.name for path in data.iterdir()} != set(names):
+            return False
+        return all(_same_file(data / name, path) for name, path in names.items())
+    except FileNotFoundError:  # another publisher is just replacing it; or a part is gone, which linking will tell
         return False
-    return all(_same_file(data / name, path) for name, path in names.items())
 
 
 def _same_file(one: Path, other: Path) -> bool:

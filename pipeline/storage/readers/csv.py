@@ -95,7 +95,7 @@ class _Records:
         self.bad: BadValueError | None = None
         self.lines = lines(stream, max(limit, HEADER))
         # strict: a quote that is never closed must not swallow the rows after it in silence.
-        tabs = ".tsv" in file.path.rpartition("/")[2].lower()
+        tabs = file.path.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
         self.reader: Any = csv.reader(self, delimiter="\t" if tabs else ",", strict=True)
 
     def next(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -109,6 +110,18 @@ def test_a_part_that_is_gone_leaves_data_as_it_was(tmp_path: Path, parts: list[s
         publish(LOCAL, str(tmp_path), [*parts, f"{tmp_path}/_parts/gone.parquet"], 2)
     assert published(tmp_path) == WHOLE
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_parts", "data"]
+
+
+def test_publishers_at_the_same_time_leave_one_whole_folder(tmp_path: Path, parts: list[str]) -> None:
+    """A worker whose attempt was given up may still be at it."""
+    for _ in range(20):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        publish(LOCAL, str(tmp_path), parts[:1], 1)
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda attempt: publish(LOCAL, str(tmp_path), parts, attempt), [2] * 6))
+        publish(LOCAL, str(tmp_path), parts, 3)  # sweeps what the others could not
+        assert published(tmp_path) == WHOLE
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["_parts", "data"]
 
 
 def test_everybodys_reader_opens_it_as_it_lies(tmp_path: Path, parts: list[str]) -> None:
