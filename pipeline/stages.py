@@ -50,10 +50,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a stage gives no result for a document: a short stable ``code`` and a sentence that says what to do."""
+    """Why a stage gives no result for a document: a short stable ``code`` and a sentence that says what to do.
+
+    ``dead`` marks a failure of ours rather than a fault of the document: listed apart, and `retry-dead` tries it again.
+    """
 
     code: str
     reason: str
+    dead: bool = False
 
 
 Outcome = Result | Refusal

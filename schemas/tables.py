@@ -48,6 +48,7 @@ class Job(Base):
     collapsed: Mapped[int] = mapped_column(Big, default=0)
     estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[float]
+    submitted_at: Mapped[float | None]
     finished_at: Mapped[float | None]
 
 

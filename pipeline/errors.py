@@ -1,0 +1,33 @@
+"""Which exceptions are messages to a person, and how they read. Everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+
+def explain(error: Exception) -> tuple[str, bool] | None:
+    """(message, whether it is a usage error) of an error a person can act on; None for any other."""
+    from pydantic import ValidationError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from pipeline.accounting.prices import PricesMissing, PriceTableError
+    from pipeline.accounting.summary import NoSuchJob
+    from pipeline.jobfile import JobFileError
+    from pipeline.models import ModelError
+    from pipeline.producer import SubmissionStoppedError
+    from pipeline.stages import Halt
+    from pipeline.storage.jobs import UnknownJobError
+    from pipeline.storage.readers import InputError
+    from pipeline.storage.sql import DatabaseError
+
+    if isinstance(error, JobFileError | UnknownJobError | NoSuchJob):
+        return str(error), True
+    if isinstance(error, ValidationError):  # of the settings: CONTEXTMILL_* variables
+        lines = [f"CONTEXTMILL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        return "; ".join(lines), True
+    ours = InputError, ModelError, Halt, DatabaseError, SubmissionStoppedError, PricesMissing, PriceTableError
+    if isinstance(error, ours) or type(error).__module__.partition(".")[0] == "workers":
+        return str(error), False
+    if isinstance(error, SQLAlchemyError):
+        return f"database: {' '.join(str(getattr(error, 'orig', None) or error).split())}", False
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", False
+    return None

@@ -1,0 +1,90 @@
+"""A thread that keeps a claimed shard ours while the stage works on it, and learns when it should stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from pipeline.storage import shards
+from pipeline.storage.shards import Claim
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 2.0  # how often progress is written for those who watch
+
+
+class Lease:
+    """Renews ``claim`` until the block is left. ``stopping()`` turns true when the shard is lost or must be given back.
+
+    ``beat`` is called with each renewal (the broker's own timeout is renewed there). A database that is away is tried
+    again: whether the lease was lost meanwhile shows at the commit, which is fenced.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        claim: Claim,
+        *,
+        lease_seconds: float,
+        renew_seconds: float,
+        beat: Callable[[], None] = lambda: None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._engine, self._claim, self._beat, self._asked = engine, claim, beat, asked_to_stop
+        self._lease_seconds, self._renew_seconds = lease_seconds, renew_seconds
+        self._documents = self._tokens = self._written = 0
+        self._lost = False
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._left.set()
+        self._thread.join()
+
+    @property
+    def done(self) -> tuple[int, int]:
+        """Documents and tokens finished so far."""
+        return self._documents, self._tokens
+
+    @property
+    def lost(self) -> bool:
+        """The shard is no longer ours, or its job no longer active."""
+        return self._lost
+
+    def stopping(self) -> bool:
+        """Whether the stage should stop at the next chance."""
+        return self._lost or self._asked()
+
+    def progress(self, documents: int, tokens: int) -> None:
+        """Count what the stage finished since the last call."""
+        self._documents += documents
+        self._tokens += tokens
+
+    def _keep(self) -> None:
+        pause = min(self._renew_seconds, PROGRESS_SECONDS)
+        waited = 0.0
+        while not self._left.wait(pause):
+            waited += pause
+            if waited >= self._renew_seconds or self._documents != self._written:
+                waited = 0.0
+                self._renew()
+
+    def _renew(self) -> None:
+        documents, tokens = self._documents, self._tokens
+        try:
+            held = shards.renew(self._engine, self._claim, self._lease_seconds, documents, tokens)
+            self._beat()
+        except (OperationalError, OSError) as error:
+            log.warning("lease of %s not renewed, trying again: %s", self._claim.shard_id, error)
+            return
+        self._written = documents
+        self._lost = self._lost or not held

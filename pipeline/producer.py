@@ -1,0 +1,281 @@
+"""Corpus -> documents -> shards -> SQL -> doorbell: the submission of a job. Streams; memory does not grow with it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import chain, islice
+from typing import Any, Protocol
+
+from sqlalchemy import Engine, Row, select, update
+
+from pipeline.cutting import MAX_CHARACTERS, cut, most_documents
+from pipeline.shard_rows import INPUT_STAGE
+from pipeline.stages import build, stage_hashes
+from pipeline.storage.filesystem import resolve_path
+from pipeline.storage.parts import table_from_rows, write_part
+from pipeline.storage.readers import BadRow, RawDocument, fingerprint, read_corpus
+from pipeline.storage.requests import ensure_budget
+from pipeline.storage.shards import ACTIVE, shard_row
+from pipeline.storage.sql import db_now, insert_ignore, reading
+from schemas.document import Document, PromptParts
+from schemas.job import JobSpec, digest
+from schemas.records import INPUT
+from schemas.stage import GenerateSpec
+from schemas.tables import DocumentRow, Job, Part, Rejection, Shard
+
+log = logging.getLogger(__name__)
+
+BATCH = 2_048  # documents registered in one transaction
+SAMPLE = 8  # texts an estimate may count real tokens in
+LOOKAHEAD = 4_096  # documents known before the first shard is cut, so that a small corpus still feeds all workers
+
+
+Estimator = Callable[[int, int, Sequence[str]], dict[str, Any]]
+"""(documents, characters, a few texts) -> what the job is expected to take, as JSON values."""
+
+
+class Doorbell(Protocol):
+    """Tells workers that a shard waits. It may be lost or ring twice: SQL decides what is done."""
+
+    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
+        """Ring for one shard of a stage of this kind. Raises ``DoorbellSilentError`` where nobody hears it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What came of submitting: ``created`` is false where this very job was there already."""
+
+    job_id: str
+    created: bool
+    documents: int
+    collapsed: int
+    rejected: int
+
+
+class DoorbellSilentError(RuntimeError):
+    """The bell cannot be rung now. Nothing is lost: the shard stands in SQL, and a reaper rings later."""
+
+
+class SubmissionStoppedError(RuntimeError):
+    """The job was cancelled or stopped while it was being submitted."""
+
+
+def job_id_of(spec: JobSpec, hashes: Sequence[str], input_hash: str) -> str:
+    """Same input, same spec, same weights: the same job."""
+    return digest([input_hash, spec.spec_hash(), list(hashes)])[:12]
+
+
+def existing_job(engine: Engine, spec: JobSpec) -> Row[Any] | None:
+    """The job that submitting ``spec`` now would only report, or continue. Reads the whole input for its digest."""
+    job_id = job_id_of(spec, stage_hashes(spec), fingerprint(spec.input))
+    with reading(engine) as connection:
+        return connection.execute(select(Job).where(Job.id == job_id)).one_or_none()
+
+
+def submit(
+    engine: Engine,
+    spec: JobSpec,
+    doorbell: Doorbell,
+    *,
+    workers: int = 1,
+    max_attempts: int = 3,
+    estimator: Estimator | None = None,
+    progress: Callable[[int], None] = lambda documents: None,
+) -> Submission:
+    """Submit ``spec``, or continue a submission that was cut off; a job that stands already is only reported.
+
+    Raises ``InputError`` (what cannot be read), ``ModelNotFound``, ``SubmissionStoppedError``, database errors.
+    """
+    corpus = read_corpus(spec.input)
+    first = next(corpus)  # an empty corpus fails here, before there is a job
+    input_hash = fingerprint(spec.input)
+    hashes = stage_hashes(spec)
+    job_id = job_id_of(spec, hashes, input_hash)
+    row = {
+        "id": job_id,
+        "name": spec.name,
+        "state": "submitting",
+        "spec": spec.model_dump(mode="json"),
+        "spec_hash": spec.spec_hash(),
+        "input_hash": input_hash,
+        "stage_hashes": hashes,
+        "output": f"{spec.output.path.rstrip('/')}/{spec.name}-{job_id}",
+        "workers": workers,
+    }
+    with engine.begin() as connection:
+        insert_ignore(connection, Job, [{**row, "created_at": time.time()}])
+        job = connection.execute(select(Job).where(Job.id == job_id)).one()
+    for limit in _budgets(spec):
+        ensure_budget(engine, job_id, limit)
+    if job.submitted_at is not None:
+        return Submission(job_id, False, job.documents, job.collapsed, 0)
+    return _Producer(engine, spec, job, doorbell, max_attempts, estimator, progress).run(chain([first], corpus))
+
+
+def _budgets(spec: JobSpec) -> list[int]:
+    """The limits of the job in micro-dollars: one, where a hosted stage names it."""
+    limits = [stage.budget_usd for stage in spec.stages if isinstance(stage, GenerateSpec) and stage.budget_usd]
+    return [int(Decimal(limit) * 1_000_000) for limit in limits]
+
+
+class _Producer:
+    """One submission in progress. Done again after a kill, it makes the same rows: every insert is harmless twice."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        spec: JobSpec,
+        job: Row[Any],
+        doorbell: Doorbell,
+        max_attempts: int,
+        estimator: Estimator | None,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._engine, self._spec, self._job_id, self._workers = engine, spec, job.id, job.workers
+        self._fs, self._root = resolve_path(job.output)
+        self._doorbell, self._max_attempts, self._progress = doorbell, max_attempts, progress
+        self._stage = build(spec, 0)
+        self._estimator, self._sample = estimator, deque[str](maxlen=SAMPLE)
+        self._next_seq = self._collapsed = self._rejected = self._read = 0
+
+    def run(self, corpus: Iterable[RawDocument | BadRow]) -> Submission:
+        """Read the corpus to its end; shards are worked on from the first one cut."""
+        waiting: deque[Document] = deque()
+        for batch in _batches(corpus):
+            waiting.extend(self._register(batch))
+            self._sample.extend(document.parts.render() for document in islice(waiting, SAMPLE))
+            self._progress(self._next_seq)
+            while len(waiting) > LOOKAHEAD or _characters(waiting) > MAX_CHARACTERS:
+                self._cut_one(waiting)
+        while waiting:
+            self._cut_one(waiting)
+        counts = {"documents": self._next_seq, "collapsed": self._collapsed, "submitted_at": db_now()}
+        if self._estimator is not None:
+            counts["estimate"] = self._estimator(self._next_seq, self._read, list(self._sample))
+        with self._engine.begin() as connection:
+            connection.execute(update(Job).where(Job.id == self._job_id).values(**counts))
+            submitting = update(Job).where(Job.id == self._job_id, Job.state == "submitting")
+            connection.execute(submitting.values(state="running"))
+        return Submission(self._job_id, True, self._next_seq, self._collapsed, self._rejected)
+
+    def _register(self, batch: list[RawDocument | BadRow]) -> list[Document]:
+        """Give new documents their place in the job; collapse repetitions, reject what is malformed or clashes."""
+        documents: list[Document] = []
+        rejections = [_rejection(self._job_id, row) for row in batch if isinstance(row, BadRow)]
+        raws = [(raw, raw.parts.content_hash()) for raw in batch if isinstance(raw, RawDocument)]
+        known = self._known([raw.id or content for raw, content in raws])
+        for raw, content in raws:
+            doc_id = raw.id or content
+            first = known.get(doc_id)
+            if first is None or first.source == raw.source:
+                seq = self._next_seq if first is None else first.seq  # known by this very source: resubmitted
+                self._next_seq = seq + 1
+                document = Document(seq, doc_id, raw.parts, content, raw.source, raw.answer)
+                documents.append(document)
+                known[doc_id] = document
+            elif first.content_hash == content:
+                self._collapsed += 1
+            else:
+                rejections.append(_rejection(self._job_id, _clash(doc_id, first.source, raw.source)))
+        self._rejected += len(rejections)
+        rows = [
+            {"job_id": self._job_id, "seq": d.seq, "doc_id": d.id, "content_hash": d.content_hash, "source": d.source}
+            for d in documents
+        ]
+        with self._engine.begin() as connection:
+            insert_ignore(connection, DocumentRow, [{**row, "status": "pending"} for row in rows])
+            insert_ignore(connection, Rejection, rejections)
+        return documents
+
+    def _known(self, ids: list[str]) -> dict[str, Any]:
+        columns = DocumentRow.doc_id, DocumentRow.seq, DocumentRow.content_hash, DocumentRow.source
+        query = select(*columns).where(DocumentRow.job_id == self._job_id, DocumentRow.doc_id.in_(ids))
+        with reading(self._engine) as connection:
+            return {row.doc_id: row for row in connection.execute(query)}
+
+    def _cut_one(self, waiting: deque[Document]) -> None:
+        """Cut the first shard off ``waiting``: its documents to Parquet, its row to SQL, then the bell."""
+        sizes = ((document, _size(document)) for document in waiting)
+        work = ((document.seq, size, self._stage.work_seconds(size)) for document, size in sizes)
+        most = most_documents(self._next_seq, self._workers)
+        start, stop = next(cut(work, self._spec.stages[0].seconds_per_shard, most))
+        documents = []
+        while waiting and waiting[0].seq < stop:
+            documents.append(waiting.popleft())
+            self._read += _size(documents[-1])
+        path = f"_input/{start}-{stop}.parquet"
+        table = table_from_rows(list(map(_input_row, documents)), INPUT)
+        info = write_part(self._fs, f"{self._root}/{path}", table, INPUT)
+        part = {"job_id": self._job_id, "path": path, "stage": INPUT_STAGE, "start": start, "stop": stop}
+        shard = shard_row(self._job_id, 0, start, stop, self._max_attempts)
+        with self._engine.begin() as connection:
+            state = connection.execute(select(Job.state).where(Job.id == self._job_id)).scalar_one()
+            if state not in ACTIVE:
+                raise SubmissionStoppedError(f"job {self._job_id} was {state} while it was being submitted")
+            insert_ignore(connection, Part, [{**part, "rows": len(documents), "bytes": info.bytes}])
+            insert_ignore(connection, Shard, [shard])
+        self._ring(shard["id"])
+
+    def _ring(self, shard_id: str) -> None:
+        try:
+            self._doorbell.ring(self._job_id, shard_id, self._spec.stages[0].kind, self._spec.priority)
+        except DoorbellSilentError as error:
+            log.warning("shard %s is left to the reaper: %s", shard_id, error)
+            return
+        with self._engine.begin() as connection:
+            this = update(Shard).where(Shard.job_id == self._job_id, Shard.id == shard_id)
+            connection.execute(this.values(rung_at=db_now()))
+
+
+def _batches(rows: Iterable[RawDocument | BadRow]) -> Iterator[list[RawDocument | BadRow]]:
+    batch: list[RawDocument | BadRow] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += _characters_of(row.parts) if isinstance(row, RawDocument) else 0
+        if len(batch) >= BATCH or size >= MAX_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _characters_of(parts: PromptParts) -> int:
+    return len(parts.instruction) + sum(map(len, parts.contexts)) + len(parts.question)
+
+
+def _size(document: Document) -> int:
+    return _characters_of(document.parts)
+
+
+def _characters(documents: Iterable[Document]) -> int:
+    return sum(map(_size, documents))
+
+
+def _input_row(document: Document) -> dict[str, Any]:
+    return {
+        "seq": document.seq,
+        "doc_id": document.id,
+        "content_hash": document.content_hash,
+        "source": document.source,
+        "instruction": document.parts.instruction,
+        "contexts": list(document.parts.contexts),
+        "question": document.parts.question,
+        "answer": document.answer,
+    }
+
+
+def _rejection(job_id: str, row: BadRow) -> dict[str, Any]:
+    place = {"job_id": job_id, "stage": INPUT_STAGE, "source": row.source, "doc_id": row.doc_id}
+    return {**place, "status": "rejected", "code": row.code, "reason": row.reason}
+
+
+def _clash(doc_id: str, first: str, second: str) -> BadRow:
+    reason = f"id {doc_id!r} stands at {first} with other content; this one, at {second}, is left out"
+    return BadRow(second, "clashing_id", reason, doc_id)

@@ -1,0 +1,87 @@
+"""Jobs as a whole: look up, stop, cancel, resume, try the dead again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine, Row, and_, case, delete, null, select, update
+
+from pipeline.storage.shards import ACTIVE, PUBLISH, shard_row
+from pipeline.storage.sql import insert_ignore, reading
+from schemas.tables import DocumentRow, Job, Rejection, Shard
+
+
+class UnknownJobError(ValueError):
+    """No job of this id, or several that begin with it."""
+
+
+def find_job(engine: Engine, job_id: str) -> Row[Any]:
+    """The job whose id is, or begins with, ``job_id``."""
+    with reading(engine) as connection:
+        rows = connection.execute(select(Job).where(Job.id.startswith(job_id, autoescape=True))).all()
+    if len(rows) == 1 and job_id:
+        return rows[0]
+    what = "no job" if not rows else f"{len(rows)} jobs"
+    raise UnknownJobError(f"{what} in this database with an id that begins with {job_id!r}: see contextmill status")
+
+
+def list_jobs(engine: Engine) -> list[Row[Any]]:
+    """All jobs, newest first."""
+    with reading(engine) as connection:
+        return list(connection.execute(select(Job).order_by(Job.created_at.desc())).all())
+
+
+def stop_job(engine: Engine, job_id: str, code: str, reason: str) -> None:
+    """Stop an active job for a reason a person must mend. Its workers hand their shards back within seconds."""
+    _set_state(engine, job_id, ACTIVE, {"state": "stopped", "stop_code": code, "error": reason})
+
+
+def cancel_job(engine: Engine, job_id: str) -> bool:
+    """Stop a job for good, or until it is resumed. What is committed stays. False: it was over already."""
+    return _set_state(engine, job_id, (*ACTIVE, "stopped"), {"state": "cancelled", "stop_code": None, "error": None})
+
+
+def resume_job(engine: Engine, job_id: str) -> bool:
+    """Let a stopped or cancelled job run on from where it was; its open shards wait for their bell again."""
+    state = case((Job.submitted_at.is_(None), "submitting"), else_="running")
+    resumed = {"state": state, "stop_code": None, "error": None}
+    if not _set_state(engine, job_id, ("stopped", "cancelled"), resumed):
+        return False
+    with engine.begin() as connection:
+        pending = and_(Shard.job_id == job_id, Shard.state == "pending")
+        connection.execute(update(Shard).where(pending).values(rung_at=None, not_before=null()))
+    return True
+
+
+def retry_dead(engine: Engine, job_id: str, max_attempts: int) -> int:
+    """Give every dead document new attempts, one shard each; returns their number. Rejected ones stay rejected."""
+    dead = and_(Rejection.job_id == job_id, Rejection.status == "dead")
+    with engine.begin() as connection:
+        query = select(Rejection.stage, DocumentRow.seq).join(
+            DocumentRow, and_(DocumentRow.job_id == Rejection.job_id, DocumentRow.doc_id == Rejection.doc_id)
+        )
+        rows = connection.execute(query.where(dead)).all()
+        for stage, seq in rows:
+            _revive(connection, job_id, stage, seq, max_attempts)
+        connection.execute(delete(Rejection).where(dead))
+        if rows:
+            publication = and_(Shard.job_id == job_id, Shard.id == PUBLISH)
+            connection.execute(delete(Shard).where(publication))
+            running = {"state": "running", "finished_at": None}
+            connection.execute(update(Job).where(Job.id == job_id).values(**running))
+    return len(rows)
+
+
+def _revive(connection: Any, job_id: str, stage: int, seq: int, max_attempts: int) -> None:
+    row = shard_row(job_id, stage, seq, seq + 1, max_attempts)
+    insert_ignore(connection, Shard, [row])
+    again = {"state": "pending", "rung_at": None, "not_before": None, "attempt_limit": Shard.attempt + max_attempts}
+    connection.execute(update(Shard).where(Shard.job_id == job_id, Shard.id == row["id"]).values(**again))
+    where = and_(DocumentRow.job_id == job_id, DocumentRow.seq == seq)
+    connection.execute(update(DocumentRow).where(where).values(status="pending"))
+
+
+def _set_state(engine: Engine, job_id: str, allowed: tuple[str, ...], values: dict[str, Any]) -> bool:
+    with engine.begin() as connection:
+        statement = update(Job).where(Job.id == job_id, Job.state.in_(allowed)).values(**values)
+        return bool(connection.execute(statement).rowcount)

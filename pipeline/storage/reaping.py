@@ -1,0 +1,142 @@
+"""What nobody else would notice: leases whose holder died, shards nobody rang for, jobs with nothing left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, and_, exists, null, or_, select, update
+from sqlalchemy.engine import Connection, Row
+
+from pipeline.storage.shards import ACTIVE, OPEN, PUBLISH, shard_row
+from pipeline.storage.sql import db_now, insert_ignore, reading
+from schemas.tables import DocumentRow, Job, Leader, Rejection, Shard
+
+RING_BATCH = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A shard that waits for its bell."""
+
+    job_id: str
+    shard_id: str
+    kind: str
+    priority: str
+
+
+def lead(engine: Engine, name: str, owner: str, seconds: float) -> bool:
+    """Whether ``owner`` may run the task ``name`` for the next ``seconds``: one holder at a time."""
+    free = or_(Leader.until < db_now(), Leader.owner == owner)
+    with engine.begin() as connection:
+        insert_ignore(connection, Leader, [{"name": name, "owner": owner, "until": 0.0}])
+        statement = update(Leader).where(Leader.name == name, free).values(owner=owner, until=db_now() + seconds)
+        return bool(connection.execute(statement).rowcount)
+
+
+def expire(engine: Engine, owners: Iterable[str] = ()) -> int:
+    """Take back every lease that ran out or whose owner is in ``owners`` (processes known to be dead)."""
+    gone: ColumnElement[bool] = Shard.lease_until < db_now()
+    named = list(owners)
+    if named:
+        gone = or_(gone, Shard.owner.in_(named))
+    freed = {"state": "pending", "owner": None, "lease_until": None, "rung_at": None}
+    with engine.begin() as connection:
+        return connection.execute(update(Shard).where(Shard.state == "leased", gone).values(**freed)).rowcount
+
+
+def owners(engine: Engine) -> list[str]:
+    """Everybody who holds a lease now."""
+    with reading(engine) as connection:
+        rows = connection.execute(select(Shard.owner).where(Shard.state == "leased").distinct())
+        return [owner for (owner,) in rows if owner]
+
+
+def bury(engine: Engine, max_attempts: int) -> int:
+    """Split every spent shard in two, down to the one document that kills its worker, which is recorded as dead."""
+    spent = and_(Shard.state == "pending", Shard.attempt >= Shard.attempt_limit)
+    with engine.begin() as connection:
+        rows = connection.execute(select(Shard).where(spent).with_for_update()).all()
+        for row in rows:
+            _bury_one(connection, row, max_attempts)
+    return len(rows)
+
+
+def _bury_one(connection: Connection, shard: Row[Any], max_attempts: int) -> None:
+    this = and_(Shard.job_id == shard.job_id, Shard.id == shard.id)
+    if shard.id == PUBLISH:
+        reason = f"publishing failed {shard.attempt} times: {shard.error}"
+        stopped = {"state": "stopped", "stop_code": "error", "error": reason}
+        connection.execute(update(Job).where(Job.id == shard.job_id).values(**stopped))
+        connection.execute(update(Shard).where(this).values(attempt_limit=shard.attempt + max_attempts))
+        return
+    if shard.stop - shard.start > 1:
+        middle = (shard.start + shard.stop) // 2
+        halves = [(shard.start, middle), (middle, shard.stop)]
+        rows = [shard_row(shard.job_id, shard.stage, a, b, max_attempts) for a, b in halves]
+        insert_ignore(connection, Shard, rows)
+        connection.execute(update(Shard).where(this).values(state="split"))
+        return
+    connection.execute(update(Shard).where(this).values(state="dead"))
+    _bury_document(connection, shard)
+
+
+def _bury_document(connection: Connection, shard: Row[Any]) -> None:
+    where = and_(DocumentRow.job_id == shard.job_id, DocumentRow.seq == shard.start)
+    document = connection.execute(select(DocumentRow).where(where, DocumentRow.status == "pending")).one_or_none()
+    if document is None:
+        return
+    reason = shard.error or "its worker died each time it was tried (out of memory? a crash in a library?)"
+    row = {
+        "job_id": shard.job_id,
+        "stage": shard.stage,
+        "source": document.source,
+        "doc_id": document.doc_id,
+        "status": "dead",
+        "code": "worker_lost",
+        "reason": f"{reason}; tried {shard.attempt} times",
+    }
+    insert_ignore(connection, Rejection, [row])
+    connection.execute(update(DocumentRow).where(where).values(status="dead"))
+
+
+def unrung(engine: Engine, *, all_pending: bool = False) -> list[Due]:
+    """Pending shards of active jobs that wait for a bell; all pending ones when the broker is known to be empty."""
+    waiting = or_(Shard.rung_at.is_(None), all_pending)  # type: ignore[arg-type]
+    query = (
+        select(Shard.job_id, Shard.id, Shard.stage, Job.spec)
+        .join(Job, Job.id == Shard.job_id)
+        .where(Shard.state == "pending", Shard.attempt < Shard.attempt_limit, waiting, Job.state.in_(ACTIVE))
+        .where(or_(Shard.not_before.is_(None), Shard.not_before <= db_now()))
+        .order_by(Shard.job_id, Shard.stage, Shard.start)
+        .limit(RING_BATCH)
+    )
+    with reading(engine) as connection:
+        return [_due(*row) for row in connection.execute(query)]
+
+
+def _due(job_id: str, shard_id: str, stage: int, spec: dict[str, Any]) -> Due:
+    kinds = [*(entry["kind"] for entry in spec["stages"]), PUBLISH]
+    return Due(job_id, shard_id, kinds[stage], spec["priority"])
+
+
+def mark_rung(engine: Engine, dues: Sequence[Due]) -> None:
+    """Note that these shards were rung for. Rung twice is harmless; never rung is not: this comes after the bell."""
+    with engine.begin() as connection:
+        for due in dues:
+            this = and_(Shard.job_id == due.job_id, Shard.id == due.shard_id, Shard.state == "pending")
+            connection.execute(update(Shard).where(this).values(rung_at=db_now(), not_before=null()))
+
+
+def open_publications(engine: Engine, max_attempts: int) -> int:
+    """Give every running job that has no open shard left its last one, the publication. Returns their number."""
+    some_open = exists(select(Shard.id).where(Shard.job_id == Job.id, Shard.state.in_(OPEN)))
+    published = exists(select(Shard.id).where(Shard.job_id == Job.id, Shard.id == PUBLISH, Shard.state == "done"))
+    with engine.begin() as connection:
+        query = select(Job.id, Job.spec, Job.documents).where(Job.state == "running", ~some_open, ~published)
+        rows = connection.execute(query).all()
+        for job_id, spec, documents in rows:
+            last = shard_row(job_id, len(spec["stages"]), 0, documents, max_attempts) | {"id": PUBLISH}
+            insert_ignore(connection, Shard, [last])
+    return len(rows)

@@ -1,0 +1,151 @@
+"""One shard, from claim to commit. Runs the same under Celery, in a test, or in a notebook."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from sqlalchemy import Engine
+
+from pipeline.lease import Lease
+from pipeline.models import ModelPool
+from pipeline.publishing import publish_job
+from pipeline.reuse import taken_over
+from pipeline.shard_rows import (
+    JobView,
+    Settled,
+    WrittenPart,
+    next_shards,
+    read_documents,
+    rejection_rows,
+    usage_rows,
+    write_rows,
+)
+from pipeline.stages import Halt, Outcome, Refusal, Run, Stage, Stopped, build
+from pipeline.storage import shards
+from pipeline.storage.jobs import stop_job
+from pipeline.storage.parts import delete
+from pipeline.storage.requests import SqlLedger
+from pipeline.storage.shards import PUBLISH, Claim, Commit
+from pipeline.storage.sql import patiently
+from schemas.document import Document
+
+log = logging.getLogger(__name__)
+
+BISECT_FROM = 2  # the attempt from which a failing batch is taken apart; the first failure may be the machine's
+RETRY_SECONDS = 2.0
+
+Ending = Literal["done", "returned", "failed", "halted", "lost"]
+
+
+class DeviceLost(RuntimeError):  # noqa: N818
+    """The accelerator is unusable for the rest of this process: the process must end and another take over."""
+
+
+def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_attempts: int) -> Ending:
+    """Do the claimed shard and commit it; says what became of it. The caller rings for what is pending then.
+
+    Raises only ``DeviceLost``, and what a database raises that stays away: the lease then runs out by itself.
+    """
+    written: WrittenPart | None = None
+    try:
+        job = JobView.load(engine, claim.job_id)
+        if claim.shard_id == PUBLISH:
+            commit = publish_job(engine, claim, job)
+        else:
+            commit, written = _work(engine, claim, job, models, lease, max_attempts)
+    except Stopped:
+        shards.release(engine, claim, error="handed back: its worker was stopping", charge=False)
+        return "returned"
+    except (Halt, OSError) as error:  # OSError: a full disk, a folder gone. No document's fault, and no retry mends it
+        _halt(engine, claim, error)
+        return "halted"
+    except DeviceLost:
+        raise
+    except Exception as error:  # a stage may raise anything: tried again, then bisected
+        log.exception("shard %s of job %s failed", claim.shard_id, claim.job_id)
+        delay, reason = RETRY_SECONDS * claim.attempt, _one_line(error)
+        patiently(lambda: shards.release(engine, claim, error=reason, delay=delay))
+        return "failed"
+    if patiently(lambda: shards.finish(engine, claim, commit)):
+        return "done"
+    if written:
+        delete(written.fs, written.location)
+    return "lost"
+
+
+def _halt(engine: Engine, claim: Claim, error: Halt | OSError) -> None:
+    code = error.code if isinstance(error, Halt) else "error"
+    reason = str(error) if isinstance(error, Halt) else _one_line(error)
+    stop_job(engine, claim.job_id, code, reason)
+    shards.release(engine, claim, error=reason, charge=False)
+
+
+def _work(
+    engine: Engine, claim: Claim, job: JobView, models: ModelPool, lease: Lease, max_attempts: int
+) -> tuple[Commit, WrittenPart | None]:
+    began = time.perf_counter()
+    documents = read_documents(engine, claim, job)
+    ledger = SqlLedger(engine, job.id, claim.stage, claim.attempt)
+    run = Run(models, ledger=ledger, stopping=lease.stopping, progress=lease.progress)
+    settled = _settle(engine, claim, job, documents, run)
+    written = write_rows(claim, job, settled)
+    commit = Commit(
+        seconds=time.perf_counter() - began,
+        documents=len(documents),
+        tokens=lease.done[1],
+        part=written.row if written else None,
+        usage=usage_rows(claim, job, settled, written.row["path"]) if written else (),
+        rejections=rejection_rows(claim, settled),
+        next_shards=next_shards(claim, job, settled, max_attempts),
+        last_stage=job.is_last(claim.stage),
+    )
+    return commit, written
+
+
+def _settle(engine: Engine, claim: Claim, job: JobView, documents: list[Document], run: Run) -> list[Settled]:
+    """An outcome for every document, in order: taken over where an earlier job has it, else by the stage."""
+    kind, stage_hash = job.spec.stages[claim.stage].kind, job.stage_hashes[claim.stage]
+    taken = taken_over(engine, job.id, kind, stage_hash, documents)
+    run.progress(len(taken), 0)
+    fresh = [document for document in documents if document.seq not in taken]
+    stage = build(job.spec, claim.stage)
+    outcomes = _run_bisecting(stage, fresh, run, may_bisect=claim.attempt >= BISECT_FROM) if fresh else []
+    made = dict(zip((document.seq for document in fresh), outcomes, strict=True))
+    return [
+        Settled(document, *taken[document.seq]) if document.seq in taken else Settled(document, made[document.seq])
+        for document in documents
+    ]
+
+
+def _run_bisecting(stage: Stage, documents: Sequence[Document], run: Run, *, may_bisect: bool) -> list[Outcome]:
+    try:
+        outcomes = stage.run(documents, run)
+    except (Stopped, Halt, OSError):
+        raise
+    except Exception as error:  # a stage may raise anything: the point is to find out for which document
+        if _device_lost(error):
+            raise DeviceLost(_one_line(error)) from error
+        if not may_bisect:
+            raise
+        if len(documents) == 1:
+            return [Refusal("failed", _one_line(error), dead=True)]
+        middle = len(documents) // 2
+        halves = documents[:middle], documents[middle:]
+        return [outcome for half in halves for outcome in _run_bisecting(stage, half, run, may_bisect=True)]
+    if len(outcomes) != len(documents):
+        raise RuntimeError(f"{type(stage).__name__} gave {len(outcomes)} outcomes for {len(documents)} documents")
+    return outcomes
+
+
+def _device_lost(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # not imported here: a job without models must not pay for it
+    return torch is not None and isinstance(error, torch.AcceleratorError)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 500 else text[:497] + "..."

@@ -1,0 +1,76 @@
+"""The Celery doorbell: publishes two ids by task name. The producer needs no worker code, and no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+from sqlalchemy import Engine
+
+from pipeline.producer import DoorbellSilentError
+from pipeline.storage.reaping import mark_rung, unrung
+from workers.app import PREFIX, RUN_SHARD, queue_name, queue_names
+
+log = logging.getLogger(__name__)
+
+UNACKED = f"{PREFIX}unacked"  # kombu's hash of delivered, not yet acknowledged messages
+
+
+class BrokerUnreachableError(RuntimeError):
+    """Nobody answers at the broker's address."""
+
+
+class CeleryDoorbell:
+    """Rings by publishing a message of two ids; the documents themselves never pass through Redis."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
+        """Publish. Raises ``DoorbellSilentError`` while the broker is away: a reaper rings later."""
+        queue = queue_name(kind, priority)
+        try:
+            self._app.send_task(RUN_SHARD, args=(job_id, shard_id), queue=queue, routing_key=queue, retry=False)
+        except (OperationalError, redis.RedisError, OSError) as error:
+            raise DoorbellSilentError(f"the broker does not answer: {type(error).__name__}") from error
+
+
+def broker_client(app: Celery) -> redis.Redis:
+    """A plain Redis client on the app's broker, for what kombu has no call for."""
+    url = app.conf.broker_url.replace("redis+socket://", "unix://")
+    return redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+
+
+def backlog(client: redis.Redis) -> int:
+    """Messages waiting or in some worker's hands."""
+    pipe = client.pipeline()
+    for name in queue_names():
+        pipe.llen(f"{PREFIX}{name}")
+    pipe.hlen(UNACKED)
+    return sum(pipe.execute())
+
+
+def ring_all(engine: Engine, doorbell: CeleryDoorbell, *, lost: Callable[[], bool] = lambda: False) -> int:
+    """Ring for every shard that waits for it, and for all pending ones where ``lost()`` says the broker forgot them."""
+    rung = 0
+    while dues := unrung(engine, all_pending=lost()):
+        for due in dues:
+            doorbell.ring(due.job_id, due.shard_id, due.kind, due.priority)
+        mark_rung(engine, dues)
+        rung += len(dues)
+        lost = lambda: False  # noqa: E731
+    return rung
+
+
+def ping(url: str) -> None:
+    """Raise ``BrokerUnreachableError`` unless a broker answers at ``url``; its password stays out of the text."""
+    try:
+        redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5).ping()
+    except (redis.RedisError, ValueError, OSError) as error:
+        place = url.rpartition("@")[2]
+        raise BrokerUnreachableError(
+            f"no broker answers at {place} ({type(error).__name__}): start it, or mend CONTEXTMILL_BROKER_URL"
+        ) from None

