@@ -1,4 +1,4 @@
-"""The summary as the terminal shows it at the end of a run."""
+"""What the terminal shows: the estimate before a run, the summary at its end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.accounting.estimate import Estimate
 from pipeline.accounting.figures import StageFigures, Summary
-from pipeline.accounting.wording import amount, count, duration, money, percent
+from pipeline.accounting.savings import Saving
+from pipeline.accounting.wording import amount, count, duration, money, percent, size
 
 SHOWN = 5
 """Reasons of failure that are named; the report has them all."""
@@ -21,7 +23,8 @@ WIDE = 100
 def print_summary(summary: Summary, console: Console) -> None:
     """Print what became of the documents, tokens and seconds by stage, money saved per price, and where things are."""
     d = summary.documents
-    console.print(_line(f"{summary.name} ", summary.state, f" in {duration(summary.wall_seconds)} ({summary.job_id})"))
+    took = "" if summary.wall_seconds is None else f" in {duration(summary.wall_seconds)}"
+    console.print(_line(f"{summary.name} ", summary.state, f"{took} ({summary.job_id})"))
     if summary.error:
         console.print(Text(summary.error, style="red"))
     parts = [("done", d.done), ("reused", d.reused), ("rejected", d.rejected), ("dead", d.dead)]
@@ -32,10 +35,50 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(Text(f"  {rejection.count:,} {rejection.status} in {rejection.stage}: {rejection.code}"))
     console.print(_stages(summary.stages, console.width >= WIDE))
     if summary.savings:
-        console.print(_savings(summary))
+        console.print(_savings(summary.savings))
     for line in (*_money(summary), *_estimate(summary)):
         console.print(Text(line))
     console.print(_places(summary))
+
+
+def print_estimate(made: Estimate, console: Console) -> None:
+    """Print what ``--dry-run`` expects, before anything is spent."""
+    console.print(Text(f"{made.documents:,} documents, about {count(made.tokens)} tokens"))
+    table = _table("expected", "tokens in", "tokens out", "seconds", "peak memory", "money", "at worst")
+    for stage in made.stages:
+        paid = (stage.expected_microusd, stage.worst_microusd) if stage.hosted else None
+        table.add_row(
+            f"{stage.kind} ({stage.device})",
+            count(stage.tokens_in),
+            count(stage.tokens_out),
+            "unknown" if stage.seconds is None else duration(stage.seconds),
+            size(stage.memory_bytes),
+            *(map(money, paid) if paid else ("-", "-")),
+        )
+    console.print(table)
+    for saving in made.savings:
+        net = f"net {money(saving.net_microusd)} after worker time"
+        console.print(Text(f"saves {money(saving.gross_microusd)} at the price of {saving.target}, {net}"))
+    for note in dict.fromkeys((*made.notes, *(note for stage in made.stages for note in stage.notes))):
+        console.print(Text(f"note: {note}", style="dim"))
+
+
+def print_estimate(made: Estimate, console: Console) -> None:
+    """Print what a job would take: tokens, worker time, peak memory and money, and what each of them rests on."""
+    head = f"{made.documents:,} documents, {made.characters:,} characters, about {made.tokens:,} tokens"
+    console.print(Text(head, style="bold"))
+    table = _table("stage", "tokens in", "tokens out", "on", "worker time", "peak memory", "calls cost", "at most")
+    for stage in made.stages:
+        bill = (money(stage.expected_microusd), money(stage.worst_microusd)) if stage.hosted else ("-", "-")
+        memory = "-" if stage.memory_bytes == 0 else size(stage.memory_bytes)
+        cells = (stage.device, duration(stage.seconds), memory, *bill)
+        table.add_row(stage.kind, count(stage.tokens_in), count(stage.tokens_out), *cells)
+    console.print(table)
+    if made.savings:
+        console.print(_savings(made.savings, "would save at the price of"))
+    notes = [f"{stage.kind}: {note}" for stage in made.stages for note in stage.notes]
+    for note in (*made.notes, *notes):
+        console.print(Text(f"note: {note}", style="dim"))
 
 
 def _line(before: str, state: str, after: str) -> Text:
@@ -77,9 +120,9 @@ def _cost(stage: StageFigures) -> str:
     return money(stage.cost_microusd) + (f" + {stage.unpriced:,} unknown" if stage.unpriced else "")
 
 
-def _savings(summary: Summary) -> Table:
-    table = _table("saved at the price of", "tokens", "gross", "worker time", "net", "pays from")
-    for saving in summary.savings:
+def _savings(savings: Iterable[Saving], heading: str = "saved at the price of") -> Table:
+    table = _table(heading, "tokens", "gross", "worker time", "net", "pays from")
+    for saving in savings:
         style = "" if saving.net_microusd is None else "green" if saving.net_microusd >= 0 else "red"
         table.add_row(
             Text(saving.target),
