@@ -79,7 +79,7 @@ def test_other_vocabularies_keep_special_tokens_and_round_trip(
 def test_same_file_elsewhere_is_converted_once(reference_gguf: Path, settings: Settings, tmp_path: Path) -> None:
     first = resolve(str(reference_gguf), settings)
     written = (first.folder / "model.safetensors").stat().st_mtime_ns
-    second = resolve(shutil.copy(reference_gguf, tmp_path / "other-name.bin"), settings)
+    second = resolve(shutil.copy(str(reference_gguf), str(tmp_path / "other-name.bin")), settings)
     assert (second.folder, second.digest) == (first.folder, first.digest)
     assert (second.folder / "model.safetensors").stat().st_mtime_ns == written
     assert stat.S_IMODE((first.folder / "model.safetensors").stat().st_mode) & stat.S_IRUSR
