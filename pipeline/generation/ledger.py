@@ -74,6 +74,6 @@ class Ledger(Protocol):
         """Take the next free slot of a rate shared by all workers of the job; seconds until it comes."""
         ...
 
-    def money(self) -> tuple[int, int]:
-        """Micro-dollars spent by this job, and its limit."""
+    def money(self) -> tuple[int, int] | None:
+        """Micro-dollars spent by this job, and its limit; ``None`` without a budget."""
         ...

@@ -52,7 +52,6 @@ class HostedShard:
         self.window = Window(spec.concurrency)
         self.ending: Exception | None = None  # why no new call may start
         self.ended = asyncio.Event()
-        self.unaffordable: int | None = None  # the least worst case the budget has no room for any more
         self.failed_in_a_row = 0
         self._thread = ThreadPoolExecutor(1)  # one: SQLite has one writer anyway, and threads would queue at its lock
 
@@ -140,13 +139,19 @@ class HostedShard:
         """Wait for a slot of the rate and for money, then write the call down. False: there is no money for it."""
         text = "\n".join(part for part in (self.spec.system, document.prompt) if part)
         worst = worst_microusd(self.price, self.bound.most(text), self.spec.max_new_tokens)
-        if worst is not None and self.unaffordable is not None and worst >= self.unaffordable:
+        if not await self._affordable(worst):
             return False
         await self._pace(text)
-        grant = await self._money(document, call_id, worst)
-        if grant is Grant.NEVER:
-            self.unaffordable = worst
-        return grant is Grant.SENT
+        return await self._money(document, call_id, worst) is Grant.SENT
+
+    async def _affordable(self, worst: int | None) -> bool:
+        """Whether there may be money for it: asked first, so that no slot of the rate is waited for in vain."""
+        if self.spec.budget_usd is None:
+            return True
+        money = await self._db(self.ledger.money)
+        if money is None or worst is None:
+            raise ValueError("budget_usd is set, and the job has no budget row to hold it: call ensure_budget first")
+        return money[0] + worst <= money[1]
 
     async def _pace(self, text: str) -> None:
         wait = 0.0
@@ -216,7 +221,7 @@ class HostedShard:
         return await asyncio.get_running_loop().run_in_executor(self._thread, action, *args)
 
     def _budget_reached(self, left: int) -> BudgetReached:
-        spent, limit = self.ledger.money()
+        spent, limit = self.ledger.money() or (0, 0)
         return BudgetReached(
             f"budget reached: {_usd(spent)} of {_usd(limit)} dollars are spent and the rest is less than the next call "
             f"may cost; {left} documents of this shard are unanswered. Resume with a higher budget_usd"

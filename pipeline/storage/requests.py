@@ -131,12 +131,16 @@ class SqlLedger:
 
         return patiently(act)
 
-    def money(self) -> tuple[int, int]:
+    def money(self) -> tuple[int, int] | None:
         """See ``Ledger``."""
         query = select(Budget.spent_microusd, Budget.limit_microusd).where(Budget.job_id == self.job_id)
-        with reading(self.engine) as connection:
-            spent, limit = connection.execute(query).one()
-        return int(spent), int(limit)
+
+        def act() -> tuple[int, int] | None:
+            with reading(self.engine) as connection:
+                row = connection.execute(query).one_or_none()
+            return row and (int(row[0]), int(row[1]))
+
+        return patiently(act)
 
     def _end(self, call_id: str, state: str, values: dict[str, Any]) -> None:
         def act() -> None:

@@ -2,7 +2,7 @@
 
 Every call it charges for is one line of its bill, written before the answer leaves. As a process::
 
-    python -m tests.fakes.openai_server --port 0 --bill bill.jsonl --faults '{"429": 0.1, "drop_after": 0.05}'
+    python tests/fakes/openai_server.py --port 0 --bill bill.jsonl --faults '{"429": 0.1, "drop_after": 0.05}'
 
 prints ``{"port": ...}`` once it listens.
 """
@@ -39,6 +39,7 @@ FAULTS = (
     "too_long",  # 400, as for a prompt beyond the window
     "bad_request",
     "filtered",  # billed, finish_reason content_filter
+    "404",  # as for a model nobody knows
     "quota",  # 429 that no waiting mends
 )
 
@@ -86,15 +87,15 @@ class FakeOpenAI:
         self.bodies.append(request)
         if self.api_key is not None and headers.get("authorization") != f"Bearer {self.api_key}":
             echoed = f"Incorrect API key provided: {headers.get('authorization')}"
-            return await _reply(send, 401, {"error": {"message": echoed, "code": "invalid_api_key"}})
+            return await reply(send, 401, {"error": {"message": echoed, "code": "invalid_api_key"}})
         if not path.endswith("/completions"):
-            return await _reply(send, 404, {"error": {"message": f"no {path} here"}})
+            return await reply(send, 404, {"error": {"message": f"no {path} here"}})
         fault = self._fault()
         if fault == "drop_before":
             return _drop(send)
         refused = _refusal(fault)
         if refused:
-            return await _reply(send, *refused)
+            return await reply(send, *refused)
         answer = self._charge(path, headers, request, fault)
         if self.seconds:
             await asyncio.sleep(self.seconds)
@@ -104,10 +105,10 @@ class FakeOpenAI:
             return await _cut(send, json.dumps(answer).encode())
         if fault in ("html", "not_json"):
             page = "<html>502 from the proxy</html>" if fault == "html" else json.dumps(answer)[:-9]
-            return await _reply(send, 200, page)
+            return await reply(send, 200, page)
         if fault in ("no_choices", "no_usage"):
             del answer[fault.removeprefix("no_")]
-        return await _reply(send, 200, answer)
+        return await reply(send, 200, answer)
 
     def _fault(self) -> str:
         if self.script:
@@ -162,12 +163,13 @@ def _refusal(fault: str) -> tuple[int, Any, dict[str, str]] | None:
         "502": (502, "<html>bad gateway</html>"),
         "too_long": (400, {"error": {"message": "too much", "code": "context_length_exceeded"}}),
         "bad_request": (400, {"error": {"message": "I do not like this prompt"}}),
+        "404": (404, {"error": {"message": "no such model", "code": "model_not_found"}}),
         "quota": (429, {"error": {"message": "you have run out of credit", "code": "insufficient_quota"}}),
     }
     return (*known[fault], {}) if fault in known else None
 
 
-async def _reply(send: Any, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+async def reply(send: Any, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
     raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
     kind = "text/html" if isinstance(body, str) else "application/json"
     sent = {"content-type": kind, "content-length": str(len(raw)), **(headers or {})}
@@ -191,7 +193,7 @@ def _drop(send: Any) -> None:
 class Served:
     """A ``FakeOpenAI`` on a free port of this machine, in a thread. ``with Served(fake) as url``."""
 
-    def __init__(self, fake: FakeOpenAI, port: int = 0) -> None:
+    def __init__(self, fake: Any, port: int = 0) -> None:
         self._socket = socket.create_server(("127.0.0.1", port))
         config = uvicorn.Config(fake, lifespan="off", ws="none", http="h11", log_level="critical")
         self._server = uvicorn.Server(config)

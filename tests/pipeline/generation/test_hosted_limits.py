@@ -1,0 +1,221 @@
+"""Rates, retries and deadlines: how a hosted endpoint is treated, and when it is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hosted_rig import documents, fake, generator, new_job, results, rows, run_with, same_bill, start_worker
+from openai_server import Served
+from sqlalchemy import Engine
+
+from pipeline.generation import retries, shard
+from pipeline.generation.pacing import Window
+from pipeline.generation.retries import Failure, Patience, retry_after
+from pipeline.stages import Halt, Refusal
+from pipeline.storage.sql import open_engine
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    made = open_engine(f"sqlite:///{tmp_path}/jobs.db")
+    new_job(made)
+    yield made
+    made.dispose()
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-4", 0.0),
+        ("nan", None),
+        ("inf", None),
+        ("soon", None),
+        ("", None),
+        ("Sun, 22 Nov 2026 16:00:30 GMT", 30.0),
+        ("Sun, 22 Nov 2026 17:00:30 +0100", 30.0),
+        ("Sun Nov 22 16:00:30 2026", 30.0),  # the asctime form, still allowed
+        ("Sun, 22 Nov 2026 15:00:00 GMT", 0.0),
+    ],
+)
+def test_retry_after_in_seconds_and_as_a_date(header: str | None, seconds: float | None) -> None:
+    assert retry_after(header, datetime(2026, 11, 22, 16, 0, 0, tzinfo=UTC)) == seconds
+
+
+def test_waits_are_full_jitter_under_a_doubling_ceiling() -> None:
+    for tries in range(12):
+        waits = []
+        for _ in range(300):
+            patience = Patience(1000.0, 100, tries=tries)
+            waits.append(patience.wait(Failure("server_error", "")) or 0.0)
+        ceiling = min(30.0, 0.5 * 2**tries)
+        assert 0.8 * ceiling < max(waits) <= ceiling
+        assert min(waits) < 0.2 * ceiling
+
+
+def test_what_the_endpoint_asks_for_is_waited_unless_the_deadline_is_nearer() -> None:
+    asked = Failure("rate_limited", "", retry_after=7.0)
+    assert 7.0 <= (Patience(60.0, 5).wait(asked) or 0.0) <= 8.0
+    assert Patience(5.0, 5).wait(asked) is None
+
+
+def test_only_what_another_try_may_mend_is_tried_again() -> None:
+    for code in ("prompt_too_long", "endpoint_error", "refused"):
+        assert Patience(60.0, 5).wait(Failure(code, "")) is None
+    limited, broken = Patience(60.0, 2), Patience(60.0, 2)
+    assert all(limited.wait(Failure("rate_limited", "")) is not None for _ in range(4))
+    assert [broken.wait(Failure("server_error", "")) is None for _ in range(3)] == [False, False, True]
+
+
+def test_the_window_halves_on_a_limit_and_widens_with_answers() -> None:
+    async def act() -> None:
+        window = Window(16)
+        sent = time.monotonic()
+        window.limited(sent)
+        window.limited(sent)  # in flight at the same time: one piece of news, not two
+        assert window.limit == 8
+        window.limited(time.monotonic() + 0.001)
+        assert window.limit == 4
+        for _ in range(5):
+            window.answered()
+        assert 5 <= window.limit < 5.3
+        for _ in range(1000):
+            window.answered()
+        assert window.limit == 16
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+            window.limited(time.monotonic())
+        assert window.limit == 1
+
+    asyncio.run(act())
+
+
+def test_the_window_holds_back_calls() -> None:
+    async def act() -> int:
+        window, now, most = Window(8), 0, 0
+        window.limit = 3.0
+
+        async def call() -> None:
+            nonlocal now, most
+            async with window.slot():
+                now += 1
+                most = max(most, now)
+                await asyncio.sleep(0.01)
+                now -= 1
+
+        await asyncio.gather(*(call() for _ in range(20)))
+        return most
+
+    assert asyncio.run(act()) == 3
+
+
+def test_two_workers_share_one_rate(engine: Engine) -> None:
+    server = fake()
+    with Served(server) as url:
+        began = time.monotonic()
+        workers = [start_worker(str(engine.url), url, 20 * n, 20, requests_per_minute=600) for n in range(2)]
+        assert [json.loads(worker.communicate()[0]) for worker in workers] == [{"done": 20}] * 2
+        seconds = time.monotonic() - began
+    arrivals = sorted(server.arrivals)
+    assert len(arrivals) == 40
+    assert arrivals[-1] - arrivals[0] > 39 * 0.1 - 0.5  # a tenth of a second apart, whoever sends
+    assert seconds < 20
+
+
+def test_tokens_a_minute_are_paced_too(engine: Engine) -> None:
+    server = fake()
+    with Served(server) as url:
+        # about 130 tokens a call by the bound (bytes and frame), at 260 a second
+        results(generator(url, tokens_per_minute=15_600, concurrency=8).run(documents(7), run_with(engine)))
+    assert 2.0 < server.arrivals[-1] - server.arrivals[0] < 5.0
+
+
+def test_waiting_for_a_slot_does_not_use_up_a_documents_time(engine: Engine) -> None:
+    with Served(fake()) as url:
+        asked = generator(url, requests_per_minute=120, deadline_seconds=0.4, concurrency=4)
+        results(asked.run(documents(5), run_with(engine)))
+
+
+def test_retry_after_is_honoured(engine: Engine) -> None:
+    server = fake(script=deque(["429-date", "429"]))
+    with Served(server) as url:
+        results(generator(url).run(documents(1), run_with(engine)))
+    assert len(server.arrivals) == 3
+    assert [row.state for row in rows(engine).values()].count("failed") == 2
+
+
+def test_an_endpoint_that_limits_for_longer_than_the_deadline_leaves_the_document_to_another_day(
+    engine: Engine,
+) -> None:
+    with Served(fake(faults={"429": 1.0})) as url:
+        [made] = generator(url, deadline_seconds=1.0).run(documents(1), run_with(engine))
+    assert isinstance(made, Refusal) and made.code == "rate_limited" and made.dead
+    assert "requests_per_minute" in made.reason
+
+
+def test_a_deadline_covers_all_tries_and_a_slow_answer_may_be_billed(engine: Engine) -> None:
+    server = fake(seconds=30.0)
+    with Served(server) as url:
+        began = time.monotonic()
+        [made] = generator(url, deadline_seconds=0.7).run(documents(1), run_with(engine))
+        assert time.monotonic() - began < 5.0
+    assert isinstance(made, Refusal) and made.code == "no_answer" and made.dead
+    assert len(same_bill(engine, server.bill)) == 1
+
+
+def test_an_unreachable_endpoint_stops_the_job_and_is_named(engine: Engine) -> None:
+    with Served(fake()) as url:
+        pass  # the port was free and is again
+    began = time.monotonic()
+    with pytest.raises(Halt, match=r"127\.0\.0\.1:\d+/v1 cannot be reached.*Check base_url"):
+        generator(url, deadline_seconds=1.0).run(documents(5), run_with(engine))
+    assert time.monotonic() - began < 10.0
+    assert {row.state for row in rows(engine).values()} == {"failed"}  # never sent, never billed
+
+
+def test_an_endpoint_that_comes_up_late_is_waited_for(engine: Engine) -> None:
+    server = fake()
+    with Served(fake()) as url:
+        port = int(url.split(":")[2].split("/")[0])
+    with ExitStack() as serving:
+        timer = threading.Timer(1.0, lambda: serving.enter_context(Served(server, port)))
+        timer.start()
+        results(generator(url, max_retries=0, deadline_seconds=30).run(documents(3), run_with(engine)))
+        timer.join()
+    assert not same_bill(engine, server.bill)
+
+
+def test_many_failures_in_a_row_are_the_endpoints_fault(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
+    server = fake(faults={"500": 1.0})
+    with Served(server) as url, pytest.raises(Halt, match=r"10 documents in a row failed.*the model is on fire"):
+        generator(url, max_retries=1).run(documents(200), run_with(engine))
+    assert len(server.arrivals) < 2 * (shard.FAILED_IN_A_ROW + 8) + 1
+
+
+def test_a_few_failures_are_those_documents_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
+    server = fake(script=deque(["500"] * 9))
+    with Served(server) as url:
+        made = generator(url, max_retries=0, concurrency=1).run(documents(20), run_with(engine))
+    refused = [outcome for outcome in made if isinstance(outcome, Refusal)]
+    assert [(refusal.code, refusal.dead) for refusal in refused] == [("server_error", True)] * 9
+
+
+@pytest.mark.parametrize(("fault", "told"), [("quota", "run out of credit.*balance"), ("404", "Check base_url")])
+def test_what_no_document_can_pass_stops_the_job(engine: Engine, fault: str, told: str) -> None:
+    server = fake(faults={fault: 1.0})
+    with Served(server) as url, pytest.raises(Halt, match=told):
+        generator(url, concurrency=2).run(documents(50), run_with(engine))
+    assert len(server.arrivals) <= 2
