@@ -38,29 +38,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(_savings(summary.savings))
     for line in (*_money(summary), *_estimate(summary)):
         console.print(Text(line))
-    console.print(_places(summary))
-
-
-def print_estimate(made: Estimate, console: Console) -> None:
-    """Print what ``--dry-run`` expects, before anything is spent."""
-    console.print(Text(f"{made.documents:,} documents, about {count(made.tokens)} tokens"))
-    table = _table("expected", "tokens in", "tokens out", "seconds", "peak memory", "money", "at worst")
-    for stage in made.stages:
-        paid = (stage.expected_microusd, stage.worst_microusd) if stage.hosted else None
-        table.add_row(
-            f"{stage.kind} ({stage.device})",
-            count(stage.tokens_in),
-            count(stage.tokens_out),
-            "unknown" if stage.seconds is None else duration(stage.seconds),
-            size(stage.memory_bytes),
-            *(map(money, paid) if paid else ("-", "-")),
-        )
-    console.print(table)
-    for saving in made.savings:
-        net = f"net {money(saving.net_microusd)} after worker time"
-        console.print(Text(f"saves {money(saving.gross_microusd)} at the price of {saving.target}, {net}"))
-    for note in dict.fromkeys((*made.notes, *(note for stage in made.stages for note in stage.notes))):
-        console.print(Text(f"note: {note}", style="dim"))
+    console.print(_places(summary), soft_wrap=True)
 
 
 def print_estimate(made: Estimate, console: Console) -> None:
@@ -77,7 +55,7 @@ def print_estimate(made: Estimate, console: Console) -> None:
     if made.savings:
         console.print(_savings(made.savings, "would save at the price of"))
     notes = [f"{stage.kind}: {note}" for stage in made.stages for note in stage.notes]
-    for note in (*made.notes, *notes):
+    for note in dict.fromkeys((*made.notes, *notes)):
         console.print(Text(f"note: {note}", style="dim"))
 
 
@@ -157,4 +135,4 @@ def _estimate(summary: Summary) -> list[str]:
 def _places(summary: Summary) -> Text:
     places = {"parquet": summary.places.data, "database": summary.places.database, **summary.places.files}
     # One line each and never wrapped: a path is there to be copied.
-    return Text("\n".join(f"{name:<10} {path}" for name, path in places.items()), no_wrap=True, overflow="ignore")
+    return Text("\n".join(f"{name:<10} {path}" for name, path in places.items()))

@@ -132,15 +132,19 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Everything ``report`` prints and the HTML shows about one job."""
+    """Everything ``report`` prints and the HTML shows about one job.
+
+    ``wall_seconds`` runs from the submission to the end, or to now; it is unknown for a job that stands still.
+    """
 
     job_id: str
     name: str
     state: str
+    stop_code: str | None
     error: str | None
     created_at: float
     finished_at: float | None
-    wall_seconds: float
+    wall_seconds: float | None
     workers: int
     documents: Documents
     stages: tuple[StageFigures, ...]

@@ -43,15 +43,15 @@ def _summary(connection: Connection, job: Any, database: str, price_table: Path 
     stages = _stages(connection, job.id, spec)
     created = datetime.fromtimestamp(job.created_at, UTC).date()
     requests = queries.requests(connection, job.id)
-    ended = job.finished_at if job.finished_at is not None else float(connection.execute(select(db_now())).scalar_one())
     return Summary(
         job_id=job.id,
         name=job.name,
         state=job.state,
+        stop_code=job.stop_code,
         error=None if job.error is None else redact(job.error),
         created_at=job.created_at,
         finished_at=job.finished_at,
-        wall_seconds=max(0.0, ended - job.created_at),
+        wall_seconds=_wall(connection, job),
         workers=job.workers,
         documents=documents,
         stages=stages,
@@ -71,6 +71,13 @@ def _summary(connection: Connection, job: Any, database: str, price_table: Path 
         input_hash=job.input_hash,
         stage_hashes=tuple(job.stage_hashes),
     )
+
+
+def _wall(connection: Connection, job: Any) -> float | None:
+    if job.finished_at is None and job.state not in ("submitting", "running"):
+        return None
+    ended = connection.execute(select(db_now())).scalar_one() if job.finished_at is None else job.finished_at
+    return max(0.0, float(ended) - float(job.created_at))
 
 
 def _stages(connection: Connection, job_id: str, spec: JobSpec) -> tuple[StageFigures, ...]:

@@ -34,6 +34,7 @@ def job_values(**changes: Any) -> dict[str, Any]:
         "id": "j1",
         "name": made.name,
         "state": "done",
+        "stop_code": None,
         "error": None,
         "spec": made.model_dump(mode="json"),
         "spec_hash": made.spec_hash(),
@@ -45,6 +46,7 @@ def job_values(**changes: Any) -> dict[str, Any]:
         "collapsed": 0,
         "estimate": None,
         "created_at": CREATED,
+        "submitted_at": CREATED,
         "finished_at": CREATED + 100,
         **changes,
     }

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from accounting_rows import CREATED, PRICE, document, job_values, small_job, spec, usage
+from accounting_rows import CREATED, PRICE, call, document, job_values, small_job, spec, usage
 from sqlalchemy import Engine, insert, update
 from sqlalchemy.orm import Session
 
@@ -138,8 +138,14 @@ def test_a_job_with_nothing_in_it(engine: Engine) -> None:
     assert summary.stages[0].tokens_in_per_second is None
     assert summary.savings[0].gross_microusd == 0
     assert summary.savings[0].break_even is None
-    assert 49 < summary.wall_seconds < 80
+    assert summary.wall_seconds is not None and 49 < summary.wall_seconds < 80
     json.dumps(summary.to_json(), allow_nan=False)
+
+
+def test_a_job_that_stands_still_has_no_wall_time(engine: Engine) -> None:
+    add(engine, Job, [job_values(state="stopped", stop_code="budget", finished_at=None)])
+    summary = summarise(engine, "j1")
+    assert (summary.state, summary.stop_code, summary.wall_seconds) == ("stopped", "budget", None)
 
 
 def test_an_unknown_job_says_so(engine: Engine) -> None:
@@ -233,8 +239,6 @@ def test_a_stored_spec_round_trips(engine: Engine) -> None:
 
 
 def test_open_requests_are_listed_oldest_first(engine: Engine) -> None:
-    from accounting_rows import call
-
     add(engine, Job, [job_values()])
     add(engine, Request, [call(f"r{k}", k, "sent", sent_at=CREATED - k) for k in range(MOST_ROWS + 5)])
     summary = summarise(engine, "j1")
