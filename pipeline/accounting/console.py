@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -95,20 +95,20 @@ def _stages(stages: Iterable[StageFigures], wide: bool) -> Table:
 def _cost(stage: StageFigures) -> str:
     if stage.cost_microusd is None:
         return money(None) if stage.unpriced else "-"
-    return money(stage.cost_microusd) + (f" + {stage.unpriced:,} unknown" if stage.unpriced else "")
+    return f"{'≥ ' if stage.unpriced else ''}{money(stage.cost_microusd)}"
 
 
-def _savings(savings: Iterable[Saving], heading: str = "saved at the price of") -> Table:
-    table = _table(heading, "tokens", "gross", "worker time", "net", "pays from")
+def _savings(savings: Sequence[Saving], heading: str = "saved at the price of") -> Table:
+    """``savings`` is not empty; tokens and worker time are the same at every price."""
+    removed, worker = count(savings[0].tokens_removed), money(savings[0].worker_microusd)
+    table = _table(heading, f"{removed} tokens", f"less {worker} of work", "pays from")
     for saving in savings:
         style = "" if saving.net_microusd is None else "green" if saving.net_microusd >= 0 else "red"
         table.add_row(
             Text(saving.target),
-            count(saving.tokens_removed),
             money(saving.gross_microusd),
-            money(saving.worker_microusd),
             Text(money(saving.net_microusd), style=style),
-            "-" if saving.break_even is None else f"{count(saving.break_even)} tok/s",
+            "-" if saving.break_even is None else f"{count(saving.break_even)} tokens/s",
         )
     return table
 
@@ -118,6 +118,9 @@ def _money(summary: Summary) -> list[str]:
     if summary.budget:
         b = summary.budget
         lines.append(f"budget     {money(b.spent_microusd)} spent of {money(b.limit_microusd)}")
+    unpriced = sum(stage.unpriced for stage in summary.stages)
+    if unpriced:
+        lines.append(f"cost       unknown for {unpriced:,} of the documents, which are not in the sum")
     lost = sum(row.calls for row in summary.requests if row.state == "lost")
     if lost:
         lines.append(f"calls      {lost:,} in flight at a kill; they may have been billed (see the report)")

@@ -27,8 +27,8 @@ CALL_RATE = 50.0
 """Tokens/s that one call to a hosted model writes."""
 COMPRESS_PASSES = 2
 """LLMLingua reads a prompt to rank its demonstrations, then again, segment by segment, to choose tokens."""
-SCORED_ROWS = 2_048
-"""Positions whose logits are held at once while tokens are scored."""
+SCORED_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+"""Logits that are held at once while tokens are scored (``pipeline.compression.scoring``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +102,18 @@ def _local(
     elif shape:
         seconds = _seconds(shape, device, read, write)
         notes = (*notes, "speed scaled from the bundled model's by parameters; the first run measures it")
-    longest = spec.batch_tokens * flow.documents // max(1, flow.tokens)
-    rows = SCORED_ROWS if isinstance(spec, CompressSpec) else max(1, min(flow.documents, longest))
-    memory = footprint(shape, spec.dtype, spec.batch_tokens, min(rows, spec.batch_tokens)) if shape else None
+    memory = footprint(shape, spec.dtype, spec.batch_tokens, _rows(spec, shape, device, flow)) if shape else None
     return StageEstimate(
         index, spec.kind, False, device, flow.tokens, tokens_out, seconds,
         memory.peak if memory else None, memory.weights if memory else None, None, None, None, notes,
     )  # fmt: skip
+
+
+def _rows(spec: CompressSpec | GenerateSpec, shape: Shape, device: str, flow: Flow) -> int:
+    """Positions whose logits are held at once: a slice of a scored batch, or the last one of each row generated."""
+    if isinstance(spec, CompressSpec):
+        return min(spec.batch_tokens, max(1, SCORED_LOGITS[device] // shape.vocabulary))
+    return max(1, min(flow.documents, spec.batch_tokens * flow.documents // max(1, flow.tokens)))
 
 
 def _seconds(shape: Shape, device: str, read: int, write: int) -> float:
