@@ -54,8 +54,8 @@ def snapshot(engine: Engine, job_id: str) -> Snapshot:
     with reading(engine) as connection:
         job = connection.execute(select(Job).where(Job.id == job_id)).one()
         shards = {row.stage: row for row in connection.execute(_shards(job_id))}
-        refused = dict(connection.execute(_refused(job_id)).tuples().all())
-        states = dict(connection.execute(_states(job_id)).tuples().all())
+        refused = {stage: number for stage, number in connection.execute(_refused(job_id))}
+        states = {state: number for state, number in connection.execute(_states(job_id))}
     stages = []
     total = job.documents if job.submitted_at is not None else _known(shards.get(0))
     for index, spec in enumerate(job.spec["stages"]):

@@ -1,0 +1,209 @@
+"""Submitting and working through a job without a broker: what each table and file holds afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from sqlalchemy import Engine, func, select
+
+from pipeline.lease import Lease
+from pipeline.models import ModelPool
+from pipeline.producer import DoorbellSilentError, Submission, submit
+from pipeline.storage import shards
+from pipeline.storage.jobs import cancel_job, find_job, resume_job
+from pipeline.storage.readers import InputError
+from pipeline.storage.reaping import open_publications, unrung
+from pipeline.storage.schema import migrate
+from pipeline.storage.sql import open_engine
+from pipeline.watching import snapshot
+from pipeline.work import work_on
+from schemas.job import JobSpec
+from schemas.tables import DocumentRow, Job, Part, Rejection, Shard, Usage
+
+
+class Bell:
+    """Remembers who rang."""
+
+    def __init__(self, silent: bool = False) -> None:
+        self.rung: list[tuple[str, str, str, str]] = []
+        self.silent = silent
+
+    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
+        if self.silent:
+            raise DoorbellSilentError("away")
+        self.rung.append((job_id, shard_id, kind, priority))
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = open_engine(database_url)
+    migrate(made)
+    yield made
+    made.dispose()
+
+
+def spec_of(tmp_path: Path, rows: list[Any], **changes: Any) -> JobSpec:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    raw = {
+        "input": {"path": str(corpus)},
+        "output": {"path": str(tmp_path / "out")},
+        "stages": [{"kind": "copy"}],
+        **changes,
+    }
+    return JobSpec.model_validate(raw)
+
+
+def work_through(engine: Engine, job_id: str) -> None:
+    """Everything a worker would do, one shard after the other."""
+    models = ModelPool()
+    while True:
+        open_publications(engine, 3)
+        dues = unrung(engine, all_pending=True)
+        if not dues:
+            return
+        for due in dues:
+            claim = shards.claim(engine, due.job_id, due.shard_id, "test", 60.0)
+            assert claim is not None
+            with Lease(engine, claim, lease_seconds=60.0, renew_seconds=15.0) as lease:
+                assert work_on(engine, claim, models, lease, 3) == "done"
+
+
+def count(engine: Engine, table: type[Any], *where: Any) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(select(func.count()).select_from(table).where(*where)).scalar_one())
+
+
+def run(engine: Engine, spec: JobSpec, **options: Any) -> Submission:
+    made = submit(engine, spec, Bell(), **options)
+    work_through(engine, made.job_id)
+    return made
+
+
+def test_a_job_from_corpus_to_data(engine: Engine, tmp_path: Path) -> None:
+    parts = {"instruction": "Add.", "question": "?"}
+    rows = [{"id": f"d{i}", "contexts": ["1+1=2", f"{i}+0={i}"], **parts} for i in range(50)]
+    made = run(engine, spec_of(tmp_path, rows), workers=2)
+    assert (made.created, made.documents, made.rejected) == (True, 50, 0)
+    job = find_job(engine, made.job_id)
+    assert (job.state, job.documents) == ("done", 50)
+    table = pq.read_table(Path(job.output) / "data")
+    assert table["doc_id"].to_pylist() == [f"d{i}" for i in range(50)]
+    assert table["text"][7].as_py() == "Add.\n\n1+1=2\n\n7+0=7\n\n?"
+    assert table.schema.metadata[b"contextmill.job"].decode() == made.job_id
+    assert count(engine, Usage) == count(engine, DocumentRow, DocumentRow.status == "done") == 50
+    assert count(engine, Shard, Shard.stage == 0) >= 8, "four shards for each of two workers"
+    shot = snapshot(engine, made.job_id)
+    assert (shot.stages[0].documents, shot.stages[0].total, shot.shards_open) == (50, 50, 0)
+
+
+def test_usage_names_the_row_of_the_part_that_holds_the_result(engine: Engine, tmp_path: Path) -> None:
+    made = run(engine, spec_of(tmp_path, [{"id": f"d{i}", "text": f"text {i}"} for i in range(9)]))
+    output = Path(find_job(engine, made.job_id).output)
+    with engine.connect() as connection:
+        for usage in connection.execute(select(Usage)):
+            row = pq.read_table(output / usage.part).slice(usage.row, 1).to_pylist()[0]
+            assert (row["seq"], row["content_hash"]) == (usage.seq, usage.content_hash)
+
+
+def test_the_same_job_again_is_only_reported(engine: Engine, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, [{"text": "one"}, {"text": "two"}])
+    first = run(engine, spec)
+    bell = Bell()
+    again = submit(engine, spec.model_copy(update={"name": "other"}), bell)
+    assert (again.job_id, again.created, again.documents, bell.rung) == (first.job_id, False, 2, [])
+
+
+def test_repeated_ids_collapse_or_clash_and_bad_rows_are_recorded(engine: Engine, tmp_path: Path) -> None:
+    same = {"id": "a", "text": "1"}
+    rows = [same, same, {"id": "a", "text": "2"}, "{nope", {"id": "b", "text": ""}]
+    made = run(engine, spec_of(tmp_path, rows))
+    assert (made.documents, made.collapsed, made.rejected) == (1, 1, 3)
+    with engine.connect() as connection:
+        found = {row.code: row for row in connection.execute(select(Rejection))}
+    assert found["clashing_id"].source.endswith("corpus.jsonl:3")
+    assert "corpus.jsonl:1" in found["clashing_id"].reason
+    assert found["invalid_json"].source.endswith("corpus.jsonl:4")
+    assert found["empty"].source.endswith("corpus.jsonl:5")
+    refused = pq.read_table(Path(find_job(engine, made.job_id).output) / "rejections.parquet")
+    assert set(refused["code"].to_pylist()) == {"clashing_id", "invalid_json", "empty"}
+
+
+def test_tomorrow_costs_only_what_is_new(engine: Engine, tmp_path: Path) -> None:
+    rows: list[Any] = [{"id": f"d{i}", "text": f"text {i}"} for i in range(200)]
+    first = run(engine, spec_of(tmp_path, rows))
+    second = run(engine, spec_of(tmp_path, [*rows, {"id": "new", "text": "new"}, {"id": "d0-copy", "text": "text 0"}]))
+    assert second.job_id != first.job_id
+    assert count(engine, Usage, Usage.job_id == second.job_id, Usage.reused_from == first.job_id) == 201
+    assert count(engine, Usage, Usage.job_id == second.job_id, Usage.reused_from.is_(None)) == 1
+    table = pq.read_table(Path(find_job(engine, second.job_id).output) / "data")
+    assert table["doc_id"].to_pylist()[-2:] == ["new", "d0-copy"]
+    assert table["text"].to_pylist()[-1] == "text 0"
+
+
+def test_results_whose_files_are_gone_are_made_again(engine: Engine, tmp_path: Path) -> None:
+    rows: list[Any] = [{"id": f"d{i}", "text": f"text {i}"} for i in range(5)]
+    first = run(engine, spec_of(tmp_path, rows))
+    for part in (Path(find_job(engine, first.job_id).output) / "_parts").iterdir():
+        part.unlink()
+    second = run(engine, spec_of(tmp_path, [*rows, {"text": "new"}]))
+    assert count(engine, Usage, Usage.job_id == second.job_id, Usage.reused_from.is_(None)) == 6
+
+
+def test_a_corpus_that_is_all_refused_still_has_columns(engine: Engine, tmp_path: Path) -> None:
+    made = run(engine, spec_of(tmp_path, ["{nope}", "{nope}"]))
+    table = pq.read_table(Path(find_job(engine, made.job_id).output) / "data")
+    assert table.num_rows == 0
+    assert "doc_id" in table.column_names
+
+
+def test_an_empty_corpus_makes_no_job(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="empty"):
+        submit(engine, spec_of(tmp_path, []), Bell())
+    assert count(engine, Job) == 0
+
+
+def test_a_silent_bell_leaves_the_shards_to_the_reaper(engine: Engine, tmp_path: Path) -> None:
+    made = submit(engine, spec_of(tmp_path, [{"text": "one"}]), Bell(silent=True))
+    assert [due.job_id for due in unrung(engine)] == [made.job_id]
+
+
+def test_a_submission_cut_off_goes_on_and_makes_the_same_rows(engine: Engine, tmp_path: Path) -> None:
+    rows: list[Any] = [{"id": f"d{i}", "text": f"text {i}"} for i in range(40)]
+    spec = spec_of(tmp_path, [*rows, "{bad", {"id": "d0", "text": "clash"}])
+
+    class CutError(Exception):
+        pass
+
+    class Brittle(Bell):
+        def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
+            super().ring(job_id, shard_id, kind, priority)
+            if len(self.rung) == 3:
+                raise CutError
+
+    with pytest.raises(CutError):
+        submit(engine, spec, Brittle(), workers=2)
+    assert 0 < count(engine, Shard) < 8
+    made = submit(engine, spec, Bell(), workers=2)
+    assert made.created
+    work_through(engine, made.job_id)
+    assert count(engine, Usage) == count(engine, DocumentRow, DocumentRow.status == "done") == 40
+    assert count(engine, Rejection) == 2
+    assert count(engine, Part, Part.stage == -1) == count(engine, Shard, Shard.stage == 0)
+
+
+def test_a_cancelled_job_gives_nothing_to_claim_until_it_is_resumed(engine: Engine, tmp_path: Path) -> None:
+    made = submit(engine, spec_of(tmp_path, [{"text": f"{i}"} for i in range(12)]), Bell(), workers=1)
+    assert cancel_job(engine, made.job_id)
+    assert not cancel_job(engine, made.job_id)
+    assert shards.claim(engine, made.job_id, "0-0-3", "test", 60.0) is None
+    assert unrung(engine, all_pending=True) == []
+    assert resume_job(engine, made.job_id)
+    work_through(engine, made.job_id)
+    assert find_job(engine, made.job_id).state == "done"
+    assert not resume_job(engine, made.job_id)
