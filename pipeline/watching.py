@@ -54,8 +54,8 @@ def snapshot(engine: Engine, job_id: str) -> Snapshot:
     with reading(engine) as connection:
         job = connection.execute(select(Job).where(Job.id == job_id)).one()
         shards = {row.stage: row for row in connection.execute(_shards(job_id))}
-        refused = {stage: number for stage, number in connection.execute(_refused(job_id))}
-        states = {state: number for state, number in connection.execute(_states(job_id))}
+        refused = {row.stage: row.number for row in connection.execute(_refused(job_id))}
+        states = {row.state: row.number for row in connection.execute(_states(job_id))}
     stages = []
     total = job.documents if job.submitted_at is not None else _known(shards.get(0))
     for index, spec in enumerate(job.spec["stages"]):
@@ -81,11 +81,15 @@ def _known(row: Any) -> int:
 
 
 def _refused(job_id: str) -> Any:
-    return select(Rejection.stage, func.count()).where(Rejection.job_id == job_id).group_by(Rejection.stage)
+    return (
+        select(Rejection.stage, func.count().label("number"))
+        .where(Rejection.job_id == job_id)
+        .group_by(Rejection.stage)
+    )
 
 
 def _states(job_id: str) -> Any:
-    return select(Shard.state, func.count()).where(Shard.job_id == job_id).group_by(Shard.state)
+    return select(Shard.state, func.count().label("number")).where(Shard.job_id == job_id).group_by(Shard.state)
 
 
 def watch(engine: Engine, job_id: str, pause: float = 0.5) -> Iterator[Snapshot]:
