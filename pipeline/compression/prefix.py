@@ -139,9 +139,9 @@ class Prefixes:
         """One pass over ``feed`` uncached tokens of each row and the segment after them; all but a row's last token
         of its prefix are cached."""
         more = np.zeros_like(feed) if counts is None else counts
-        new = np.arange(int((feed + more).max()))
+        new = np.arange(self._round(int((feed + more).max())))
         cached = self.cached[rows]
-        width = int(cached.max())
+        width = self._round(int(cached.max()))
         ids = np.zeros((len(rows), len(new)), dtype=np.int64)
         columns = np.minimum(cached[:, None] + new, self._ids.shape[1] - 1)
         fed, asked = new < feed[:, None], (new >= feed[:, None]) & (new < (feed + more)[:, None])
@@ -153,10 +153,11 @@ class Prefixes:
         self.cached[rows] = cached + kept
         if segment is None:
             return np.zeros(0, np.float32)
-        before = torch.from_numpy(np.roll(asked, -1, axis=1)).to(self._scorer.device)
-        targets = torch.from_numpy(segment).to(self._scorer.device)
-        nats: NDArray[np.float32] = self._scorer.surprisal(hidden[before], targets).cpu().numpy()
-        return nats
+        return self._scorer.surprisal_at(hidden, np.flatnonzero(asked) - 1, segment)
+
+    def _round(self, columns: int) -> int:
+        """GPU kernels of masked attention want multiples of eight."""
+        return -(-columns // 8) * 8 if self._scorer.device.type == "cuda" else columns
 
     def _run(self, rows: Ints, ids: Ints, cached: Ints, width: int, kept: Ints) -> torch.Tensor:
         """Hidden states ``[rows, new, d]``; the first ``kept`` new columns of each row go to the store."""

@@ -88,8 +88,9 @@ class Preparing:
         fixed = ["" if no else self._fixed(source) for source, no in zip(sources, refused, strict=True)]
         counts, minima = self.target.count(texts), self.target.count(fixed)
         made: list[Prompt | Copied | Refusal] = []
+        (separator,) = self.target.count([SEPARATOR])
         for no, text, count, least in zip(refused, texts, counts, minima, strict=True):
-            made.append(no or self._judge(text, count, least))
+            made.append(no or self._judge(text, count, least, separator))
         work = [place for place, one in enumerate(made) if isinstance(one, Prompt)]
         for place, parts in zip(work, self._parts([sources[place] for place in work]), strict=True):
             blank = made[place]
@@ -97,13 +98,13 @@ class Preparing:
             made[place] = Prompt(parts, blank.original, blank.budget, blank.fixed, blank.separator)
         return made
 
-    def _judge(self, text: str, count: int, least: int) -> Prompt | Copied | Refusal:
+    def _judge(self, text: str, count: int, least: int, separator: int) -> Prompt | Copied | Refusal:
         budget = tokens_asked(count, self.rate, self.target_tokens)
         if budget >= count:
             return Copied(text, count, budget)
         if budget < least:
             return too_small(budget, least)
-        return Prompt((), count, budget, least, self.target.count([SEPARATOR])[0])
+        return Prompt((), count, budget, least, separator)
 
     def _fixed(self, source: PromptParts) -> str:
         """What must stay: the parts that may not be compressed."""
@@ -118,21 +119,33 @@ class Preparing:
             roles.append(("question", not self.compress_question, source.question))
             found += [(place, *role) for role in roles if role[2]]
         texts = [text for *_, text in found]
-        scored = self.scorer.tokenise(texts)
+        scored = [self._some(text, tokens) for text, tokens in zip(texts, self.scorer.tokenise(texts), strict=True)]
         counted = scored if self.same_tokenizer else self.target.tokenise(texts)
+        free = [number for number, (_, _, verbatim, _) in enumerate(found) if not verbatim]
+        units = dict(zip(free, cut([texts[one] for one in free], [scored[one].spans for one in free]), strict=True))
         parts: list[list[Part]] = [[] for _ in sources]
-        for (place, role, verbatim, text), tokens, target in zip(found, scored, counted, strict=True):
-            parts[place].append(self._part(role, text, verbatim, tokens, target))
+        for number, (place, role, verbatim, text) in enumerate(found):
+            first, places = units.get(number, (_WHOLE, _WHOLE))
+            costs = _costs(counted[number], places)
+            parts[place].append(Part(role, text, verbatim, scored[number].ids, first, places, costs))
         return [tuple(one) for one in parts]
 
-    def _part(self, role: Role, text: str, verbatim: bool, tokens: Tokens, target: Tokens) -> Part:
-        if not len(tokens.ids):  # a normaliser may leave nothing of a text; it still has to be kept or removed
-            tokens = Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]]))
-        zero = np.zeros(1, np.int64)
-        first, places = (zero, zero) if verbatim else cut(text, tokens.spans)
-        begins = np.concatenate([[0], np.maximum.accumulate(target.spans[:, 1])[:-1]]) if len(target.ids) else zero[:0]
-        units = np.searchsorted(places, begins, side="right") - 1
-        return Part(role, text, verbatim, tokens.ids, first, places, np.bincount(units, minlength=len(places)))
+    def _some(self, text: str, tokens: Tokens) -> Tokens:
+        """A normaliser may leave nothing of a text; it still has to be kept or removed, so one token stands for it."""
+        if len(tokens.ids):
+            return tokens
+        return Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]]))
+
+
+_WHOLE = np.zeros(1, np.int64)
+
+
+def _costs(tokens: Tokens, places: Ints) -> Ints:
+    """Tokens that begin in each of the units that begin at ``places``."""
+    if not len(tokens.ids):
+        return np.zeros(len(places), np.int64)
+    begins = np.concatenate([[0], np.maximum.accumulate(tokens.spans[:, 1])[:-1]])
+    return np.bincount(np.searchsorted(places, begins, side="right") - 1, minlength=len(places))
 
 
 def too_small(budget: int, least: int) -> Refusal:

@@ -59,6 +59,13 @@ class Scorer:
             found.append(torch.logsumexp(logits, -1) - logits.gather(-1, targets[first : first + rows, None])[:, 0])
         return torch.cat(found)
 
+    def surprisal_at(self, hidden: torch.Tensor, places: Ints, targets: Ints) -> NDArray[np.float32]:
+        """``surprisal`` of ``targets`` after the ``places`` of ``hidden`` ``[rows, tokens, d]``, counted row by row."""
+        # Places, not a mask: a mask would make the device report how many there are before work goes on.
+        states = hidden.flatten(0, 1)[torch.from_numpy(places).to(self.device)]
+        nats: NDArray[np.float32] = self.surprisal(states, torch.from_numpy(targets).to(self.device)).cpu().numpy()
+        return nats
+
     @torch.inference_mode()
     def mean_surprisal(self, texts: Sequence[Ints], check: Callable[[], None] = lambda: None) -> Floats:
         """The logarithm of each text's perplexity: mean nats over its tokens. A text begins with a start token.
@@ -84,10 +91,8 @@ class Scorer:
         ids = padded(np.concatenate([window.ids for _, window in entries]), lengths)
         place = np.arange(ids.shape[1])
         wanted = (place >= scored[:, None]) & (place < lengths[:, None])
-        tokens = torch.from_numpy(ids).to(self.device)
-        hidden = self.trunk(input_ids=tokens, use_cache=False).last_hidden_state
-        mask = torch.from_numpy(wanted).to(self.device)
-        nats = self.surprisal(hidden[:, :-1][mask[:, 1:]], tokens[mask]).cpu().numpy()
+        hidden = self.trunk(input_ids=torch.from_numpy(ids).to(self.device), use_cache=False).last_hidden_state
+        nats = self.surprisal_at(hidden, np.flatnonzero(wanted) - 1, ids[wanted])
         rows = np.repeat(np.arange(len(entries)), lengths - scored)
         sums: list[float] = np.bincount(rows, weights=nats, minlength=len(entries)).tolist()
         return sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,10 +68,12 @@ class Tokenising:
             encodings = self.tokenizer.backend_tokenizer.encode_batch(
                 [pieces[place][2] for place in group], add_special_tokens=False
             )
-            for place, encoding in zip(group, encodings, strict=True):
-                index, start, _ = pieces[place]
-                spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-                yield index, start, Tokens(np.array(encoding.ids, dtype=np.int64), spans)
+            ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), np.int64)
+            ends = chain.from_iterable(chain.from_iterable(one.offsets for one in encodings))
+            spans = np.fromiter(ends, np.int64, 2 * len(ids)).reshape(-1, 2)
+            bounds = np.cumsum([len(one) for one in encodings])[:-1]
+            for place, some, where in zip(group, np.split(ids, bounds), np.split(spans, bounds), strict=True):
+                yield *pieces[place][:2], Tokens(some, where)
 
 
 def _pieces(text: str) -> Iterator[tuple[int, str]]:

@@ -17,7 +17,7 @@ SMALL = Tokenising(tokenizer_of(500))
 
 
 def units_of(text: str) -> list[str]:
-    first, places = cut(text, SMALL.tokenise([text])[0].spans)
+    ((first, places),) = cut([text], [SMALL.tokenise([text])[0].spans])
     assert len(first) == len(places)
     return [text[a:b] for a, b in zip(places, [*places[1:], len(text)], strict=True)]
 
@@ -41,7 +41,7 @@ def test_units_are_words(text: str, units: list[str]) -> None:
 @pytest.mark.parametrize("text", ["a" * 5000, "e" + "\u0301" * 300, "{" * 300, "1" * 300, "\u200d" * 300, "🇩🇪" * 90])
 def test_no_unit_is_endless(text: str) -> None:
     tokens = SMALL.tokenise([text])[0]
-    first, _ = cut(text, tokens.spans)
+    ((first, _),) = cut([text], [tokens.spans])
     assert np.diff([*first, len(tokens.ids)]).max() <= 2 * MAX_TOKENS
 
 
@@ -58,6 +58,16 @@ def test_units_cover_any_text(text: str) -> None:
     units = units_of(text)
     assert "".join(units) == text
     assert all(units)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=60), min_size=2, max_size=5))
+def test_texts_are_cut_together_as_they_are_alone(texts: list[str]) -> None:
+    spans = [SMALL.tokenise([text])[0].spans for text in texts]
+    for text, (first, places), span in zip(texts, cut(texts, spans), spans, strict=True):
+        ((alone_first, alone_places),) = cut([text], [span])
+        assert first.tolist() == alone_first.tolist()
+        assert places.tolist() == alone_places.tolist()
 
 
 @settings(max_examples=100, deadline=None)
