@@ -15,7 +15,7 @@ from schemas.settings import Settings
 from schemas.stage import GenerateSpec
 
 CHARACTERS_PER_TOKEN = 4
-CPU_TOKENS = (800.0, 80.0)  # read and written per second, 135M parameters, two cores, a batch at a time
+CPU_TOKENS = (800.0, 100.0)  # read and written per second, 135M parameters, two cores, a batch at a time
 GPU_TOKENS = (100_000.0, 1_000.0)
 CALL_TOKENS = 50.0  # written per second by one call to a hosted model
 
