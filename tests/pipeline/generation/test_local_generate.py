@@ -14,11 +14,13 @@ import torch
 from transformers import GenerationConfig
 
 from pipeline.generation.ending import end_tokens
+from pipeline.generation.local import Generation, LocalGenerator, Prompt
 from pipeline.models import ModelPool
 from pipeline.stages import Halt, Outcome, Refusal, Result, Run, Stopped, build
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
 from schemas.records import STAGE_FIELDS
+from schemas.stage import GenerateSpec
 
 ARCHITECTURES = ["llama", "gpt_neox", "gpt2"]
 TEXTS = [
@@ -154,21 +156,25 @@ def test_empty_prompts_are_refused_and_the_rest_answered(models: dict[str, Path]
     assert run_stage(models["llama"], run, []) == []
 
 
-def test_stop_strings_across_tokens_are_cut_off(models: dict[str, Path], pool: ModelPool) -> None:
-    """Every substring of three characters of a free answer, as the stop string: the text ends just before it."""
-    run, folder = Run(pool), models["llama"]
-    free = answers(folder, run, DOCUMENTS[:1], max_new_tokens=16)[0]
-    tokenizer = pool.causal_lm(str(folder)).tokenizer
+def test_stop_strings_across_tokens_end_the_answer_at_once(models: dict[str, Path], pool: ModelPool) -> None:
+    """Every three characters of a free answer as the stop string: no token more is made, the text ends before it."""
+    loaded, run = pool.causal_lm(str(models["llama"])), Run(pool)
+    prompt = Prompt(loaded.tokenizer(TEXTS[0])["input_ids"], new_tokens=16)
+
+    def generate(*stop: str) -> Generation:
+        spec = GenerateSpec(kind="generate", stop=stop)
+        return LocalGenerator(loaded, spec, run).generate([prompt])[0]
+
+    free = generate()
+    so_far = [loaded.tokenizer.decode(free.tokens[: count + 1]) for count in range(len(free.tokens))]
     spanning = 0
-    for at in range(len(free["generated"]) - 2):
-        stop = free["generated"][at : at + 3]
-        if "\ufffd" in stop:
+    for stop in {free.text[at : at + 3] for at in range(len(free.text) - 2)}:
+        if "\ufffd" in stop:  # half a character, which the next token completes
             continue
-        row = answers(folder, run, DOCUMENTS[:1], max_new_tokens=16, stop=[stop, "never said"])[0]
-        assert row["generated"] == free["generated"][: free["generated"].index(stop)], stop
-        assert row["finish_reason"] == "stop"
-        assert row["tokens_generated"] <= free["tokens_generated"]
-        spanning += len(tokenizer(stop)["input_ids"]) > 1
+        made = generate(stop, "never said")
+        assert (made.text, made.finish_reason) == (free.text[: free.text.index(stop)], "stop")
+        assert len(made.tokens) == 1 + next(count for count, text in enumerate(so_far) if stop in text)
+        spanning += all(stop not in loaded.tokenizer.decode(token) for token in free.tokens)
     assert spanning > 5
 
 
