@@ -36,7 +36,7 @@ def kinds_of(text: str) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
 
 def last_kept(values: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[Any]:
     """For every place the value at the nearest wanted place at or before it; 0 where there is none."""
-    places = np.maximum.accumulate(np.where(wanted, np.arange(len(values)), -1))
+    places = np.maximum.accumulate(np.where(wanted, np.arange(len(values), dtype=np.int32), np.int32(-1)))
     return np.where(places >= 0, values[np.maximum(places, 0)], 0)
 
 

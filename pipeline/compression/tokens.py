@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -49,11 +50,34 @@ class Tokenising:
         """Tokens of each whole text."""
         counts: list[int] = []
         for group in _groups([len(text) for text in texts]):
-            encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(
-                [texts[place] for place in group], add_special_tokens=False
-            )
-            counts += [len(encoding) for encoding in encodings]
+            some = [texts[place] for place in group]
+            counts += [self._count_long(some[0])] if len(some[0]) > 8 * PIECE else self._count_batch(some)
         return counts
+
+    def _count_batch(self, texts: list[str]) -> list[int]:
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
+
+    def _count_long(self, text: str) -> int:
+        """The tokens of a text of megabytes, piece by piece where that is sure to give the same, for memory's sake.
+
+        A piece ends before white space where the tokenizer, started there, gives the very tokens that it gives for
+        the rest of the piece: what stands before does not matter then. Where no such place is found (one endless
+        word; a tokenizer that marks the start of a text) the text is counted at once.
+        """
+        total = start = 0
+        while len(text) - start > 2 * PIECE:
+            piece = text[start : start + PIECE]
+            (tokens,) = self.tokenise([piece])
+            begins = {int(place): number for number, place in enumerate(tokens.spans[:, 0])}
+            for cut in _spaces(piece, len(piece) * 3 // 4):
+                number = begins.get(cut)
+                if number is not None and np.array_equal(self.tokenise([piece[cut:]])[0].ids, tokens.ids[number:]):
+                    break
+            else:
+                return self._count_batch([text])[0]
+            total, start = total + number, start + cut
+        return total + self._count_batch([text[start:]])[0]
 
     def start_id(self) -> int:
         """The token a text is scored after when nothing else stands before it: BOS, else EOS, else a line break."""
@@ -87,6 +111,12 @@ def _pieces(text: str) -> Iterator[tuple[int, str]]:
         start = end
     if start < len(text):
         yield start, text[start:]
+
+
+def _spaces(text: str, before: int) -> Iterator[int]:
+    """The last 32 places before ``before`` where white space follows something else, the last first."""
+    found = [one.start() + 1 for one in re.finditer(r"\S\s", text[max(0, before - 4096) : before])]
+    return (place + max(0, before - 4096) for place in found[:-33:-1])
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[range]:

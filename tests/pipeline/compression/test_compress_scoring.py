@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.compression import scoring
 from pipeline.compression.iterative import Stream, rank, segment_of
 from pipeline.compression.memory import in_halves
+from pipeline.compression.prefix import Prefixes
 from pipeline.compression.scoring import Scorer, packed, windows_of
 from pipeline.models import ModelPool
 
@@ -109,8 +110,12 @@ def by_hand(scorer: Scorer, pool: ModelPool, one: Stream) -> tuple[list[float], 
 LENGTHS = [(150, 3), (40, 60), (8, 1), (300, 1), (90, 200), (1, 1)]
 
 
-def test_iterations_of_a_batch_equal_algorithm_2_by_hand(scorer: Scorer, pool: ModelPool) -> None:
-    """Among them prefixes and streams that outgrow the window of 256 tokens."""
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_iterations_of_a_batch_equal_algorithm_2_by_hand(
+    scorer: Scorer, pool: ModelPool, monkeypatch: pytest.MonkeyPatch, multiple: int
+) -> None:
+    """Among them prefixes and streams that outgrow the window of 256 tokens; columns padded as on a GPU or not."""
+    monkeypatch.setattr(Prefixes, "_round", lambda self, columns: -(-columns // multiple) * multiple)
     streams = [stream(length, seed, start, rate=0.3 + 0.1 * seed) for seed, (length, start) in enumerate(LENGTHS)]
     for one, margin in zip(streams, rank(scorer, streams, 30, lambda: None), strict=True):
         scores, kept = by_hand(scorer, pool, one)

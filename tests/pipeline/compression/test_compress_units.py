@@ -10,6 +10,7 @@ from compress_models import tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.compression import tokens as tokens_module
 from pipeline.compression.tokens import PIECE, Tokenising
 from pipeline.compression.units import MAX_TOKENS, cut
 
@@ -89,3 +90,32 @@ def test_counts_come_in_order_of_the_texts() -> None:
     texts = ["a", "", "the lazy dog" * PIECE, "b c"]
     assert SMALL.count(texts) == [SMALL.count([text])[0] for text in texts]
     assert SMALL.count([""]) == [0]
+
+
+SNIPPETS = ["lazy dog ", "word.\n\n", "x" * 30, "12*3", "  ", "你好", "é", "\u0301", "<s>"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(SNIPPETS), max_size=90))
+def test_long_texts_are_counted_exactly_in_pieces(snippets: list[str]) -> None:
+    text = "".join(snippets)
+    whole = len(SMALL.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens_module, "PIECE", 12)
+        assert SMALL.count([text]) == [whole]
+
+
+def test_a_long_text_is_never_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "the lazy dog runs " * 200
+    whole = SMALL.count([text])
+    monkeypatch.setattr(tokens_module, "PIECE", 64)
+    longest: list[int] = []
+    real = Tokenising._count_batch
+
+    def watched(self: Tokenising, texts: list[str]) -> list[int]:
+        longest.extend(map(len, texts))
+        return real(self, texts)
+
+    monkeypatch.setattr(Tokenising, "_count_batch", watched)
+    assert SMALL.count([text]) == whole
+    assert max(longest) <= 128
