@@ -29,7 +29,7 @@ NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "Unsupp
 OUR_SETTINGS = frozenset(
     {"model", "temperature", "top_p", "top_k", "seed", "stop", "max_tokens", "max_completion_tokens"}
 )
-TOO_LONG = re.compile(r"context[ _](length|size|window)|too (long|many tokens)|maximum.{0,20}tokens", re.IGNORECASE)
+TOO_LONG = re.compile(r"context[ _](length|size|window)|too (long|many tokens)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class Endpoint:
         # A gateway's error says nothing of the model behind it, which may have answered and been paid for.
         billed = status in (502, 504) or status >= 520
         wait = retry_after(error.response.headers.get("retry-after"))
-        return self._failure(_code(status, body, detail), detail, billed=billed, wait=wait)
+        return self._failure(code_of(status, body, detail), detail, billed=billed, wait=wait)
 
     def _disconnected(self, error: openai.APIConnectionError) -> Failure:
         cause = type(error.__cause__).__name__
@@ -174,7 +174,8 @@ class Endpoint:
         return text
 
 
-def _code(status: int, body: dict[str, Any], detail: str) -> Code:
+def code_of(status: int, body: dict[str, Any], detail: str) -> Code:
+    """What an error status means; ``body`` is the error object as OpenAI words it, ``detail`` its text."""
     if status == 429:
         # "insufficient_quota" is an unpaid bill: no waiting mends it.
         return "refused" if body.get("code") == "insufficient_quota" else "rate_limited"

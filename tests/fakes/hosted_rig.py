@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from openai_server import FakeOpenAI
 from pydantic import SecretStr
 from sqlalchemy import Engine, insert, select
 
@@ -87,10 +86,6 @@ def same_bill(engine: Engine, bill: Sequence[dict[str, Any]]) -> set[str]:
     assert rest <= set(lost), "billed, and neither paid nor listed as lost"
     assert all(lost[call_id].reserved_microusd >= billed[call_id]["cost_microusd"] for call_id in rest)
     return rest
-
-
-def fake(**settings: Any) -> FakeOpenAI:
-    return FakeOpenAI(**settings)
 
 
 def start_worker(database: str, url: str, start: int, number: int, **settings: Any) -> subprocess.Popen[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosted_rig import documents, fake, generator, new_job, results, rows, run_with, same_bill
-from openai_server import Served
+from hosted_rig import documents, generator, new_job, results, rows, run_with, same_bill
+from openai_server import FakeOpenAI, Served
 from sqlalchemy import Engine
 
 from pipeline.generation.endpoint import Malformed, read_answer
@@ -29,7 +29,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def test_answers_come_in_order_with_their_tokens_and_costs(engine: Engine) -> None:
-    server, seen = fake(seconds=0.01), []
+    server, seen = FakeOpenAI(seconds=0.01), []
     with Served(server) as url:
         run = run_with(engine, progress=lambda done, tokens: seen.append((done, tokens)))
         made = results(generator(url, concurrency=4).run(documents(20), run))
@@ -52,7 +52,7 @@ def test_answers_come_in_order_with_their_tokens_and_costs(engine: Engine) -> No
 def test_seconds_are_shared_by_tokens(engine: Engine) -> None:
     long = PromptParts(contexts=("word " * 500,))
     pair = [*documents(1), Document(1, "long", long, long.content_hash())]
-    with Served(fake(seconds=0.1)) as url:
+    with Served(FakeOpenAI(seconds=0.1)) as url:
         short, wordy = results(generator(url, concurrency=1).run(pair, run_with(engine)))
     ratio = (wordy.tokens_in + wordy.tokens_out) / (short.tokens_in + short.tokens_out)
     assert wordy.seconds / short.seconds == pytest.approx(ratio)
@@ -60,7 +60,7 @@ def test_seconds_are_shared_by_tokens(engine: Engine) -> None:
 
 
 def test_a_chat_request_says_what_the_job_says(engine: Engine) -> None:
-    server = fake()
+    server = FakeOpenAI()
     with Served(server) as url:
         asked = generator(url, system="Be brief.", temperature=0.7, top_p=0.9, top_k=5, stop=["END"], max_new_tokens=9)
         asked.run(documents(2), run_with(engine))
@@ -73,7 +73,7 @@ def test_a_chat_request_says_what_the_job_says(engine: Engine) -> None:
 
 
 def test_a_plain_completion_sends_the_bare_prompt(engine: Engine) -> None:
-    server = fake()
+    server = FakeOpenAI()
     with Served(server) as url:
         made = results(generator(url, chat=False).run(documents(1), run_with(engine)))
     assert server.bodies == [
@@ -84,7 +84,7 @@ def test_a_plain_completion_sends_the_bare_prompt(engine: Engine) -> None:
 
 
 def test_an_answer_ends_at_its_length_or_its_stop_string(engine: Engine) -> None:
-    with Served(fake()) as url:
+    with Served(FakeOpenAI()) as url:
         short = results(generator(url, max_new_tokens=3).run(documents(1), run_with(engine)))
         cut = results(generator(url, stop=[" is "]).run(documents(1, start=1), run_with(engine)))
     assert (short[0].fields["generated"], short[0].fields["finish_reason"]) == ("the answer is", "length")
@@ -93,7 +93,7 @@ def test_an_answer_ends_at_its_length_or_its_stop_string(engine: Engine) -> None
 
 def test_cached_tokens_cost_less_and_are_counted_once(engine: Engine) -> None:
     # gpt-4o: 2.50, 1.25 and 10 dollars a million: fractions of a micro-dollar, rounded once per call
-    server = fake(cached=True, prices=(2_500_000, 1_250_000, 10_000_000))
+    server = FakeOpenAI(cached=True, prices=(2_500_000, 1_250_000, 10_000_000))
     with Served(server) as url:
         made = results(generator(url, model="gpt-4o").run(documents(5), run_with(engine)))
     assert {result.fields["tokens_cached"] for result in made} == {line["tokens_cached"] for line in server.bill}
@@ -102,7 +102,7 @@ def test_cached_tokens_cost_less_and_are_counted_once(engine: Engine) -> None:
 
 
 def test_an_unknown_price_is_unknown_not_zero(engine: Engine) -> None:
-    with Served(fake()) as url:
+    with Served(FakeOpenAI()) as url:
         made = results(generator(url, model="nobodys-model").run(documents(1), run_with(engine)))
     assert made[0].cost_microusd is None and made[0].price is None and made[0].fields["cost_usd"] is None
     assert [(row.cost_microusd, row.reserved_microusd) for row in rows(engine, "done").values()] == [(None, None)]
@@ -113,7 +113,7 @@ def test_an_unknown_price_is_unknown_not_zero(engine: Engine) -> None:
     [("too_long", "prompt_too_long"), ("bad_request", "endpoint_error"), ("filtered", "content_filter")],
 )
 def test_a_document_the_endpoint_will_not_answer_is_refused_at_once(engine: Engine, fault: str, code: str) -> None:
-    server = fake(script=deque([fault]))
+    server = FakeOpenAI(script=deque([fault]))
     with Served(server) as url:
         made = generator(url, concurrency=1).run(documents(2), run_with(engine))
     assert isinstance(made[0], Refusal) and (made[0].code, made[0].dead) == (code, False)
@@ -124,7 +124,7 @@ def test_a_document_the_endpoint_will_not_answer_is_refused_at_once(engine: Engi
 
 @pytest.mark.parametrize("fault", ["html", "not_json", "no_choices", "no_usage"])
 def test_garbage_is_retried_then_refused_and_every_call_of_it_may_be_billed(engine: Engine, fault: str) -> None:
-    server = fake(script=deque([fault] * 3))
+    server = FakeOpenAI(script=deque([fault] * 3))
     with Served(server) as url:
         made = generator(url, max_retries=2, concurrency=1).run(documents(2), run_with(engine))
     assert isinstance(made[0], Refusal) and made[0].code == "bad_response" and made[0].dead
@@ -136,7 +136,7 @@ def test_garbage_is_retried_then_refused_and_every_call_of_it_may_be_billed(engi
 
 
 def test_an_empty_prompt_is_not_paid_for(engine: Engine) -> None:
-    server = fake()
+    server = FakeOpenAI()
     blank = Document(0, "d0", PromptParts(contexts=(" \n",)), "00")
     with Served(server) as url:
         made = generator(url).run([blank], run_with(engine))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai_server
@@ -16,7 +17,6 @@ import pytest
 from hosted_rig import (
     JOB,
     documents,
-    fake,
     generator,
     new_job,
     results,
@@ -26,7 +26,8 @@ from hosted_rig import (
     start_worker,
     wait_for,
 )
-from openai_server import Served
+from openai_server import FakeOpenAI, Served
+from servers import PostgresServer
 from sqlalchemy import Engine
 
 from pipeline.generation import shard
@@ -52,7 +53,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_bill_and_ledger_agree_under_errors_and_broken_connections(engine: Engine, seed: int) -> None:
-    server = fake(faults=TROUBLE, seed=seed, seconds=0.005)
+    server = FakeOpenAI(faults=TROUBLE, seed=seed, seconds=0.005)
     with Served(server) as url:
         made = results(generator(url, max_retries=20).run(documents(120), run_with(engine)))
     unseen = same_bill(engine, server.bill)
@@ -77,7 +78,7 @@ def test_bill_and_ledger_agree_under_errors_and_broken_connections(engine: Engin
     ],
 )
 def test_what_each_broken_call_is_called(engine: Engine, fault: str, state: str, billed: int) -> None:
-    server = fake(script=deque([fault]))
+    server = FakeOpenAI(script=deque([fault]))
     with Served(server) as url:
         results(generator(url).run(documents(1), run_with(engine)))
     [broken] = rows(engine, "failed", "lost").values()
@@ -88,7 +89,7 @@ def test_what_each_broken_call_is_called(engine: Engine, fault: str, state: str,
 
 
 def test_a_second_attempt_takes_the_answers_that_were_paid_for(engine: Engine) -> None:
-    server = fake()
+    server = FakeOpenAI()
     with Served(server) as url:
         first = results(generator(url).run(documents(10), run_with(engine)))
         again = results(generator(url).run(documents(12), run_with(engine, attempt=2)))
@@ -99,7 +100,7 @@ def test_a_second_attempt_takes_the_answers_that_were_paid_for(engine: Engine) -
 
 
 def test_a_refusal_that_was_paid_for_is_not_paid_for_again(engine: Engine) -> None:
-    server = fake(script=deque(["filtered"]))
+    server = FakeOpenAI(script=deque(["filtered"]))
     with Served(server) as url:
         for attempt in (1, 2):
             [made] = generator(url).run(documents(1), run_with(engine, attempt=attempt))
@@ -108,7 +109,7 @@ def test_a_refusal_that_was_paid_for_is_not_paid_for_again(engine: Engine) -> No
 
 
 def test_answers_can_be_forgotten_and_their_bills_stay(engine: Engine) -> None:
-    with Served(fake()) as url:
+    with Served(FakeOpenAI()) as url:
         generator(url).run(documents(3), run_with(engine))
     before = calls(engine, JOB)
     assert forget_responses(engine, JOB) == 3
@@ -117,7 +118,7 @@ def test_answers_can_be_forgotten_and_their_bills_stay(engine: Engine) -> None:
 
 
 def test_a_killed_worker_pays_twice_at_most_for_what_was_in_flight(engine: Engine) -> None:
-    server, concurrency = fake(seconds=0.05), 6
+    server, concurrency = FakeOpenAI(seconds=0.05), 6
     with Served(server) as url:
         worker = start_worker(str(engine.url), url, 0, 100, concurrency=concurrency)
         wait_for(lambda: len(server.bill) >= 30)
@@ -135,7 +136,7 @@ def test_a_killed_worker_pays_twice_at_most_for_what_was_in_flight(engine: Engin
 
 
 def test_a_stopping_worker_starts_no_call_and_keeps_those_it_began(engine: Engine) -> None:
-    server, stop = fake(seconds=0.4), threading.Event()
+    server, stop = FakeOpenAI(seconds=0.4), threading.Event()
     with Served(server) as url:
         run = run_with(engine, stopping=stop.is_set)
         threading.Timer(1.0, stop.set).start()
@@ -151,7 +152,7 @@ def test_a_stopping_worker_starts_no_call_and_keeps_those_it_began(engine: Engin
 
 def test_a_stopping_worker_does_not_wait_for_slow_calls(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "GRACE_SECONDS", 0.3)
-    server = fake(seconds=30.0)
+    server = FakeOpenAI(seconds=30.0)
     with Served(server) as url:
         began = time.monotonic()
         with pytest.raises(Stopped):
@@ -159,18 +160,34 @@ def test_a_stopping_worker_does_not_wait_for_slow_calls(engine: Engine, monkeypa
         assert time.monotonic() - began < 5.0
     left = set(rows(engine, "sent"))
     assert len(left) == 4 and same_bill(engine, server.bill) == left
-    with Served(fake()) as url:
+    with Served(FakeOpenAI()) as url:
         results(generator(url).run(documents(4), run_with(engine, attempt=2)))
     assert set(rows(engine, "lost")) == left
 
 
 def test_a_stopping_worker_does_not_sit_out_a_retry(engine: Engine) -> None:
-    server = fake(faults={"500": 1.0})
+    server = FakeOpenAI(faults={"500": 1.0})
     began = time.monotonic()
     with Served(server) as url, pytest.raises(Stopped):
         asked = generator(url, deadline_seconds=600, max_retries=1000)
         asked.run(documents(2), run_with(engine, stopping=lambda: time.monotonic() > began + 0.5))
     assert time.monotonic() - began < 5.0
+
+
+def test_a_database_that_goes_away_costs_no_answer(postgres_server: PostgresServer, postgres_url: str) -> None:
+    engine = open_engine(postgres_url)
+    new_job(engine)
+    server = FakeOpenAI(seconds=0.05)
+    with Served(server) as url, ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(generator(url, concurrency=4).run, documents(80), run_with(engine))
+        wait_for(lambda: len(server.bill) >= 20)
+        postgres_server.stop()
+        time.sleep(2.0)
+        postgres_server.start()  # by this thread: the server ends with the thread that started it
+        made = results(answering.result(60))
+    assert len(made) == 80 == len(server.bill)
+    assert not same_bill(engine, server.bill)
+    engine.dispose()
 
 
 def test_the_fake_bills_the_same_as_a_process(engine: Engine, tmp_path: Path) -> None:

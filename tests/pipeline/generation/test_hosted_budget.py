@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosted_rig import JOB, documents, fake, generator, new_job, results, rows, run_with, same_bill, start_worker
-from openai_server import Served
+from hosted_rig import JOB, documents, generator, new_job, results, rows, run_with, same_bill, start_worker
+from openai_server import FakeOpenAI, Served
 from sqlalchemy import Engine, select, update
 
 from pipeline.accounting.prices import price_of
@@ -39,13 +39,15 @@ def budget(engine: Engine) -> tuple[int, int, int]:
     return row.limit_microusd, row.reserved_microusd, row.spent_microusd
 
 
-def test_four_processes_never_spend_more_than_the_budget(engine: Engine) -> None:
+def test_four_processes_never_spend_more_than_the_budget(database_url: str) -> None:
+    engine = open_engine(database_url)
+    new_job(engine)
     limit = 30_000  # micro-dollars: about 45 of the 120 answers
     ensure_budget(engine, JOB, limit)
-    server = fake(seconds=0.02, faults={"500": 0.1, "drop_after": 0.03})
+    server = FakeOpenAI(seconds=0.02, faults={"500": 0.1, "drop_after": 0.03})
     settings = {"budget_usd": "0.03", "concurrency": 5, "max_retries": 20}
     with Served(server) as url:
-        workers = [start_worker(str(engine.url), url, 30 * n, 30, **settings) for n in range(4)]
+        workers = [start_worker(database_url, url, 30 * n, 30, **settings) for n in range(4)]
         said = [json.loads(worker.communicate()[0]) for worker in workers]
     assert [answer.get("halt") for answer in said] == ["budget"] * 4, said
     billed = sum(line["cost_microusd"] for line in server.bill)
@@ -55,17 +57,18 @@ def test_four_processes_never_spend_more_than_the_budget(engine: Engine) -> None
     left = min(row.reserved_microusd for row in rows(engine).values())
     assert limit - spent < left + 100  # and it was used up: what is left pays for no other call
     same_bill(engine, server.bill)
+    engine.dispose()
 
 
 def test_money_held_by_calls_in_flight_is_waited_for(engine: Engine) -> None:
-    with Served(fake()) as url:
+    with Served(FakeOpenAI()) as url:
         asked = generator(url)
         [first] = results(asked.run(documents(1), run_with(engine)))
     [held] = [row.reserved_microusd for row in rows(engine).values()]
     assert first.cost_microusd and held > 4 * first.cost_microusd
     # room for one worst case at a time, and for the real cost of all eight
     ensure_budget(engine, JOB, held + 8 * first.cost_microusd + 200)
-    server = fake(seconds=0.02)
+    server = FakeOpenAI(seconds=0.02)
     with Served(server) as url:
         made = results(generator(url, budget_usd="100", concurrency=8).run(documents(8, start=1), run_with(engine)))
     assert len(made) == 8
@@ -75,7 +78,7 @@ def test_money_held_by_calls_in_flight_is_waited_for(engine: Engine) -> None:
 
 def test_a_reached_budget_stops_after_storing_and_a_higher_one_goes_on(engine: Engine) -> None:
     ensure_budget(engine, JOB, 8_000)
-    server = fake(seconds=0.02)
+    server = FakeOpenAI(seconds=0.02)
     with Served(server) as url:
         with pytest.raises(BudgetReached, match=r"0\.00\d+ of 0\.008000 dollars .* Resume with a higher budget_usd"):
             generator(url, budget_usd="0.008").run(documents(40), run_with(engine))
@@ -90,7 +93,7 @@ def test_a_reached_budget_stops_after_storing_and_a_higher_one_goes_on(engine: E
 
 def test_a_budget_too_small_for_any_call_buys_none(engine: Engine) -> None:
     ensure_budget(engine, JOB, 100)
-    server = fake()
+    server = FakeOpenAI()
     with Served(server) as url, pytest.raises(BudgetReached):
         generator(url, budget_usd="0.0001", requests_per_minute=1).run(documents(50), run_with(engine))
     assert not server.arrivals
@@ -103,7 +106,7 @@ def test_money_a_dead_worker_held_is_counted_as_spent(engine: Engine, monkeypatc
     dead.send("a-call-of-a-worker-that-died", 99, 9_900, None)
     with engine.begin() as connection:
         connection.execute(update(Request).values(sent_at=Request.sent_at - 1000.0))
-    with Served(fake()) as url, pytest.raises(BudgetReached):
+    with Served(FakeOpenAI()) as url, pytest.raises(BudgetReached):
         generator(url, budget_usd="0.01").run(documents(1), run_with(engine))
     assert budget(engine) == (10_000, 0, 9_900)
     assert [row.id for row in rows(engine, "lost").values()] == ["a-call-of-a-worker-that-died"]
@@ -113,14 +116,14 @@ def test_a_worker_waiting_for_money_still_stops(engine: Engine) -> None:
     ensure_budget(engine, JOB, 10_000)
     SqlLedger(engine, JOB, 0, 1).send("in-flight-elsewhere", 99, 9_900, None)
     began = time.monotonic()
-    with Served(fake()) as url, pytest.raises(BaseException, match=r"^$") as stopped:
+    with Served(FakeOpenAI()) as url, pytest.raises(BaseException, match=r"^$") as stopped:
         run = run_with(engine, stopping=lambda: time.monotonic() > began + 0.5)
         generator(url, budget_usd="0.01").run(documents(1), run)
     assert type(stopped.value).__name__ == "Stopped" and time.monotonic() - began < 5.0
 
 
 def test_a_budget_without_a_price_is_refused_before_any_call(engine: Engine) -> None:
-    server = fake()
+    server = FakeOpenAI()
     with Served(server) as url, pytest.raises(Halt, match=r"no price is known for openai:nobodys-model.*prices = \["):
         generator(url, model="nobodys-model", budget_usd="1").run(documents(1), run_with(engine))
     assert not server.arrivals and not rows(engine)

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hosted_rig import documents, fake, generator, new_job, results, rows, run_with, same_bill, start_worker
-from openai_server import Served
+from hosted_rig import documents, generator, new_job, results, rows, run_with, same_bill, start_worker
+from openai_server import FakeOpenAI, Served
 from sqlalchemy import Engine
 
 from pipeline.generation import retries, shard
+from pipeline.generation.endpoint import code_of
 from pipeline.generation.pacing import Window
 from pipeline.generation.retries import Failure, Patience, retry_after
 from pipeline.stages import Halt, Refusal
@@ -121,7 +123,7 @@ def test_the_window_holds_back_calls() -> None:
 
 
 def test_two_workers_share_one_rate(engine: Engine) -> None:
-    server = fake()
+    server = FakeOpenAI()
     with Served(server) as url:
         began = time.monotonic()
         workers = [start_worker(str(engine.url), url, 20 * n, 20, requests_per_minute=600) for n in range(2)]
@@ -134,7 +136,7 @@ def test_two_workers_share_one_rate(engine: Engine) -> None:
 
 
 def test_tokens_a_minute_are_paced_too(engine: Engine) -> None:
-    server = fake()
+    server = FakeOpenAI()
     with Served(server) as url:
         # about 130 tokens a call by the bound (bytes and frame), at 260 a second
         results(generator(url, tokens_per_minute=15_600, concurrency=8).run(documents(7), run_with(engine)))
@@ -142,13 +144,13 @@ def test_tokens_a_minute_are_paced_too(engine: Engine) -> None:
 
 
 def test_waiting_for_a_slot_does_not_use_up_a_documents_time(engine: Engine) -> None:
-    with Served(fake()) as url:
+    with Served(FakeOpenAI()) as url:
         asked = generator(url, requests_per_minute=120, deadline_seconds=0.4, concurrency=4)
         results(asked.run(documents(5), run_with(engine)))
 
 
 def test_retry_after_is_honoured(engine: Engine) -> None:
-    server = fake(script=deque(["429-date", "429"]))
+    server = FakeOpenAI(script=deque(["429-date", "429"]))
     with Served(server) as url:
         results(generator(url).run(documents(1), run_with(engine)))
     assert len(server.arrivals) == 3
@@ -158,14 +160,14 @@ def test_retry_after_is_honoured(engine: Engine) -> None:
 def test_an_endpoint_that_limits_for_longer_than_the_deadline_leaves_the_document_to_another_day(
     engine: Engine,
 ) -> None:
-    with Served(fake(faults={"429": 1.0})) as url:
+    with Served(FakeOpenAI(faults={"429": 1.0})) as url:
         [made] = generator(url, deadline_seconds=1.0).run(documents(1), run_with(engine))
     assert isinstance(made, Refusal) and made.code == "rate_limited" and made.dead
     assert "requests_per_minute" in made.reason
 
 
 def test_a_deadline_covers_all_tries_and_a_slow_answer_may_be_billed(engine: Engine) -> None:
-    server = fake(seconds=30.0)
+    server = FakeOpenAI(seconds=30.0)
     with Served(server) as url:
         began = time.monotonic()
         [made] = generator(url, deadline_seconds=0.7).run(documents(1), run_with(engine))
@@ -175,7 +177,7 @@ def test_a_deadline_covers_all_tries_and_a_slow_answer_may_be_billed(engine: Eng
 
 
 def test_an_unreachable_endpoint_stops_the_job_and_is_named(engine: Engine) -> None:
-    with Served(fake()) as url:
+    with Served(FakeOpenAI()) as url:
         pass  # the port was free and is again
     began = time.monotonic()
     with pytest.raises(Halt, match=r"127\.0\.0\.1:\d+/v1 cannot be reached.*Check base_url"):
@@ -185,8 +187,8 @@ def test_an_unreachable_endpoint_stops_the_job_and_is_named(engine: Engine) -> N
 
 
 def test_an_endpoint_that_comes_up_late_is_waited_for(engine: Engine) -> None:
-    server = fake()
-    with Served(fake()) as url:
+    server = FakeOpenAI()
+    with Served(FakeOpenAI()) as url:
         port = int(url.split(":")[2].split("/")[0])
     with ExitStack() as serving:
         timer = threading.Timer(1.0, lambda: serving.enter_context(Served(server, port)))
@@ -198,7 +200,7 @@ def test_an_endpoint_that_comes_up_late_is_waited_for(engine: Engine) -> None:
 
 def test_many_failures_in_a_row_are_the_endpoints_fault(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
-    server = fake(faults={"500": 1.0})
+    server = FakeOpenAI(faults={"500": 1.0})
     with Served(server) as url, pytest.raises(Halt, match=r"10 documents in a row failed.*the model is on fire"):
         generator(url, max_retries=1).run(documents(200), run_with(engine))
     assert len(server.arrivals) < 2 * (shard.FAILED_IN_A_ROW + 8) + 1
@@ -206,7 +208,7 @@ def test_many_failures_in_a_row_are_the_endpoints_fault(engine: Engine, monkeypa
 
 def test_a_few_failures_are_those_documents_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
-    server = fake(script=deque(["500"] * 9))
+    server = FakeOpenAI(script=deque(["500"] * 9))
     with Served(server) as url:
         made = generator(url, max_retries=0, concurrency=1).run(documents(20), run_with(engine))
     refused = [outcome for outcome in made if isinstance(outcome, Refusal)]
@@ -215,7 +217,35 @@ def test_a_few_failures_are_those_documents_own(engine: Engine, monkeypatch: pyt
 
 @pytest.mark.parametrize(("fault", "told"), [("quota", "run out of credit.*balance"), ("404", "Check base_url")])
 def test_what_no_document_can_pass_stops_the_job(engine: Engine, fault: str, told: str) -> None:
-    server = fake(faults={fault: 1.0})
+    server = FakeOpenAI(faults={fault: 1.0})
     with Served(server) as url, pytest.raises(Halt, match=told):
         generator(url, concurrency=2).run(documents(50), run_with(engine))
     assert len(server.arrivals) <= 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "text", "code"),
+    [
+        (400, {"code": "context_length_exceeded", "param": "messages"}, "too much", "prompt_too_long"),
+        (400, {}, "This model's maximum context length is 4096 tokens. However, ...", "prompt_too_long"),
+        (400, {}, "the request exceeds the available context size, try increasing it", "prompt_too_long"),
+        (400, {}, "prompt is too long: 210000 tokens > 200000 maximum", "prompt_too_long"),
+        (413, {}, "request entity too large", "prompt_too_long"),
+        (400, {"param": "temperature", "code": "unsupported_value"}, "only the default (1) is supported", "refused"),
+        (400, {"param": "max_tokens"}, "at most 4096 completion tokens", "refused"),
+        (400, {"param": ["odd"]}, "something else", "endpoint_error"),
+        (422, {}, "unprocessable", "endpoint_error"),
+        (301, {}, "moved", "refused"),
+        (402, {}, "pay first", "refused"),
+        (403, {}, "no such permission", "refused"),
+        (404, {}, "no such model", "refused"),
+        (408, {}, "", "server_error"),
+        (409, {}, "", "server_error"),
+        (429, {}, "", "rate_limited"),
+        (429, {"code": "rate_limit_exceeded"}, "", "rate_limited"),
+        (500, {}, "", "server_error"),
+        (529, {}, "overloaded", "server_error"),
+    ],
+)
+def test_what_an_error_status_means(status: int, body: dict[str, Any], text: str, code: str) -> None:
+    assert code_of(status, body, f"HTTP {status}: {text}") == code

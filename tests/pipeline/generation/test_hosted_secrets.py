@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosted_rig import documents, fake, generator, new_job, results, rows, run_with
+from hosted_rig import documents, generator, new_job, results, rows, run_with
 from openai_server import FakeOpenAI, Served, reply
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import Engine
@@ -39,7 +39,7 @@ def _stored(folder: Path) -> bytes:
 def test_a_wrong_key_stops_the_job_and_is_not_repeated(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server = fake(api_key="another")  # refuses, and says what it was sent
+    server = FakeOpenAI(api_key="another")  # refuses, and says what it was sent
     caplog.set_level(logging.DEBUG)
     with Served(server) as url, pytest.raises(Halt, match="CONTEXTMILL_API_KEY") as halt:
         generator(url, key=KEY, concurrency=4).run(documents(50), run_with(engine))
@@ -54,7 +54,7 @@ def test_a_wrong_key_stops_the_job_and_is_not_repeated(
 def test_the_right_key_is_used_and_an_answer_that_echoes_it_is_cleaned(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = fake(api_key=KEY)  # every answer carries the Authorization header it met
+    server = FakeOpenAI(api_key=KEY)  # every answer carries the Authorization header it met
     caplog.set_level(logging.DEBUG)
     with Served(server) as url:
         asked = generator(url, key=f"  {KEY}\n")
@@ -79,7 +79,7 @@ def test_no_error_of_the_endpoint_carries_the_key(engine: Engine, tmp_path: Path
 
 
 def test_a_placeholder_key_does_not_eat_words(engine: Engine) -> None:
-    with Served(fake(api_key="the")) as url:
+    with Served(FakeOpenAI(api_key="the")) as url:
         [made] = results(generator(url, key="the").run(documents(1), run_with(engine)))
     assert made.fields["generated"].startswith("the answer is")
 
@@ -91,7 +91,7 @@ def test_the_environment_of_the_sdk_neither_lends_a_key_nor_an_address(
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(Halt, match="set CONTEXTMILL_API_KEY"):
         generator(None).run(documents(1), run_with(engine))
-    with Served(fake(api_key="sk-from-elsewhere-12345")) as url, pytest.raises(Halt, match="401"):
+    with Served(FakeOpenAI(api_key="sk-from-elsewhere-12345")) as url, pytest.raises(Halt, match="401"):
         generator(url).run(documents(1), run_with(engine))
 
 
