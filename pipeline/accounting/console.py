@@ -101,14 +101,14 @@ def _cost(stage: StageFigures) -> str:
 def _savings(savings: Sequence[Saving], heading: str = "saved at the price of") -> Table:
     """``savings`` is not empty; tokens and worker time are the same at every price."""
     removed, worker = count(savings[0].tokens_removed), money(savings[0].worker_microusd)
-    table = _table(heading, f"{removed} tokens", f"less {worker} of work", "pays from")
+    table = _table(heading, f"{removed} tokens", f"less {worker} of work", "pays from tokens/s")
     for saving in savings:
         style = "" if saving.net_microusd is None else "green" if saving.net_microusd >= 0 else "red"
         table.add_row(
             Text(saving.target),
             money(saving.gross_microusd),
             Text(money(saving.net_microusd), style=style),
-            "-" if saving.break_even is None else f"{count(saving.break_even)} tokens/s",
+            "-" if saving.break_even is None else count(saving.break_even),
         )
     return table
 

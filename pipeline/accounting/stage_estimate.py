@@ -101,7 +101,10 @@ def _local(
         notes = (*notes, f"speed as measured here before, over {measured.documents:,} documents")
     elif shape:
         seconds = _seconds(shape, device, read, write)
-        notes = (*notes, "speed scaled from the bundled model's by parameters; the first run measures it")
+        notes = (
+            *notes,
+            "speed scaled from the bundled model's by parameters, on an idle machine; the first run measures it",
+        )
     memory = footprint(shape, spec.dtype, spec.batch_tokens, _rows(spec, shape, device, flow)) if shape else None
     return StageEstimate(
         index, spec.kind, False, device, flow.tokens, tokens_out, seconds,
