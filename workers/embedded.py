@@ -155,4 +155,4 @@ class Embedded:
 
 def _gpus() -> int:
     """GPUs of this machine, counted without importing torch: the command line stays light."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
