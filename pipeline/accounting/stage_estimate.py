@@ -103,7 +103,7 @@ def _local(
         seconds = _seconds(shape, device, read, write)
         notes = (
             *notes,
-            "speed scaled from the bundled model's by parameters, on an idle machine; the first run measures it",
+            "speed scaled from the bundled model's by parameters, if nothing else runs",
         )
     memory = footprint(shape, spec.dtype, spec.batch_tokens, _rows(spec, shape, device, flow)) if shape else None
     return StageEstimate(
