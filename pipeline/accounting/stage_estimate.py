@@ -20,7 +20,9 @@ from schemas.stage import CompressSpec, GenerateSpec
 REFERENCE_PARAMETERS = 135e6
 CPU_RATES = (400.0, 40.0)
 GPU_RATES = (100_000.0, 1_000.0)
-"""Tokens/s read and written by the bundled 135M model in float32: per CPU core, per H200. Scaled by parameters."""
+"""Tokens/s read and written by a 135M model in float32, per CPU core and per large GPU; scaled by parameters.
+
+The same rough rates as those by which shards are cut (``pipeline.generation.stage``), for full batches."""
 CORES = 16
 """More cores than these are taken to add nothing."""
 CALL_RATE = 50.0
