@@ -133,7 +133,10 @@ def release(engine: Engine, claim: Claim, *, error: str | None, delay: float = 0
 
 
 def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
-    """Commit an attempt in one transaction. False, and nothing written: the fence was lost."""
+    """Commit an attempt in one transaction. False, and nothing written: the fence was lost.
+
+    Safe to repeat: a connection may break after the server committed, before it could say so.
+    """
     done = {
         "state": "done",
         "lease_until": None,
@@ -145,7 +148,7 @@ def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
     }
     with engine.begin() as connection:
         if not connection.execute(update(Shard).where(_held(claim)).values(**done)).rowcount:
-            return False
+            return _committed(connection, claim, commit)
         if commit.part:
             connection.execute(insert(Part), [commit.part])
         if commit.usage:
@@ -155,6 +158,15 @@ def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
         if commit.job:
             connection.execute(update(Job).where(Job.id == claim.job_id).values(**commit.job))
     return True
+
+
+def _committed(connection: Connection, claim: Claim, commit: Commit) -> bool:
+    """Whether this very commit went through at an earlier try. A part's name is no other attempt's."""
+    mine = and_(Shard.job_id == claim.job_id, Shard.id == claim.shard_id, Shard.attempt == claim.attempt)
+    query = select(Shard.id).where(mine, Shard.state == "done")
+    if commit.part:
+        query = query.where(exists().where(Part.job_id == claim.job_id, Part.path == commit.part["path"]))
+    return connection.scalar(query) is not None
 
 
 def _settle_documents(connection: Connection, claim: Claim, commit: Commit) -> None:
