@@ -1,0 +1,74 @@
+"""A worker whose ``copy`` stage does what the documents say: sleep, raise, die. All else is the product.
+
+Run as the worker's main script, which a spawned child imports again: so the registry is changed there too. Each
+document that is worked on is one line of the file ``ODD_LOG``: what was done twice shows there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.stages import STAGES, Outcome, Result, Run, Stopped
+from schemas.document import Document
+from schemas.job import JobSpec
+
+STAGES["copy"] = "odd_worker:OddCopy"
+
+
+@dataclass(frozen=True, slots=True)
+class OddCopy:
+    """``sleep S`` takes time and asks whether to stop; ``deaf S`` does not ask; ``raise`` and ``die`` do so.
+
+    ``raise until FILE`` and ``die until FILE`` only while there is no such file.
+    """
+
+    @classmethod
+    def from_spec(cls, job: JobSpec, index: int) -> OddCopy:
+        del job, index
+        return cls()
+
+    def identity(self) -> Any:
+        return None
+
+    def work_seconds(self, characters: int) -> float:
+        return 1e-6 + characters * 1e-9
+
+    def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
+        for document in documents:
+            _obey(document, run)
+            with Path(os.environ["ODD_LOG"]).open("a") as log:
+                log.write(f"{document.id}\n")
+            run.progress(1, 1)
+        return [Result({}, tokens_in=1) for _ in documents]
+
+
+def _obey(document: Document, run: Run) -> None:
+    word, _, rest = document.prompt.partition(" ")
+    if word in ("sleep", "deaf"):
+        end = time.monotonic() + float(rest.split()[0])
+        while time.monotonic() < end:
+            if word == "sleep" and run.stopping():
+                raise Stopped
+            time.sleep(0.02)
+    elif word in ("raise", "die") and _still(rest):
+        if word == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("this document cannot be worked on")
+
+
+def _still(rest: str) -> bool:
+    if not rest.startswith("until "):
+        return True
+    return not Path(rest.split()[1]).exists()
+
+
+if __name__ == "__main__":
+    from pipeline.cli import main
+
+    main()
