@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,15 @@ class Tokens:
 
     ids: Ints
     spans: Ints
+
+
+@functools.lru_cache(maxsize=4)
+def _own(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """A copy of the inner tokenizer: a call elsewhere with padding or truncation leaves these switched on in it."""
+    inner = copy.deepcopy(tokenizer.backend_tokenizer)
+    inner.no_padding()
+    inner.no_truncation()
+    return inner
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class Tokenising:
         return counts
 
     def _count_batch(self, texts: list[str]) -> list[int]:
-        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = _own(self.tokenizer).encode_batch_fast(texts, add_special_tokens=False)
         return [len(encoding) for encoding in encodings]
 
     def _count_long(self, text: str) -> int:
@@ -89,7 +100,7 @@ class Tokenising:
 
     def _encode(self, pieces: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, int, Tokens]]:
         for group in _groups([len(piece) for _, _, piece in pieces]):
-            encodings = self.tokenizer.backend_tokenizer.encode_batch(
+            encodings = _own(self.tokenizer).encode_batch(
                 [pieces[place][2] for place in group], add_special_tokens=False
             )
             ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), np.int64)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.compression.llmlingua import LLMLingua
 from pipeline.compression.registry import METHODS, build_method
+from pipeline.compression.units import MAX_TOKENS
 from pipeline.models import ModelPool
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document, PromptParts
@@ -20,6 +21,7 @@ from schemas.stage import CompressSpec
 
 SENTENCES = [line for line in WORDS.splitlines() if line][:9]
 PROMPT = PromptParts("Solve it:\tstep by step. ", tuple(SENTENCES), "\nHow many pens?  ")
+LARGEST = 2 * MAX_TOKENS
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 SNIPPETS = ["word", "12*3=36", "你好", "👨‍👩‍👧‍👦", "\n\n", "  ", "x.y(z)", "é", "<|x|>"]
@@ -65,6 +67,8 @@ def test_promises_hold_for_any_text_and_rate(
     free = {"compress_instruction": not protect, "compress_question": not protect}
     (outcome,) = compressing(parts, rate=rate, **free)
     check_promises(parts, outcome, protect)
+    if isinstance(outcome, Result) and not outcome.fields["copied"]:  # as much is used as whole units allow
+        assert outcome.tokens_out >= min(0.97 * (outcome.tokens_asked or 0), (outcome.tokens_asked or 0) - LARGEST)
 
 
 @quick

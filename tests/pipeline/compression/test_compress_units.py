@@ -119,3 +119,11 @@ def test_a_long_text_is_never_counted_whole(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Tokenising, "_count_batch", watched)
     assert SMALL.count([text]) == whole
     assert max(longest) <= 128
+
+
+def test_padding_and_truncation_asked_for_elsewhere_change_no_count() -> None:
+    texts = ["the lazy dog", "the lazy dog runs"]
+    counts = SMALL.count(texts)
+    SMALL.tokenizer(texts, padding="max_length", truncation=True, max_length=2)
+    SMALL.tokenizer(texts, padding=True)
+    assert SMALL.count(texts) == [len(one.ids) for one in SMALL.tokenise(texts)] == counts
