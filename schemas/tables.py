@@ -147,7 +147,8 @@ class Usage(Base):
 class Request(Base):
     """One HTTP call to a paid endpoint, written before it is sent.
 
-    ``state``: sent -> done | failed; a call found ``sent`` by a later attempt was in flight at a kill: ``lost``.
+    ``state``: sent -> done | failed (not billed) | lost. Nobody saw the end of a ``lost`` call (in flight at a kill, a
+    broken connection, an unreadable answer): it may be on the endpoint's bill, for at most ``reserved_microusd``.
     """
 
     __tablename__ = "requests"

@@ -80,9 +80,14 @@ def call_price(spec: GenerateSpec, target: TargetSpec) -> Price | None:
             raise Halt(f"budget_usd cannot be held: {error}") from None
         return None
     if spec.budget_usd is not None and cost_microusd(price, 1, 0, 1) is None:
-        raise Halt(
-            f"budget_usd cannot be held: no price is known for {price_key(target)}. Name the model's provider in "
-            f'[target] prices = ["provider:{target.model}"], give its price in a table (CONTEXTMILL_PRICE_TABLE), '
-            "or leave budget_usd out"
-        )
+        raise no_price(target)
     return price
+
+
+def no_price(target: TargetSpec) -> Halt:
+    """Why a budget cannot be held for this target, and what helps."""
+    return Halt(
+        f"budget_usd cannot be held: no price is known for {price_key(target)}. Name the model's provider in "
+        f'[target] prices = ["provider:{target.model}"], give its price in a table (CONTEXTMILL_PRICE_TABLE), '
+        "or leave budget_usd out"
+    )

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from pipeline.accounting.prices import cost_microusd
 from pipeline.generation.answers import Done, accept, outcomes
-from pipeline.generation.bounds import call_price, token_bound, worst_microusd
+from pipeline.generation.bounds import call_price, no_price, token_bound, worst_microusd
 from pipeline.generation.endpoint import Answer, Endpoint, read_answer
 from pipeline.generation.ledger import Bill, Grant, Ledger, Paid
 from pipeline.generation.pacing import Window
@@ -50,6 +50,7 @@ class HostedShard:
         self.bound = token_bound(spec, target)
         self.endpoint = Endpoint(spec, target, api_key)
         self.window = Window(spec.concurrency)
+        self.limited = False  # whether the job has a budget
         self.ending: Exception | None = None  # why no new call may start
         self.ended = asyncio.Event()
         self.failed_in_a_row = 0
@@ -60,6 +61,7 @@ class HostedShard:
         began = time.monotonic()
         made: dict[int, Done | Refusal] = {}
         try:
+            await self._check_budget()
             paid = await self._db(self.ledger.recall, [document.seq for document in documents])
             await self._all(deque(documents), paid, made)
         finally:
@@ -146,12 +148,18 @@ class HostedShard:
 
     async def _affordable(self, worst: int | None) -> bool:
         """Whether there may be money for it: asked first, so that no slot of the rate is waited for in vain."""
-        if self.spec.budget_usd is None:
+        if not self.limited or worst is None:
             return True
         money = await self._db(self.ledger.money)
-        if money is None or worst is None:
+        return money is None or money[0] + worst <= money[1]
+
+    async def _check_budget(self) -> None:
+        # The job's budget row decides, not the spec it was submitted with: a resumed job may have got one since.
+        self.limited = await self._db(self.ledger.money) is not None
+        if self.spec.budget_usd is not None and not self.limited:
             raise ValueError("budget_usd is set, and the job has no budget row to hold it: call ensure_budget first")
-        return money[0] + worst <= money[1]
+        if self.limited and worst_microusd(self.price, 1, 1) is None:
+            raise no_price(self.target)
 
     async def _pace(self, text: str) -> None:
         wait = 0.0

@@ -129,6 +129,22 @@ def test_a_budget_without_a_price_is_refused_before_any_call(engine: Engine) -> 
     assert not server.arrivals and not rows(engine)
 
 
+def test_a_budget_row_holds_whatever_the_spec_says(engine: Engine) -> None:
+    ensure_budget(engine, JOB, 100)
+    server = FakeOpenAI()
+    with Served(server) as url:
+        with pytest.raises(BudgetReached):
+            generator(url).run(documents(1), run_with(engine))
+        with pytest.raises(Halt, match="no price is known"):
+            generator(url, model="nobodys-model").run(documents(1), run_with(engine))
+    assert not server.arrivals
+
+
+def test_a_budget_that_nothing_holds_is_an_error(engine: Engine) -> None:
+    with Served(FakeOpenAI()) as url, pytest.raises(ValueError, match="ensure_budget"):
+        generator(url, budget_usd="1").run(documents(1), run_with(engine))
+
+
 def test_a_budget_without_an_output_price_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "prices.toml"
     table.write_text('["mine:half"]\ninput = "1"\ndate = 2026-11-01\n')
