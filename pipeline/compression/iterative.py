@@ -18,7 +18,7 @@ from pipeline.compression.units import MAX_TOKENS
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-CACHE = 4
+CACHE = {"cpu": 4, "cuda": 16}
 """Most cached tokens over ``batch_tokens``: bounds the keys and values of the documents that go abreast."""
 
 
@@ -74,7 +74,8 @@ def _steps(stream: Stream) -> int:
 def _batches(scorer: Scorer, streams: Sequence[Stream], size: int) -> list[range]:
     """Documents that go abreast: a pass holds a segment and what was kept of the one before, for each of them."""
     need = [min(scorer.window, len(one.start) + int((one.rates * one.counts).sum())) for one in streams]
-    widest = [max(2 * (size + MAX_TOKENS), -(-held // CACHE)) for held in np.maximum.accumulate(need[::-1])[::-1]]
+    share = CACHE[scorer.device.type]
+    widest = [max(2 * (size + MAX_TOKENS), -(-held // share)) for held in np.maximum.accumulate(need[::-1])[::-1]]
     return list(packed(widest, scorer.batch_tokens))
 
 

@@ -25,6 +25,10 @@ _ENOUGH = {"cpu": 512, "cuda": 8192}
 """Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
 
 
+WINDOW = 2**15
+"""Most tokens looked back on, however long the model's own window: keys and values of a document must fit in memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """``ids`` as one row of a forward pass; the tokens from place ``scored`` on are scored."""
@@ -38,7 +42,7 @@ class Scorer:
 
     def __init__(self, loaded: LoadedModel, batch_tokens: int) -> None:
         self.device, self.batch_tokens = loaded.device, batch_tokens
-        self.window = min(loaded.window, 2**31 - 1)
+        self.window = min(loaded.window, WINDOW)
         model: Any = loaded.model
         self.trunk: Any = model.get_decoder()
         self.head: Any = model.get_output_embeddings()
