@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 DEVICE_LOST_EXIT = 70  # EX_SOFTWARE; Celery starts a fresh child, the reaper takes the lease back
 
 
-@shared_task(name=RUN_SHARD, bind=True)  # type: ignore[untyped-decorator]
+@shared_task(name=RUN_SHARD, bind=True, Strategy="workers.strategy:checked")  # type: ignore[untyped-decorator]
 def run_shard(self: Any, job_id: str, shard_id: str) -> None:
     """Work on a shard, if it is still to be had. A message delivered twice, or late, ends here without effect."""
     here = desk()

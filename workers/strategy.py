@@ -1,0 +1,25 @@
+"""How a worker's parent takes a message: as Celery does, but what is no task message is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.exceptions import InvalidTaskError
+from celery.worker.strategy import default
+
+
+def checked(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
+    """Celery's own strategy behind a look at the body.
+
+    Celery 5.7 ends its parent process on a body that decodes to anything but ``[args, kwargs, options]``; the message
+    is delivered again and ends the next one too.
+    """
+    handle = default(task, app, consumer, **options)
+
+    def handler(message: Any, body: Any, *rest: Any, **more: Any) -> Any:
+        payload = message.payload if body is None else body
+        if not (isinstance(payload, list) and len(payload) == 3 and isinstance(payload[1], dict)):
+            raise InvalidTaskError("not a task message")
+        return handle(message, body, *rest, **more)
+
+    return handler
