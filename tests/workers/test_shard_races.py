@@ -172,7 +172,7 @@ def test_a_commit_whose_answer_is_lost_keeps_its_part(postgres_url: str, tmp_pat
 
 @contextmanager
 def swallowing_commits(server: int) -> Iterator[tuple[int, threading.Event]]:
-    """A proxy before PostgreSQL. With the event set, it passes the next COMMIT on and cuts the line before the answer."""
+    """A proxy before PostgreSQL. With the event set, it passes the next COMMIT on and cuts the line then."""
     armed, listening = threading.Event(), socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

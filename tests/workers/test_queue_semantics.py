@@ -1,0 +1,171 @@
+"""What the queue promises, measured on a real broker: one holder a shard, order, nothing but JSON, small messages."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import odd_fleet
+from fleet import QUICK, Fleet, job_spec, wait_until, write_corpus
+from outcomes import assert_each_once, fingerprint
+
+from workers.app import PREFIX, RUN_SHARD, queue_name
+from workers.heartbeat import UNACKED_INDEX
+
+ONE = {"kind": "copy", "seconds_per_shard": 1e-7}  # a document a shard
+
+
+def odd_lines(fleet: Fleet) -> Counter[str]:
+    """How often each document was worked on."""
+    return Counter(Path(fleet.environment["ODD_LOG"]).read_text().split())
+
+
+def ready(fleet: Fleet) -> None:
+    """Wait until every worker takes messages."""
+    for worker in fleet.workers:
+        wait_until(lambda w=worker: " ready." in w.log.read_text(), 90, "a worker")  # type: ignore[misc]
+
+
+@pytest.mark.timeout(240)
+def test_a_heartbeat_keeps_a_long_shard_single(fleet: Fleet, tmp_path: Path) -> None:
+    """A shard of 17 s; the broker redelivers after 5 s and looks every 10. Without the renewal it would ring twice."""
+    fleet.start_worker()
+    fleet.start_worker()
+    ready(fleet)
+    job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 1, lambda _: "sleep 17"), tmp_path / "out")).job_id
+    fleet.wait(job, 90)
+    assert_each_once(fleet, job, ["d0"])
+    assert odd_lines(fleet) == {"d0": 1}
+    assert "nothing to claim" not in fleet.logs()
+    assert [shard.attempt for shard in fleet.shards(job)] == [1, 1]
+
+
+@pytest.mark.timeout(240)
+def test_without_a_heartbeat_the_duplicate_finds_nothing_to_claim(fleet: Fleet, tmp_path: Path) -> None:
+    """The broker is told to forget every renewal; the lease in SQL still keeps the shard single."""
+    fleet.start_worker()
+    fleet.start_worker()
+    ready(fleet)
+    job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 1, lambda _: "sleep 17"), tmp_path / "out")).job_id
+    while fleet.job(job).state != "done":
+        for tag in fleet.client.zrange(UNACKED_INDEX, 0, -1):  # as if received long ago
+            fleet.client.zadd(UNACKED_INDEX, {tag: time.time() - 60}, xx=True)
+        time.sleep(0.2)
+    assert "nothing to claim" in fleet.logs()
+    assert odd_lines(fleet) == {"d0": 1}
+    assert [shard.attempt for shard in fleet.shards(job)] == [1, 1]
+
+
+@pytest.mark.timeout(240)
+def test_high_before_bulk_and_one_message_in_hand(fleet: Fleet, tmp_path: Path) -> None:
+    def texts(word: str) -> Any:
+        return lambda number: f"sleep 0.3 {word} {number}"
+
+    bulk = job_spec(write_corpus(tmp_path / "bulk.jsonl", 12, texts("bulk")), tmp_path / "out", ONE)
+    corpus = write_corpus(tmp_path / "high.jsonl", 6, texts("high"))
+    corpus.write_text(corpus.read_text().replace('"d', '"h'))
+    high = job_spec(corpus, tmp_path / "out", ONE, priority="high", name="high")
+    first = fleet.submit(bulk).job_id  # both wait before there is a worker: bulk was there first
+    second = fleet.submit(high).job_id
+    worker = fleet.start_worker()
+    most = 0
+    while fleet.job(first).state != "done":
+        most = max(most, int(fleet.client.hlen(f"{PREFIX}unacked")))  # type: ignore[arg-type]
+        assert worker.process.poll() is None
+        time.sleep(0.02)
+    assert most == 1, "a worker holds the one message it works on"
+    order = Path(fleet.environment["ODD_LOG"]).read_text().split()
+    assert [name[0] for name in order] == ["h"] * 6 + ["d"] * 12
+    assert_each_once(fleet, second, [f"h{number}" for number in range(6)])
+
+
+@pytest.mark.timeout(240)
+def test_what_does_not_belong_there_is_harmless(fleet: Fleet, tmp_path: Path) -> None:
+    """Pickles, garbage, unknown tasks, jobs and shards, wrong arguments: refused, and the worker works on."""
+    worker = fleet.start_worker()
+    ready(fleet)
+    done = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 5), tmp_path / "out")).job_id
+    fleet.wait(done, 60)
+    before = fingerprint(fleet, done)
+    queue = queue_name("copy", "bulk")
+    marker = tmp_path / "pickle-was-run"
+    rogue(fleet, queue, base64.b64encode(pickle.dumps(Rogue(marker))).decode(), "application/x-python-serialize")
+    rogue(fleet, queue, "this is no JSON", "application/json")
+    for body in ({"not": "a task"}, [], [1, 2, 3], None, [[done, "0-0-5"], {}, None]):
+        rogue(fleet, queue, json.dumps(body), "application/json")
+    for args in (("no-such-job", "0-0-5"), (done, "no-such-shard"), (done, "0-0-5"), (done,), (done, 7, "more")):
+        fleet.app.send_task(RUN_SHARD, args=args, queue=queue, routing_key=queue)
+    fleet.app.send_task("os.system", args=("false",), queue=queue, routing_key=queue)
+    pid = worker.child
+    after = fleet.submit(job_spec(write_corpus(tmp_path / "d.jsonl", 6), tmp_path / "out")).job_id
+    fleet.wait(after, 60)
+    assert not marker.exists()
+    assert worker.process.poll() is None
+    assert worker.child == pid, "not even the child had to be replaced"
+    assert fingerprint(fleet, done) == before
+
+
+class Rogue:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def rogue(fleet: Fleet, queue: str, body: str, content_type: str) -> None:
+    """A message as kombu lays it into Redis, its body whatever one likes."""
+    tag = uuid.uuid4().hex
+    encoded = body if content_type != "application/json" else base64.b64encode(body.encode()).decode()
+    message = {
+        "body": encoded, "content-type": content_type,
+        "content-encoding": "binary" if "python" in content_type else "utf-8",
+        "headers": {"lang": "py", "task": RUN_SHARD, "id": tag, "argsrepr": "", "kwargsrepr": "", "root_id": tag},
+        "properties": {"correlation_id": tag, "delivery_mode": 2, "delivery_tag": tag, "priority": 0,
+                       "body_encoding": "base64", "delivery_info": {"exchange": "", "routing_key": queue}},
+    }  # fmt: skip
+    fleet.client.lpush(f"{PREFIX}{queue}", json.dumps(message))
+
+
+def test_a_message_is_as_small_for_large_documents(fleet: Fleet, tmp_path: Path) -> None:
+    """Messages carry two ids: what Redis holds for a shard does not grow with its documents."""
+
+    def held(size: int) -> int:
+        before = int(fleet.client.info("memory")["used_memory_dataset"])  # type: ignore[index]
+        corpus = write_corpus(tmp_path / f"{size}.jsonl", 200, lambda number: f"{number} " + "x" * size)
+        fleet.submit(job_spec(corpus, tmp_path / "out", {"kind": "copy", "seconds_per_shard": 1e-9}))
+        assert fleet.client.llen(f"{PREFIX}{queue_name('copy', 'bulk')}") == 200
+        after = int(fleet.client.info("memory")["used_memory_dataset"])  # type: ignore[index]
+        fleet.client.delete(f"{PREFIX}{queue_name('copy', 'bulk')}")
+        return (after - before) // 200
+
+    held(1)  # connections and bindings
+    small, large = held(10), held(20_000)
+    assert 0 < small < 4_000
+    assert abs(large - small) < 200
+
+
+@pytest.mark.timeout(240)
+def test_a_broker_that_lost_everything_is_rung_again(tmp_path: Path, sqlite_url: str, redis_server: Any) -> None:
+    """Redis comes back empty: every pending shard is rung for once more, and the job finishes."""
+    with odd_fleet(tmp_path, sqlite_url, redis_server.url, QUICK) as fleet:
+        fleet.start_worker()
+        ready(fleet)
+        corpus = write_corpus(tmp_path / "c.jsonl", 30, lambda number: f"sleep 0.2 {number}")
+        job = fleet.submit(job_spec(corpus, tmp_path / "out", ONE)).job_id
+        wait_until(lambda: len(fleet.shards(job, "done")) > 3, 60, "some shards done")
+        redis_server.kill()
+        for file in redis_server.folder.glob("appendonlydir/*"):
+            file.unlink()
+        redis_server.start()
+        fleet.wait(job, 90)
+        assert_each_once(fleet, job, [f"d{number}" for number in range(30)])
