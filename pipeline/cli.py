@@ -77,6 +77,7 @@ def run(
     if dry_run:
         _dry_run(spec, settings, json_)
         return
+    _check_hosted(spec, settings)
     count = workers or settings.workers
     engine, settings = _open(settings, spec.output.path, migrate=True)
     _work_until_done(engine, settings, count, spec, job_id=None, json_=json_)
@@ -208,11 +209,11 @@ def report(
     engine, _ = _open(_settings(output), output)
     job_id = find_job(engine, job).id
     if html is not None:
-        from pipeline.accounting.report import render_html
-        from pipeline.accounting.summary import summarise
+        from pipeline.reporting import write_report
 
-        html.write_text(render_html(summarise(engine, job_id)), encoding="utf-8")
-        out.print(f"report: {html}") if not json_ else None
+        write_report(engine, job_id, html)
+        if not json_:
+            out.print(f"report: {html}", soft_wrap=True)
     if html is None or json_:
         _print_summary(engine, job_id, json_)
 
@@ -335,6 +336,30 @@ def _open(settings: Settings, output: str | None, *, migrate: bool = False) -> t
     return engine, settings.model_copy(update={"database_url": SecretStr(url)})
 
 
+def _known_speeds(spec: JobSpec, settings: Settings) -> dict[int, Any] | None:
+    """How fast earlier jobs did the same stages, where there is a database to ask."""
+    from pipeline.accounting.speeds import measured
+    from pipeline.stages import stage_hashes
+    from pipeline.storage.sql import DatabaseError
+
+    try:
+        engine, _ = _open(settings, spec.output.path)
+    except DatabaseError:
+        return None
+    return dict(measured(engine, stage_hashes(spec)))
+
+
+def _check_hosted(spec: JobSpec, settings: Settings) -> None:
+    """Before anything is started: what would fail every paid call (no key, no price for a budget, no SDK)."""
+    from schemas.stage import GenerateSpec
+
+    for stage in spec.stages:
+        if isinstance(stage, GenerateSpec) and stage.backend == "openai":
+            from pipeline.generation.hosted import check
+
+            check(stage, spec.target, settings.api_key)
+
+
 def _submit(engine: Engine, settings: Settings, spec: JobSpec, workers: int, *, quiet: bool) -> Submission:
     from pipeline.accounting.estimate import estimate
     from pipeline.accounting.speeds import measured
@@ -398,6 +423,13 @@ def _report_existing(engine: Engine, job: Any, json_: bool) -> NoReturn:
 
 
 def _finish(engine: Engine, job_id: str, json_: bool) -> NoReturn:
+    from pipeline.accounting.report import ReportMissing
+    from pipeline.reporting import write_report
+
+    try:
+        write_report(engine, job_id)
+    except ReportMissing as missing:
+        err.print(escape(str(missing)))
     summary = _print_summary(engine, job_id, json_)
     if summary.state == "stopped":
         raise typer.Exit(BUDGET if summary.stop_code == "budget" else FAILURE)
@@ -424,7 +456,8 @@ def _dry_run(spec: JobSpec, settings: Settings, json_: bool) -> None:
     from pipeline.surveying import survey
 
     seen = survey(spec.input)
-    made = estimate(spec, seen.documents, seen.characters, sample=seen.sample, settings=settings)
+    known = _known_speeds(spec, settings)
+    made = estimate(spec, seen.documents, seen.characters, sample=seen.sample, measured=known, settings=settings)
     if json_:
         _print_json({**made.to_json(), "rejected": seen.rejected})
     else:

@@ -9,6 +9,7 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from pipeline.accounting.prices import PricesMissing, PriceTableError
+    from pipeline.accounting.report import ReportMissing
     from pipeline.accounting.summary import NoSuchJob
     from pipeline.jobfile import JobFileError
     from pipeline.models import ModelError
@@ -23,8 +24,9 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, ValidationError):  # of the settings: CONTEXTMILL_* variables
         lines = [f"CONTEXTMILL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
         return "; ".join(lines), True
-    ours = InputError, ModelError, Halt, DatabaseError, SubmissionStoppedError, PricesMissing, PriceTableError
-    if isinstance(error, ours) or type(error).__module__.partition(".")[0] == "workers":
+    ours = InputError, ModelError, Halt, DatabaseError, SubmissionStoppedError
+    missing = PricesMissing, PriceTableError, ReportMissing
+    if isinstance(error, (*ours, *missing)) or type(error).__module__.partition(".")[0] == "workers":
         return str(error), False
     if isinstance(error, SQLAlchemyError):
         return f"database: {' '.join(str(getattr(error, 'orig', None) or error).split())}", False

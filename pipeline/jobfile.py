@@ -99,7 +99,8 @@ def _explain(path: Path, text: str, raw: dict[str, Any], error: Any) -> str:
         return f"{path}: {name} is missing"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float) else ""
+    secret = "url" in name  # may hold a password
+    shown = f", not {given!r}" if isinstance(given, str | int | float) and not secret else ""
     return f"{where}: {name}: {message}{shown}"
 
 

@@ -14,6 +14,7 @@ from pipeline.shard_rows import INPUT_STAGE, JobView
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import delete, list_orphans, table_from_rows, write_part
 from pipeline.storage.publication import publish
+from pipeline.storage.requests import forget_responses
 from pipeline.storage.shards import Claim, Commit
 from pipeline.storage.sql import db_now, reading
 from schemas.records import REJECTION, part_schema
@@ -33,6 +34,7 @@ def publish_job(engine: Engine, claim: Claim, job: JobView) -> Commit:
     _write_rejections(engine, fs, root, job)
     for path in list_orphans(fs, root, known, older_than_seconds=0):
         delete(fs, path)
+    forget_responses(engine, job.id)
     return Commit(job={"state": "done", "stop_code": None, "error": None, "finished_at": db_now()})
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from sqlalchemy import Engine
 
 from pipeline.lease import Lease
-from pipeline.models import ModelPool
+from pipeline.models import ModelError, ModelPool
 from pipeline.publishing import publish_job
 from pipeline.reuse import taken_over
 from pipeline.shard_rows import (
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 BISECT_FROM = 2  # the attempt from which a failing batch is taken apart; the first failure may be the machine's
 RETRY_SECONDS = 2.0
 
+# A wrong key, a missing model, a full disk: no document's fault, and no retry mends it.
+MENDABLE = Halt, ModelError, OSError
+
 Ending = Literal["done", "returned", "failed", "halted", "lost"]
 
 
@@ -60,7 +63,7 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
     except Stopped:
         shards.release(engine, claim, error="handed back: its worker was stopping", charge=False)
         return "returned"
-    except (Halt, OSError) as error:  # OSError: a full disk, a folder gone. No document's fault, and no retry mends it
+    except MENDABLE as error:
         _halt(engine, claim, error)
         return "halted"
     except DeviceLost:
@@ -77,9 +80,9 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
     return "lost"
 
 
-def _halt(engine: Engine, claim: Claim, error: Halt | OSError) -> None:
+def _halt(engine: Engine, claim: Claim, error: Exception) -> None:
     code = error.code if isinstance(error, Halt) else "error"
-    reason = str(error) if isinstance(error, Halt) else _one_line(error)
+    reason = _one_line(error) if isinstance(error, OSError) else str(error)
     stop_job(engine, claim.job_id, code, reason)
     shards.release(engine, claim, error=reason, charge=False)
 
@@ -124,7 +127,7 @@ def _settle(engine: Engine, claim: Claim, job: JobView, documents: list[Document
 def _run_bisecting(stage: Stage, documents: Sequence[Document], run: Run, *, may_bisect: bool) -> list[Outcome]:
     try:
         outcomes = stage.run(documents, run)
-    except (Stopped, Halt, OSError):
+    except (Stopped, *MENDABLE):
         raise
     except Exception as error:  # a stage may raise anything: the point is to find out for which document
         if _device_lost(error):

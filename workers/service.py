@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-import threading
+import time
 from typing import Any
 
 from billiard.process import active_children
-from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+from celery.apps.worker import Worker
+from celery.signals import worker_ready, worker_shutdown
+from celery.worker import state
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.storage.reaping import owners
 from pipeline.storage.schema import check_schema
 from pipeline.storage.sql import open_engine
 from schemas.settings import Settings
 from workers.app import make_app, queue_names
+from workers.doorbell import broker_client
+from workers.orphans import watch_owner
+from workers.processes import owner
 from workers.reaper import Reaper
 from workers.residency import LOGLEVEL, STOP_SIGNAL, set_up_logging
 
 HAND_BACK_SECONDS = 10.0  # this long before its grace ends, a child still busy is asked to hand its shard back
+LAST_WORDS_SECONDS = 0.5  # for the child to ring for what it handed back
 
 
 def serve(settings: Settings, name: str, queues: list[str] | None = None, loglevel: str = "INFO") -> None:
@@ -31,25 +40,50 @@ def serve(settings: Settings, name: str, queues: list[str] | None = None, loglev
     app = make_app(settings)
     engine = open_engine(settings.database_url.get_secret_value())
     check_schema(engine)
+    app.Worker = app.subclass_with_self(_graceful(engine, settings.soft_shutdown_seconds))
     reaper = Reaper(engine, app, settings)
-    asking = threading.Timer(max(0.0, settings.soft_shutdown_seconds - HAND_BACK_SECONDS), _ask_children)
-    asking.daemon = True
+    watch_owner(broker_client(app))
 
     def on_ready(**_: Any) -> None:
         reaper.start()
-
-    def on_leaving(**_: Any) -> None:
-        asking.start()
 
     def on_left(**_: Any) -> None:
         reaper.stop()
 
     worker_ready.connect(on_ready, weak=False)
-    worker_shutting_down.connect(on_leaving, weak=False)
     worker_shutdown.connect(on_left, weak=False)
     # Gossip and mingle talk to other workers over the broker, for nothing we use, and have hung reconnections.
     options = ["--without-gossip", "--without-mingle", "--loglevel", loglevel, "-n", f"{name}@%h"]
     app.worker_main(["worker", "-Q", ",".join(queues or queue_names()), *options])
+
+
+def _graceful(engine: Engine, grace: float) -> type[Any]:
+    """Celery's worker with a grace period that ends as soon as its child holds no shard.
+
+    Celery's own is one sleep in the signal handler: it lasts to its end even where nothing is left to wait for, and
+    its signal ``worker_shutting_down`` is sent only afterwards.
+    """
+
+    class Graceful(Worker):  # type: ignore[misc]
+        def wait_for_soft_shutdown(self) -> None:
+            began, asked = time.monotonic(), False
+            while state.active_requests and _busy(engine) and (waited := time.monotonic() - began) < grace:
+                if not asked and waited >= grace - HAND_BACK_SECONDS:
+                    _ask_children()
+                    asked = True
+                time.sleep(0.1)
+            time.sleep(LAST_WORDS_SECONDS)
+
+    return Graceful
+
+
+def _busy(engine: Engine) -> bool:
+    """Whether a child of this process holds a shard; a database that does not say so may be hiding one."""
+    ours = {owner(child.pid) for child in active_children()}
+    try:
+        return not ours.isdisjoint(owners(engine))
+    except SQLAlchemyError:
+        return bool(ours)
 
 
 def _ask_children() -> None:

@@ -1,0 +1,35 @@
+"""The HTML report as a file: beside a job's data, or wherever the user wants it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from sqlalchemy import Engine, delete, insert
+
+from pipeline.accounting.report import render_html
+from pipeline.accounting.summary import summarise
+from pipeline.storage.filesystem import resolve_path
+from pipeline.storage.jobs import find_job
+from schemas.tables import Artifact
+
+
+def write_report(engine: Engine, job_id: str, to: Path | None = None) -> str:
+    """Write the report to ``to``, or as ``report.html`` into the job's folder and its artifacts; returns where it is.
+
+    Raises ``ReportMissing`` where the packages for it are not installed.
+    """
+    html = render_html(summarise(engine, job_id)).encode()
+    if to is not None:
+        to.write_bytes(html)
+        return str(to)
+    place = f"{find_job(engine, job_id).output}/report.html"
+    fs, path = resolve_path(place)
+    fs.create_dir(path.rpartition("/")[0], recursive=True)
+    with fs.open_output_stream(path) as file:
+        file.write(html)
+    row = {"job_id": job_id, "name": "report", "path": place, "created_at": time.time()}
+    with engine.begin() as connection:
+        connection.execute(delete(Artifact).where(Artifact.job_id == job_id, Artifact.name == "report"))
+        connection.execute(insert(Artifact), [row])
+    return place

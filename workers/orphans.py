@@ -1,0 +1,36 @@
+"""A run that is killed outright cannot stop what it started: its workers notice, and stop the server and themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+
+OWNER_PID = "CONTEXTMILL_EMBEDDED_OWNER"  # set for workers whose broker is embedded: the process that started both
+FOLDER_PREFIX = "contextmill-broker-"
+LOOK_SECONDS = 1.0
+
+
+def watch_owner(client: redis.Redis) -> None:
+    """Where this worker belongs to an embedded run: end with it, though it be killed with -9."""
+    owner = os.environ.get(OWNER_PID)
+    if owner is not None:
+        threading.Thread(target=_watch, args=(int(owner), client), name="owner", daemon=True).start()
+
+
+def _watch(owner: int, client: redis.Redis) -> None:
+    while os.getppid() == owner:
+        time.sleep(LOOK_SECONDS)
+    with contextlib.suppress(redis.RedisError, OSError):  # another worker of the same run may have been faster
+        config: Any = client.config_get("dir")
+        client.shutdown(nosave=True, now=True)
+        folder = Path(config["dir"])
+        if folder.name.startswith(FOLDER_PREFIX):
+            shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)  # SIGTERM would wait for a broker that is gone. The child dies with us, its lease is taken back
