@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,10 @@ class Fleet:
         self.app.close()
         self.engine.dispose()
 
-    def start_worker(self, *, timings: Mapping[str, float] | None = None, **environment: str) -> Worker:
-        """One more worker process. It takes seconds until it works."""
+    def start_worker(
+        self, *, timings: Mapping[str, float] | None = None, prefix: Sequence[str] = (), **environment: str
+    ) -> Worker:
+        """One more worker process, behind the words ``prefix``. It takes seconds until it works."""
         number = len(self.workers)
         made = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment, **environment}
         for name, value in {**self.timings, **(timings or {})}.items():
@@ -127,7 +129,7 @@ class Fleet:
         log = self.folder / f"worker-{number}.log"
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, *self.entry, "--name", f"w{number}"], env=made, stdout=out, stderr=out,
+                [*prefix, sys.executable, *self.entry, "--name", f"w{number}"], env=made, stdout=out, stderr=out,
                 cwd=Path(__file__).parent.parent,
             )  # fmt: skip
         self.workers.append(Worker(process, log))

@@ -1,0 +1,123 @@
+"""Workers that leave, by request or by a kill: in time, and their shard is soon worked on again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import LONG, odd_fleet
+from fleet import QUICK, Fleet, job_spec, wait_until, write_corpus
+from hosted_rig import PRICED
+from openai_server import FakeOpenAI, Served
+from outcomes import assert_each_once
+from servers import RedisServer
+
+DEFAULT: dict[str, float] = {}  # the settings' own timings: lease 60 s, reaper 10 s, grace 60 s
+OTHER_MACHINE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+NUMBERS = {"copy": 1, "compress": 1500, "local": 200, "hosted": 200}  # a few shards; where one, it is that one again
+GRACE = {"soft_shutdown_seconds": 14.0}  # asked to hand back after 4 s
+
+
+def leased(fleet: Fleet, job: str) -> Any:
+    """The shard that is worked on, once some of its documents are done."""
+    wait_until(lambda: bool(fleet.shards(job, "leased")), 90, "a shard at work")
+    return fleet.shards(job, "leased")[0]
+
+
+def stage(kind: str, endpoint: str, model: Path) -> tuple[dict[str, Any], str]:
+    """A stage that takes 20 s or more over one shard, and the target it is for."""
+    long = {"seconds_per_shard": 1e6}
+    return {
+        "copy": ({"kind": "copy", **long}, "tiny"),
+        "compress": ({"kind": "compress", "model": str(model), "rate": 0.5, "batch_tokens": 2048, **long}, str(model)),
+        "local": ({"kind": "generate", "max_new_tokens": 400, "batch_tokens": 2048, **long}, str(model)),
+        "hosted": ({"kind": "generate", "backend": "openai", "base_url": endpoint, "concurrency": 1, **long}, PRICED),
+    }[kind]
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("kind", ["copy", "compress", "local", "hosted"])
+def test_sigterm_in_any_stage(
+    kind: str, tmp_path: Path, sqlite_url: str, redis_server: RedisServer, tiny_model: Path
+) -> None:
+    """The worker leaves within its grace period; its shard, no attempt the poorer, is taken by another at once."""
+    fake = FakeOpenAI(seconds=0.2)
+    with Served(fake) as url, odd_fleet(tmp_path, sqlite_url, redis_server.url, DEFAULT) as fleet:
+        settings, target = stage(kind, url, tiny_model)
+        text = "sleep 30" if kind == "copy" else "{} apples. " + "How many are left if he eats two? " * 12
+        corpus = write_corpus(tmp_path / "c.jsonl", NUMBERS[kind], text.format)
+        job = fleet.submit(job_spec(corpus, tmp_path / "out", settings, target={"model": target})).job_id
+        first = fleet.start_worker(timings=GRACE)
+        shard = leased(fleet, job)
+        time.sleep(1.0)
+        seconds = first.terminate(60)
+        assert seconds < GRACE["soft_shutdown_seconds"] + 3
+        (again,) = [row for row in fleet.shards(job) if row.id == shard.id]
+        if again.state != "done":  # a fast machine may have ended the shard within the grace: as good
+            assert (again.state, again.owner, again.lease_until) == ("pending", None, None)
+            assert again.attempt_limit - again.attempt == shard.attempt_limit - shard.attempt + 1
+            assert again.rung_at is not None
+        began = time.monotonic()
+        fleet.start_worker(timings=GRACE)
+        leased(fleet, job)
+        print(f"SIGTERM in {kind}: left after {seconds:.1f} s, work went on {time.monotonic() - began:.1f} s later")
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("what", ["child", "worker"])
+def test_a_killed_worker_at_default_settings(
+    what: str, tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    """SIGKILL to the child, or to parent and child: the shard is worked on again within 90 s, and done once."""
+    with odd_fleet(tmp_path, sqlite_url, redis_server.url, DEFAULT) as fleet:
+        first = fleet.start_worker()
+        fleet.start_worker() if what == "worker" else None
+        corpus = write_corpus(tmp_path / "c.jsonl", 20, "sleep 0.1 {}".format)
+        job = fleet.submit(job_spec(corpus, tmp_path / "out", {"kind": "copy", "seconds_per_shard": 1e6})).job_id
+        shard = leased(fleet, job)
+        owner = int(shard.owner.rsplit(":", 2)[1])
+        victim = next(worker for worker in fleet.workers if worker.child == owner)
+        assert what == "worker" or victim is first
+        os.kill(owner, signal.SIGKILL)
+        if what == "worker":
+            victim.kill()
+        began = time.monotonic()
+        wait_until(lambda: any(s.attempt > shard.attempt for s in fleet.shards(job)), 90, "worked on again")
+        print(f"SIGKILL to the {what}: worked on again {time.monotonic() - began:.1f} s later")
+        fleet.wait(job, 90)
+        assert_each_once(fleet, job, [f"d{number}" for number in range(20)])
+
+
+@pytest.mark.timeout(280)
+def test_a_machine_that_is_gone(tmp_path: Path, sqlite_url: str, redis_server: RedisServer) -> None:
+    """Nobody can see that its process died (it ran in its own space of process ids): the lease says so in time."""
+    with odd_fleet(tmp_path, sqlite_url, redis_server.url, DEFAULT if LONG else QUICK) as fleet:
+        there = fleet.start_worker(prefix=OTHER_MACHINE)
+        corpus = write_corpus(tmp_path / "c.jsonl", 20, "sleep 0.1 {}".format)
+        job = fleet.submit(job_spec(corpus, tmp_path / "out", {"kind": "copy", "seconds_per_shard": 1e6})).job_id
+        shard = leased(fleet, job)
+        fleet.start_worker()
+        there.kill()
+        began = time.monotonic()
+        wait_until(lambda: any(s.attempt > shard.attempt for s in fleet.shards(job)), 90, "worked on again")
+        print(f"a machine gone: worked on again {time.monotonic() - began:.1f} s later")
+        fleet.wait(job, 60)
+        assert_each_once(fleet, job, [f"d{number}" for number in range(20)])
+
+
+@pytest.mark.timeout(120)
+def test_an_orphaned_child_leaves_too(fleet: Fleet, tmp_path: Path) -> None:
+    """SIGKILL to the parent alone: its child goes as well, and no process is left."""
+    worker = fleet.start_worker()
+    corpus = write_corpus(tmp_path / "c.jsonl", 2, lambda _: "sleep 60")
+    job = fleet.submit(job_spec(corpus, tmp_path / "out")).job_id
+    leased(fleet, job)
+    child = worker.child
+    assert child is not None
+    worker.kill()
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie", 10, "its end")
