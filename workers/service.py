@@ -18,6 +18,8 @@ from pipeline.storage.schema import check_schema
 from pipeline.storage.sql import open_engine
 from schemas.settings import Settings
 from workers.app import make_app, queue_names
+from workers.doorbell import broker_client
+from workers.orphans import watch_owner
 from workers.processes import owner
 from workers.reaper import Reaper
 from workers.residency import LOGLEVEL, STOP_SIGNAL, set_up_logging
@@ -40,6 +42,7 @@ def serve(settings: Settings, name: str, queues: list[str] | None = None, loglev
     check_schema(engine)
     app.Worker = app.subclass_with_self(_graceful(engine, settings.soft_shutdown_seconds))
     reaper = Reaper(engine, app, settings)
+    watch_owner(broker_client(app))
 
     def on_ready(**_: Any) -> None:
         reaper.start()
