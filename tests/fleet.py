@@ -76,10 +76,15 @@ class Worker:
         self.process.wait()
 
     def terminate(self, seconds: float) -> float:
-        """SIGTERM; seconds until it was gone."""
+        """SIGTERM; seconds until it was gone. One that stays says where its threads are, in its log."""
         self.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        self.process.wait(seconds)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait(seconds)
+            raise
         return time.monotonic() - began
 
 
@@ -122,7 +127,7 @@ class Fleet:
     ) -> Worker:
         """One more worker process, behind the words ``prefix``. It takes seconds until it works."""
         number = len(self.workers)
-        made = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment, **environment}
+        made = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **self.environment, **environment}
         for name, value in {**self.timings, **(timings or {})}.items():
             made[f"CONTEXTMILL_{name.upper()}"] = str(value)
         made |= {"CONTEXTMILL_DATABASE_URL": self.database_url, "CONTEXTMILL_BROKER_URL": self.broker_url}

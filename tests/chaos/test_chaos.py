@@ -150,8 +150,10 @@ def fake_endpoint(folder: Path, seed: int) -> Iterator[tuple[str, Path]]:
     with subprocess.Popen([*command, "--seconds", "0.01"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         port = json.loads(process.stdout.readline())["port"]
-        yield f"http://127.0.0.1:{port}/v1", bill
-        process.terminate()
+        try:
+            yield f"http://127.0.0.1:{port}/v1", bill
+        finally:
+            process.terminate()
 
 
 def assert_bill(fleet: Fleet, job_id: str, bill: Path) -> str:

@@ -1,0 +1,175 @@
+"""Servers that go away, disks that fill, documents that kill: the job finishes, or stops, says why, and resumes."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import AWAY_SECONDS, odd_fleet
+from fleet import Fleet, job_spec, wait_until, write_corpus
+from outcomes import assert_each_once, assert_manifest, assert_no_leftovers, columns
+from servers import PostgresServer, RedisServer
+from sqlalchemy import select
+
+from pipeline.storage.jobs import resume_job, retry_dead
+from schemas.tables import DocumentRow, Rejection
+
+SLOW = "sleep 0.1 {}".format
+FEW = {"kind": "copy", "seconds_per_shard": 7e-6}  # about seven short documents a shard
+
+
+def names(number: int) -> list[str]:
+    return [f"d{index}" for index in range(number)]
+
+
+def at_work(fleet: Fleet, job: str) -> None:
+    """Wait until some of the job is done and some is not."""
+    wait_until(lambda: len(fleet.shards(job, "done")) >= 1, 90, "a shard done")
+    assert fleet.job(job).state == "running"
+
+
+@pytest.mark.timeout(300)
+def test_a_broker_that_is_away(tmp_path: Path, sqlite_url: str, redis_server: RedisServer) -> None:
+    with odd_fleet(tmp_path, sqlite_url, redis_server.url) as fleet:
+        fleet.start_worker()
+        job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 60, SLOW), tmp_path / "out", FEW)).job_id
+        at_work(fleet, job)
+        redis_server.kill()
+        time.sleep(AWAY_SECONDS)
+        redis_server.start()
+        print(f"broker away for {AWAY_SECONDS} s: done {fleet.wait(job, 120):.1f} s after it was back")
+        assert_each_once(fleet, job, names(60))
+
+
+@pytest.mark.timeout(300)
+def test_a_broker_that_is_away_while_a_job_is_submitted(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    """The shards stand in SQL; a reaper rings for them once there is a bell."""
+    with odd_fleet(tmp_path, sqlite_url, redis_server.url) as fleet:
+        fleet.start_worker()
+        wait_until(lambda: " ready." in fleet.logs(), 90, "a worker")
+        redis_server.kill()
+        job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 20), tmp_path / "out")).job_id
+        assert {shard.rung_at for shard in fleet.shards(job)} == {None}
+        redis_server.start()
+        fleet.wait(job, 90)
+        assert_each_once(fleet, job, names(20))
+
+
+@pytest.mark.timeout(300)
+def test_a_database_that_is_locked(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.start_worker()
+    job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 60, SLOW), tmp_path / "out", FEW)).job_id
+    at_work(fleet, job)
+    connection = sqlite3.connect(fleet.engine.url.database or "", isolation_level=None, timeout=30)
+    connection.execute("begin exclusive")
+    time.sleep(AWAY_SECONDS)
+    connection.execute("rollback")
+    connection.close()
+    fleet.wait(job, 120)
+    assert_each_once(fleet, job, names(60))
+    assert {shard.attempt for shard in fleet.shards(job)} == {1}, "a lock is no failure of a document"
+
+
+@pytest.mark.timeout(300)
+def test_a_database_that_is_away(
+    tmp_path: Path, postgres_url: str, postgres_server: PostgresServer, redis_server: RedisServer
+) -> None:
+    with odd_fleet(tmp_path, postgres_url, redis_server.url) as fleet:
+        worker = fleet.start_worker()
+        job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 60, SLOW), tmp_path / "out", FEW)).job_id
+        at_work(fleet, job)
+        postgres_server.kill()
+        time.sleep(AWAY_SECONDS)
+        postgres_server.start()
+        fleet.engine.dispose()
+        fleet.wait(job, 120)
+        assert_each_once(fleet, job, names(60))
+        assert worker.process.poll() is None
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, which soon is full. Needs the right to mount, as containers of CI have."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.timeout(300)
+def test_a_full_disk_stops_the_job_and_resume_ends_it(fleet: Fleet, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "2m") as disk:
+        draw = random.Random(0)
+        corpus = write_corpus(tmp_path / "c.jsonl", 40, lambda number: f"{number} {draw.randbytes(4_000).hex()}")
+        job = fleet.submit(job_spec(corpus, disk / "out", {"kind": "copy", "seconds_per_shard": 7e-5})).job_id
+        filler = disk / "filler"
+        with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        os.truncate(filler, filler.stat().st_size - 16_384)  # room for a folder and the first bytes of a part
+        fleet.start_worker()
+        fleet.wait(job, 90, state="stopped")
+        row = fleet.job(job)
+        assert row.stop_code == "error"
+        assert "No space left" in row.error
+        wait_until(lambda: not fleet.shards(job, "leased"), 30, "shards handed back")
+        assert not [path for path in disk.rglob("*") if path.name.startswith(".tmp-")]
+        filler.unlink()
+        assert resume_job(fleet.engine, job)
+        fleet.wait(job, 90)
+        assert_each_once(fleet, job, names(40))
+
+
+def dead(fleet: Fleet, job: str) -> dict[str, Rejection]:
+    with fleet.engine.connect() as connection:
+        rows = connection.execute(select(Rejection).where(Rejection.job_id == job))
+        return {row.doc_id: row for row in rows}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", ["raise", "die"])
+def test_one_poisonous_document_dies_alone(how: str, each_fleet: Fleet, tmp_path: Path) -> None:
+    """It is found, listed with the reason, and tried again when asked; all others are done, each once."""
+    fleet, cure = each_fleet, tmp_path / "cure"
+    texts = {6: f"{how} until {cure}"}
+    fleet.start_worker(timings={"max_attempts": 2})
+    corpus = write_corpus(tmp_path / "c.jsonl", 16, lambda number: texts.get(number, f"document {number}"))
+    job = fleet.submit(job_spec(corpus, tmp_path / "out", {"kind": "copy", "seconds_per_shard": 1.0})).job_id
+    seconds = fleet.wait(job, 240)
+    print(f"a document that will {how}: {seconds:.1f} s")
+    listed = dead(fleet, job)
+    assert list(listed) == ["d6"]
+    assert (listed["d6"].status, listed["d6"].code) == ("dead", "failed" if how == "raise" else "worker_lost")
+    assert ("cannot be worked on" if how == "raise" else "worker died") in listed["d6"].reason
+    others = [seq for seq in range(16) if seq != 6]
+    assert_manifest(fleet, job, 0, others)
+    assert fleet.count(DocumentRow, DocumentRow.job_id == job, DocumentRow.status == "done") == 15
+    output = Path(fleet.job(job).output)
+    assert sorted(next(columns(output / "data", "seq"))) == others
+    assert_no_leftovers(fleet, job)
+
+    cure.touch()
+    before = odd_lines(fleet)
+    assert retry_dead(fleet.engine, job, 2) == 1
+    fleet.wait(job, 120)
+    assert odd_lines(fleet) - before == {"d6": 1}, "the others are not touched"
+    assert not dead(fleet, job)
+    assert_manifest(fleet, job, 0, list(range(16)))
+    assert sorted(next(columns(output / "data", "seq"))) == list(range(16))
+
+
+def odd_lines(fleet: Fleet) -> Counter[str]:
+    """How often each document was worked on."""
+    return Counter(Path(fleet.environment["ODD_LOG"]).read_text().split())
