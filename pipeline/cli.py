@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from schemas.settings import Settings
 
 FAILURE, USAGE, DEAD, BUDGET = 1, 2, 3, 4
+LOGLEVELS = "DEBUG", "INFO", "WARNING", "ERROR"
 
 EXIT_CODES = """Exit codes: 0 done, 1 failure, 2 usage, 3 finished with dead documents, 4 budget reached."""
 
@@ -73,11 +74,12 @@ def run(
 
     Starts a Redis-compatible server (unless CONTEXTMILL_BROKER_URL names one) and local workers, and stops them again.
     """
-    spec, settings = _load(job_file, output, input_, sets), _settings(output)
+    spec, settings = _load(job_file, output, input_, sets), _settings()
     if dry_run:
         _dry_run(spec, settings, json_)
         return
     _check_hosted(spec, settings)
+    _check_broker(settings)
     count = workers or settings.workers
     engine, settings = _open(settings, spec.output.path, migrate=True)
     _work_until_done(engine, settings, count, spec, job_id=None, json_=json_)
@@ -95,7 +97,10 @@ def submit(
     """Hand a job to workers that run elsewhere (needs CONTEXTMILL_BROKER_URL), and return."""
     from dataclasses import asdict
 
-    spec, settings = _load(job_file, output, input_, sets), _settings(output)
+    spec, settings = _load(job_file, output, input_, sets), _settings()
+    if settings.broker_url is None:
+        _fail("submit needs CONTEXTMILL_BROKER_URL, as the workers have it; `contextmill run` works here alone", USAGE)
+    _check_broker(settings)
     engine, settings = _open(settings, spec.output.path, migrate=True)
     made = _submit(engine, settings, spec, workers or settings.workers, quiet=json_)
     if json_:
@@ -117,10 +122,18 @@ def worker(
     SIGTERM finishes the shard in hand, or hands it back before CONTEXTMILL_SOFT_SHUTDOWN_SECONDS are over.
     """
     os.environ["REMAP_SIGTERM"] = "SIGQUIT"  # read by Celery when it is imported: SIGTERM then keeps the grace period
-    settings = _settings(None)
+    settings = _settings()
+    missing = [name for name in ("broker_url", "database_url") if getattr(settings, name) is None]
+    if missing:
+        _fail(f"a worker needs {' and '.join(f'CONTEXTMILL_{name.upper()}' for name in missing)}", USAGE)
+    if loglevel.upper() not in LOGLEVELS:
+        _fail(f"--loglevel {loglevel}: one of {', '.join(LOGLEVELS)}", USAGE)
+    from pipeline.opening import address
     from workers.service import serve
 
-    serve(settings, name, queues.split(",") if queues else None, loglevel)
+    address(settings, "", may_create=False)  # refuses what is no database address, without repeating it
+
+    serve(settings, name, queues.split(",") if queues else None, loglevel.upper())
 
 
 @app.command()
@@ -137,7 +150,7 @@ def status(
     from pipeline.storage.jobs import find_job, list_jobs
     from pipeline.watching import snapshot
 
-    engine, _ = _open(_settings(output), output)
+    engine, _ = _open(_settings(), output)
     if job is None:
         rows = list_jobs(engine)
         keys = "id", "name", "state", "documents", "output", "error"
@@ -158,14 +171,31 @@ def resume(job: JobId, output: Output = None, workers: Workers = None, json_: Js
     """
     from pipeline.storage.jobs import find_job, resume_job
 
-    engine, settings = _open(_settings(output), output)
+    engine, settings = _open(_settings(), output)
     row = find_job(engine, job)
+    cut_off = _cut_off(engine, row)
     resumed = resume_job(engine, row.id)
     if settings.broker_url is not None:
+        if cut_off is not None:
+            _submit(engine, settings, cut_off, row.workers, quiet=json_)
         word = "goes on" if resumed else f"is {row.state}: nothing to resume"
         _print_json({"job_id": row.id, "resumed": resumed}) if json_ else out.print(f"job {row.id} {word}")
         return
-    _work_until_done(engine, settings, workers or settings.workers, None, job_id=row.id, json_=json_)
+    _work_until_done(engine, settings, workers or settings.workers, cut_off, job_id=row.id, json_=json_)
+
+
+def _cut_off(engine: Engine, job: Any) -> JobSpec | None:
+    """What a job that ended while it was being submitted still has to be submitted from; None for any other."""
+    if job.submitted_at is not None:
+        return None
+    from pipeline.producer import existing_job
+    from schemas.job import JobSpec
+
+    spec = JobSpec.model_validate(job.spec)
+    same = existing_job(engine, spec)
+    if same is None or same.id != job.id:
+        _fail(f"job {job.id} was cut off while its input was read, which has changed since: run it anew", FAILURE)
+    return spec
 
 
 @app.command()
@@ -173,7 +203,7 @@ def cancel(job: JobId, output: Output = None, json_: Json = False) -> None:
     """Stop a job; what is done stays, and `resume` goes on from there."""
     from pipeline.storage.jobs import cancel_job, find_job
 
-    engine, _ = _open(_settings(output), output)
+    engine, _ = _open(_settings(), output)
     row = find_job(engine, job)
     cancelled = cancel_job(engine, row.id)
     word = "cancelled; its workers hand their shards back within seconds" if cancelled else f"is {row.state} already"
@@ -185,7 +215,7 @@ def retry_dead_command(job: JobId, output: Output = None, workers: Workers = Non
     """Try the dead documents of a job again (those that failed by no fault of their own)."""
     from pipeline.storage.jobs import find_job, retry_dead
 
-    engine, settings = _open(_settings(output), output)
+    engine, settings = _open(_settings(), output)
     job_id = find_job(engine, job).id
     count = retry_dead(engine, job_id, settings.max_attempts)
     if not json_:
@@ -206,7 +236,7 @@ def report(
     """Say what a job did, saved and cost: on the terminal, as JSON, or as one self-contained HTML file."""
     from pipeline.storage.jobs import find_job
 
-    engine, _ = _open(_settings(output), output)
+    engine, _ = _open(_settings(), output)
     job_id = find_job(engine, job).id
     if html is not None:
         from pipeline.reporting import write_report
@@ -228,7 +258,7 @@ def export(
     from pipeline.exporting import export_rows
     from pipeline.storage.jobs import find_job
 
-    engine, _ = _open(_settings(output), output)
+    engine, _ = _open(_settings(), output)
     row = find_job(engine, job)
     if row.state != "done":
         _fail(f"job {row.id} is {row.state}: rows are exported once it is done", FAILURE)
@@ -245,7 +275,7 @@ def doctor(
     from pipeline.doctor import examine
     from workers.doorbell import ping
 
-    findings = examine(_settings(output), output or "runs", migrate=migrate, ping=ping)
+    findings = examine(_settings(), output or "runs", migrate=migrate, ping=ping)
     if json_:
         _print_json([{"check": f.check, "ok": f.ok, "found": f.found} for f in findings])
     else:
@@ -264,7 +294,7 @@ def models_list(context: typer.Context, json_: Json = False) -> None:
     from pipeline.display import print_models
     from pipeline.models import catalogue
 
-    rows = catalogue(_settings(None))
+    rows = catalogue(_settings())
     _print_json([_plain(row) for row in rows]) if json_ else print_models(rows, out)
 
 
@@ -278,7 +308,7 @@ def models_pull(
     from pipeline.models import pull
 
     with download_bar(name, err) as progress:
-        ref = pull(name, _settings(None), progress=progress, source=source)
+        ref = pull(name, _settings(), progress=progress, source=source)
     out.print(f"{ref.name}: {ref.folder} (sha256 {ref.digest[:16]})", soft_wrap=True)
 
 
@@ -288,7 +318,7 @@ def models_verify(name: Annotated[str, typer.Argument(help="A model's name.")], 
     from pipeline.display import print_models
     from pipeline.models import verify
 
-    row = verify(name, _settings(None))
+    row = verify(name, _settings())
     _print_json(_plain(row)) if json_ else print_models([row], out)
     if row.state != "ready":
         raise typer.Exit(FAILURE)
@@ -305,35 +335,25 @@ def _load(job_file: Path, output: str | None, input_: list[str] | None, sets: li
     return load_job(job_file, flags)
 
 
-def _settings(output: str | None) -> Settings:
+def _settings() -> Settings:
     from schemas.settings import Settings
 
-    del output
     return Settings()
 
 
 def _open(settings: Settings, output: str | None, *, migrate: bool = False) -> tuple[Engine, Settings]:
     """The database: the one that is set, else the SQLite file in the output folder, brought up to date by itself."""
-    from pydantic import SecretStr
+    from pipeline.opening import open_database
 
-    from pipeline.storage.schema import check_schema
-    from pipeline.storage.schema import migrate as upgrade
-    from pipeline.storage.sql import DatabaseError, open_engine
+    return open_database(settings, output, migrate=migrate)
 
-    url = settings.database_url.get_secret_value() if settings.database_url else None
-    if url is None:
-        folder = output or "runs"
-        if folder.startswith("s3://"):
-            raise DatabaseError("output on s3 needs a database elsewhere: set CONTEXTMILL_DATABASE_URL")
-        file = Path(folder).resolve() / "contextmill.db"
-        if not migrate and not file.exists():
-            raise DatabaseError(f"no database at {file}: name its folder with -o, or set CONTEXTMILL_DATABASE_URL")
-        url = f"sqlite:///{file}"
-    engine = open_engine(url)
-    if migrate and engine.dialect.name == "sqlite":
-        upgrade(engine)
-    check_schema(engine)
-    return engine, settings.model_copy(update={"database_url": SecretStr(url)})
+
+def _check_broker(settings: Settings) -> None:
+    """Before anything is made: a broker that is set, and away, would leave the user waiting for nothing."""
+    from workers.doorbell import ping
+
+    if settings.broker_url is not None:
+        ping(settings.broker_url.get_secret_value())
 
 
 def _known_speeds(spec: JobSpec, settings: Settings) -> dict[int, Any] | None:
@@ -406,7 +426,7 @@ def _work_until_done(
             _report_existing(engine, found, json_)
     logs = Path(find_job(engine, job_id).output if job_id else spec.output.path if spec else ".")
     log_dir = Path("logs") if str(logs).startswith("s3:") else logs / "logs"
-    with _interruptible(job_id), Embedded(settings, workers, log_dir) as embedded:
+    with _interruptible(), Embedded(settings, workers, log_dir) as embedded:
         if spec is not None:
             job_id = _submit(engine, embedded.settings, spec, workers, quiet=json_).job_id
         assert job_id is not None
@@ -467,9 +487,8 @@ def _dry_run(spec: JobSpec, settings: Settings, json_: bool) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(job_id: str | None) -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM leave through the front: workers and server are stopped, and the job can go on later."""
-    del job_id
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         yield

@@ -67,22 +67,21 @@ def _models(settings: Settings) -> Iterator[Finding]:
 def _database(settings: Settings, output: str, migrate: bool) -> Finding:
     from sqlalchemy.exc import SQLAlchemyError
 
+    from pipeline.opening import address, bring_up_to_date, reason, shown
     from pipeline.storage.schema import check_schema
-    from pipeline.storage.schema import migrate as upgrade
     from pipeline.storage.sql import DatabaseError, open_engine
 
     file = Path(output) / "contextmill.db"
     if settings.database_url is None and not file.exists():
         return Finding("database", True, f"none yet; the first run makes {file}")
-    url = settings.database_url.get_secret_value() if settings.database_url else f"sqlite:///{file.resolve()}"
     try:
-        engine = open_engine(url)
+        engine = open_engine(address(settings, output, may_create=False))
         if migrate:
-            upgrade(engine)
+            bring_up_to_date(engine)
         check_schema(engine)
     except (DatabaseError, SQLAlchemyError) as error:
-        return Finding("database", False, " ".join(str(getattr(error, "orig", None) or error).split()))
-    return Finding("database", True, f"{engine.url.render_as_string(hide_password=True)}, schema up to date")
+        return Finding("database", False, reason(error))
+    return Finding("database", True, f"{shown(engine)}, schema up to date")
 
 
 def _broker(settings: Settings, ping: Callable[[str], None]) -> Finding:

@@ -68,9 +68,10 @@ def ring_all(engine: Engine, doorbell: CeleryDoorbell, *, lost: Callable[[], boo
 def ping(url: str) -> None:
     """Raise ``BrokerUnreachableError`` unless a broker answers at ``url``; its password stays out of the text."""
     try:
-        redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5).ping()
+        plain = url.replace("redis+socket://", "unix://")
+        redis.Redis.from_url(plain, socket_timeout=5, socket_connect_timeout=5).ping()
     except (redis.RedisError, ValueError, OSError) as error:
-        place = url.rpartition("@")[2]
+        place = url.rpartition("@")[2].partition("?")[0]  # a query may hold a password too
         raise BrokerUnreachableError(
             f"no broker answers at {place} ({type(error).__name__}): start it, or mend CONTEXTMILL_BROKER_URL"
         ) from None
