@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STOP_SECONDS = 15.0  # what an interrupted run waits for its workers before it ends them
 QUICK_DEATH_SECONDS = 5.0  # a worker that lives no longer was not killed: it cannot start
 RESTARTS = 3
+LEAST_BYTES = 64 * 1024  # less than this free, and SQLite cannot even write down why nothing goes on
 
 
 class EmbeddedError(RuntimeError):
@@ -45,8 +46,8 @@ class _Worker:
 class Embedded:
     """A context manager: inside it, ``settings.broker_url`` answers and ``workers`` workers wait for shards.
 
-    An external broker in ``settings`` is used as it is. ``check`` restarts what died; call it now and then.
-    Logs go to ``log_dir``.
+    An external broker in ``settings`` is used as it is. ``check`` restarts what died, and raises
+    where the disk is full; call it now and then. Logs go to ``log_dir``.
     """
 
     settings: Settings
@@ -74,6 +75,8 @@ class Embedded:
 
     def check(self) -> None:
         """Restart a server or worker that died. Raises ``EmbeddedError`` for one that cannot stay up."""
+        if shutil.disk_usage(self.log_dir).free < LEAST_BYTES:
+            raise EmbeddedError(f"no space left on the disk of {self.log_dir}: make room, and the job can go on")
         if self._server is not None and not self._answers():
             self._start_server()
         for place, worker in enumerate(self._running):
