@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet import QUICK, Fleet
+from fleet import Fleet
+from odd_fleets import odd_fleet
 from servers import RedisServer
-
-ODD_WORKER = Path(__file__).parent / "odd_worker.py"
-LONG = bool(os.environ.get("LONG"))
-AWAY_SECONDS = 60.0 if LONG else 10.0  # LONG=1: as long as the promise says
-
-MakeFleet = Callable[..., Fleet]
-
-
-def odd_fleet(folder: Path, database_url: str, broker_url: str, timings: Mapping[str, float] = QUICK) -> Fleet:
-    """A fleet whose ``copy`` stage obeys the documents' texts (``odd_worker``)."""
-    roots = f"{Path(__file__).parent}:{Path(__file__).parent.parent.parent}"
-    environment = {"ODD_LOG": str(folder / "odd.log"), "PYTHONPATH": roots}
-    return Fleet(folder, database_url, broker_url, timings, environment, entry=(str(ODD_WORKER), "worker"))
-
-
-@pytest.fixture
-def away_seconds() -> float:
-    return AWAY_SECONDS
 
 
 @pytest.fixture

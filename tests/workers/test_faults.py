@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import AWAY_SECONDS, odd_fleet
 from fleet import Fleet, job_spec, wait_until, write_corpus
+from odd_fleets import AWAY_SECONDS, odd_fleet, small_disk
 from outcomes import assert_each_once, assert_manifest, assert_no_leftovers, columns
 from servers import PostgresServer, RedisServer
 from sqlalchemy import select
@@ -97,17 +95,6 @@ def test_a_database_that_is_away(
         assert worker.process.poll() is None
 
 
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own, which soon is full. Needs the right to mount, as containers of CI have."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.timeout(300)
 def test_a_full_disk_stops_the_job_and_resume_ends_it(fleet: Fleet, tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", "2m") as disk:
@@ -132,7 +119,7 @@ def test_a_full_disk_stops_the_job_and_resume_ends_it(fleet: Fleet, tmp_path: Pa
         assert_each_once(fleet, job, names(40))
 
 
-def dead(fleet: Fleet, job: str) -> dict[str, Rejection]:
+def dead(fleet: Fleet, job: str) -> dict[str, Any]:
     with fleet.engine.connect() as connection:
         rows = connection.execute(select(Rejection).where(Rejection.job_id == job))
         return {row.doc_id: row for row in rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ODD_WORKER
 from fleet import Fleet, job_spec, wait_until, write_corpus
+from odd_fleets import ODD_WORKER, small_disk
 from outcomes import assert_each_once, fingerprint
 from sqlalchemy import create_engine, text
 
-from pipeline.storage.jobs import cancel_job, resume_job, stop_job
+from pipeline.producer import SubmissionStoppedError, submit
+from pipeline.storage.jobs import cancel_job, list_jobs, resume_job, stop_job
 from schemas.tables import Usage
+from workers.doorbell import CeleryDoorbell
 
 FEW = {"kind": "copy", "seconds_per_shard": 7e-6}  # about seven short documents a shard
 SLOW: Callable[[int], str] = "sleep 0.05 {}".format
@@ -213,3 +216,39 @@ def test_run_again_after_an_interruption(how: signal.Signals, tmp_path: Path) ->
     again = {f"d{seq}" for start, stop, attempt in rows if attempt > 1 for seq in range(start, stop)}
     assert twice <= again, "only a shard that was in hand at the interruption is begun again"
     assert len(twice) <= 7 < sum(before.values())
+
+
+@pytest.mark.timeout(200)
+def test_a_job_cancelled_while_it_was_submitted_is_submitted_to_its_end(fleet: Fleet, tmp_path: Path) -> None:
+    """Its later documents are in no shard yet: ``resume`` reads on where the submission was cut off."""
+    number = 6_000
+    run = Run(tmp_path, number, "document {}".format)
+    run.database.parent.mkdir()
+    with Fleet(tmp_path, f"sqlite:///{run.database}", fleet.broker_url) as other:
+        spec = job_spec(tmp_path / "c.jsonl", tmp_path / "runs", FEW)
+
+        def cancel(documents: int) -> None:
+            cancel_job(other.engine, list_jobs(other.engine)[0].id)
+
+        with pytest.raises(SubmissionStoppedError, match="cancelled"):
+            submit(other.engine, spec, CeleryDoorbell(other.app), progress=cancel)
+        job = list_jobs(other.engine)[0]
+        assert (job.state, job.submitted_at) == ("cancelled", None)
+    run.finished(run.start("resume", job.id, "-o", str(tmp_path / "runs"), "--json"), number)
+
+
+@pytest.mark.timeout(200)
+def test_a_run_whose_whole_disk_is_full_ends_and_says_so(tmp_path: Path) -> None:
+    """Its database lies on that disk as well and cannot be told. With room again, the same command goes on."""
+    draw = random.Random(0)
+    write_corpus(tmp_path / "c.jsonl", 300, lambda number: f"sleep 0.02 {number} {draw.randbytes(6_000).hex()}")
+    run = Run(tmp_path, 300)
+    with small_disk(tmp_path / "runs", "5m") as disk:
+        text = (tmp_path / "job.toml").read_text()
+        (tmp_path / "job.toml").write_text(text.replace("7e-6", "1e-4"))
+        process = run.start()
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "no space left" in err.lower()
+        subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+        run.finished(run.start(), 300)

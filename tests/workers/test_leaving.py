@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import LONG, odd_fleet
 from fleet import QUICK, Fleet, job_spec, wait_until, write_corpus
 from hosted_rig import PRICED
+from odd_fleets import LONG, odd_fleet
 from openai_server import FakeOpenAI, Served
 from outcomes import assert_each_once
 from servers import RedisServer

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import odd_fleet
 from fleet import QUICK, Fleet, job_spec, wait_until, write_corpus
+from odd_fleets import odd_fleet
 from outcomes import assert_each_once, fingerprint
 
 from workers.app import PREFIX, RUN_SHARD, queue_name
@@ -55,8 +55,9 @@ def test_without_a_heartbeat_the_duplicate_finds_nothing_to_claim(fleet: Fleet, 
     ready(fleet)
     job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 1, lambda _: "sleep 17"), tmp_path / "out")).job_id
     while fleet.job(job).state != "done":
-        for tag in fleet.client.zrange(UNACKED_INDEX, 0, -1):  # as if received long ago
-            fleet.client.zadd(UNACKED_INDEX, {tag: time.time() - 60}, xx=True)
+        tags: list[Any] = list(fleet.client.zrange(UNACKED_INDEX, 0, -1))
+        for tag in tags:
+            fleet.client.zadd(UNACKED_INDEX, {tag: time.time() - 60}, xx=True)  # as if received long ago
         time.sleep(0.2)
     assert "nothing to claim" in fleet.logs()
     assert odd_lines(fleet) == {"d0": 1}
@@ -77,7 +78,7 @@ def test_high_before_bulk_and_one_message_in_hand(fleet: Fleet, tmp_path: Path) 
     worker = fleet.start_worker()
     most = 0
     while fleet.job(first).state != "done":
-        most = max(most, int(fleet.client.hlen(f"{PREFIX}unacked")))  # type: ignore[arg-type]
+        most = max(most, int(fleet.client.hlen(f"{PREFIX}unacked")))
         assert worker.process.poll() is None
         time.sleep(0.02)
     assert most == 1, "a worker holds the one message it works on"
@@ -98,7 +99,8 @@ def test_what_does_not_belong_there_is_harmless(fleet: Fleet, tmp_path: Path) ->
     marker = tmp_path / "pickle-was-run"
     rogue(fleet, queue, base64.b64encode(pickle.dumps(Rogue(marker))).decode(), "application/x-python-serialize")
     rogue(fleet, queue, "this is no JSON", "application/json")
-    for body in ({"not": "a task"}, [], [1, 2, 3], None, [[done, "0-0-5"], {}, None]):
+    bodies: list[Any] = [{"not": "a task"}, [], [1, 2, 3], None, [[done, "0-0-5"], {}, None]]
+    for body in bodies:
         rogue(fleet, queue, json.dumps(body), "application/json")
     for args in (("no-such-job", "0-0-5"), (done, "no-such-shard"), (done, "0-0-5"), (done,), (done, 7, "more")):
         fleet.app.send_task(RUN_SHARD, args=args, queue=queue, routing_key=queue)
@@ -140,11 +142,11 @@ def test_a_message_is_as_small_for_large_documents(fleet: Fleet, tmp_path: Path)
     """Messages carry two ids: what Redis holds for a shard does not grow with its documents."""
 
     def held(size: int) -> int:
-        before = int(fleet.client.info("memory")["used_memory_dataset"])  # type: ignore[index]
+        before = int(fleet.client.info("memory")["used_memory_dataset"])
         corpus = write_corpus(tmp_path / f"{size}.jsonl", 200, lambda number: f"{number} " + "x" * size)
         fleet.submit(job_spec(corpus, tmp_path / "out", {"kind": "copy", "seconds_per_shard": 1e-9}))
         assert fleet.client.llen(f"{PREFIX}{queue_name('copy', 'bulk')}") == 200
-        after = int(fleet.client.info("memory")["used_memory_dataset"])  # type: ignore[index]
+        after = int(fleet.client.info("memory")["used_memory_dataset"])
         fleet.client.delete(f"{PREFIX}{queue_name('copy', 'bulk')}")
         return (after - before) // 200
 

@@ -1,0 +1,33 @@
+"""Fleets whose ``copy`` stage obeys the documents (``odd_worker``), and how long servers stay away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fleet import QUICK, Fleet
+
+ODD_WORKER = Path(__file__).parent / "odd_worker.py"
+LONG = bool(os.environ.get("LONG"))
+AWAY_SECONDS = 60.0 if LONG else 10.0  # LONG=1: as long as the promise says
+
+
+def odd_fleet(folder: Path, database_url: str, broker_url: str, timings: Mapping[str, float] = QUICK) -> Fleet:
+    """A fleet without workers yet."""
+    roots = f"{Path(__file__).parent}:{Path(__file__).parent.parent.parent}"
+    environment = {"ODD_LOG": str(folder / "odd.log"), "PYTHONPATH": roots}
+    return Fleet(folder, database_url, broker_url, timings, environment, entry=(str(ODD_WORKER), "worker"))
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, which soon is full. Needs the right to mount, as containers of CI have."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
