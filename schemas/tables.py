@@ -55,8 +55,9 @@ class Job(Base):
 class Shard(Base):
     """A run of documents ``[start, stop)`` at one stage: the unit of a message, a claim and a commit.
 
-    ``state``: pending -> leased -> done | split | dead; cancelled with its job. ``attempt`` counts claims and fences
-    commits; once it reaches ``attempt_limit`` the shard is split in two, or dead if it holds one document.
+    ``state``: pending -> leased -> done | split | dead; a publication to be done again is reopened. ``attempt`` counts
+    claims and fences commits; once it reaches ``attempt_limit`` the shard is split in two, or dead if it holds one
+    document.
     ``documents_done`` and ``tokens_done`` are the progress of the running attempt.
     """
 

@@ -6,13 +6,17 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, and_, case, delete, null, select, update
 
-from pipeline.storage.shards import ACTIVE, PUBLISH, shard_row
+from pipeline.storage.shards import ACTIVE, PUBLISH, REOPENED, shard_row
 from pipeline.storage.sql import insert_ignore, reading
 from schemas.tables import DocumentRow, Job, Rejection, Shard
 
 
 class UnknownJobError(ValueError):
     """No job of this id, or several that begin with it."""
+
+
+class JobStateError(ValueError):
+    """What was asked for has to wait for another state of the job; the text says which."""
 
 
 def find_job(engine: Engine, job_id: str) -> Row[Any]:
@@ -45,18 +49,27 @@ def resume_job(engine: Engine, job_id: str) -> bool:
     """Let a stopped or cancelled job run on from where it was; its open shards wait for their bell again."""
     state = case((Job.submitted_at.is_(None), "submitting"), else_="running")
     resumed = {"state": state, "stop_code": None, "error": None}
-    if not _set_state(engine, job_id, ("stopped", "cancelled"), resumed):
-        return False
+    over = and_(Job.id == job_id, Job.state.in_(("stopped", "cancelled")))
+    pending = and_(Shard.job_id == job_id, Shard.state == "pending")
     with engine.begin() as connection:
-        pending = and_(Shard.job_id == job_id, Shard.state == "pending")
+        if not connection.execute(update(Job).where(over).values(**resumed)).rowcount:
+            return False
         connection.execute(update(Shard).where(pending).values(rung_at=None, not_before=null()))
     return True
 
 
 def retry_dead(engine: Engine, job_id: str, max_attempts: int) -> int:
-    """Give every dead document new attempts, one shard each; returns their number. Rejected ones stay rejected."""
+    """Give every dead document new attempts, one shard each; returns their number. Rejected ones stay rejected.
+
+    Raises ``JobStateError`` for a job that is not done: a shard of a later stage that is still open would read the
+    revived document's row as well as the shard made for it, and a submission cut off would pass for whole.
+    """
     dead = and_(Rejection.job_id == job_id, Rejection.status == "dead")
     with engine.begin() as connection:
+        # Locked, so that two who ask at once do not both revive the documents.
+        state = connection.scalar(select(Job.state).where(Job.id == job_id).with_for_update(key_share=True))
+        if state != "done":
+            raise JobStateError(f"job {job_id} is {state}: dead documents are tried again once it is done")
         query = select(Rejection.stage, DocumentRow.seq).join(
             DocumentRow, and_(DocumentRow.job_id == Rejection.job_id, DocumentRow.doc_id == Rejection.doc_id)
         )
@@ -65,8 +78,9 @@ def retry_dead(engine: Engine, job_id: str, max_attempts: int) -> int:
             _revive(connection, job_id, stage, seq, max_attempts)
         connection.execute(delete(Rejection).where(dead))
         if rows:
+            # Kept, not deleted: a new row would count attempts from 1 again, and attempts are the fence.
             publication = and_(Shard.job_id == job_id, Shard.id == PUBLISH)
-            connection.execute(delete(Shard).where(publication))
+            connection.execute(update(Shard).where(publication).values(state=REOPENED))
             running = {"state": "running", "finished_at": None}
             connection.execute(update(Job).where(Job.id == job_id).values(**running))
     return len(rows)

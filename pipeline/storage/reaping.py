@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, exists, null, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Update, and_, exists, null, or_, select, update
 from sqlalchemy.engine import Connection, Row
+from sqlalchemy.orm import aliased
 
-from pipeline.storage.shards import ACTIVE, OPEN, PUBLISH, shard_row
+from pipeline.storage.shards import ACTIVE, OPEN, PUBLISH, REOPENED, shard_row
 from pipeline.storage.sql import db_now, insert_ignore, reading
 from schemas.tables import DocumentRow, Job, Leader, Rejection, Shard
 
@@ -139,4 +140,14 @@ def open_publications(engine: Engine, max_attempts: int) -> int:
         for job_id, spec, documents in rows:
             last = shard_row(job_id, len(spec["stages"]), 0, documents, max_attempts) | {"id": PUBLISH}
             insert_ignore(connection, Shard, [last])
+            connection.execute(_reopen(job_id, max_attempts))
     return len(rows)
+
+
+def _reopen(job_id: str, max_attempts: int) -> Update:
+    """Looks for open shards itself: the job may have been published, and its dead revived, since we looked."""
+    other = aliased(Shard)
+    some_open = exists(select(other.id).where(other.job_id == job_id, other.state.in_(OPEN)))
+    this = and_(Shard.job_id == job_id, Shard.id == PUBLISH, Shard.state == REOPENED, ~some_open)
+    again = {"state": "pending", "rung_at": None, "not_before": None, "attempt_limit": Shard.attempt + max_attempts}
+    return update(Shard).where(this).values(**again)

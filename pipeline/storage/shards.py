@@ -19,6 +19,7 @@ from schemas.tables import DocumentRow, Job, Part, Rejection, Shard, Usage
 ACTIVE = ("submitting", "running")
 OPEN = ("pending", "leased")
 PUBLISH = "publish"  # the id of the last shard of a job: it turns committed parts into `data/`
+REOPENED = "reopened"  # the state of a publication that has to be done again, once nothing else is open
 
 
 @dataclass(frozen=True, slots=True)
