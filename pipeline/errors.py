@@ -16,11 +16,11 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     from pipeline.producer import SubmissionStoppedError
     from pipeline.stages import Halt
     from pipeline.storage.filesystem import PathError
-    from pipeline.storage.jobs import UnknownJobError
+    from pipeline.storage.jobs import JobStateError, UnknownJobError
     from pipeline.storage.readers import InputError
     from pipeline.storage.sql import DatabaseError
 
-    if isinstance(error, JobFileError | UnknownJobError | NoSuchJob | PathError):
+    if isinstance(error, JobFileError | UnknownJobError | JobStateError | NoSuchJob | PathError):
         return str(error), True
     if isinstance(error, ValidationError):  # of the settings: CONTEXTMILL_* variables
         lines = [f"CONTEXTMILL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
