@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,11 @@ def load_job(path: Path, overrides: Iterable[str] = (), environment: Mapping[str
     try:
         return JobSpec.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(path, text, raw, entry) for entry in error.errors(include_url=False, include_context=False)]
-        raise JobFileError("\n".join(lines)) from None
+        entries = error.errors(include_url=False, include_context=False)
+        places = [entry["loc"] for entry in entries]
+        # A stage that is refused is also missing from the list of stages: the second complaint would mislead.
+        told = [e for e in entries if e["type"] != "too_short" or not any(_within(p, e["loc"]) for p in places)]
+        raise JobFileError("\n".join(_explain(path, text, entry) for entry in told)) from None
 
 
 def _read(path: Path) -> str:
@@ -89,24 +92,58 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(path: Path, text: str, raw: dict[str, Any], error: Any) -> str:
+def _within(place: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(place) > len(outer) and place[: len(outer)] == outer
+
+
+PLAIN_WORDS = {
+    "tuple_type": "must be a list",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "union_tag_not_found": 'a stage says what it is: kind = "compress", "generate" or "copy"',
+    "too_short": "must not be empty",
+}
+
+
+def _explain(path: Path, text: str, error: Any) -> str:
     keys = [key for key in error["loc"] if not (isinstance(key, str) and key in ("compress", "generate", "copy"))]
     name = ".".join(map(str, keys)) or "job"
-    where = f"{path}:{_line(text, str(keys[-1]))}" if keys and _line(text, str(keys[-1])) else str(path)
+    line = _line(text, keys)
+    where = f"{path}:{line}" if line else str(path)
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key {name}{_nearest(error['loc'])}"
     if error["type"] == "missing":
-        return f"{path}: {name} is missing"
-    message = error["msg"].removeprefix("Value error, ")
+        return f"{where}: {name} is missing"
+    message = PLAIN_WORDS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     secret = "url" in name  # may hold a password
     shown = f", not {given!r}" if isinstance(given, str | int | float) and not secret else ""
     return f"{where}: {name}: {message}{shown}"
 
 
-def _line(text: str, key: str) -> int | None:
-    pattern = re.compile(rf"^\s*(\[+.*\b)?{re.escape(key)}\b")
-    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), None)
+def _line(text: str, keys: list[Any]) -> int | None:
+    """Where the file says ``keys``, or else the innermost table around them."""
+    best, best_line = 0, None
+    for line, place in _places(text):
+        if len(place) > best and place == keys[: len(place)]:
+            best, best_line = len(place), line
+    return best_line
+
+
+def _places(text: str) -> Iterator[tuple[int, list[Any]]]:
+    """(line, key path) of each header and each key. A reader's view of TOML: good enough to point at a line."""
+    table: list[Any] = []
+    counts: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]", line):
+            name = header[2]
+            table = name.split(".")
+            if header[1] == "[[":
+                counts[name] = counts.get(name, -1) + 1
+                table = [*table, counts[name]]
+            yield number, table
+        elif key := re.match(r"\s*([\w.\"-]+)\s*=", line):
+            yield number, [*table, *key[1].replace('"', "").split(".")]
 
 
 def _nearest(place: tuple[Any, ...]) -> str:
