@@ -175,6 +175,10 @@ def resume(job: JobId, output: Output = None, workers: Workers = None, json_: Js
     row = find_job(engine, job)
     cut_off = _cut_off(engine, row)
     resumed = resume_job(engine, row.id)
+    if not resumed and row.state == "done":
+        if not json_:
+            out.print(f"job {row.id} is done: nothing to resume")
+        _finish(engine, row.id, json_)
     if settings.broker_url is not None:
         if cut_off is not None:
             _submit(engine, settings, cut_off, row.workers, quiet=json_)
@@ -219,7 +223,7 @@ def retry_dead_command(job: JobId, output: Output = None, workers: Workers = Non
     job_id = find_job(engine, job).id
     count = retry_dead(engine, job_id, settings.max_attempts)
     if not json_:
-        out.print(f"{count} dead documents of job {job_id} are tried again")
+        out.print(f"job {job_id}: {count or 'no'} dead documents{' are tried again' if count else ''}")
     if count and settings.broker_url is None:
         _work_until_done(engine, settings, workers or settings.workers, None, job_id=job_id, json_=json_)
     elif json_:
@@ -356,19 +360,6 @@ def _check_broker(settings: Settings) -> None:
         ping(settings.broker_url.get_secret_value())
 
 
-def _known_speeds(spec: JobSpec, settings: Settings) -> dict[int, Any] | None:
-    """How fast earlier jobs did the same stages, where there is a database to ask."""
-    from pipeline.accounting.speeds import measured
-    from pipeline.stages import stage_hashes
-    from pipeline.storage.sql import DatabaseError
-
-    try:
-        engine, _ = _open(settings, spec.output.path)
-    except DatabaseError:
-        return None
-    return dict(measured(engine, stage_hashes(spec)))
-
-
 def _check_hosted(spec: JobSpec, settings: Settings) -> None:
     """Before anything is started: what would fail every paid call (no key, no price for a budget, no SDK)."""
     from schemas.stage import GenerateSpec
@@ -453,31 +444,39 @@ def _finish(engine: Engine, job_id: str, json_: bool) -> NoReturn:
     summary = _print_summary(engine, job_id, json_)
     if summary.state == "stopped":
         raise typer.Exit(BUDGET if summary.stop_code == "budget" else FAILURE)
-    if summary.state != "done":
+    if summary.state != "done" or _came_to_nothing(summary):
         raise typer.Exit(FAILURE)
     raise typer.Exit(DEAD if summary.documents.dead else 0)
+
+
+def _came_to_nothing(summary: Any) -> bool:
+    """Whether every row was refused: said as the failure it is, for the nightly script that looks at nothing else."""
+    numbers = summary.documents
+    nothing = not (numbers.done or numbers.reused or numbers.dead) and bool(numbers.rejected)
+    if nothing:
+        err.print(f"[red]error:[/red] no document came through: all {numbers.rejected} were rejected")
+    return nothing
 
 
 def _print_summary(engine: Engine, job_id: str, json_: bool) -> Any:
     from pipeline.accounting.console import print_summary
     from pipeline.accounting.summary import summarise
+    from pipeline.display import print_examples
 
     summary = summarise(engine, job_id)
     if json_:
         _print_json(summary.to_json())
     else:
         print_summary(summary, out)
+        print_examples(summary, out)
     return summary
 
 
 def _dry_run(spec: JobSpec, settings: Settings, json_: bool) -> None:
     from pipeline.accounting.console import print_estimate
-    from pipeline.accounting.estimate import estimate
-    from pipeline.surveying import survey
+    from pipeline.surveying import estimate_job
 
-    seen = survey(spec.input)
-    known = _known_speeds(spec, settings)
-    made = estimate(spec, seen.documents, seen.characters, sample=seen.sample, measured=known, settings=settings)
+    made, seen = estimate_job(spec, settings)
     if json_:
         _print_json({**made.to_json(), "rejected": seen.rejected})
     else:

@@ -14,9 +14,12 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
 
+from pipeline.accounting.figures import Summary
 from pipeline.watching import Snapshot, StageProgress, watch
 
 LINE_SECONDS = 10.0  # between lines of progress where there is no terminal to draw on
+
+EXAMPLES = 5  # of documents without a result that are named
 
 
 def follow(engine: Engine, job_id: str, console: Console, *, check: Callable[[], None] = lambda: None) -> Snapshot:
@@ -68,6 +71,15 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_examples(summary: Summary, console: Console) -> None:
+    """Why documents gave no result: one example of each reason, with its file and line."""
+    firsts = [row.examples[0] for row in summary.rejections if row.examples]
+    for example in firsts[:EXAMPLES]:
+        console.print(f"rejected   {example['source']}: {example['reason']}", soft_wrap=True, markup=False)
+    if firsts:
+        console.print(f"all        {summary.places.output}/rejections.parquet", soft_wrap=True, markup=False)
 
 
 def print_jobs(rows: Sequence[Any], console: Console) -> None:

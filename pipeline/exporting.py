@@ -24,8 +24,13 @@ def export_rows(output: str, to: Path) -> int:
     writers: dict[str, Callable[[pads.Dataset, Path], int]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if to.suffix not in writers:
         raise Halt(f"{to}: the name must end in {', '.join(writers)}")
+    if not to.parent.is_dir():
+        raise Halt(f"{to}: there is no folder {to.parent}")
     fs, root = resolve_path(output)
-    dataset = pads.dataset(f"{root}/data", filesystem=fs, format="parquet", exclude_invalid_files=True)
+    try:
+        dataset = pads.dataset(f"{root}/data", filesystem=fs, format="parquet", exclude_invalid_files=True)
+    except FileNotFoundError:
+        raise Halt(f"{output}/data is gone: was the folder moved or removed?") from None
     building = to.with_name(f".{to.name}.{os.getpid()}")
     try:
         count = writers[to.suffix](dataset, building)

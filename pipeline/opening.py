@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.storage.filesystem import is_local, resolve_path
 from pipeline.storage.schema import check_schema
 from pipeline.storage.schema import migrate as upgrade
 from pipeline.storage.sql import DatabaseError, open_engine
@@ -33,12 +34,13 @@ def open_database(settings: Settings, output: str | None, *, migrate: bool = Fal
 
 
 def address(settings: Settings, output: str, *, may_create: bool) -> str:
-    """The database's URL, password and all. Raises ``DatabaseError`` for one that cannot be a database."""
+    """The database's URL, password and all. Raises ``DatabaseError``, ``PathError``."""
     if settings.database_url is not None:
         return _checked(settings.database_url.get_secret_value())
-    if output.startswith("s3://"):
+    filesystem, folder = resolve_path(output)
+    if not is_local(filesystem):
         raise DatabaseError("output on s3 needs a database elsewhere: set CONTEXTMILL_DATABASE_URL")
-    file = Path(output).expanduser().resolve() / "contextmill.db"
+    file = Path(folder) / "contextmill.db"
     if not may_create and not file.exists():
         raise DatabaseError(f"no database at {file}: name its folder with -o, or set CONTEXTMILL_DATABASE_URL")
     return f"sqlite:///{file}"

@@ -16,11 +16,12 @@ from sqlalchemy import Engine, Row, select, update
 from pipeline.cutting import MAX_CHARACTERS, cut, most_documents
 from pipeline.shard_rows import INPUT_STAGE
 from pipeline.stages import build, stage_hashes
-from pipeline.storage.filesystem import resolve_path
+from pipeline.storage.filesystem import is_local, resolve_path
 from pipeline.storage.parts import table_from_rows, write_part
 from pipeline.storage.readers import BadRow, RawDocument, fingerprint, read_corpus
+from pipeline.storage.reaping import open_publications
 from pipeline.storage.requests import ensure_budget
-from pipeline.storage.shards import ACTIVE, shard_row
+from pipeline.storage.shards import ACTIVE, PUBLISH, shard_row
 from pipeline.storage.sql import db_now, insert_ignore, reading
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec, digest
@@ -105,7 +106,7 @@ def submit(
         "spec_hash": spec.spec_hash(),
         "input_hash": input_hash,
         "stage_hashes": hashes,
-        "output": f"{spec.output.path.rstrip('/')}/{spec.name}-{job_id}",
+        "output": f"{_from_anywhere(spec.output.path)}/{spec.name}-{job_id}",
         "workers": workers,
     }
     with engine.begin() as connection:
@@ -116,6 +117,12 @@ def submit(
     if job.submitted_at is not None:
         return Submission(job_id, False, job.documents, job.collapsed, 0)
     return _Producer(engine, spec, job, doorbell, max_attempts, estimator, progress).run(chain([first], corpus))
+
+
+def _from_anywhere(output: str) -> str:
+    """``output`` such that workers and later commands, in whatever folder they run, find the same place."""
+    filesystem, place = resolve_path(output)
+    return place if is_local(filesystem) else output.rstrip("/")
 
 
 def _budgets(spec: JobSpec) -> list[int]:
@@ -162,6 +169,9 @@ class _Producer:
             connection.execute(update(Job).where(Job.id == self._job_id).values(**counts))
             submitting = update(Job).where(Job.id == self._job_id, Job.state == "submitting")
             connection.execute(submitting.values(state="running"))
+        if self._next_seq == 0:  # no shard will ever end, so none opens the publication, and it rings for none
+            open_publications(self._engine, self._max_attempts)
+            self._ring(PUBLISH)
         return Submission(self._job_id, True, self._next_seq, self._collapsed, self._rejected)
 
     def _register(self, batch: list[RawDocument | BadRow]) -> list[Document]:
@@ -223,8 +233,9 @@ class _Producer:
         self._ring(shard["id"])
 
     def _ring(self, shard_id: str) -> None:
+        kind = PUBLISH if shard_id == PUBLISH else self._spec.stages[0].kind
         try:
-            self._doorbell.ring(self._job_id, shard_id, self._spec.stages[0].kind, self._spec.priority)
+            self._doorbell.ring(self._job_id, shard_id, kind, self._spec.priority)
         except DoorbellSilentError as error:
             log.warning("shard %s is left to the reaper: %s", shard_id, error)
             return

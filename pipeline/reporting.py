@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -21,7 +22,14 @@ def write_report(engine: Engine, job_id: str, to: Path | None = None) -> str:
     """
     html = render_html(summarise(engine, job_id)).encode()
     if to is not None:
-        to.write_bytes(html)
+        building = to.with_name(f".{to.name}.{os.getpid()}")  # whole or not at all: an older report stays
+        try:
+            building.write_bytes(html)
+            building.replace(to)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(to)) from error  # the user's name for it, not ours
+        finally:
+            building.unlink(missing_ok=True)
         return str(to)
     place = f"{find_job(engine, job_id).output}/report.html"
     fs, path = resolve_path(place)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.accounting.estimate import Estimate, estimate
+from pipeline.accounting.speeds import measured
+from pipeline.opening import open_database
 from pipeline.producer import SAMPLE
+from pipeline.stages import stage_hashes
 from pipeline.storage.readers import BadRow, read_corpus
-from schemas.job import InputSpec
+from pipeline.storage.sql import DatabaseError
+from schemas.job import InputSpec, JobSpec
+from schemas.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +43,20 @@ def survey(spec: InputSpec) -> Survey:
         if len(sample) < SAMPLE:
             sample.append(text)
     return Survey(documents, characters, rejected, first, tuple(sample))
+
+
+def estimate_job(spec: JobSpec, settings: Settings) -> tuple[Estimate, Survey]:
+    """What ``--dry-run`` says. Raises ``InputError``, ``ModelError``."""
+    seen = survey(spec.input)
+    known = _known_speeds(spec, settings)
+    made = estimate(spec, seen.documents, seen.characters, sample=seen.sample, measured=known, settings=settings)
+    return made, seen
+
+
+def _known_speeds(spec: JobSpec, settings: Settings) -> dict[int, Any] | None:
+    """How fast earlier jobs did the same stages, where there is a database to ask."""
+    try:
+        engine, _ = open_database(settings, spec.output.path)
+    except DatabaseError:
+        return None
+    return dict(measured(engine, stage_hashes(spec)))
