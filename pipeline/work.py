@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.lease import Lease
 from pipeline.models import ModelError, ModelPool
@@ -42,6 +43,14 @@ RETRY_SECONDS = 2.0
 MENDABLE = Halt, ModelError, OSError
 
 Ending = Literal["done", "returned", "failed", "halted", "lost"]
+
+
+class Overdue(Exception):  # noqa: N818
+    """The shard took longer than any may. Its attempt counts; no document of it is to blame more than another."""
+
+
+# What says nothing about a document: taking the batch apart for it would declare the innocent dead.
+NO_DOCUMENTS_FAULT = Stopped, Overdue, SQLAlchemyError, *MENDABLE
 
 
 class DeviceLost(RuntimeError):  # noqa: N818
@@ -83,8 +92,9 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
 def _halt(engine: Engine, claim: Claim, error: Exception) -> None:
     code = error.code if isinstance(error, Halt) else "error"
     reason = _one_line(error) if isinstance(error, OSError) else str(error)
-    stop_job(engine, claim.job_id, code, reason)
-    shards.release(engine, claim, error=reason, charge=False)
+    # Who lost the fence has no say: the shard's new holder may be well, or the job done.
+    if shards.release(engine, claim, error=reason, charge=False):
+        stop_job(engine, claim.job_id, code, reason)
 
 
 def _work(
@@ -127,7 +137,7 @@ def _settle(engine: Engine, claim: Claim, job: JobView, documents: list[Document
 def _run_bisecting(stage: Stage, documents: Sequence[Document], run: Run, *, may_bisect: bool) -> list[Outcome]:
     try:
         outcomes = stage.run(documents, run)
-    except (Stopped, *MENDABLE):
+    except NO_DOCUMENTS_FAULT:
         raise
     except Exception as error:  # a stage may raise anything: the point is to find out for which document
         if _device_lost(error):
@@ -151,4 +161,5 @@ def _device_lost(error: Exception) -> bool:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text.encode(errors="backslashreplace").decode().replace("\0", "\\0")  # else PostgreSQL would refuse it
     return text if len(text) <= 500 else text[:497] + "..."

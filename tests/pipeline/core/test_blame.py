@@ -1,0 +1,128 @@
+"""Whose fault a failure is: documents are only blamed for what they did, and only by who still holds their shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from pipeline.copying import Copy
+from pipeline.lease import Lease
+from pipeline.models import ModelPool
+from pipeline.producer import submit
+from pipeline.stages import Outcome, Run
+from pipeline.storage import shards
+from pipeline.storage.jobs import find_job
+from pipeline.storage.reaping import expire
+from pipeline.storage.schema import migrate
+from pipeline.storage.shards import Claim
+from pipeline.storage.sql import open_engine
+from pipeline.work import Overdue, work_on
+from schemas.document import Document
+from schemas.job import JobSpec
+from schemas.tables import Rejection, Shard
+
+
+class Silent:
+    """These tests claim by themselves."""
+
+    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
+        del job_id, shard_id, kind, priority
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = open_engine(database_url)
+    migrate(made)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def job(engine: Engine, tmp_path: Path) -> str:
+    """Eight documents in shards of two."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"id": f"d{i}", "text": f"text {i}"}) + "\n" for i in range(8)))
+    raw = {"input": {"path": str(corpus)}, "output": {"path": str(tmp_path / "out")}, "stages": [{"kind": "copy"}]}
+    return submit(engine, JobSpec.model_validate(raw), Silent()).job_id
+
+
+def attempt(engine: Engine, job: str, number: int) -> Claim:
+    """The claim of this number at the first shard."""
+    for _ in range(number):
+        expire(engine, ["test"])
+        claim = shards.claim(engine, job, "0-0-2", "test", 60.0)
+    assert claim is not None
+    assert claim.attempt == number
+    return claim
+
+
+def do(engine: Engine, claim: Claim) -> str:
+    with Lease(engine, claim, lease_seconds=60.0, renew_seconds=15.0) as lease:
+        return work_on(engine, claim, ModelPool(), lease, 3)
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def run(self: Copy, documents: Sequence[Document], run: Run) -> list[Outcome]:
+        raise error
+
+    monkeypatch.setattr(Copy, "run", run)
+
+
+def rejections(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.scalar(select(func.count()).select_from(Rejection)) or 0)
+
+
+@pytest.mark.parametrize(
+    "error", [Overdue("too long"), OperationalError("select", None, Exception("away"))], ids=["overdue", "database"]
+)
+def test_no_document_is_dead_for_what_is_not_its_fault(
+    engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    fail_with(monkeypatch, error)
+    assert do(engine, attempt(engine, job, 2)) == "failed"
+    assert rejections(engine) == 0
+
+
+def test_an_error_text_that_no_database_stores_is_still_told(
+    engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(monkeypatch, ValueError("half a \ud800 and a \0"))  # neither of which PostgreSQL stores
+    assert do(engine, attempt(engine, job, 1)) == "failed"
+    with engine.connect() as connection:
+        assert "half a" in str(connection.scalar(select(Shard.error).where(Shard.id == "0-0-2")))
+
+
+def test_who_lost_the_shard_cannot_stop_the_job(engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, OSError(28, "No space left on device"))
+    stale = attempt(engine, job, 1)
+    expire(engine, ["test"])
+    held = shards.claim(engine, job, "0-0-2", "other", 60.0)
+    assert held is not None
+    do(engine, stale)
+    assert find_job(engine, job).state == "running"
+    assert do(engine, held) == "halted"
+    assert find_job(engine, job).state == "stopped"
+
+
+def test_a_lease_outlives_any_error_of_the_database(engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = attempt(engine, job, 1)
+    renewals: list[int] = []
+    renew = shards.renew
+
+    def shaky(*args: object, **more: object) -> bool:
+        renewals.append(1)
+        if len(renewals) == 1:
+            raise InterfaceError("update", None, Exception("connection already closed"))
+        return renew(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "renew", shaky)
+    with Lease(engine, claim, lease_seconds=60.0, renew_seconds=0.02) as lease:
+        while len(renewals) < 3:
+            assert lease._thread.is_alive()
+        assert not lease.lost
