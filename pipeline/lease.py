@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.storage import shards
 from pipeline.storage.shards import Claim
@@ -83,7 +83,7 @@ class Lease:
         try:
             held = shards.renew(self._engine, self._claim, self._lease_seconds, documents, tokens)
             self._beat()
-        except (OperationalError, OSError) as error:
+        except (SQLAlchemyError, OSError) as error:  # any of them: a thread that ended would lose the shard for sure
             log.warning("lease of %s not renewed, trying again: %s", self._claim.shard_id, error)
             return
         self._written = documents
