@@ -28,10 +28,14 @@ HAND_BACK_SECONDS = 10.0  # this long before its grace ends, a child still busy 
 LAST_WORDS_SECONDS = 0.5  # for the child to ring for what it handed back
 
 
+class WorkerEndedError(RuntimeError):
+    """Celery gave up, as it does where its child dies before it was ready. Not an orderly end: exit code 1."""
+
+
 def serve(settings: Settings, name: str, queues: list[str] | None = None, loglevel: str = "INFO") -> None:
     """Work until told to stop. SIGTERM: the shard in hand is finished, or handed back before the grace period ends.
 
-    Raises ``ValueError`` for missing settings, ``DatabaseError`` for a schema that does not fit.
+    Raises ``ValueError`` for missing settings, ``DatabaseError`` for a schema that does not fit, ``WorkerEndedError``.
     """
     if settings.database_url is None:
         raise ValueError("no database: set CONTEXTMILL_DATABASE_URL")
@@ -47,7 +51,10 @@ def serve(settings: Settings, name: str, queues: list[str] | None = None, loglev
     def on_ready(**_: Any) -> None:
         reaper.start()
 
-    def on_left(**_: Any) -> None:
+    codes: list[int | None] = []  # ``worker_main`` keeps the exit code to itself
+
+    def on_left(sender: Any, **_: Any) -> None:
+        codes.append(sender.exitcode)
         reaper.stop()
 
     worker_ready.connect(on_ready, weak=False)
@@ -55,6 +62,8 @@ def serve(settings: Settings, name: str, queues: list[str] | None = None, loglev
     # Gossip and mingle talk to other workers over the broker, for nothing we use, and have hung reconnections.
     options = ["--without-gossip", "--without-mingle", "--loglevel", loglevel, "-n", f"{name}@%h"]
     app.worker_main(["worker", "-Q", ",".join(queues or queue_names()), *options])
+    if any(codes) and not state.should_terminate:
+        raise WorkerEndedError("this worker ended by itself, for the reason logged above: start it again")
 
 
 def _graceful(engine: Engine, grace: float) -> type[Any]:
