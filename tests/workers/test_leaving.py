@@ -121,3 +121,17 @@ def test_an_orphaned_child_leaves_too(fleet: Fleet, tmp_path: Path) -> None:
     assert child is not None
     worker.kill()
     wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie", 10, "its end")
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_gives_up_does_not_pass_for_one_that_was_told_to_leave(fleet: Fleet) -> None:
+    """Its child dies before it was ever ready: exit code 1, so that what keeps it running starts it again."""
+    first = fleet.start_worker()
+    wait_until(first.kill_child, 60, "a child to kill")
+    first.process.wait(60)
+    assert first.process.returncode == 1
+    assert "ended by itself" in first.log.read_text()
+    second = fleet.start_worker()
+    wait_until(lambda: " ready." in second.log.read_text(), 60, "a worker")
+    second.terminate(30)
+    assert second.process.returncode == 0
