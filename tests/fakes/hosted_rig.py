@@ -31,8 +31,8 @@ PRICED = "gpt-4"  # 30 and 60 micro-dollars a token: whole numbers, as the fake 
 def new_job(engine: Engine, job_id: str = JOB) -> None:
     """The tables, and a job to hang calls on."""
     Base.metadata.create_all(engine)
-    row: dict[str, Any] = {"id": job_id, "name": "job", "state": "running", "spec": {}, "spec_hash": "", "input_hash": ""}
-    row |= {"stage_hashes": [], "output": "", "workers": 1, "created_at": 0.0}
+    row: dict[str, Any] = {"id": job_id, "name": "job", "state": "running", "spec": {}}
+    row |= {"spec_hash": "", "input_hash": "", "stage_hashes": [], "output": "", "workers": 1, "created_at": 0.0}
     with engine.begin() as connection:
         connection.execute(insert(Job).values(**row))
 
