@@ -98,7 +98,7 @@ def _all(values: Sequence[Any], combine: Any) -> Any:
 
 def _characters_per_token(job: JobSpec, sample: Sequence[str], settings: Settings) -> tuple[float, str]:
     default = CHARACTERS_PER_TOKEN, f"{CHARACTERS_PER_TOKEN:g} characters per token are assumed"
-    if not any(sample):
+    if not any(sample) or all(stage.kind == "copy" for stage in job.stages):  # a tokenizer is 40 MB, here for nothing
         return default
     from tokenizers import Tokenizer
 
