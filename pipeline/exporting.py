@@ -20,7 +20,10 @@ ROWS = 1_024
 
 
 def export_rows(output: str, to: Path) -> int:
-    """Write all rows of ``<output>/data`` to ``to``, whole or not at all; returns their number."""
+    """Write all rows of ``<output>/data`` to ``to``, whole or not at all; returns their number.
+
+    Raises ``Halt`` for another ending of ``to`` and for a damaged part.
+    """
     writers: dict[str, Callable[[pads.Dataset, Path], int]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if to.suffix not in writers:
         raise Halt(f"{to}: the name must end in {', '.join(writers)}")
@@ -28,13 +31,15 @@ def export_rows(output: str, to: Path) -> int:
         raise Halt(f"{to}: there is no folder {to.parent}")
     fs, root = resolve_path(output)
     try:
-        dataset = pads.dataset(f"{root}/data", filesystem=fs, format="parquet", exclude_invalid_files=True)
+        dataset = pads.dataset(f"{root}/data", filesystem=fs, format="parquet")
     except FileNotFoundError:
         raise Halt(f"{output}/data is gone: was the folder moved or removed?") from None
     building = to.with_name(f".{to.name}.{os.getpid()}")
     try:
         count = writers[to.suffix](dataset, building)
         building.replace(to)
+    except pa.ArrowInvalid as error:
+        raise Halt(f"{output}/data is damaged, so nothing was exported: {error}") from error
     finally:
         building.unlink(missing_ok=True)
     return count
