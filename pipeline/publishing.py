@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -26,13 +27,16 @@ REJECTIONS = "rejections.parquet"
 def publish_job(engine: Engine, claim: Claim, job: JobView) -> Commit:
     """Write ``data/`` and ``rejections.parquet`` from what SQL says is committed. Done twice, it leaves the same."""
     fs, root = resolve_path(job.output)
+    began = time.time()
     with reading(engine) as connection:
         rows = connection.execute(select(Part).where(Part.job_id == job.id).order_by(Part.start)).all()
     last = [f"{root}/{row.path}" for row in rows if row.stage == len(job.spec.stages) - 1]
     known = {row.path.rpartition("/")[2] for row in rows}
     publish(fs, root, last or [_write_empty(fs, root, job)], claim.attempt)
     _write_rejections(engine, fs, root, job)
-    for path in list_orphans(fs, root, known, older_than_seconds=0):
+    # Only what is older than our look at the manifest: this publication may have lost its fence long ago, and
+    # retry-dead may have brought parts since that it knows nothing of.
+    for path in list_orphans(fs, root, known, older_than_seconds=time.time() - began):
         delete(fs, path)
     forget_responses(engine, job.id)
     return Commit(job={"state": "done", "stop_code": None, "error": None, "finished_at": db_now()})
