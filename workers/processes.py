@@ -11,12 +11,20 @@ from pathlib import Path
 
 @functools.cache
 def host() -> str:
-    """This machine and its space of process ids: two containers may share a host name, but not both."""
+    """This machine, as it was booted, and its space of process ids.
+
+    A host name alone says too little: machines made from one image share it, and the first space of process ids has
+    one number on every Linux. They would take each other's workers for dead, again and again.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        boot = "boot"
     try:
         space = Path("/proc/self/ns/pid").readlink().name
     except OSError:  # not Linux: one space per host
         space = "pid"
-    return f"{socket.gethostname()}/{space}"
+    return f"{socket.gethostname()}/{boot}/{space}"
 
 
 def _started(pid: int) -> str:
