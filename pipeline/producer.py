@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 2_048  # documents registered in one transaction
 SAMPLE = 8  # texts an estimate may count real tokens in
+SAMPLE_CHARACTERS = 50_000  # of each: a tokenizer takes some 150 times a text's size
 LOOKAHEAD = 4_096  # documents known before the first shard is cut, so that a small corpus still feeds all workers
 
 
@@ -156,7 +157,7 @@ class _Producer:
         waiting: deque[Document] = deque()
         for batch in _batches(corpus):
             waiting.extend(self._register(batch))
-            self._sample.extend(document.parts.render() for document in islice(waiting, SAMPLE))
+            self._sample.extend(document.parts.render()[:SAMPLE_CHARACTERS] for document in islice(waiting, SAMPLE))
             self._progress(self._next_seq)
             while len(waiting) > LOOKAHEAD or _characters(waiting) > MAX_CHARACTERS:
                 self._cut_one(waiting)

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.accounting.estimate import Estimate, estimate
 from pipeline.accounting.speeds import measured
 from pipeline.opening import open_database
-from pipeline.producer import SAMPLE
+from pipeline.producer import SAMPLE, SAMPLE_CHARACTERS
 from pipeline.stages import stage_hashes
 from pipeline.storage.readers import BadRow, read_corpus
 from pipeline.storage.sql import DatabaseError
@@ -41,7 +41,7 @@ def survey(spec: InputSpec) -> Survey:
         text = row.parts.render()
         characters += len(text)
         if len(sample) < SAMPLE:
-            sample.append(text)
+            sample.append(text[:SAMPLE_CHARACTERS])
     return Survey(documents, characters, rejected, first, tuple(sample))
 
 

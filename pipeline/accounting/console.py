@@ -45,9 +45,13 @@ def print_estimate(made: Estimate, console: Console) -> None:
     """Print what a job would take: tokens, worker time, peak memory and money, and what each of them rests on."""
     head = f"{made.documents:,} documents, {made.characters:,} characters, about {made.tokens:,} tokens"
     console.print(Text(head, style="bold"))
-    table = _table("stage", "tokens in", "tokens out", "on", "worker time", "peak memory", "calls cost", "at most")
+    hosted = any(stage.hosted for stage in made.stages)
+    bill = ("calls cost", "at most") if hosted else ()  # without calls, 80 columns hold the rest unabridged
+    table = _table("stage", "tokens in", "tokens out", "on", "time", "memory", *bill)
+    table.columns[0].no_wrap = True
     for stage in made.stages:
         bill = (money(stage.expected_microusd), money(stage.worst_microusd)) if stage.hosted else ("-", "-")
+        bill = bill if hosted else ()
         memory = "-" if stage.memory_bytes == 0 else size(stage.memory_bytes)
         cells = (stage.device, duration(stage.seconds), memory, *bill)
         table.add_row(stage.kind, count(stage.tokens_in), count(stage.tokens_out), *cells)
