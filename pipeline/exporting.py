@@ -31,11 +31,11 @@ def export_rows(output: str, to: Path) -> int:
         raise Halt(f"{to}: there is no folder {to.parent}")
     fs, root = resolve_path(output)
     try:
-        dataset = pads.dataset(f"{root}/data", filesystem=fs, format="parquet")
-    except FileNotFoundError:
+        except FileNotFoundError:
         raise Halt(f"{output}/data is gone: was the folder moved or removed?") from None
     building = to.with_name(f".{to.name}.{os.getpid()}")
     try:
+        dataset = pads.dataset(f"{root}/data", filesystem=fs, format="parquet")
         count = writers[to.suffix](dataset, building)
         building.replace(to)
     except pa.ArrowInvalid as error:
