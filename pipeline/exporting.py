@@ -30,14 +30,13 @@ def export_rows(output: str, to: Path) -> int:
     if not to.parent.is_dir():
         raise Halt(f"{to}: there is no folder {to.parent}")
     fs, root = resolve_path(output)
-    try:
-        except FileNotFoundError:
-        raise Halt(f"{output}/data is gone: was the folder moved or removed?") from None
     building = to.with_name(f".{to.name}.{os.getpid()}")
     try:
         dataset = pads.dataset(f"{root}/data", filesystem=fs, format="parquet")
         count = writers[to.suffix](dataset, building)
         building.replace(to)
+    except FileNotFoundError:
+        raise Halt(f"{output}/data is gone: was the folder moved or removed?") from None
     except pa.ArrowInvalid as error:
         raise Halt(f"{output}/data is damaged, so nothing was exported: {error}") from error
     finally:
