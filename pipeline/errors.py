@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+HINTS = {
+    "disk is full": ": make room where the output goes; the same command then goes on from here",
+    "readonly database": ": its file or folder must be writable",
+    "database is locked": ": another process holds it; the same command then goes on from here",
+}
+
 
 def explain(error: Exception) -> tuple[str, bool] | None:
     """(message, whether it is a usage error) of an error a person can act on; None for any other."""
@@ -30,7 +36,8 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, (*ours, *missing)) or type(error).__module__.partition(".")[0] == "workers":
         return str(error), False
     if isinstance(error, SQLAlchemyError):
-        return f"database: {' '.join(str(getattr(error, 'orig', None) or error).split())}", False
+        said = " ".join(str(getattr(error, "orig", None) or error).split())
+        return f"database: {said}{next((hint for part, hint in HINTS.items() if part in said), '')}", False
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", False
     return None

