@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine, Row, select, update
 
+from pipeline import collecting
 from pipeline.cutting import MAX_CHARACTERS, cut, most_documents
 from pipeline.shard_rows import INPUT_STAGE
 from pipeline.stages import build, stage_hashes
@@ -152,6 +153,7 @@ class _Producer:
         self._estimator, self._sample = estimator, deque[str](maxlen=SAMPLE)
         self._next_seq = self._collapsed = self._rejected = self._read = 0
 
+    @collecting.seldom()
     def run(self, corpus: Iterable[RawDocument | BadRow]) -> Submission:
         """Read the corpus to its end; shards are worked on from the first one cut."""
         waiting: deque[Document] = deque()

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.fs as pafs
 from sqlalchemy import Engine, select
 
+from pipeline import collecting
 from pipeline.cutting import cut
 from pipeline.stages import Outcome, Refusal, Result, build
 from pipeline.storage.filesystem import resolve_path
@@ -63,6 +64,7 @@ class WrittenPart:
     row: dict[str, Any]  # its manifest row
 
 
+@collecting.seldom()
 def read_documents(engine: Engine, claim: Claim, job: JobView) -> list[Document]:
     """The shard's documents as the producer wrote them, with the columns of the stages before, in order of seq."""
     inputs = _rows(engine, claim, job, INPUT_STAGE)
@@ -92,6 +94,7 @@ def _document(row: dict[str, Any], fields: dict[str, Any]) -> Document:
     return Document(row["seq"], row["doc_id"], parts, row["content_hash"], row["source"], row["answer"], fields)
 
 
+@collecting.seldom()
 def write_rows(claim: Claim, job: JobView, settled: Sequence[Settled]) -> WrittenPart | None:
     """Write the results as one part whose name no other attempt has; None where every document was refused."""
     kept = [entry for entry in settled if isinstance(entry.outcome, Result)]
@@ -119,6 +122,7 @@ def _part_row(document: Document, outcome: Outcome) -> dict[str, Any]:
     return {**own, **document.fields, **outcome.fields}
 
 
+@collecting.seldom()
 def usage_rows(claim: Claim, job: JobView, settled: Sequence[Settled], part: str) -> list[dict[str, Any]]:
     """One row of ``usage`` per result; ``row`` is its place in the part, in the order ``write_rows`` keeps."""
     same = {

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, and_, exists, insert, null, or_, select, update
 from sqlalchemy.engine import Connection
 
+from pipeline import collecting
 from pipeline.storage.sql import db_now, insert_ignore
 from schemas.tables import DocumentRow, Job, Part, Rejection, Shard, Usage
 
@@ -133,6 +134,7 @@ def release(engine: Engine, claim: Claim, *, error: str | None, delay: float = 0
         return bool(connection.execute(statement).rowcount)
 
 
+@collecting.seldom()
 def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
     """Commit an attempt in one transaction. False, and nothing written: the fence was lost.
 
