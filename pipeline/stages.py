@@ -135,11 +135,14 @@ def stage_hashes(job: JobSpec) -> list[str]:
     Each covers its own settings, weights and record version, and those of all stages before it.
     """
     hashes: list[str] = []
-    for index, spec in enumerate(job.stages):
-        before = hashes[-1] if hashes else SCHEMA_VERSION
-        hashes.append(digest([before, _output_settings(spec), build(job, index).identity()]))
+    for index in range(len(job.stages)):
+        hashes.append(stage_hash(job, index, hashes))
     return hashes
 
 
-def _output_settings(spec: StageBase) -> dict[str, Any]:
-    return spec.output_settings()
+def stage_hash(job: JobSpec, index: int, before: Sequence[str]) -> str:
+    """The digest of the stage at ``index``, as this machine would do it; ``before`` holds those of earlier stages."""
+    base: StageBase = job.stages[index]
+    return digest(
+        [before[index - 1] if index else SCHEMA_VERSION, base.output_settings(), build(job, index).identity()]
+    )

@@ -25,7 +25,7 @@ from pipeline.shard_rows import (
     usage_rows,
     write_rows,
 )
-from pipeline.stages import Halt, Outcome, Refusal, Run, Stage, Stopped, build
+from pipeline.stages import Halt, Outcome, Refusal, Run, Stage, Stopped, build, stage_hash
 from pipeline.storage import shards
 from pipeline.storage.jobs import stop_job
 from pipeline.storage.parts import delete
@@ -121,10 +121,12 @@ def _work(
 
 def _settle(engine: Engine, claim: Claim, job: JobView, documents: list[Document], run: Run) -> list[Settled]:
     """An outcome for every document, in order: taken over where an earlier job has it, else by the stage."""
-    kind, stage_hash = job.spec.stages[claim.stage].kind, job.stage_hashes[claim.stage]
-    taken = taken_over(engine, job.id, kind, stage_hash, documents)
+    kind = job.spec.stages[claim.stage].kind
+    taken = taken_over(engine, job.id, kind, job.stage_hashes[claim.stage], documents)
     run.progress(len(taken), 0)
     fresh = [document for document in documents if document.seq not in taken]
+    if fresh:
+        _check_same_weights(job, claim.stage)
     stage = build(job.spec, claim.stage)
     outcomes = _run_bisecting(stage, fresh, run, may_bisect=claim.attempt >= BISECT_FROM) if fresh else []
     made = dict(zip((document.seq for document in fresh), outcomes, strict=True))
@@ -132,6 +134,15 @@ def _settle(engine: Engine, claim: Claim, job: JobView, documents: list[Document
         Settled(document, *taken[document.seq]) if document.seq in taken else Settled(document, made[document.seq])
         for document in documents
     ]
+
+
+def _check_same_weights(job: JobView, index: int) -> None:
+    """Other weights under the same name would pass for the job's own, in its rows and in every later job's reuse."""
+    if stage_hash(job.spec, index, job.stage_hashes) != job.stage_hashes[index]:
+        raise Halt(
+            f"the model of the {job.spec.stages[index].kind} stage, or this version of contextmill, is "
+            "not what the job was submitted with: bring that back and resume, or submit the job anew"
+        )
 
 
 def _run_bisecting(stage: Stage, documents: Sequence[Document], run: Run, *, may_bisect: bool) -> list[Outcome]:

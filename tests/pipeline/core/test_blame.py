@@ -98,6 +98,16 @@ def test_an_error_text_that_no_database_stores_is_still_told(
         assert "half a" in str(connection.scalar(select(Shard.error).where(Shard.id == "0-0-2")))
 
 
+def test_other_weights_stop_the_job_before_they_pass_for_its_own(
+    engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Copy, "identity", lambda self: "the model's folder was exchanged")
+    assert do(engine, attempt(engine, job, 1)) == "halted"
+    stopped = find_job(engine, job)
+    assert stopped.state == "stopped"
+    assert "not what the job was submitted with" in stopped.error
+
+
 def test_who_lost_the_shard_cannot_stop_the_job(engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, OSError(28, "No space left on device"))
     stale = attempt(engine, job, 1)
