@@ -406,14 +406,16 @@ def _work_until_done(
 ) -> NoReturn:
     """Submit ``spec`` or take up ``job_id``, with workers of our own; then say how it ended."""
     from pipeline.display import follow
-    from pipeline.producer import existing_job
-    from pipeline.storage.jobs import find_job
+    from pipeline.producer import existing_job, raise_budget
+    from pipeline.storage.jobs import find_job, resume_job
     from pipeline.watching import ENDED
     from workers.embedded import Embedded
 
     if spec is not None and (found := existing_job(engine, spec)) is not None:
         job_id = found.id
-        if found.state in ENDED:
+        if found.stop_code == "budget" and raise_budget(engine, spec, job_id):
+            resume_job(engine, job_id)
+        elif found.state in ENDED:
             _report_existing(engine, found, json_)
     logs = Path(find_job(engine, job_id).output if job_id else spec.output.path if spec else ".")
     log_dir = Path("logs") if str(logs).startswith("s3:") else logs / "logs"

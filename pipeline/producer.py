@@ -28,7 +28,7 @@ from schemas.document import Document, PromptParts
 from schemas.job import JobSpec, digest
 from schemas.records import INPUT
 from schemas.stage import GenerateSpec
-from schemas.tables import DocumentRow, Job, Part, Rejection, Shard
+from schemas.tables import Budget, DocumentRow, Job, Part, Rejection, Shard
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,16 @@ def existing_job(engine: Engine, spec: JobSpec) -> Row[Any] | None:
     job_id = job_id_of(spec, stage_hashes(spec), fingerprint(spec.input))
     with reading(engine) as connection:
         return connection.execute(select(Job).where(Job.id == job_id)).one_or_none()
+
+
+def raise_budget(engine: Engine, spec: JobSpec, job_id: str) -> bool:
+    """Give a job the limit that ``spec`` names, where that is more than it had. False: it is not."""
+    with reading(engine) as connection:
+        had = connection.execute(select(Budget.limit_microusd).where(Budget.job_id == job_id)).scalar_one_or_none()
+    higher = [limit for limit in _budgets(spec) if had is not None and limit > had]
+    for limit in higher:
+        ensure_budget(engine, job_id, limit)
+    return bool(higher)
 
 
 def submit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import time
@@ -41,6 +42,7 @@ RETRY_SECONDS = 2.0
 
 # A wrong key, a missing model, a full disk: no document's fault, and no retry mends it.
 MENDABLE = Halt, ModelError, OSError
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR}
 
 Ending = Literal["done", "returned", "failed", "halted", "lost"]
 
@@ -73,20 +75,31 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
         shards.release(engine, claim, error="handed back: its worker was stopping", charge=False)
         return "returned"
     except MENDABLE as error:
+        if _may_pass(error) and claim.attempt < claim.attempt_limit:
+            return _fail(engine, claim, error)
         _halt(engine, claim, error)
         return "halted"
     except DeviceLost:
         raise
-    except Exception as error:  # a stage may raise anything: tried again, then bisected
-        log.exception("shard %s of job %s failed", claim.shard_id, claim.job_id)
-        delay, reason = RETRY_SECONDS * claim.attempt, _one_line(error)
-        patiently(lambda: shards.release(engine, claim, error=reason, delay=delay))
-        return "failed"
+    except Exception as error:  # noqa: BLE001  a stage may raise anything: tried again, then bisected
+        return _fail(engine, claim, error)
     if patiently(lambda: shards.finish(engine, claim, commit)):
         return "done"
     if written:
         delete(written.fs, written.location)
     return "lost"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it is an input or output error that may be gone in a moment: a network's, mostly."""
+    return isinstance(error, OSError) and error.errno not in LASTING
+
+
+def _fail(engine: Engine, claim: Claim, error: Exception) -> Literal["failed"]:
+    log.error("shard %s of job %s failed", claim.shard_id, claim.job_id, exc_info=error)
+    delay, reason = RETRY_SECONDS * claim.attempt, _one_line(error)
+    patiently(lambda: shards.release(engine, claim, error=reason, delay=delay))
+    return "failed"
 
 
 def _halt(engine: Engine, claim: Claim, error: Exception) -> None:

@@ -24,7 +24,8 @@ from workers.processes import owner
 from workers.reaper import Reaper
 from workers.residency import LOGLEVEL, STOP_SIGNAL, set_up_logging
 
-HAND_BACK_SECONDS = 10.0  # this long before its grace ends, a child still busy is asked to hand its shard back
+# This long before its grace ends, or for half of it, a child still busy hands back: calls in flight may end till then.
+HAND_BACK_SECONDS = 25.0
 LAST_WORDS_SECONDS = 0.5  # for the child to ring for what it handed back
 
 
@@ -77,7 +78,7 @@ def _graceful(engine: Engine, grace: float) -> type[Any]:
         def wait_for_soft_shutdown(self) -> None:
             began, asked = time.monotonic(), False
             while state.active_requests and _busy(engine) and (waited := time.monotonic() - began) < grace:
-                if not asked and waited >= grace - HAND_BACK_SECONDS:
+                if not asked and waited >= grace - min(HAND_BACK_SECONDS, grace / 2):
                     _ask_children()
                     asked = True
                 time.sleep(0.1)

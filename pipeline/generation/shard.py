@@ -232,7 +232,7 @@ class HostedShard:
         spent, limit = self.ledger.money() or (0, 0)
         return BudgetReached(
             f"budget reached: {_usd(spent)} of {_usd(limit)} dollars are spent and the rest is less than the next call "
-            f"may cost; {left} documents of this shard are unanswered. Resume with a higher budget_usd"
+            f"may cost; {left} documents of this shard are unanswered. Run it again with a higher budget_usd"
         )
 
 

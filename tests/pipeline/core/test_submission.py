@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 
 from pipeline.lease import Lease
 from pipeline.models import ModelPool
-from pipeline.producer import DoorbellSilentError, Submission, submit
+from pipeline.producer import DoorbellSilentError, Submission, raise_budget, submit
 from pipeline.storage import shards
 from pipeline.storage.jobs import cancel_job, find_job, resume_job
 from pipeline.storage.readers import InputError
@@ -207,3 +208,39 @@ def test_a_cancelled_job_gives_nothing_to_claim_until_it_is_resumed(engine: Engi
     work_through(engine, made.job_id)
     assert find_job(engine, made.job_id).state == "done"
     assert not resume_job(engine, made.job_id)
+
+
+def test_a_network_error_passes_and_a_full_disk_stops_the_job(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = submit(engine, spec_of(tmp_path, [{"text": "one"}]), Bell())
+    errors = iter([OSError("curl: connection reset"), OSError(errno.ENOSPC, "No space left on device")])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr("pipeline.shard_rows.write_part", fail)
+    for ending, state in (("failed", "running"), ("halted", "stopped")):
+        with engine.begin() as connection:
+            connection.execute(update(Shard).values(not_before=None))
+        claim = shards.claim(engine, made.job_id, "0-0-1", "test", 60.0)
+        assert claim is not None
+        with Lease(engine, claim, lease_seconds=60.0, renew_seconds=15.0) as lease:
+            assert work_on(engine, claim, ModelPool(), lease, 3) == ending
+        assert find_job(engine, made.job_id).state == state
+    monkeypatch.undo()
+    assert resume_job(engine, made.job_id)
+    work_through(engine, made.job_id)
+    assert find_job(engine, made.job_id).state == "done"
+
+
+def test_a_higher_budget_counts_and_a_lower_one_does_not(engine: Engine, tmp_path: Path) -> None:
+    def spec(usd: str) -> JobSpec:
+        stage = {"kind": "generate", "backend": "openai", "budget_usd": usd, "max_new_tokens": 1}
+        target = {"model": "gpt-4.1-mini", "prices": ["openai:gpt-4.1-mini"]}
+        return spec_of(tmp_path, [{"text": "one"}], stages=[stage], target=target)
+
+    made = submit(engine, spec("1.50"), Bell())
+    assert not raise_budget(engine, spec("1.5"), made.job_id)
+    assert not raise_budget(engine, spec("0.5"), made.job_id)
+    assert raise_budget(engine, spec("2"), made.job_id)
