@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,18 @@ def test_two_jobs_at_once(fleet: Fleet, tmp_path: Path) -> None:
     assert set(odd_lines(tmp_path).values()) == {2}
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_run_left() -> Iterator[None]:
+    """A run that a failed test left behind is killed; its workers and its server follow it."""
+    yield
+    while _started:
+        with _started.pop() as process:
+            process.kill()
+
+
 class Run:
     """``contextmill run`` as a process, its workers and its embedded server; the stage obeys the documents."""
 
@@ -144,7 +156,9 @@ class Run:
         quick = {"LEASE": "3", "RENEW": "1", "REAP": "1"}
         environment |= {f"CONTEXTMILL_{name}_SECONDS": value for name, value in quick.items()}
         command = [sys.executable, "-m", "pipeline.cli", *(words or ("run", str(self.folder / "job.toml"), "--json"))]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        _started.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+        return _started[-1]
 
     def shards_done(self) -> int:
         if not self.database.exists():
