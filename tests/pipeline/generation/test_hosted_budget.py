@@ -81,7 +81,7 @@ def test_a_reached_budget_stops_after_storing_and_a_higher_one_goes_on(engine: E
     server = FakeOpenAI(seconds=0.02)
     with Served(server) as url:
         with pytest.raises(
-            BudgetReached, match=r"0\.00\d+ of 0\.008000 dollars .* Run it again with a higher budget_usd"
+            BudgetReached, match=r"0\.00\d+ of 0\.008000 dollars .* again with a higher budget_usd"
         ):
             generator(url, budget_usd="0.008").run(documents(40), run_with(engine))
         paid = Counter(row.state for row in rows(engine).values())
