@@ -23,7 +23,8 @@ def function_words(text: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def real_pool() -> Iterator[ModelPool]:
+def real_pool(model_cache: Path) -> Iterator[ModelPool]:
+    assert model_cache.is_dir()
     pool = ModelPool("cpu")
     yield pool
     pool.close()
