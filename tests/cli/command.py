@@ -35,7 +35,7 @@ class User:
 
     def environment(self, **more: str) -> dict[str, str]:
         """What the command is started with."""
-        return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **more}
+        return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "CONTEXTMILL_REAP_SECONDS": "1", **more}
 
     def command(self, *words: str) -> list[str]:
         """``contextmill`` of this very installation."""
