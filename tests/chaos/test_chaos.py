@@ -45,15 +45,20 @@ class Chaos:
     done: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
-        strikes = [*MUST, *self.random.choices(MUST, k=self.random.randint(2, 3))]
-        self.random.shuffle(strikes)
-        for progress, strike in zip(sorted(self.random.uniform(0.0, 0.8) for _ in strikes), strikes, strict=True):
-            wait_until(lambda progress=progress: self.progress() > progress, 120, f"{progress:.0%}")  # type: ignore[misc]
+        first = self.random.sample(MUST, k=len(MUST))
+        more = self.random.choices(MUST, k=self.random.randint(2, 3))
+        moments = sorted(self.random.uniform(0.0, 0.4) for _ in first) + sorted(
+            self.random.uniform(0.4, 0.8) for _ in more
+        )
+        for moment, strike in zip(moments, [*first, *more], strict=True):
+            wait_until(lambda moment=moment: self.progress() > moment, 120, f"{moment:.0%}")  # type: ignore[misc]
             time.sleep(self.random.uniform(0.0, 0.2))
-            assert self.fleet.job(self.job_id).state not in ENDED, "too late to strike"
+            if self.fleet.job(self.job_id).state in ENDED:
+                break
             self.duplicate(self.random.randint(1, 4))
             self.strike(strike)
             self.done[strike] += 1
+        assert set(MUST) <= self.done.keys(), "the job was over before it was struck by everything"
 
     def progress(self) -> float:
         """The part of all (document, stage) pairs that is committed."""
@@ -67,7 +72,8 @@ class Chaos:
             self.done["duplicates"] += 1
 
     def strike(self, kind: str) -> None:
-        worker = self.random.choice(self.alive())
+        alive = self.alive()
+        worker = self.random.choice([worker for worker in alive if worker.child] or alive)
         if kind == "child":
             wait_until(lambda: worker.kill_child() or worker.process.poll() is not None, 60, "a child to kill")
         elif kind == "parent":
@@ -144,8 +150,8 @@ def make_spec(kind: str, folder: Path, model: Path, endpoint: str) -> JobSpec:
              "seconds_per_shard": 1.5},
         ],
         "models": [
-            {"kind": "compress", "model": str(model), "rate": 0.5, "seconds_per_shard": 3.0},
-            {"kind": "generate", "max_new_tokens": 4, "seconds_per_shard": 10.0},
+            {"kind": "compress", "model": str(model), "rate": 0.5, "seconds_per_shard": 2.0},
+            {"kind": "generate", "max_new_tokens": 16, "seconds_per_shard": 30.0},
         ],
     }  # fmt: skip
     target = {"model": PRICED if kind == "hosted" else str(model)}
