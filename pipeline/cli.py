@@ -408,6 +408,7 @@ def _work_until_done(
     from pipeline.display import follow
     from pipeline.producer import existing_job, raise_budget
     from pipeline.storage.jobs import find_job, resume_job
+    from pipeline.storage.reaping import unring
     from pipeline.watching import ENDED
     from workers.embedded import Embedded
 
@@ -419,6 +420,8 @@ def _work_until_done(
             _report_existing(engine, found, json_)
     logs = Path(find_job(engine, job_id).output if job_id else spec.output.path if spec else ".")
     log_dir = Path("logs") if str(logs).startswith("s3:") else logs / "logs"
+    if job_id is not None and settings.broker_url is None:
+        unring(engine, job_id)  # an earlier run's broker ended with it
     with _interruptible(), Embedded(settings, workers, log_dir) as embedded:
         if spec is not None:
             job_id = _submit(engine, embedded.settings, spec, workers, quiet=json_).job_id

@@ -11,12 +11,15 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.producer import DoorbellSilentError
-from pipeline.storage.reaping import bury, expire, lead, open_publications, owners
+from pipeline.storage.reaping import bury, expire, lead, leader, open_publications, owners, resign
 from schemas.settings import Settings
 from workers.doorbell import CeleryDoorbell, backlog, broker_client, ring_all
 from workers.processes import dead_here, owner
 
 log = logging.getLogger(__name__)
+
+
+TASK = "reaper"  # of which there is one leader a database
 
 
 class Reaper:
@@ -34,10 +37,11 @@ class Reaper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, then take back what dead children of this host still hold."""
+        """End, then take back what dead children of this host still hold, and leave the lead to others."""
         self._stop.set()
         self._thread.join(timeout=5)
         self._attempt(self._release_dead)
+        self._attempt(lambda: resign(self._engine, TASK, owner()))
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -53,7 +57,7 @@ class Reaper:
     def reap(self) -> None:
         """One pass."""
         self._release_dead()
-        if not lead(self._engine, "reaper", owner(), 3 * self._settings.reap_seconds):
+        if not lead(self._engine, TASK, owner(), 3 * self._settings.reap_seconds):
             return
         expire(self._engine)
         bury(self._engine, self._settings.max_attempts)
@@ -66,6 +70,8 @@ class Reaper:
         if gone := dead_here(owners(self._engine)):
             count = expire(self._engine, gone)
             log.warning("took back %d shards of processes that died", count)
+        for dead in dead_here(filter(None, [leader(self._engine, TASK)])):
+            resign(self._engine, TASK, dead)
 
     def _forgotten(self) -> bool:
         """Whether the broker has nothing at all, twice in a row: what was rung for and still pends was lost there."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Update, and_, exists, null, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Update, and_, delete, exists, null, or_, select, update
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.orm import aliased
 
@@ -34,6 +34,18 @@ def lead(engine: Engine, name: str, owner: str, seconds: float) -> bool:
         insert_ignore(connection, Leader, [{"name": name, "owner": owner, "until": 0.0}])
         statement = update(Leader).where(Leader.name == name, free).values(owner=owner, until=db_now() + seconds)
         return bool(connection.execute(statement).rowcount)
+
+
+def leader(engine: Engine, name: str) -> str | None:
+    """Who leads the task ``name``, or led it last."""
+    with reading(engine) as connection:
+        return connection.execute(select(Leader.owner).where(Leader.name == name)).scalar_one_or_none()
+
+
+def resign(engine: Engine, name: str, owner: str) -> None:
+    """Give up the task ``name`` for ``owner``, which stops or is dead: the next one need not wait."""
+    with engine.begin() as connection:
+        connection.execute(delete(Leader).where(Leader.name == name, Leader.owner == owner))
 
 
 def expire(engine: Engine, owners: Iterable[str] = ()) -> int:
@@ -120,6 +132,13 @@ def unrung(engine: Engine, *, all_pending: bool = False) -> list[Due]:
 def _due(job_id: str, shard_id: str, stage: int, spec: dict[str, Any]) -> Due:
     kinds = [*(entry["kind"] for entry in spec["stages"]), PUBLISH]
     return Due(job_id, shard_id, kinds[stage], spec["priority"])
+
+
+def unring(engine: Engine, job_id: str) -> None:
+    """Forget that the job's pending shards were rung for: the broker that heard it is gone."""
+    with engine.begin() as connection:
+        pending = update(Shard).where(Shard.job_id == job_id, Shard.state == "pending")
+        connection.execute(pending.values(rung_at=None))
 
 
 def mark_rung(engine: Engine, dues: Sequence[Due]) -> None:

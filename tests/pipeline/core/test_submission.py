@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.producer import DoorbellSilentError, Submission, raise_budget, sub
 from pipeline.storage import shards
 from pipeline.storage.jobs import cancel_job, find_job, resume_job
 from pipeline.storage.readers import InputError
-from pipeline.storage.reaping import open_publications, unrung
+from pipeline.storage.reaping import lead, leader, open_publications, resign, unrung
 from pipeline.storage.schema import migrate
 from pipeline.storage.sql import open_engine
 from pipeline.watching import snapshot
@@ -244,3 +245,15 @@ def test_a_higher_budget_counts_and_a_lower_one_does_not(engine: Engine, tmp_pat
     assert not raise_budget(engine, spec("1.5"), made.job_id)
     assert not raise_budget(engine, spec("0.5"), made.job_id)
     assert raise_budget(engine, spec("2"), made.job_id)
+
+
+def test_one_leads_until_it_resigns_or_its_time_is_over(engine: Engine) -> None:
+    assert lead(engine, "reaper", "one", 60.0)
+    assert lead(engine, "reaper", "one", 60.0)
+    assert not lead(engine, "reaper", "two", 60.0)
+    resign(engine, "reaper", "two")
+    assert leader(engine, "reaper") == "one"
+    resign(engine, "reaper", "one")
+    assert lead(engine, "reaper", "two", 0.0)
+    time.sleep(0.01)
+    assert lead(engine, "reaper", "one", 60.0)

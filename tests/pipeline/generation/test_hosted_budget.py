@@ -80,9 +80,7 @@ def test_a_reached_budget_stops_after_storing_and_a_higher_one_goes_on(engine: E
     ensure_budget(engine, JOB, 8_000)
     server = FakeOpenAI(seconds=0.02)
     with Served(server) as url:
-        with pytest.raises(
-            BudgetReached, match=r"0\.00\d+ of 0\.008000 dollars .* again with a higher budget_usd"
-        ):
+        with pytest.raises(BudgetReached, match=r"0\.00\d+ of 0\.008000 dollars .* again with a higher budget_usd"):
             generator(url, budget_usd="0.008").run(documents(40), run_with(engine))
         paid = Counter(row.state for row in rows(engine).values())
         assert set(paid) == {"done"} and 0 < paid["done"] < 40
