@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.producer import DoorbellSilentError
-from pipeline.storage.reaping import bury, expire, lead, leader, open_publications, owners, resign
+from pipeline.storage.reaping import bury, count_rung, expire, lead, leader, open_publications, owners, resign
 from schemas.settings import Settings
 from workers.doorbell import CeleryDoorbell, backlog, broker_client, ring_all
 from workers.processes import dead_here, owner
@@ -28,7 +28,7 @@ class Reaper:
     def __init__(self, engine: Engine, app: Celery, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._doorbell, self._client = CeleryDoorbell(app), broker_client(app)
-        self._idle_passes = 0
+        self._short_passes = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
@@ -74,6 +74,7 @@ class Reaper:
             resign(self._engine, TASK, dead)
 
     def _forgotten(self) -> bool:
-        """Whether the broker has nothing at all, twice in a row: what was rung for and still pends was lost there."""
-        self._idle_passes = self._idle_passes + 1 if backlog(self._client) == 0 else 0
-        return self._idle_passes >= 2
+        """Whether the broker has fewer messages than shards wait for one, twice in a row: some were lost there."""
+        short = backlog(self._client) < count_rung(self._engine)
+        self._short_passes = self._short_passes + 1 if short else 0
+        return self._short_passes >= 2

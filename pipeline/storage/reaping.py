@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Update, and_, delete, exists, null, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Update, and_, delete, exists, func, null, or_, select, update
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.orm import aliased
 
@@ -139,6 +139,14 @@ def unring(engine: Engine, job_id: str) -> None:
     with engine.begin() as connection:
         pending = update(Shard).where(Shard.job_id == job_id, Shard.state == "pending")
         connection.execute(pending.values(rung_at=None))
+
+
+def count_rung(engine: Engine) -> int:
+    """Pending shards of active jobs that were rung for: as many messages, at least, should be in the broker."""
+    waiting = and_(Shard.state == "pending", Shard.rung_at.is_not(None), Job.state.in_(ACTIVE))
+    query = select(func.count()).select_from(Shard).join(Job, Job.id == Shard.job_id).where(waiting)
+    with reading(engine) as connection:
+        return connection.execute(query).scalar_one()
 
 
 def mark_rung(engine: Engine, dues: Sequence[Due]) -> None:
