@@ -27,6 +27,7 @@ from pipeline.compression.scoring import Scorer
 from pipeline.compression.stage import Compress
 from pipeline.models import LoadedModel, ModelPool
 from schemas.document import PromptParts
+from schemas.job import TargetSpec
 from schemas.stage import CompressSpec
 
 
@@ -55,9 +56,9 @@ def main() -> None:
     pool = ModelPool(arguments.device)
     loaded = pool.causal_lm(spec.model, spec.dtype, spec.device)
     sources = read(arguments.file, arguments.documents)
-    stage = Compress(spec, arguments.target or spec.model)
+    stage = Compress(spec, TargetSpec(model=arguments.target or spec.model))
     warm = sources[: arguments.warm_up]
-    list(stage.engine(loaded).run(warm, lambda: None))
+    list(stage.engine(loaded).run(warm, lambda tokens: None))
     figures = [_measure(stage, loaded, sources) for _ in range(arguments.repeat)]
     for one in figures:
         print(json.dumps(asdict(one)) if arguments.json else _line(one))
@@ -77,7 +78,7 @@ def _parts(row: dict[str, Any], turn: int) -> PromptParts:
 
 def _measure(stage: Compress, loaded: LoadedModel, sources: Sequence[PromptParts]) -> Figures:
     begun = time.perf_counter()
-    made = [one for batch in stage.engine(loaded).run(sources, lambda: None) for one in batch.made]
+    made = [one for batch in stage.engine(loaded).run(sources, lambda tokens: None) for one in batch.made]
     seconds = time.perf_counter() - begun
     done = [one for one in made if isinstance(one, Compressed)]
     tokens = sum(one.original for one in done)

@@ -22,11 +22,10 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, func, select
 
 from benchmarks.compression_engine import read
-from pipeline.compression.stage import Compress
 from pipeline.cutting import cut, most_documents
 from pipeline.models import ModelPool
 from pipeline.producer import submit
-from pipeline.stages import Result, Run
+from pipeline.stages import Result, Run, build
 from pipeline.storage.schema import migrate
 from pipeline.storage.sql import open_engine
 from pipeline.watching import watch
@@ -81,7 +80,7 @@ def _spec(arguments: argparse.Namespace, folder: Path, parts: list[PromptParts],
 
 def _shards(spec: JobSpec, parts: list[PromptParts], workers: int) -> Iterator[list[Document]]:
     """The documents as the producer cuts them, but for its first, smaller shards."""
-    stage = Compress.from_spec(spec, 0)
+    stage = build(spec, 0)
     sizes = [len(prompt.render()) for prompt in parts]
     work = ((seq, size, stage.work_seconds(size)) for seq, size in enumerate(sizes))
     for start, stop in cut(work, spec.stages[0].seconds_per_shard, most_documents(len(parts), workers)):
@@ -90,7 +89,7 @@ def _shards(spec: JobSpec, parts: list[PromptParts], workers: int) -> Iterator[l
 
 def _bare(spec: JobSpec, parts: list[PromptParts], workers: int) -> tuple[int, float]:
     """(original tokens, seconds) of the stage alone."""
-    stage, run = Compress.from_spec(spec, 0), Run(ModelPool())
+    stage, run = build(spec, 0), Run(ModelPool())
     shards = list(_shards(spec, parts, workers))
     stage.run(shards[0][: max(8, len(shards[0]) // 4)], run)
     begun = time.perf_counter()

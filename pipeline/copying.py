@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.stages import Outcome, Result, Run, Stopped
 from schemas.document import Document
-from schemas.job import JobSpec
+from schemas.job import TargetSpec
+from schemas.stage import CopySpec
 
 UNCHANGED = Result({})
 
@@ -17,11 +18,8 @@ UNCHANGED = Result({})
 class Copy:
     """Adds no column and refuses nothing, not even an empty document."""
 
-    @classmethod
-    def from_spec(cls, job: JobSpec, index: int) -> Copy:
-        """There is nothing to set."""
-        del job, index
-        return cls()
+    spec: CopySpec
+    target: TargetSpec
 
     def identity(self) -> Any:
         """No weights decide anything here."""

@@ -92,7 +92,8 @@ class Run:
     """What a stage may use of the outside while it works on a shard.
 
     ``models`` keeps loaded models between shards. ``ledger`` is there for stages that pay per call. ``stopping`` is
-    asked between batches. ``progress(documents, tokens)`` counts what was finished since the last call.
+    asked between batches. ``progress(documents, tokens)`` counts what was finished since the last call, and is a sign
+    of life: a shard that gives none for ``Settings.soft_time_limit`` is taken to be stuck, one that does never is.
     """
 
     models: ModelPool
@@ -102,12 +103,7 @@ class Run:
 
 
 class Stage(Protocol):
-    """One method of the pipeline. ``from_spec`` builds it for the stage at ``index`` of a job."""
-
-    @classmethod
-    def from_spec(cls, job: JobSpec, index: int) -> Stage:
-        """The stage with its settings; no model is loaded yet."""
-        ...
+    """One method of the pipeline, made as ``Class(spec, target)``: its own settings, the job's target model."""
 
     def identity(self) -> Any:
         """What besides the spec decides its output: digests of weights and tokenizers, as a JSON value."""
@@ -124,8 +120,9 @@ class Stage(Protocol):
 
 def build(job: JobSpec, index: int) -> Stage:
     """The stage at ``index`` of ``job``."""
-    module, _, name = STAGES[job.stages[index].kind].partition(":")
-    stage: Stage = getattr(importlib.import_module(module), name).from_spec(job, index)
+    spec = job.stages[index]
+    module, _, name = STAGES[spec.kind].partition(":")
+    stage: Stage = getattr(importlib.import_module(module), name)(spec, job.target)
     return stage
 
 

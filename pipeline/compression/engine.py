@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.compression.prompt import Copied, Preparing, Prompt
 from pipeline.compression.reassembly import Fitted, fit
 from pipeline.compression.registry import Method
+from pipeline.compression.scoring import Passed
 from pipeline.stages import Refusal
 from schemas.document import PromptParts
 
@@ -41,6 +42,19 @@ class Batch:
     seconds: float
 
 
+@dataclass(slots=True)
+class _Reading:
+    """Tells ``passed`` how much of a batch was read, and of each token only once, however often it is scored."""
+
+    left: int
+    passed: Passed
+
+    def __call__(self, scored: int) -> None:
+        read = min(scored, self.left)
+        self.left -= read
+        self.passed(read)
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """``method`` on a device with tokenisers and budget (``preparing``). ``rows``: most prompts in a batch."""
@@ -49,8 +63,8 @@ class Engine:
     method: Method
     rows: int
 
-    def run(self, sources: Sequence[PromptParts], check: Callable[[], None]) -> Iterator[Batch]:
-        """All sources, longest first, batch by batch. ``check`` is called often; what it raises ends the run.
+    def run(self, sources: Sequence[PromptParts], passed: Passed) -> Iterator[Batch]:
+        """All sources, longest first, batch by batch. ``passed`` is told their original tokens as they are read.
 
         While the model scores one batch, a thread tokenises the next and fits the one before: both are mostly the
         tokenizer's compiled code, which does not hold the interpreter.
@@ -65,8 +79,7 @@ class Engine:
                 ready = ahead.result()
                 if number + 1 < len(batches):
                     ahead = beside.submit(self._prepare, sources, batches[number + 1])
-                check()
-                margins = self._score(ready, check)
+                margins = self._score(ready, passed)
                 if behind:
                     since, seconds = _lap(since)
                     yield Batch(behind[0], tuple(behind[1].result()), seconds)
@@ -78,10 +91,12 @@ class Engine:
     def _prepare(self, sources: Sequence[PromptParts], places: tuple[int, ...]) -> list[Prompt | Copied | Refusal]:
         return self.preparing.prepare([sources[place] for place in places])
 
-    def _score(
-        self, ready: Sequence[Prompt | Copied | Refusal], check: Callable[[], None]
-    ) -> list[NDArray[np.float64]]:
-        return self.method.score([one for one in ready if isinstance(one, Prompt)], check)
+    def _score(self, ready: Sequence[Prompt | Copied | Refusal], passed: Passed) -> list[NDArray[np.float64]]:
+        reading = _Reading(sum(one.original for one in ready if not isinstance(one, Refusal)), passed)
+        reading(0)  # before the first pass, too, there may be a reason to stop
+        margins = self.method.score([one for one in ready if isinstance(one, Prompt)], reading)
+        reading(reading.left)
+        return margins
 
     def _finish(self, ready: Sequence[Prompt | Copied | Refusal], margins: Sequence[NDArray[np.float64]]) -> list[Made]:
         prompts = [one for one in ready if isinstance(one, Prompt)]

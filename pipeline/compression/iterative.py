@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.compression.memory import in_halves
+from pipeline.batching import run_packed
 from pipeline.compression.prefix import Prefixes
-from pipeline.compression.scoring import Scorer, packed
+from pipeline.compression.scoring import Passed, Scorer
 from pipeline.compression.selection import margins
 from pipeline.compression.units import MAX_TOKENS
 
@@ -51,19 +51,19 @@ def segment_of(counts: Ints, groups: Ints, size: int) -> Ints:
 
 
 @torch.inference_mode()
-def rank(scorer: Scorer, streams: Sequence[Stream], size: int, check: Callable[[], None]) -> list[Floats]:
+def rank(scorer: Scorer, streams: Sequence[Stream], size: int, passed: Passed) -> list[Floats]:
     """For every unit of every stream how far its surprisal lies above its segment's threshold (kept: positive).
 
-    ``size`` is the segments' length in tokens. ``check`` is called between forward passes and may raise.
+    ``size`` is the segments' length in tokens.
     """
     order = sorted(range(len(streams)), key=lambda place: (-_steps(streams[place]), -len(streams[place].ids)))
-    found: dict[int, Floats] = {}
-    for batch in _batches(scorer, [streams[place] for place in order], size):
-        places = [order[place] for place in batch]
-        ranked = in_halves(
-            lambda some: _Iteration(scorer, [streams[place] for place in some], check).run(), places, "documents"
-        )
-        found.update(zip(places, ranked, strict=True))
+    ordered = [streams[place] for place in order]
+    ranked = run_packed(
+        _widths(scorer, ordered, size),
+        scorer.batch_tokens,
+        lambda rows: _Iteration(scorer, [ordered[row] for row in rows], passed).run(),
+    )
+    found = dict(zip(order, ranked, strict=True))
     return [found[place] for place in range(len(streams))]
 
 
@@ -71,19 +71,22 @@ def _steps(stream: Stream) -> int:
     return int(stream.segments[-1]) + 1 if len(stream.segments) else 0
 
 
-def _batches(scorer: Scorer, streams: Sequence[Stream], size: int) -> list[range]:
-    """Documents that go abreast: a pass holds a segment and what was kept of the one before, for each of them."""
+def _widths(scorer: Scorer, streams: Sequence[Stream], size: int) -> list[int]:
+    """What each document takes of a batch's tokens: a pass holds a segment and what was kept of the one before.
+
+    Not increasing, so that documents go abreast in the order of ``streams``, those with most segments first.
+    """
     need = [min(scorer.window, len(one.start) + int((one.rates * one.counts).sum())) for one in streams]
     share = CACHE[scorer.device.type]
-    widest = [max(2 * (size + MAX_TOKENS), -(-held // share)) for held in np.maximum.accumulate(need[::-1])[::-1]]
-    return list(packed(widest, scorer.batch_tokens))
+    most = np.maximum.accumulate(need[::-1])[::-1].tolist()
+    return [max(2 * (size + MAX_TOKENS), -(-held // share)) for held in most]
 
 
 class _Iteration:
     """Streams, the one with most segments first, on their way through the model together."""
 
-    def __init__(self, scorer: Scorer, streams: Sequence[Stream], check: Callable[[], None]) -> None:
-        self._check = check
+    def __init__(self, scorer: Scorer, streams: Sequence[Stream], passed: Passed) -> None:
+        self._passed = passed
         self._prefixes = Prefixes(scorer, [stream.start for stream in streams])
         self._most = max(1, scorer.batch_tokens // len(streams) // 2)
         self._spare = np.zeros(len(streams))
@@ -107,7 +110,6 @@ class _Iteration:
     def run(self) -> list[Floats]:
         """Margins per stream, per unit."""
         for step in range(len(self._steps) - 1):
-            self._check()
             self._segment(int(self._steps[step]), int(self._steps[step + 1]))
         margins_by_unit = np.empty_like(self._margins)
         margins_by_unit[self._order] = self._margins
@@ -126,6 +128,7 @@ class _Iteration:
         kept = self._decide(first, last, scores, rows, local)
         tokens = np.repeat(kept, counts)
         self._prefixes.extend(np.repeat(unit_rows, counts)[tokens], ids[tokens])
+        self._passed(len(ids))
 
     def _decide(self, first: int, last: int, scores: Floats, rows: Ints, local: Ints) -> NDArray[np.bool_]:
         """Equation (7). A segment may spend its own share and what the ones before it left unspent."""

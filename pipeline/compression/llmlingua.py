@@ -7,7 +7,7 @@ text before it; in each segment the most surprising units are kept, at the rate 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipeline.compression.budget import (
 )
 from pipeline.compression.iterative import Stream, rank, segment_of
 from pipeline.compression.prompt import Part, Prompt
-from pipeline.compression.scoring import Scorer
+from pipeline.compression.scoring import Passed, Scorer
 from pipeline.compression.selection import choose_contexts
 from schemas.stage import CompressSpec
 
@@ -51,24 +51,23 @@ class LLMLingua:
         """``start`` is the scorer's start token, ``separator`` its tokens of the blank line between parts."""
         return cls(scorer, start, separator, spec.granular_k, min(spec.iterative_size, max(1, scorer.window // 4)))
 
-    def score(self, prompts: Sequence[Prompt], check: Callable[[], None]) -> list[Floats]:
+    def score(self, prompts: Sequence[Prompt], passed: Passed) -> list[Floats]:
         """A margin for every unit of every prompt: what is kept is the highest of each prompt, as many as fit.
 
-        Verbatim parts have ``inf``, units of contexts that were not taken ``-inf``. ``check`` is called between
-        forward passes; what it raises goes through.
+        Verbatim parts have ``inf``, units of contexts that were not taken ``-inf``.
         """
-        taken = self._take_contexts(prompts, check)
+        taken = self._take_contexts(prompts, passed)
         rates = [self._rates(prompt, places) for prompt, places in zip(prompts, taken, strict=True)]
         plans = [self._plan(prompt, places, rate) for prompt, places, rate in zip(prompts, taken, rates, strict=True)]
         work = [place for place, plan in enumerate(plans) if len(plan.scored)]
         streams = [self._stream(prompts[place], plans[place]) for place in work]
-        ranked = dict(zip(work, rank(self.scorer, streams, self.size, check), strict=True))
+        ranked = dict(zip(work, rank(self.scorer, streams, self.size, passed), strict=True))
         return [
             _spread(prompt, plan, ranked.get(place))
             for place, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
         ]
 
-    def _take_contexts(self, prompts: Sequence[Prompt], check: Callable[[], None]) -> list[list[int]]:
+    def _take_contexts(self, prompts: Sequence[Prompt], passed: Passed) -> list[list[int]]:
         """The coarse choice. No perplexity is computed where all contexts would be taken anyway."""
         limits = [self.k * context_budget(prompt.budget, _lengths(prompt), _tau(prompt)) for prompt in prompts]
         wanted = {}
@@ -78,7 +77,7 @@ class LLMLingua:
                 wanted.update({prompt.parts[place].text: prompt.parts[place].ids for place in places})
         new = {text: ids for text, ids in wanted.items() if text not in self.known}
         texts = [np.concatenate([[self.start], ids]) for ids in new.values()]
-        self.known.update(zip(new, self.scorer.mean_surprisal(texts, check).tolist(), strict=True))
+        self.known.update(zip(new, self.scorer.mean_surprisal(texts, passed).tolist(), strict=True))
         return [self._choose(prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
 
     def _choose(self, prompt: Prompt, limit: float) -> list[int]:

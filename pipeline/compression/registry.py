@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pipeline.compression.prompt import Prompt
-    from pipeline.compression.scoring import Scorer
+    from pipeline.compression.scoring import Passed, Scorer
     from schemas.stage import CompressSpec
 
 METHODS = {"llmlingua": "pipeline.compression.llmlingua:LLMLingua"}
@@ -21,11 +21,11 @@ METHODS = {"llmlingua": "pipeline.compression.llmlingua:LLMLingua"}
 class Method(Protocol):
     """Ranks units. Tokenising, budgets of whole prompts and the final text are the same for all methods."""
 
-    def score(self, prompts: Sequence[Prompt], check: Callable[[], None]) -> list[NDArray[np.float64]]:
+    def score(self, prompts: Sequence[Prompt], passed: Passed) -> list[NDArray[np.float64]]:
         """A margin for every unit of every prompt, in order of its parts; the highest are kept, as many as fit.
 
         Verbatim parts (one unit each) have ``inf``; ``-inf`` is never kept. The numbers must not depend on which
-        prompts come together. ``check`` is to be called between forward passes; what it raises goes through.
+        prompts come together.
         """
         ...
 

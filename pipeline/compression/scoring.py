@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.compression.memory import in_halves
+from pipeline.batching import run_packed
 
 if TYPE_CHECKING:
     from pipeline.models import LoadedModel
@@ -24,9 +24,12 @@ _LOGITS = {"cpu": 2**23, "cuda": 2**27}
 _ENOUGH = {"cpu": 512, "cuda": 8192}
 """Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
 
-
 WINDOW = 2**15
 """Most tokens looked back on, however long the model's own window: keys and values of a document must fit in memory."""
+
+
+Passed = Callable[[int], None]
+"""Called after a forward pass with the number of tokens it scored; what it raises ends the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,35 +73,36 @@ class Scorer:
         nats: NDArray[np.float32] = self.surprisal(states, torch.from_numpy(targets).to(self.device)).cpu().numpy()
         return nats
 
-    @torch.inference_mode()
-    def mean_surprisal(self, texts: Sequence[Ints], check: Callable[[], None] = lambda: None) -> Floats:
+    def mean_surprisal(self, texts: Sequence[Ints], passed: Passed = lambda tokens: None) -> Floats:
         """The logarithm of each text's perplexity: mean nats over its tokens. A text begins with a start token.
 
         Texts beyond the model's window are scored in windows that overlap by half, so that every token sees all
-        tokens before it or at least half a window of them. ``check`` is called between forward passes.
+        tokens before it or at least half a window of them.
         """
         windows = [(place, window) for place, ids in enumerate(texts) for window in windows_of(ids, self.window)]
-        windows.sort(key=lambda entry: -len(entry[1].ids))
-        sums = np.zeros(len(texts))
-        lengths = [len(window.ids) for _, window in windows]
-        for batch in packed(lengths, self.batch_tokens, _ENOUGH[self.device.type]):
-            check()
-            entries = [windows[place] for place in batch]
-            for (place, _), total in zip(entries, in_halves(self._window_sums, entries, "windows"), strict=True):
-                sums[place] += total
-        return sums / np.maximum(1, [len(ids) - 1 for ids in texts])
+        sums = run_packed(
+            [len(window.ids) for _, window in windows],
+            self.batch_tokens,
+            lambda rows: self._window_sums([windows[row][1] for row in rows], passed),
+            enough=_ENOUGH[self.device.type],
+        )
+        places = np.array([place for place, _ in windows], dtype=np.int64)
+        totals = np.bincount(places, weights=sums, minlength=len(texts))
+        return totals / np.maximum(1, [len(ids) - 1 for ids in texts])
 
-    def _window_sums(self, entries: Sequence[tuple[int, Window]]) -> list[float]:
+    @torch.inference_mode()
+    def _window_sums(self, windows: Sequence[Window], passed: Passed) -> list[float]:
         """Nats of each window's scored tokens. Padding stands on the right, where a causal model never looks."""
-        lengths = np.array([len(window.ids) for _, window in entries])
-        scored = np.array([window.scored for _, window in entries])
-        ids = padded(np.concatenate([window.ids for _, window in entries]), lengths)
+        lengths = np.array([len(window.ids) for window in windows])
+        scored = np.array([window.scored for window in windows])
+        ids = padded(np.concatenate([window.ids for window in windows]), lengths)
         place = np.arange(ids.shape[1])
         wanted = (place >= scored[:, None]) & (place < lengths[:, None])
         hidden = self.trunk(input_ids=torch.from_numpy(ids).to(self.device), use_cache=False).last_hidden_state
         nats = self.surprisal_at(hidden, np.flatnonzero(wanted) - 1, ids[wanted])
-        rows = np.repeat(np.arange(len(entries)), lengths - scored)
-        sums: list[float] = np.bincount(rows, weights=nats, minlength=len(entries)).tolist()
+        passed(len(nats))
+        rows = np.repeat(np.arange(len(windows)), lengths - scored)
+        sums: list[float] = np.bincount(rows, weights=nats, minlength=len(windows)).tolist()
         return sums
 
 
@@ -108,22 +112,6 @@ def windows_of(ids: Ints, size: int) -> Iterator[Window]:
     yield Window(ids[: 2 * half], 1)
     for begin in range(half, len(ids) - half, half):
         yield Window(ids[begin : begin + 2 * half], half)
-
-
-def packed(lengths: Sequence[int], tokens: int, enough: int | None = None) -> Iterator[range]:
-    """Consecutive places (lengths not increasing) whose padded size is at most ``tokens``, or a single longer one.
-
-    Given ``enough``, a batch of so many tokens takes no more rows that would be padded by over a tenth.
-    """
-    first = 0
-    while first < len(lengths):
-        longest = max(1, lengths[first])
-        last = min(first + max(1, tokens // longest), len(lengths))
-        if enough is not None:
-            full = min(first - (-enough // longest), last)
-            last = next((place for place in range(full, last) if lengths[place] < 0.9 * longest), last)
-        yield range(first, last)
-        first = last
 
 
 def padded(flat: Ints, lengths: Ints) -> Ints:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import digest_of, load_tokenizer
+from pipeline.models import digest_of, expects_gpu, load_tokenizer
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
-from schemas.job import JobSpec
+from schemas.job import TargetSpec
 from schemas.stage import CompressSpec
 
 if TYPE_CHECKING:
@@ -24,43 +23,34 @@ _CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 500_000}
 
 @dataclass(frozen=True, slots=True)
 class Compress:
-    """Shortens prompts by ``spec.method``. ``target`` names the model whose tokenizer counts the budget."""
+    """Shortens prompts by ``spec.method`` to a budget that the target's tokenizer counts."""
 
     spec: CompressSpec
-    target: str
-
-    @classmethod
-    def from_spec(cls, job: JobSpec, index: int) -> Compress:
-        """The stage at ``index`` of ``job``; nothing is loaded."""
-        spec = job.stages[index]
-        if not isinstance(spec, CompressSpec):
-            raise TypeError(f"stage {index} is {spec.kind!r}, not 'compress'")
-        return cls(spec, job.target.tokenizer_model)
+    target: TargetSpec
 
     def identity(self) -> Any:
         """Digests of the scoring model and of the model whose tokenizer counts."""
-        return [digest_of(self.spec.model), digest_of(self.target)]
+        return [digest_of(self.spec.model), digest_of(self.target.tokenizer_model)]
 
     def work_seconds(self, characters: int) -> float:
         """Seconds that a document of this length takes, roughly: by whether a GPU is to be expected."""
-        gpu = self.spec.device.startswith("cuda") or (self.spec.device == "auto" and Path("/dev/nvidiactl").exists())
-        return characters / _CHARACTERS_PER_SECOND["cuda" if gpu else "cpu"]
+        return characters / _CHARACTERS_PER_SECOND["cuda" if expects_gpu(self.spec.device) else "cpu"]
 
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
         """One outcome per document, in order. Raises ``Stopped`` when the run is stopping."""
 
-        def check() -> None:
+        def passed(tokens: int) -> None:
             if run.stopping():
                 raise Stopped("compress: the worker is stopping, or the job was cancelled")
+            run.progress(0, tokens)
 
-        check()
+        passed(0)
         loaded = run.models.causal_lm(self.spec.model, self.spec.dtype, self.spec.device)
         engine = self.engine(loaded)
         outcomes: dict[int, Outcome] = {}
-        for batch in engine.run([document.parts for document in documents], check):
-            done = self._outcomes(batch)
-            outcomes.update(done)
-            run.progress(len(done), sum(one.tokens_in for one in done.values() if isinstance(one, Result)))
+        for batch in engine.run([document.parts for document in documents], passed):
+            outcomes.update(self._outcomes(batch))
+            run.progress(len(batch.places), 0)
         return [outcomes[place] for place in range(len(documents))]
 
     def engine(self, loaded: LoadedModel) -> Engine:
@@ -74,8 +64,9 @@ class Compress:
         from schemas.document import SEPARATOR
 
         spec, scorer = self.spec, Tokenising(loaded.tokenizer)
-        target = Tokenising(load_tokenizer(self.target))
-        same = self.target == spec.model or digest_of(self.target) == loaded.ref.digest
+        counting = self.target.tokenizer_model
+        target = Tokenising(load_tokenizer(counting))
+        same = counting == spec.model or digest_of(counting) == loaded.ref.digest
         preparing = Preparing(
             scorer, target, spec.rate, spec.target_tokens, spec.compress_instruction, spec.compress_question, same
         )

@@ -76,9 +76,10 @@ def _begins(text: str, starts: Ints, ends: Ints, apart: NDArray[np.bool_], heads
 
 def _word_edges(kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Whether a word-like unit may begin at each character."""
-    before = np.concatenate([[SPACE], last_kept(kinds, kinds != JOINING)[:-1]])
+    kinds = np.concatenate([np.array([SPACE], np.uint8), kinds])  # a text begins as if white space stood before it
+    before, kinds = last_kept(kinds, kinds != JOINING)[:-1], kinds[1:]
     to_space = (kinds == SPACE) & (before != SPACE)
-    alone = (before != SPACE) & (before != 0) & ((kinds == SINGLE) | (before == SINGLE))
+    alone = (before != SPACE) & ((kinds == SINGLE) | (before == SINGLE))
     flags = (kinds == REGIONAL) ^ (before == REGIONAL)
     # What follows a run of punctuation: only a run before white space or the end trails its word.
     after = last_kept(kinds[::-1], (kinds != PUNCT)[::-1])[::-1]

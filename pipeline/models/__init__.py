@@ -7,7 +7,7 @@ models between shards. Weights are safetensors or GGUF only: nothing is unpickle
 from __future__ import annotations
 
 from pipeline.models.catalogue import catalogue, verify
-from pipeline.models.pool import LoadedModel, ModelPool, resolve_device
+from pipeline.models.pool import LoadedModel, ModelPool, expects_gpu, resolve_device
 from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound, ModelRef, ModelStatus
 from pipeline.models.resolve import digest_of, pull, resolve
 from pipeline.models.tokenizers import load_tokenizer
@@ -22,6 +22,7 @@ __all__ = [
     "ModelStatus",
     "catalogue",
     "digest_of",
+    "expects_gpu",
     "load_tokenizer",
     "pull",
     "resolve",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.folder import window_of
@@ -92,6 +94,12 @@ def resolve_device(device: str = "auto") -> str:
     if int(index or 0) >= count:
         raise ValueError(f"device {device!r}: this machine shows {count} GPUs; use auto or cpu, or mend the driver")
     return f"cuda:{int(index or 0)}"
+
+
+def expects_gpu(device: str) -> bool:
+    """Whether work on ``device`` will be done on a GPU, guessed without torch: this is asked where jobs are cut."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/dev/nvidiactl").exists()
+    return device.startswith("cuda") or (device == "auto" and visible)
 
 
 def _load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:

@@ -34,6 +34,13 @@ def test_rows_of_different_keys_never_share_a_batch() -> None:
     assert pack([5, 5, 5, 5], 100, keys=["a", "b", "a", "b"]) == [[0, 2], [1, 3]]
 
 
+def test_a_batch_of_enough_tokens_leaves_much_padding_out() -> None:
+    lengths = [50, 49, 30, 30]
+    assert pack(lengths, 1000) == [[0, 1, 2, 3]]
+    assert pack(lengths, 1000, enough=100) == [[0, 1], [2, 3]]
+    assert pack([50, 49, 46, 30], 1000, enough=100) == [[0, 1, 2], [3]]  # a tenth of padding is borne
+
+
 @given(LENGTHS, st.integers(1, 400))
 def test_results_come_back_in_the_order_of_the_rows(lengths: list[int], budget: int) -> None:
     assert run_packed(lengths, budget, lambda rows: [(row, lengths[row]) for row in rows]) == list(enumerate(lengths))
@@ -52,8 +59,8 @@ def test_a_batch_out_of_memory_is_halved_and_so_is_every_later_one_as_large(capl
         assert run_packed([10] * 16, 80, work) == [row * row for row in range(16)]
     assert tried == [8, 4, *[2] * 8]  # the second batch of eight is not even tried whole
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory: a batch of 8 documents (80 tokens) is halved",
-        "out of memory: a batch of 4 documents (40 tokens) is halved",
+        "out of memory: a batch of 8 rows (80 tokens) is halved",
+        "out of memory: a batch of 4 rows (40 tokens) is halved",
     ]
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from pipeline.stages import STAGES, Outcome, Result, Run, Stopped
 from schemas.document import Document
-from schemas.job import JobSpec
+from schemas.job import TargetSpec
+from schemas.stage import CopySpec
 
 STAGES["copy"] = "odd_worker:OddCopy"
 
@@ -28,10 +29,8 @@ class OddCopy:
     ``raise until FILE`` and ``die until FILE`` only while there is no such file.
     """
 
-    @classmethod
-    def from_spec(cls, job: JobSpec, index: int) -> OddCopy:
-        del job, index
-        return cls()
+    spec: CopySpec
+    target: TargetSpec
 
     def identity(self) -> Any:
         return None

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.compression import scoring
 from pipeline.compression.iterative import Stream, rank, segment_of
-from pipeline.compression.memory import in_halves
 from pipeline.compression.prefix import Prefixes
-from pipeline.compression.scoring import Scorer, packed, windows_of
+from pipeline.compression.scoring import Scorer, windows_of
 from pipeline.models import ModelPool
 
 Ints = NDArray[np.int64]
@@ -117,7 +116,7 @@ def test_iterations_of_a_batch_equal_algorithm_2_by_hand(
     """Among them prefixes and streams that outgrow the window of 256 tokens; columns padded as on a GPU or not."""
     monkeypatch.setattr(Prefixes, "_round", lambda self, columns: -(-columns // multiple) * multiple)
     streams = [stream(length, seed, start, rate=0.3 + 0.1 * seed) for seed, (length, start) in enumerate(LENGTHS)]
-    for one, margin in zip(streams, rank(scorer, streams, 30, lambda: None), strict=True):
+    for one, margin in zip(streams, rank(scorer, streams, 30, lambda tokens: None), strict=True):
         scores, kept = by_hand(scorer, pool, one)
         assert (margin > 0).tolist() == kept
         assert np.isposinf(margin[one.locked]).all()
@@ -132,7 +131,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_says_so(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     streams = [stream(60, seed, 2) for seed in range(5)]
-    expected = rank(scorer, streams, 30, lambda: None)
+    expected = rank(scorer, streams, 30, lambda tokens: None)
     real = scorer.trunk
 
     def narrow(**arguments: Any) -> Any:
@@ -142,25 +141,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_says_so(
 
     monkeypatch.setattr(scorer, "trunk", narrow)
     monkeypatch.setattr(scorer, "batch_tokens", 10_000)
-    for one, other in zip(rank(scorer, streams, 30, lambda: None), expected, strict=True):
+    for one, other in zip(rank(scorer, streams, 30, lambda tokens: None), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    assert "out of memory with 5 documents in a batch: going on with 3" in caplog.text
-
-
-def test_one_item_that_does_not_fit_fails() -> None:
-    def never(items: Sequence[int]) -> list[int]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        in_halves(never, [1, 2], "numbers")
+    assert "out of memory: a batch of 5 rows" in caplog.text
 
 
 def test_segments_count_anew_with_each_group_and_never_split_a_unit() -> None:
     counts, groups = np.array([4, 4, 4, 9, 1, 4, 4]), np.array([0, 0, 0, 0, 0, 1, 1])
     assert segment_of(counts, groups, 8).tolist() == [0, 0, 1, 1, 2, 3, 3]
-
-
-def test_batches_keep_to_the_budget_and_leave_much_padding_out() -> None:
-    assert list(packed([50, 40, 9], 100)) == [range(2), range(2, 3)]
-    assert list(packed([500, 1], 100)) == [range(1), range(1, 2)]
-    assert list(packed([50, 49, 30, 30], 1000, enough=100)) == [range(2), range(2, 4)]

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from pipeline.generation.ending import end_tokens
 from pipeline.generation.local import Generation, LocalGenerator, Prompt
-from pipeline.models import ModelPool
+from pipeline.models import ModelNotFound, ModelPool
 from pipeline.stages import Halt, Outcome, Refusal, Result, Run, Stopped, build
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
@@ -247,8 +247,8 @@ def test_a_template_that_refuses_is_a_refusal(models: dict[str, Path], tmp_path:
     assert "System role not supported" in outcomes[0].reason
 
 
-def test_a_missing_model_halts_the_job_and_says_how_to_get_it(pool: ModelPool) -> None:
-    with pytest.raises(Halt, match="no model 'smolm2-135m-instruct'"):
+def test_a_missing_model_is_an_error_that_halts_the_job(pool: ModelPool) -> None:
+    with pytest.raises(ModelNotFound, match="no model 'smolm2-135m-instruct'"):
         run_stage(Path("smolm2-135m-instruct"), Run(pool))
 
 
