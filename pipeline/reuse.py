@@ -27,9 +27,10 @@ CANDIDATES = 3  # jobs tried for a result; after years of nights hundreds have i
 def taken_over(
     engine: Engine, job_id: str, kind: str, stage_hash: str, documents: Sequence[Document]
 ) -> dict[int, tuple[Result, str]]:
-    """What earlier jobs already have for these documents: seq -> (result, the job it comes from).
+    """What earlier jobs already have for these documents: seq -> (result, the job that made it).
 
-    A result whose part has been deleted since counts as not there: it is computed again.
+    That is the job which worked and paid, however many nights have handed its result on since. A result whose part
+    has been deleted since counts as not there: it is computed again.
     """
     found = _candidates(engine, job_id, stage_hash, list({document.content_hash for document in documents}))
     by_hash: dict[str, tuple[Result, str]] = {}
@@ -41,7 +42,8 @@ def taken_over(
         for (other, output, part), usages in wanted.items():
             table = _read(other, output, part, kind)
             if table is not None:
-                by_hash |= {usage.content_hash: (_result(table, usage), other) for usage in usages}
+                made = {usage.content_hash: (_result(table, usage), usage.reused_from or other) for usage in usages}
+                by_hash |= made
     return {d.seq: by_hash[d.content_hash] for d in documents if d.content_hash in by_hash}
 
 
@@ -59,7 +61,8 @@ def _candidates(engine: Engine, job_id: str, stage_hash: str, hashes: list[str])
     newest = func.row_number().over(
         partition_by=Usage.content_hash, order_by=(Job.created_at.desc(), Usage.job_id, Usage.seq)
     )
-    columns = Usage.content_hash, Usage.part, Usage.row, Usage.tokens_in, Usage.tokens_out, Usage.tokens_asked
+    columns = [Usage.content_hash, Usage.part, Usage.row, Usage.tokens_in, Usage.tokens_out, Usage.tokens_asked]
+    columns.append(Usage.reused_from)
     found: dict[int, list[Any]] = defaultdict(list)
     with reading(engine) as connection:
         for first in range(0, len(hashes), LOOKUP):
@@ -76,6 +79,15 @@ def _candidates(engine: Engine, job_id: str, stage_hash: str, hashes: list[str])
 
 
 def _result(table: pa.Table, usage: Any) -> Result:
-    """The stored result as it would have come from the stage, but for free: no seconds, no money."""
+    """The stored result as it would have come from the stage, but for free: no seconds, and a known cost of 0.
+
+    Its columns stay as they are: what they say of seconds and money is what it took to make the row.
+    """
     (fields,) = table.slice(usage.row, 1).to_pylist()
-    return Result(fields, tokens_in=usage.tokens_in, tokens_out=usage.tokens_out, tokens_asked=usage.tokens_asked)
+    return Result(
+        fields,
+        tokens_in=usage.tokens_in,
+        tokens_out=usage.tokens_out,
+        tokens_asked=usage.tokens_asked,
+        cost_microusd=0,
+    )

@@ -19,7 +19,7 @@ from pipeline.storage.shards import Claim, shard_row
 from pipeline.storage.sql import reading
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
-from schemas.records import STAGE_FIELDS, part_schema
+from schemas.records import REUSED_FROM, STAGE_FIELDS, part_schema
 from schemas.tables import Job, Part
 
 INPUT_STAGE = -1  # the "stage" under which the producer's input parts and rejections stand
@@ -48,7 +48,7 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A document with its outcome; ``reused_from`` names the earlier job it was taken over from."""
+    """A document with its outcome; ``reused_from`` names the earlier job that made it, where it was taken over."""
 
     document: Document
     outcome: Outcome
@@ -71,10 +71,15 @@ def read_documents(engine: Engine, claim: Claim, job: JobView) -> list[Document]
     if claim.stage == 0:
         return [_document(row, {}) for row in inputs]
     before = {row["seq"]: row for row in _rows(engine, claim, job, claim.stage - 1)}
-    names = [name for spec in job.spec.stages[: claim.stage] for name in STAGE_FIELDS[spec.kind].names]
+    names = [name for spec in job.spec.stages[: claim.stage] for name in _names(spec.kind)]
+    # get: a part that an earlier version of contextmill wrote for this job may lack a column that was added since.
     return [
-        _document(row, {name: before[row["seq"]][name] for name in names}) for row in inputs if row["seq"] in before
+        _document(row, {name: before[row["seq"]].get(name) for name in names}) for row in inputs if row["seq"] in before
     ]
+
+
+def _names(kind: str) -> list[str]:
+    return [*STAGE_FIELDS[kind].names, *([REUSED_FROM[kind]] if kind in REUSED_FROM else [])]
 
 
 def _rows(engine: Engine, claim: Claim, job: JobView, stage: int) -> list[dict[str, Any]]:
@@ -102,7 +107,7 @@ def write_rows(claim: Claim, job: JobView, settled: Sequence[Settled]) -> Writte
         return None
     kinds = [spec.kind for spec in job.spec.stages[: claim.stage + 1]]
     schema = part_schema(kinds, {"job": job.id, "config_hash": job.stage_hashes[claim.stage]})
-    table = table_from_rows([_part_row(entry.document, entry.outcome) for entry in kept], schema)
+    table = table_from_rows([_part_row(entry, REUSED_FROM.get(kinds[-1])) for entry in kept], schema)
     fs, root = resolve_path(job.output)
     path = f"_parts/{claim.shard_id}-a{claim.attempt}-{uuid.uuid4().hex[:8]}.parquet"
     info = write_part(fs, f"{root}/{path}", table, schema)
@@ -110,7 +115,9 @@ def write_rows(claim: Claim, job: JobView, settled: Sequence[Settled]) -> Writte
     return WrittenPart(fs, f"{root}/{path}", {"job_id": job.id, "path": path, **span})
 
 
-def _part_row(document: Document, outcome: Outcome) -> dict[str, Any]:
+def _part_row(entry: Settled, reused_from: str | None) -> dict[str, Any]:
+    """``reused_from`` is the name of the stage's own column for it, if it has one."""
+    document, outcome = entry.document, entry.outcome
     assert isinstance(outcome, Result)
     own = {
         "seq": document.seq,
@@ -119,7 +126,8 @@ def _part_row(document: Document, outcome: Outcome) -> dict[str, Any]:
         "text": document.parts.render(),
         "answer": document.answer,
     }
-    return {**own, **document.fields, **outcome.fields}
+    origin = {reused_from: entry.reused_from} if reused_from else {}
+    return {**own, **document.fields, **outcome.fields, **origin}
 
 
 @collecting.seldom()

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 SCHEMA_VERSION = "1"
+"""Rises when a column goes or changes its meaning; one that may be null can be added within a version. Part of every
+stage's hash: with another version, nothing is taken over from earlier jobs."""
 
 INPUT = pa.schema(
     [
@@ -60,7 +62,10 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
         ]
     ),
 }
-"""The columns a kind of stage adds."""
+"""The columns a kind of stage makes. Seconds and money say what it took to make the row, in whatever job."""
+
+REUSED_FROM = {kind: f"{kind}_reused_from" for kind, made in STAGE_FIELDS.items() if made.names}
+"""The column that follows those of a stage: the earlier job that made (and paid for) them, null where this job did."""
 
 REJECTION = pa.schema(
     [
@@ -80,5 +85,6 @@ def part_schema(kinds: Iterable[str], metadata: dict[str, str]) -> pa.Schema:
     fields = list(DOCUMENT)
     for kind in kinds:
         fields += list(STAGE_FIELDS[kind])
+        fields += [pa.field(REUSED_FROM[kind], pa.string())] if kind in REUSED_FROM else []
     tagged = {f"contextmill.{key}": value for key, value in metadata.items()}
     return pa.schema(fields, metadata={"contextmill.schema_version": SCHEMA_VERSION, **tagged})

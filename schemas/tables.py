@@ -123,7 +123,8 @@ class Part(Base):
 class Usage(Base):
     """What one document cost at one stage, and which row of which part holds its result.
 
-    ``cost_microusd`` is null where no price is known. ``reused_from`` names the job it was taken over from, for free.
+    ``cost_microusd`` is null where no price is known. ``reused_from`` names the earlier job that made (and paid for)
+    what was taken over: here it took no seconds and cost 0. Answers that gave no row stand in ``requests`` alone.
     """
 
     __tablename__ = "usage"
