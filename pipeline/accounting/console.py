@@ -34,6 +34,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     for rejection in summary.rejections[:SHOWN]:
         console.print(Text(f"  {rejection.count:,} {rejection.status} in {rejection.stage}: {rejection.code}"))
     console.print(_stages(summary.stages, console.width >= WIDE))
+    for line in _copied(summary):
+        console.print(Text(line))
     if summary.savings:
         console.print(_savings(summary.savings))
     for line in (*_money(summary), *_estimate(summary)):
@@ -124,11 +126,23 @@ def _money(summary: Summary) -> list[str]:
         lines.append(f"budget     {money(b.spent_microusd)} spent of {money(b.limit_microusd)}")
     unpriced = sum(stage.unpriced for stage in summary.stages)
     if unpriced:
-        lines.append(f"cost       unknown for {unpriced:,} of the documents, which are not in the sum")
-    lost = sum(row.calls for row in summary.requests if row.state == "lost")
-    if lost:
-        lines.append(f"calls      {lost:,} in flight at a kill; they may have been billed (see the report)")
+        lines.append(f"cost       unknown for {unpriced:,} of the answers, which are not in the sum")
+    rowless = sum(stage.rowless_microusd for stage in summary.stages)
+    if rowless:
+        lines.append(f"cost       {money(rowless)} of it for answers that gave no row: refused, or not committed yet")
+    for row in summary.requests:
+        if row.state == "lost":
+            bill = "at unknown cost" if row.reserved_microusd is None else f"at most {money(row.reserved_microusd)}"
+            lines.append(f"calls      {row.calls:,} lost: nobody saw their end; they may be on the bill, {bill}")
     return lines
+
+
+def _copied(summary: Summary) -> list[str]:
+    return [
+        f"copied     {stage.copied:,} of {stage.documents:,} documents: no longer than asked for, handed on as they are"
+        for stage in summary.stages
+        if stage.copied
+    ]
 
 
 def _estimate(summary: Summary) -> list[str]:

@@ -33,8 +33,12 @@ class Documents:
 class StageFigures:
     """One stage. Tokens count every document of the output; seconds, speeds, latency and cost only this job's work.
 
-    ``seconds`` is worker time. ``latency`` maps percentiles ("50") to seconds, by nearest rank. ``cost_microusd`` is
-    the sum of the known costs (``None``: a local stage, or no cost known), ``unpriced`` the documents left out of it.
+    ``tokens_asked`` is the budget, at most the document itself: ``copied`` documents had a larger one. ``seconds`` is
+    worker time. ``latency`` maps percentiles ("50") to seconds, by nearest rank.
+
+    ``cost_microusd`` is what the answered calls of this job cost, whatever became of the answer (``None``: a local
+    stage, or no cost known). ``rowless_microusd`` is the part of it without a row: refusals that were paid for, answers
+    not committed yet. ``unpriced`` counts the answers of unknown cost, which are in neither.
     """
 
     index: int
@@ -45,6 +49,7 @@ class StageFigures:
     tokens_in: int
     tokens_asked: int | None
     tokens_out: int
+    copied: int
     reused_tokens_in: int
     reused_tokens_out: int
     seconds: float
@@ -52,6 +57,7 @@ class StageFigures:
     tokens_out_per_second: float | None
     latency: dict[str, float]
     cost_microusd: int | None
+    rowless_microusd: int
     unpriced: int
 
 
@@ -70,13 +76,17 @@ class RequestFigures:
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """A call whose end nobody saw: in flight at a kill (``lost``), or still (``sent``). It may have been billed."""
+    """A call that may have been billed without an answer: nobody saw its end (``lost``), or it is under way (``sent``).
+
+    ``reason`` says what was seen: a worker that ended, a broken connection, no answer in time, an unreadable one.
+    """
 
     id: str
     state: str
     doc_id: str | None
     sent_at: float
     reserved_microusd: int | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,24 +50,37 @@ def documents(connection: Connection, job: Any, last_stage: int) -> Documents:
 def stage_rows(connection: Connection, job_id: str) -> dict[int, Any]:
     """One row of sums per stage that has usage: see ``summary._stage``."""
     fresh = Usage.reused_from.is_(None)
+    copied = Usage.tokens_asked >= Usage.tokens_in
     query = (
         select(
             Usage.stage,
             func.count().label("documents"),
             _sum(~fresh, 1).label("reused"),
             func.sum(Usage.tokens_in).label("tokens_in"),
-            func.sum(Usage.tokens_asked).label("tokens_asked"),
+            # Nobody can be asked for more than there is: a budget beyond the prompt asks for the prompt.
+            func.sum(case((copied, Usage.tokens_in), else_=Usage.tokens_asked)).label("tokens_asked"),
+            _sum(copied, 1).label("copied"),
             func.sum(Usage.tokens_out).label("tokens_out"),
             _sum(~fresh, Usage.tokens_in).label("reused_in"),
             _sum(~fresh, Usage.tokens_out).label("reused_out"),
             _sum(fresh, Usage.seconds).label("seconds"),
-            func.sum(case((fresh, Usage.cost_microusd))).label("cost"),
-            _sum(and_(fresh, Usage.cost_microusd.is_(None)), 1).label("unpriced"),
+            func.sum(Usage.cost_microusd).label("cost"),
         )
         .where(Usage.job_id == job_id)
         .group_by(Usage.stage)
     )
     return {row.stage: row for row in connection.execute(query)}
+
+
+def paid(connection: Connection, job_id: str) -> dict[int, Any]:
+    """Stage -> what its answered calls cost in all (null: no cost known), and how many have no known cost.
+
+    From the calls themselves, not from usage: an answer that became no row was paid for all the same.
+    """
+    unpriced = func.count() - func.count(Request.cost_microusd)
+    query = select(Request.stage, func.sum(Request.cost_microusd).label("cost"), unpriced.label("unpriced"))
+    rows = connection.execute(query.where(Request.job_id == job_id, Request.state == "done").group_by(Request.stage))
+    return {row.stage: row for row in rows}
 
 
 def latencies(connection: Connection, job_id: str) -> dict[int, dict[str, float]]:
@@ -135,14 +148,16 @@ def requests(connection: Connection, job_id: str) -> tuple[RequestFigures, ...]:
 
 def open_requests(connection: Connection, job_id: str) -> tuple[OpenRequest, ...]:
     """Calls whose end nobody saw, oldest first, at most ``MOST_ROWS``."""
+    columns = (Request.id, Request.state, DocumentRow.doc_id, Request.sent_at, Request.reserved_microusd)
     query = (
-        select(Request.id, Request.state, DocumentRow.doc_id, Request.sent_at, Request.reserved_microusd)
+        select(*columns, Request.error)
         .outerjoin(DocumentRow, and_(DocumentRow.job_id == Request.job_id, DocumentRow.seq == Request.seq))
         .where(Request.job_id == job_id, Request.state.in_(("lost", "sent")))
         .order_by(Request.sent_at, Request.id)
         .limit(MOST_ROWS)
     )
-    return tuple(OpenRequest(*row) for row in connection.execute(query))
+    rows = connection.execute(query).all()
+    return tuple(OpenRequest(*row[:5], None if row.error is None else redact(row.error)) for row in rows)
 
 
 def budget(connection: Connection, job_id: str) -> BudgetFigures | None:

@@ -59,6 +59,8 @@ def _figures(summary: Summary, plots: Any) -> dict[str, Any]:
         "known": next((saving for saving in summary.savings if saving.net_microusd is not None), None),
         "paid": sum(costs) if costs else None,
         "unpriced": sum(stage.unpriced for stage in summary.stages),
+        "rowless": sum(stage.rowless_microusd for stage in summary.stages),
+        "lost": sum(row.reserved_microusd or 0 for row in summary.requests if row.state == "lost"),
         "hosted": bool(summary.requests) or summary.budget is not None,
         "uncompressed": d.accepted - compress.documents if compress else 0,
         "savings_svg": _trusted(plots.savings_plot(summary.savings)),

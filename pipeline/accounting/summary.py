@@ -82,13 +82,15 @@ def _wall(connection: Connection, job: Any) -> float | None:
 
 def _stages(connection: Connection, job_id: str, spec: JobSpec) -> tuple[StageFigures, ...]:
     rows, latency = queries.stage_rows(connection, job_id), queries.latencies(connection, job_id)
+    paid = queries.paid(connection, job_id)
     return tuple(
-        _stage(index, stage, spec, rows.get(index), latency.get(index, {})) for index, stage in enumerate(spec.stages)
+        _stage(index, stage, spec, rows.get(index), latency.get(index, {}), paid.get(index))
+        for index, stage in enumerate(spec.stages)
     )
 
 
-def _stage(index: int, stage: StageBase, spec: JobSpec, row: Any, latency: dict[str, float]) -> StageFigures:
-    hosted = isinstance(stage, GenerateSpec) and stage.backend == "openai"
+def _stage(index: int, stage: StageBase, spec: JobSpec, row: Any, latency: dict[str, float], paid: Any) -> StageFigures:
+    cost, rowless = _cost(stage, row, paid)
     seconds = float(row.seconds) if row else 0.0
     tokens_in, tokens_out = (int(row.tokens_in), int(row.tokens_out)) if row else (0, 0)
     reused_in, reused_out = (int(row.reused_in), int(row.reused_out)) if row else (0, 0)
@@ -101,15 +103,27 @@ def _stage(index: int, stage: StageBase, spec: JobSpec, row: Any, latency: dict[
         tokens_in=tokens_in,
         tokens_asked=int(row.tokens_asked) if row and row.tokens_asked is not None else None,
         tokens_out=tokens_out,
+        copied=int(row.copied) if row else 0,
         reused_tokens_in=reused_in,
         reused_tokens_out=reused_out,
         seconds=seconds,
         tokens_in_per_second=(tokens_in - reused_in) / seconds if seconds > 0 else None,
         tokens_out_per_second=(tokens_out - reused_out) / seconds if seconds > 0 else None,
         latency=latency,
-        cost_microusd=int(row.cost) if row and row.cost is not None else None,
-        unpriced=int(row.unpriced) if row and hosted else 0,
+        cost_microusd=cost,
+        rowless_microusd=rowless,
+        unpriced=int(paid.unpriced) if paid else 0,
     )
+
+
+def _cost(stage: StageBase, row: Any, paid: Any) -> tuple[int | None, int]:
+    """What a stage's calls cost, and the part of that which usage rows do not have."""
+    if not isinstance(stage, GenerateSpec) or stage.backend != "openai":
+        return None, 0
+    in_rows = None if row is None or row.cost is None else int(row.cost)
+    if paid is None or paid.cost is None:  # no call was made or priced: what was taken over cost a known 0
+        return in_rows, 0
+    return int(paid.cost), int(paid.cost) - (in_rows or 0)
 
 
 def _method(stage: StageBase, spec: JobSpec) -> str:

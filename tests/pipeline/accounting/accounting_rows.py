@@ -109,11 +109,11 @@ def call(name: str, seq: int, state: str, **more: Any) -> dict[str, Any]:
 
 def small_job(engine: Engine) -> None:
     """Eight input rows: 3 done here, 1 taken over, 1 rejected by a stage, 1 dead, 1 malformed, 1 collapsed twin."""
-    reuse = {"reused_from": "j0"}
+    reuse = {"reused_from": "j0", "cost_microusd": 0}
     usages = [
         usage(0, 0, (1000, 500, 500), 2.0, latency_seconds=2.0),
         usage(0, 1, (1000, 500, 490), 1.0, latency_seconds=3.0),
-        usage(0, 2, (100, 100, 100), 0.5, latency_seconds=1.0),  # copied
+        usage(0, 2, (100, 500, 100), 0.5, latency_seconds=1.0),  # copied
         usage(0, 3, (1000, 500, 480), 0.0, **reuse),
         usage(0, 5, (1000, 500, 500), 0.5, latency_seconds=4.0),  # died later, in generate
         usage(1, 0, (510, None, 20), 1.0, latency_seconds=1.5, cost_microusd=236, price=PRICE),
@@ -132,7 +132,8 @@ def small_job(engine: Engine) -> None:
         call("r0", 0, "done", cost_microusd=236, tokens_in=510, tokens_cached=0, tokens_out=20, reserved_microusd=900),
         call("r1", 1, "done", cost_microusd=248, tokens_in=500, tokens_cached=0, tokens_out=30, reserved_microusd=900),
         call("r2", 2, "failed", error="429"),
-        call("r3", 5, "lost", reserved_microusd=700),
+        call("r3", 5, "lost", reserved_microusd=700, error="an answer that is none: '<b>' for api_key=hunter2"),
+        call("r4", 2, "done", tokens_in=110, tokens_cached=0, tokens_out=10, price=None),
     ]
     statuses = ["done", "done", "done", "done", "rejected", "dead"]
     with Session(engine) as session, session.begin():

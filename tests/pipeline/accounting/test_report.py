@@ -130,6 +130,7 @@ def test_the_check_itself_notices(summary: Summary, bad: str) -> None:
 def test_what_it_says(summary: Summary) -> None:
     text = " ".join("".join(Tags(render_html(summary)).text).split())
     for expected in ("4,100 → 2,070", "49.5 %", "−$0.001966", "$0.000484", "budget_too_small", "call", "r3", "doc-5",
+                     "Calls whose end nobody saw", "an answer that is none: '<b>' for", "1 copied",
                      summary.spec_hash, "genai-prices:0.2", "/data/runs/night-j1/data", "2.00 s"):  # fmt: skip
         assert expected in text
     assert "hunter2" not in text

@@ -54,6 +54,7 @@ def test_tokens_count_every_document_but_time_only_this_jobs_work(summary: Summa
     compress, generate = summary.stages
     assert (compress.documents, compress.reused) == (5, 1)
     assert (compress.tokens_in, compress.tokens_asked, compress.tokens_out) == (4100, 2100, 2070)
+    assert (compress.copied, generate.copied) == (1, 0)  # asked for 500 of its 100 tokens: that is for all of them
     assert compress.seconds == 4.0
     assert compress.tokens_in_per_second == 3100 / 4.0
     assert compress.cost_microusd is None and compress.unpriced == 0  # local: there is nothing to price
@@ -83,15 +84,32 @@ def test_asked_and_achieved_ratios(summary: Summary) -> None:
 
 def test_requests_budget_and_what_was_in_flight(summary: Summary) -> None:
     assert {r.state: (r.calls, r.cost_microusd) for r in summary.requests} == {
-        "done": (2, 484),
+        "done": (3, 484),
         "failed": (1, None),
         "lost": (1, None),
     }
     (lost,) = summary.open_requests
     assert (lost.id, lost.doc_id, lost.reserved_microusd) == ("r3", "doc-5", 700)
+    assert lost.reason is not None and lost.reason.startswith("an answer that is none")
     assert summary.budget is not None
     assert (summary.budget.limit_microusd, summary.budget.spent_microusd) == (5000, 484)
     assert summary.prices_used == {PRICE: 2}
+
+
+def test_answers_without_a_row_are_paid_for_too(engine: Engine) -> None:
+    """A refusal that was billed, of which usage knows nothing, counts; a lost call has no known cost."""
+    small_job(engine)
+    add(engine, Request, [call("r5", 4, "done", cost_microusd=90, tokens_in=500, tokens_out=0)])
+    generate = summarise(engine, "j1").stages[1]
+    assert (generate.cost_microusd, generate.rowless_microusd, generate.unpriced) == (484 + 90, 90, 1)
+
+
+def test_what_was_taken_over_cost_a_known_nothing(engine: Engine) -> None:
+    add(engine, Job, [job_values(documents=1)])
+    add(engine, Usage, [usage(stage, 0, (10, None, 5), 0.0, reused_from="j0", cost_microusd=0) for stage in (0, 1)])
+    compress, generate = summarise(engine, "j1").stages
+    assert (generate.cost_microusd, generate.unpriced) == (0, 0)
+    assert compress.cost_microusd is None  # a local stage: there is nothing to price
 
 
 def test_rejections_by_reason_with_examples(summary: Summary) -> None:
