@@ -41,7 +41,7 @@ def follow(engine: Engine, job_id: str, console: Console, *, check: Callable[[],
 
 def print_snapshot(shot: Snapshot, console: Console) -> None:
     """A job in one line, or two where it says why it stopped."""
-    stages = "; ".join(_stage_text(stage) for stage in shot.stages)
+    stages = "; ".join([*(_stage_text(stage) for stage in shot.stages), *_last_call(shot)])
     console.print(f"{shot.job_id} {shot.state}: {stages}", soft_wrap=True, markup=False)
     if shot.error:
         console.print(Text(shot.error, style="red"), soft_wrap=True)
@@ -55,6 +55,15 @@ def _stage_text(stage: StageProgress) -> str:
     return text + (f", {duration(left)} left" if left else "")
 
 
+def _last_call(shot: Snapshot) -> list[str]:
+    """What a waiting user should know: at most one text."""
+    if shot.last_call is None:
+        return []
+    call = shot.last_call
+    where = f" ({call.url})" if call.url else ""
+    return [f"last call: {call.error}{where} {call.seconds_ago:.0f} s ago"]
+
+
 def _bars(shot: Snapshot) -> Group:
     table = Table.grid(padding=(0, 2))
     for stage in shot.stages:
@@ -63,7 +72,8 @@ def _bars(shot: Snapshot) -> Group:
         rate = f"{stage.tokens_per_second:,.0f} tokens/s" if stage.tokens_per_second else ""
         left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
         table.add_row(Text(stage.kind, style="bold"), bar, f"{stage.documents:,}/{stage.total:,}", rate, left)
-    return Group(Text(f"job {shot.job_id}: {shot.state}, {shot.shards_working} shards in work"), table)
+    head = Text(f"job {shot.job_id}: {shot.state}, {shot.shards_working} shards in work")
+    return Group(head, table, *(Text(text, style="yellow") for text in _last_call(shot)))
 
 
 def duration(seconds: float) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Engine, case, func, select
+from sqlalchemy import Engine, and_, case, func, select
+from sqlalchemy.engine import Connection
 
+from pipeline.accounting.redact import redact
 from pipeline.storage.shards import PUBLISH
-from pipeline.storage.sql import reading
-from schemas.tables import Job, Rejection, Shard
+from pipeline.storage.sql import db_now, reading
+from schemas.tables import Job, Rejection, Request, Shard
 
 ENDED = ("done", "stopped", "cancelled")
 WINDOW_SECONDS = 30.0
+QUIET_SECONDS = 5.0  # without an answer: while others answer, a call that failed is no news
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,17 @@ class StageProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedCall:
+    """The latest call to a hosted endpoint, where it failed and none is answered: it is being tried again."""
+
+    error: str
+    url: str | None
+    seconds_ago: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A job at one moment."""
+    """A job at one moment. ``last_call`` is there only while calls to a hosted endpoint fail."""
 
     job_id: str
     state: str
@@ -47,6 +59,7 @@ class Snapshot:
     stages: tuple[StageProgress, ...]
     shards_open: int
     shards_working: int
+    last_call: FailedCall | None = None
 
 
 def snapshot(engine: Engine, job_id: str) -> Snapshot:
@@ -56,6 +69,8 @@ def snapshot(engine: Engine, job_id: str) -> Snapshot:
         shards = {row.stage: row for row in connection.execute(_shards(job_id))}
         refused = {row.stage: row.number for row in connection.execute(_refused(job_id))}
         states = {row.state: row.number for row in connection.execute(_states(job_id))}
+        hosted = job.state == "running" and any(spec.get("backend") == "openai" for spec in job.spec["stages"])
+        last_call = _last_call(connection, job) if hosted else None
     stages = []
     total = job.documents if job.submitted_at is not None else _known(shards.get(0))
     for index, spec in enumerate(job.spec["stages"]):
@@ -64,7 +79,28 @@ def snapshot(engine: Engine, job_id: str) -> Snapshot:
         stages.append(StageProgress(spec["kind"], documents, total, tokens))
         total -= refused.get(index, 0)
     open_shards = states.get("pending", 0) + states.get("leased", 0)
-    return Snapshot(job_id, job.state, job.error, tuple(stages), open_shards, states.get("leased", 0))
+    return Snapshot(job_id, job.state, job.error, tuple(stages), open_shards, states.get("leased", 0), last_call)
+
+
+def _last_call(connection: Connection, job: Any) -> FailedCall | None:
+    """Looks only at the calls of shards in work: few, however many the job has made."""
+    of_shard = and_(
+        Request.job_id == Shard.job_id,
+        Request.stage == Shard.stage,
+        Request.seq >= Shard.start,
+        Request.seq < Shard.stop,
+    )
+    in_work = (Shard.job_id == job.id, Shard.state == "leased", Request.finished_at.is_not(None))
+    columns = Request.stage, Request.state, Request.error, (db_now() - Request.finished_at).label("ago")
+    query = select(*columns).join(Shard, of_shard).where(*in_work).order_by(Request.finished_at.desc())
+    last = connection.execute(query.limit(1)).first()
+    if last is None or last.state == "done":
+        return None
+    answered = connection.execute(query.where(Request.state == "done").limit(1)).first()
+    if answered is not None and answered.ago < QUIET_SECONDS:
+        return None
+    url = job.spec["stages"][last.stage].get("base_url")
+    return FailedCall(redact(last.error or "no reason known"), url, max(0.0, float(last.ago)))
 
 
 def _shards(job_id: str) -> Any:
@@ -115,4 +151,4 @@ def _with_rates(then: float, old: Snapshot, now: float, new: Snapshot) -> Snapsh
         documents, tokens = max(0, stage.documents - before.documents), max(0, stage.tokens - before.tokens)
         rates = documents / span, tokens / span
         stages.append(StageProgress(stage.kind, stage.documents, stage.total, stage.tokens, *rates))
-    return Snapshot(new.job_id, new.state, new.error, tuple(stages), new.shards_open, new.shards_working)
+    return replace(new, stages=tuple(stages))

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+import socket
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -160,7 +161,7 @@ class Endpoint:
     def _disconnected(self, error: openai.APIConnectionError) -> Failure:
         cause = type(error.__cause__).__name__
         if cause in NEVER_SENT:
-            return self._failure("unreachable", f"no connection ({cause}: {error.__cause__})")
+            return self._failure("unreachable", _no_connection(error))
         return self._failure("no_answer", f"the connection broke ({cause}: {error.__cause__})", billed=True)
 
     def _failure(self, code: Code, detail: str, *, billed: bool = False, wait: float | None = None) -> Failure:
@@ -186,6 +187,22 @@ def code_of(status: int, body: dict[str, Any], detail: str) -> Code:
     if status < 400 or status in (401, 402, 403, 404, 405) or str(body.get("param")) in OUR_SETTINGS:
         return "refused"
     return "endpoint_error"
+
+
+def _no_connection(error: BaseException) -> str:
+    """What the operating system said, which lies at the bottom of several wrappings, in words people know."""
+    while True:
+        inner = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
+        if inner is None:
+            break
+        error = inner
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, socket.gaierror):
+        return f"unknown host: {error.strerror}"
+    if isinstance(error, TimeoutError | asyncio.CancelledError):
+        return f"no connection within {CONNECT_SECONDS:.0f} s"
+    return f"no connection: {error}"
 
 
 def _line(text: str, most: int) -> str:

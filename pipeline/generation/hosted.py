@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,17 @@ from schemas.document import Document
 from schemas.job import TargetSpec
 from schemas.stage import GenerateSpec
 
+log = logging.getLogger(__name__)
+
 
 def check(spec: GenerateSpec, target: TargetSpec, api_key: SecretStr | None) -> None:
+    """Before a job starts: raise ``Halt`` for what would fail every call, and say if calls will carry no key."""
+    _check(spec, target, api_key)
+    if not (api_key and api_key.get_secret_value().strip()):
+        log.warning("CONTEXTMILL_API_KEY is not set: calls to %s go out without a key", spec.base_url)
+
+
+def _check(spec: GenerateSpec, target: TargetSpec, api_key: SecretStr | None) -> None:
     """Raise ``Halt``, naming the remedy, for what would fail every call: key, settings, price, missing package."""
     _sdk()
     secret = api_key.get_secret_value().strip() if api_key else ""
@@ -52,7 +62,7 @@ class HostedGenerator:
         Raises ``Halt`` (wrong key, unreachable endpoint, ...), ``BudgetReached`` and ``Stopped``, each only after the
         calls in flight have ended and are stored; on ``Stopped`` they get ``shard.GRACE_SECONDS`` for that.
         """
-        check(self.spec, self.target, self.api_key)
+        _check(self.spec, self.target, self.api_key)
         if run.ledger is None:
             raise ValueError("hosted generation needs a ledger: without one a kill could pay for a document twice")
         from pipeline.generation.shard import HostedShard

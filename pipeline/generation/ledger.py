@@ -50,6 +50,10 @@ class Ledger(Protocol):
         """The answers already paid for, by document. Calls an earlier attempt left *sent* become *lost*."""
         ...
 
+    def met(self) -> bool:
+        """Whether the endpoint has ever answered a call of this job and stage."""
+        ...
+
     def send(self, call_id: str, seq: int, worst_microusd: int | None, price: str | None) -> Grant:
         """Reserve the worst case and write the call down as *sent*, both or neither. Before the call itself."""
         ...

@@ -31,6 +31,7 @@ BUDGET_POLL_SECONDS = 0.2
 EXPIRE_EVERY = 5.0
 EXPIRE_MARGIN = 60.0  # a call sent longer ago than its deadline and this has no live owner
 FAILED_IN_A_ROW = 10  # documents: then it is the endpoint, not the documents
+FIRST_CONTACT_SECONDS = 20.0  # without any connection, before an address that has never answered is taken for wrong
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class HostedShard:
         self.ending: Exception | None = None  # why no new call may start
         self.ended = asyncio.Event()
         self.failed_in_a_row = 0
+        self.met = False  # whether the endpoint has ever answered this job
         self._thread = ThreadPoolExecutor(1)  # one: SQLite has one writer anyway, and threads would queue at its lock
 
     async def answer(self, documents: Sequence[Document]) -> list[Outcome]:
@@ -62,6 +64,7 @@ class HostedShard:
         made: dict[int, Done | Refusal] = {}
         try:
             await self._check_budget()
+            self.met = await self._db(self.ledger.met)
             paid = await self._db(self.ledger.recall, [document.seq for document in documents])
             await self._all(deque(documents), paid, made)
         finally:
@@ -132,7 +135,7 @@ class HostedShard:
                 if isinstance(found, Answer):
                     return await self._answered(found, call_id, patience)
                 await self._settle(call_id, found, sent_at)
-            wait = patience.wait(found)
+            wait = self._wait(found, patience)
             if wait is None:
                 return self._given_up(found, patience)
             await self._sleep(wait)
@@ -188,6 +191,7 @@ class HostedShard:
         price = self.price.id if self.price else None
         bill = Bill(answer.tokens_in, answer.tokens_cached, answer.tokens_out, cost, price)
         await self._db(self.ledger.done, call_id, answer.response, bill)
+        self.met = True
         self.window.answered()
         self.failed_in_a_row = 0
         return accept(answer, bill, latency, self.spec.stop)
@@ -198,6 +202,15 @@ class HostedShard:
             self.window.limited(sent_at)
         if failure.code == "refused":
             self._end(Halt(f"{self.endpoint.url} refuses this job: {failure.detail}. {_remedy(failure.detail)}"))
+
+    def _wait(self, failure: Failure, patience: Patience) -> float | None:
+        """``patience.wait``, but shorter where nobody was ever met: a slip in the address, more likely than a pause."""
+        wait = patience.wait(failure)
+        self.met = self.met or failure.code != "unreachable"
+        left = FIRST_CONTACT_SECONDS - patience.used()
+        if wait is None or self.met:
+            return wait
+        return min(wait, left) if left > 0 else None
 
     def _given_up(self, failure: Failure, patience: Patience) -> Refusal:
         tries = f"after {patience.tries} tries in {patience.used():.0f} s"

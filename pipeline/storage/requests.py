@@ -58,6 +58,16 @@ class SqlLedger:
         wanted = set(seqs)
         return {seq: paid for seq, paid in patiently(act).items() if seq in wanted}
 
+    def met(self) -> bool:
+        """See ``Ledger``."""
+        mine = (Request.job_id == self.job_id, Request.stage == self.stage, Request.state == "done")
+
+        def act() -> bool:
+            with reading(self.engine) as connection:
+                return connection.execute(select(Request.id).where(*mine).limit(1)).first() is not None
+
+        return patiently(act)
+
     def send(self, call_id: str, seq: int, worst_microusd: int | None, price: str | None) -> Grant:
         """See ``Ledger``. A job without a budget row has no limit."""
         row = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import threading
 import time
 from collections import deque
@@ -18,7 +20,7 @@ from hosted_rig import documents, generator, new_job, results, rows, run_with, s
 from openai_server import FakeOpenAI, Served
 from sqlalchemy import Engine
 
-from pipeline.generation import retries, shard
+from pipeline.generation import endpoint, retries, shard
 from pipeline.generation.endpoint import code_of
 from pipeline.generation.pacing import Window
 from pipeline.generation.retries import Failure, Patience, retry_after
@@ -177,13 +179,56 @@ def test_a_deadline_covers_all_tries_and_a_slow_answer_may_be_billed(engine: Eng
 
 
 def test_an_unreachable_endpoint_stops_the_job_and_is_named(engine: Engine) -> None:
-    with Served(FakeOpenAI()) as url:
-        pass  # the port was free and is again
     began = time.monotonic()
-    with pytest.raises(Halt, match=r"127\.0\.0\.1:\d+/v1 cannot be reached.*Check base_url"):
-        generator(url, deadline_seconds=1.0).run(documents(5), run_with(engine))
+    with pytest.raises(Halt, match=r"127\.0\.0\.1:\d+/v1 cannot be reached: connection refused.*Check base_url"):
+        generator(_closed(), deadline_seconds=1.0).run(documents(5), run_with(engine))
     assert time.monotonic() - began < 10.0
     assert {row.state for row in rows(engine).values()} == {"failed"}  # never sent, never billed
+
+
+def _closed() -> str:
+    with Served(FakeOpenAI()) as url:
+        return url  # the port was free and is again
+
+
+def test_a_host_nobody_knows_is_called_that(engine: Engine) -> None:
+    with pytest.raises(Halt, match=r"nowhere\.invalid/v1 cannot be reached: unknown host"):
+        generator("http://nowhere.invalid/v1", deadline_seconds=0.5).run(documents(1), run_with(engine))
+
+
+def test_a_host_that_does_not_speak_is_called_that(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        with contextlib.ExitStack() as held:
+            for _ in range(2):  # a queue without room: the next caller's greeting is left unanswered
+                held.enter_context(contextlib.closing(_caller(address)))
+            url = f"http://127.0.0.1:{address[1]}/v1"
+            with pytest.raises(Halt, match=r"cannot be reached: no connection within"):
+                generator(url, deadline_seconds=1.0).run(documents(1), run_with(engine))
+
+
+def _caller(address: tuple[str, int]) -> socket.socket:
+    made = socket.socket()
+    made.setblocking(False)
+    made.connect_ex(address)
+    return made
+
+
+def test_an_address_that_never_answered_is_given_up_early(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has answered this job before is given its whole deadline."""
+    monkeypatch.setattr(shard, "FIRST_CONTACT_SECONDS", 1.0)
+    monkeypatch.setattr(retries.random, "uniform", lambda _, most: most)  # tries at 0, 0.5, 1.5 and 3.5 s
+    began = time.monotonic()
+    with pytest.raises(Halt, match="cannot be reached"):
+        generator(_closed(), deadline_seconds=60.0).run(documents(5), run_with(engine))
+    assert 1.0 <= time.monotonic() - began < 5.0
+    with Served(FakeOpenAI()) as url:
+        results(generator(url).run(documents(1), run_with(engine)))
+    began = time.monotonic()
+    with pytest.raises(Halt, match="cannot be reached"):
+        generator(url, deadline_seconds=4.0).run(documents(5), run_with(engine))
+    assert time.monotonic() - began >= 3.5
 
 
 def test_an_endpoint_that_comes_up_late_is_waited_for(engine: Engine) -> None:
