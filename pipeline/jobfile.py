@@ -18,6 +18,9 @@ from schemas.stage import CompressSpec, CopySpec, GenerateSpec
 ENVIRONMENT = "CONTEXTMILL_JOB__"
 MAX_BYTES = 2**20
 
+Places = dict[tuple[str, ...], str]
+"""Keys -> the environment variable or flag that set what stands there."""
+
 _TABLES: dict[str, type[BaseModel]] = {
     "input": InputSpec, "columns": Columns, "output": OutputSpec, "target": TargetSpec,
     "compress": CompressSpec, "generate": GenerateSpec, "copy": CopySpec,
@@ -35,18 +38,16 @@ def load_job(path: Path, overrides: Iterable[str] = (), environment: Mapping[str
     Raises ``JobFileError``.
     """
     text = _read(path)
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise JobFileError(f"{path}: not valid TOML: {error}") from error
-    for key, value in sorted(environment.items()):
-        if key.upper().startswith(ENVIRONMENT):
-            _set(raw, key[len(ENVIRONMENT) :].lower().split("__"), value, key)
+    raw = _parse(path, text)
+    said: Places = {}
+    for name, value in sorted(environment.items()):
+        if name.upper().startswith(ENVIRONMENT):
+            _set(raw, said, name[len(ENVIRONMENT) :].lower().split("__"), value, name)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise JobFileError(f"--set {override}: write it as key=value, for example stages.0.rate=0.5")
-        _set(raw, key.strip().split("."), value, f"--set {override}")
+        _set(raw, said, key.strip().split("."), value, f"--set {key.strip()}")
     try:
         return JobSpec.model_validate(raw)
     except ValidationError as error:
@@ -54,7 +55,7 @@ def load_job(path: Path, overrides: Iterable[str] = (), environment: Mapping[str
         places = [entry["loc"] for entry in entries]
         # A stage that is refused is also missing from the list of stages: the second complaint would mislead.
         told = [e for e in entries if e["type"] != "too_short" or not any(_within(p, e["loc"]) for p in places)]
-        raise JobFileError("\n".join(_explain(path, text, entry) for entry in told)) from None
+        raise JobFileError("\n".join(_explain(path, text, said, entry) for entry in told)) from None
 
 
 def _read(path: Path) -> str:
@@ -71,7 +72,15 @@ def _read(path: Path) -> str:
         raise JobFileError(f"{path}: not UTF-8 text (byte {error.start}); is this a job file?") from error
 
 
-def _set(raw: dict[str, Any], keys: list[str], value: str, said: str) -> None:
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and tables without end
+        raise JobFileError(f"{path}: not valid TOML: {error}") from error
+
+
+def _set(raw: dict[str, Any], said: Places, keys: list[str], value: str, who: str) -> None:
+    """Set the value at ``keys``, and note in ``said`` who did: an error must not point at the file."""
     place: Any = raw
     try:
         for key in keys[:-1]:
@@ -81,14 +90,15 @@ def _set(raw: dict[str, Any], keys: list[str], value: str, said: str) -> None:
             place[int(last)] = _value(value)
         else:
             place[last] = _value(value)
+        said[tuple(keys)] = who
     except (ValueError, IndexError, AttributeError, TypeError) as error:
-        raise JobFileError(f"{said}: the job file has no such place") from error
+        raise JobFileError(f"{who}: the job file has no such place") from error
 
 
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -101,24 +111,48 @@ PLAIN_WORDS = {
     "model_type": "must be a table",
     "model_attributes_type": "must be a table",
     "union_tag_not_found": 'a stage says what it is: kind = "compress", "generate" or "copy"',
+    "union_tag_invalid": 'must be "compress", "generate" or "copy"',
     "too_short": "must not be empty",
+    "string_type": "must be text in quotes",
+    "float_type": "must be a number, without quotes",
+    "int_type": "must be a whole number, without quotes",
+    "bool_type": "must be true or false, without quotes",
 }
 
 
-def _explain(path: Path, text: str, error: Any) -> str:
+def _explain(path: Path, text: str, said: Places, error: Any) -> str:
     keys = [key for key in error["loc"] if not (isinstance(key, str) and key in ("compress", "generate", "copy"))]
+    unknown = error["type"] == "extra_forbidden"
+    given = error.get("input")
+    if error["type"] == "union_tag_invalid":
+        keys, given = [*keys, "kind"], given["kind"]
     name = ".".join(map(str, keys)) or "job"
-    line = _line(text, keys)
-    where = f"{path}:{line}" if line else str(path)
-    if error["type"] == "extra_forbidden":
+    where = _overridden(said, [str(key) for key in keys], unknown)
+    if where is None:
+        line = _line(text, keys)
+        where = f"{path}:{line}" if line else str(path)
+    if unknown:
         return f"{where}: unknown key {name}{_nearest(error['loc'])}"
     if error["type"] == "missing":
         return f"{where}: {name} is missing"
     message = PLAIN_WORDS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    secret = "url" in name  # may hold a password
-    shown = f", not {given!r}" if isinstance(given, str | int | float) and not secret else ""
-    return f"{where}: {name}: {message}{shown}"
+    return f"{where}: {name}: {message.replace('Input should', 'must', 1)}{_not(name, given)}"
+
+
+def _overridden(said: Places, keys: list[str], unknown: bool) -> str | None:
+    """Who set the value at ``keys``, or made the table of that unknown name; None where it was the file."""
+    for place, who in reversed(said.items()):  # the last one won
+        if list(place) == keys[: len(place)] or (unknown and list(place[: len(keys)]) == keys):
+            return who
+    return None
+
+
+def _not(name: str, given: Any) -> str:
+    """What was given instead, as the job file writes it."""
+    if not isinstance(given, str | int | float) or "url" in name:  # which may hold a password
+        return ""
+    shown = str(given).lower() if isinstance(given, bool) else repr(given)
+    return f", not {shown}" if len(shown) <= 80 else ""
 
 
 def _line(text: str, keys: list[Any]) -> int | None:

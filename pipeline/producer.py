@@ -69,16 +69,29 @@ class SubmissionStoppedError(RuntimeError):
     """The job was cancelled or stopped while it was being submitted."""
 
 
-def job_id_of(spec: JobSpec, hashes: Sequence[str], input_hash: str) -> str:
-    """Same input, same spec, same weights: the same job."""
-    return digest([input_hash, spec.spec_hash(), list(hashes)])[:12]
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What decides which job a spec makes: same input, same spec, same weights, the same job."""
+
+    spec_hash: str
+    input_hash: str
+    stage_hashes: tuple[str, ...]
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job."""
+        return digest([self.input_hash, self.spec_hash, list(self.stage_hashes)])[:12]
 
 
-def existing_job(engine: Engine, spec: JobSpec) -> Row[Any] | None:
-    """The job that submitting ``spec`` now would only report, or continue. Reads the whole input for its digest."""
-    job_id = job_id_of(spec, stage_hashes(spec), fingerprint(spec.input))
+def identify(spec: JobSpec) -> Identity:
+    """Reads the whole input, and the weights' digests. Raises ``InputError``, ``ModelError``."""
+    return Identity(spec.spec_hash(), fingerprint(spec.input), tuple(stage_hashes(spec)))
+
+
+def existing_job(engine: Engine, identity: Identity) -> Row[Any] | None:
+    """The job that submitting this now would only report, or continue."""
     with reading(engine) as connection:
-        return connection.execute(select(Job).where(Job.id == job_id)).one_or_none()
+        return connection.execute(select(Job).where(Job.id == identity.job_id)).one_or_none()
 
 
 def raise_budget(engine: Engine, spec: JobSpec, job_id: str) -> bool:
@@ -100,24 +113,25 @@ def submit(
     max_attempts: int = 3,
     estimator: Estimator | None = None,
     progress: Callable[[int], None] = lambda documents: None,
+    identity: Identity | None = None,
 ) -> Submission:
     """Submit ``spec``, or continue a submission that was cut off; a job that stands already is only reported.
 
+    ``identity`` is that of ``spec``, where the caller has it: it costs another reading of the whole input.
     Raises ``InputError`` (what cannot be read), ``ModelNotFound``, ``SubmissionStoppedError``, database errors.
     """
     corpus = read_corpus(spec.input)
     first = next(corpus)  # an empty corpus fails here, before there is a job
-    input_hash = fingerprint(spec.input)
-    hashes = stage_hashes(spec)
-    job_id = job_id_of(spec, hashes, input_hash)
+    identity = identity or identify(spec)
+    job_id = identity.job_id
     row = {
         "id": job_id,
         "name": spec.name,
         "state": "submitting",
         "spec": spec.model_dump(mode="json"),
-        "spec_hash": spec.spec_hash(),
-        "input_hash": input_hash,
-        "stage_hashes": hashes,
+        "spec_hash": identity.spec_hash,
+        "input_hash": identity.input_hash,
+        "stage_hashes": list(identity.stage_hashes),
         "output": f"{_from_anywhere(spec.output.path)}/{spec.name}-{job_id}",
         "workers": workers,
     }

@@ -1,19 +1,22 @@
-"""A look over a corpus before anything is spent: how many documents, how many characters, what would be refused."""
+"""A look over a corpus before anything is spent: what is there, what it would take, and what that rests on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from sqlalchemy import Engine, func, select
 
 from pipeline.accounting.estimate import Estimate, estimate
 from pipeline.accounting.speeds import measured
+from pipeline.accounting.stage_estimate import CALL_RATE, CPU_RATES, GPU_RATES, REFERENCE_PARAMETERS, StageEstimate
 from pipeline.opening import open_database
 from pipeline.producer import SAMPLE, SAMPLE_CHARACTERS
 from pipeline.stages import stage_hashes
 from pipeline.storage.readers import BadRow, read_corpus
-from pipeline.storage.sql import DatabaseError
+from pipeline.storage.sql import DatabaseError, reading
 from schemas.job import InputSpec, JobSpec
 from schemas.settings import Settings
+from schemas.tables import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,49 @@ def survey(spec: InputSpec) -> Survey:
     return Survey(documents, characters, rejected, first, tuple(sample))
 
 
-def estimate_job(spec: JobSpec, settings: Settings) -> tuple[Estimate, Survey]:
-    """What ``--dry-run`` says. Raises ``InputError``, ``ModelError``."""
+def estimate_job(spec: JobSpec, settings: Settings) -> tuple[Estimate, Survey, dict[str, str]]:
+    """What ``--dry-run`` says: the estimate, the corpus, and per kind of stage what its time rests on.
+
+    Raises ``InputError``, ``ModelError``.
+    """
     seen = survey(spec.input)
-    known = _known_speeds(spec, settings)
+    hashes = stage_hashes(spec)
+    engine = _database(spec, settings)
+    known = measured(engine, hashes) if engine else {}
     made = estimate(spec, seen.documents, seen.characters, sample=seen.sample, measured=known, settings=settings)
-    return made, seen
+    bases = {
+        stage.kind: _measured_in(engine, hashes[stage.index]) if engine and stage.index in known else _assumed(stage)
+        for stage in made.stages
+        if stage.seconds != 0  # a stage without work has no speed
+    }
+    return made, seen, bases
 
 
-def _known_speeds(spec: JobSpec, settings: Settings) -> dict[int, Any] | None:
-    """How fast earlier jobs did the same stages, where there is a database to ask."""
+def _database(spec: JobSpec, settings: Settings) -> Engine | None:
+    """The database that knows how fast earlier jobs did the same stages, where there is one."""
     try:
-        engine, _ = open_database(settings, spec.output.path)
+        return open_database(settings, spec.output.path)[0]
     except DatabaseError:
         return None
-    return dict(measured(engine, stage_hashes(spec)))
+
+
+def _measured_in(engine: Engine, stage_hash: str) -> str:
+    query = select(func.count(Usage.job_id.distinct())).where(
+        Usage.stage_hash == stage_hash, Usage.reused_from.is_(None)
+    )
+    with reading(engine) as connection:
+        runs = connection.execute(query).scalar_one()
+    return f"time as measured in {runs} run{'' if runs == 1 else 's'} with this database"
+
+
+def _assumed(stage: StageEstimate) -> str:
+    """Which machine the built-in rates are of. ``pipeline.accounting.stage_estimate`` has them."""
+    if stage.seconds is None:
+        return "time unknown, see the note"
+    model = f"with a model of {REFERENCE_PARAMETERS / 1e6:.0f}M parameters"
+    machine = {
+        "hosted": f"an endpoint that writes {CALL_RATE:,.0f} tokens/s in each call",
+        "cuda": f"a large GPU that reads {GPU_RATES[0]:,.0f} and writes {GPU_RATES[1]:,.0f} tokens/s {model}",
+        "cpu": f"cores that read {CPU_RATES[0]:,.0f} and write {CPU_RATES[1]:,.0f} tokens/s each {model}",
+    }[stage.device]
+    return f"time not measured yet but assumed, for {machine}; the first run will measure it"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.stage import DEFAULT_MODEL, StageSpec, Strict
+from schemas.stage import DEFAULT_MODEL, USD, StageSpec, Strict, Whole
 
 
 def digest(value: Any) -> str:
@@ -43,7 +43,7 @@ class InputSpec(Strict):
     path: tuple[str, ...] = Field(min_length=1)
     format: Literal["auto", "jsonl", "parquet", "csv", "text"] = "auto"
     columns: Columns = Columns()
-    max_document_bytes: int = Field(32 * 2**20, ge=1, description="a longer row is rejected, not read into memory")
+    max_document_bytes: Whole = Field(32 * 2**20, ge=1, description="a longer row is rejected, not read into memory")
 
     @field_validator("path", mode="before")
     @classmethod
@@ -63,7 +63,7 @@ class TargetSpec(Strict):
     model: str = DEFAULT_MODEL
     tokenizer: str | None = Field(None, description="for hosted models: the local model whose tokenizer counts tokens")
     prices: tuple[str, ...] = Field((), description="provider:model pairs to price the savings at")
-    gpu_usd_per_hour: str = Field("2.50", pattern=r"^\d+(\.\d+)?$", description="what a worker's hour costs")
+    gpu_usd_per_hour: str = Field("2.50", pattern=USD, description="what a worker's hour costs")
 
     @property
     def tokenizer_model(self) -> str:

@@ -5,9 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+
+Whole = Annotated[StrictInt, Field(le=2**31 - 1)]
+"""A whole number that every database and library takes. ``true``, ``3.0`` and ``"3"`` are none: nobody means them."""
+
+USD = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+"""Money as text: exact, to the millionth of a dollar in which it is counted."""
 
 
 class Strict(BaseModel):
@@ -26,8 +41,8 @@ class StageBase(Strict):
     """Settings that change how fast a stage runs, never what it writes: they stay out of the config hash."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    batch_tokens: int = Field(16_384, ge=1, description="most padded tokens in one forward pass")
-    seconds_per_shard: float = Field(60.0, gt=0, description="estimated work in one shard")
+    batch_tokens: Whole = Field(16_384, ge=1, description="most padded tokens in one forward pass")
+    seconds_per_shard: StrictFloat = Field(60.0, gt=0, description="estimated work in one shard")
 
     def output_settings(self) -> dict[str, Any]:
         """The settings that decide what the stage writes, as plain JSON values."""
@@ -41,12 +56,12 @@ class CompressSpec(StageBase):
     method: Literal["llmlingua"] = "llmlingua"
     model: str = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    rate: float | None = Field(None, gt=0, le=1, description="compressed / original tokens")
-    target_tokens: int | None = Field(None, ge=1, description="most tokens of the whole compressed prompt")
-    iterative_size: int = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
-    granular_k: float = Field(2.0, ge=1, description="the paper's k: how far demonstrations overfill")
-    compress_instruction: bool = False
-    compress_question: bool = False
+    rate: StrictFloat | None = Field(None, gt=0, le=1, description="compressed / original tokens")
+    target_tokens: Whole | None = Field(None, ge=1, description="most tokens of the whole compressed prompt")
+    iterative_size: Whole = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
+    granular_k: StrictFloat = Field(2.0, ge=1, description="the paper's k: how far demonstrations overfill")
+    compress_instruction: StrictBool = False
+    compress_question: StrictBool = False
 
     @model_validator(mode="after")
     def _one_budget(self) -> CompressSpec:
@@ -65,22 +80,22 @@ class GenerateSpec(StageBase):
     kind: Literal["generate"]
     backend: Literal["local", "openai"] = "local"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_new_tokens: int = Field(256, ge=1)
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0 is off")
-    seed: int = Field(0, ge=0, description="with the document's content hash it seeds that document's samples")
+    max_new_tokens: Whole = Field(256, ge=1)
+    temperature: StrictFloat = Field(0.0, ge=0, description="0 is greedy")
+    top_p: StrictFloat = Field(1.0, gt=0, le=1)
+    top_k: Whole = Field(0, ge=0, description="0 is off")
+    seed: Whole = Field(0, ge=0, description="with the document's content hash it seeds that document's samples")
     stop: tuple[str, ...] = Field((), description="strings that end an answer; the string itself is cut off")
     system: str | None = Field(None, description="system message, where the chat template has one")
-    chat: bool = Field(True, description="apply the model's chat template; off for plain completion")
+    chat: StrictBool = Field(True, description="apply the model's chat template; off for plain completion")
     # hosted endpoints only
     base_url: str | None = Field(None, description="OpenAI-compatible endpoint; default: the SDK's own")
-    concurrency: int = Field(8, ge=1, description="calls in flight per worker")
-    requests_per_minute: int | None = Field(None, ge=1, description="shared by all workers of a job")
-    tokens_per_minute: int | None = Field(None, ge=1, description="shared by all workers of a job")
-    deadline_seconds: float = Field(120.0, gt=0, description="for one call, its retries included")
-    max_retries: int = Field(5, ge=0)
-    budget_usd: str | None = Field(None, pattern=r"^\d+(\.\d+)?$", description="hard limit; reserved before each call")
+    concurrency: Whole = Field(8, ge=1, description="calls in flight per worker")
+    requests_per_minute: Whole | None = Field(None, ge=1, description="shared by all workers of a job")
+    tokens_per_minute: Whole | None = Field(None, ge=1, description="shared by all workers of a job")
+    deadline_seconds: StrictFloat = Field(120.0, gt=0, description="for one call, its retries included")
+    max_retries: Whole = Field(5, ge=0)
+    budget_usd: str | None = Field(None, pattern=USD, description="hard limit; reserved before each call")
 
     @field_validator("base_url")
     @classmethod

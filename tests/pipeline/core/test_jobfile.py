@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.jobfile import JobFileError, load_job
-from schemas.stage import CompressSpec, GenerateSpec
+from schemas.job import InputSpec
+from schemas.settings import Settings
+from schemas.stage import CompressSpec, CopySpec, GenerateSpec
 
 GOOD = """
 name = "night"
@@ -53,7 +58,15 @@ def test_a_plain_word_needs_no_quotes_on_the_command_line(job: Path) -> None:
         ("rate = 0", r"job\.toml:6: stages\.0\.rate: .*greater than 0, not 0"),
         ("rate = 2", r"job\.toml:6: stages\.0\.rate: .*less than or equal to 1, not 2"),
         ("rate = nan", r"job\.toml:6: stages\.0\.rate: .*finite number"),
-        ("rate = '0.5x'", r"job\.toml:6: stages\.0\.rate: .*valid number.*not '0.5x'"),
+        ("rate = '0.5'", r"job\.toml:6: stages\.0\.rate: must be a number, without quotes, not '0.5'"),
+        ("rate = true", r"job\.toml:6: stages\.0\.rate: must be a number, without quotes, not true"),
+        ("target_tokens = true", r"job\.toml:6: stages\.0\.target_tokens: must be a whole number.*, not true"),
+        ("target_tokens = 3.0", r"job\.toml:6: stages\.0\.target_tokens: must be a whole number.*, not 3\.0"),
+        ("rate = 0.5\nchat = 1\nkind = 2", r"not valid TOML: .*line 8"),
+        ("rate = 0.5\ncompress_question = 'yes'", r"job\.toml:7: .*compress_question: must be true or false.*'yes'"),
+        ("target_tokens = 1" + "0" * 5000, r"job\.toml: not valid TOML: "),
+        ("x = " + "[" * 9000, r"job\.toml: not valid TOML: "),
+        ("model = 5\nrate = 0.5", r"job\.toml:6: stages\.0\.model: must be text in quotes, not 5"),
         ("rate = 0.5\ntarget_tokens = 3", "exactly one of rate and target_tokens"),
         ("method = 'zip'\nrate = 0.5", r"job\.toml:6: stages\.0\.method: .*'llmlingua', not 'zip'"),
         ("rate = = 1", r"job\.toml: not valid TOML: .*line 6"),
@@ -72,7 +85,10 @@ def test_errors_name_file_line_and_remedy(tmp_path: Path, line: str, message: st
         (b"", "input is missing"),
         (b"\x00\xff\xfe binary", "not UTF-8 text"),
         (b"# " + b"x" * 2**21, "is this a job file"),
-        (b'[input]\npath = "c"\n[[stages]]\nkind = "shrink"\n', "'compress', 'generate', 'copy'"),
+        (
+            b'[input]\npath = "c"\n[[stages]]\nkind = "shrink"\n',
+            r'job\.toml:4: stages\.0\.kind: must be "compress", "generate" or "copy", not .shrink.',
+        ),
         (
             b'[input]\npath = "c"\n[[stages]]\nkind = "copy"\n[[stages]]\nkind = "copy"\n',
             "copy stands there more often",
@@ -94,6 +110,64 @@ def test_a_missing_file_and_impossible_overrides(job: Path) -> None:
     for override in ("rate", "stages.7.rate=1", "name.x.y=1"):
         with pytest.raises(JobFileError, match=override.partition("=")[0].replace(".", r"\.")):
             load_job(job, [override], {})
+
+
+def _numbers() -> Iterator[tuple[str, str]]:
+    """Every setting of a job file that is a number, as (kind of stage or table, name)."""
+    for kind, model in {
+        "compress": CompressSpec,
+        "generate": GenerateSpec,
+        "copy": CopySpec,
+        "input": InputSpec,
+    }.items():
+        for name, field in model.model_fields.items():
+            if {int, float} & set(_leaves(field.annotation)):
+                yield kind, name
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    if not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _leaves(part)
+
+
+@pytest.mark.parametrize(("kind", "name"), list(_numbers()))
+def test_no_number_is_guessed_from_something_else(tmp_path: Path, kind: str, name: str) -> None:
+    """A boolean, a text, NaN, an infinity, a negative and an absurd number: each is refused with its line."""
+    path = tmp_path / "job.toml"
+    for value in ("true", "'1'", "nan", "inf", "-1", "1" + "0" * 30 if name not in FLOATS else "-inf"):
+        line = f"{name} = {value}\n"
+        stage = f"[[stages]]\nkind = '{kind}'\n{line}" if kind != "input" else f"{line}[[stages]]\nkind = 'copy'\n"
+        path.write_text(f"[input]\npath = 'c'\n{stage}")
+        with pytest.raises(JobFileError, match=rf"job\.toml:\d: .*{name}: must be .*, not "):
+            load_job(path, environment={})
+
+
+FLOATS = {"seconds_per_shard", "rate", "granular_k", "temperature", "top_p", "deadline_seconds"}
+
+
+def test_what_a_flag_or_the_environment_set_is_not_blamed_on_the_file(job: Path) -> None:
+    with pytest.raises(JobFileError, match=r"^--set stages\.0\.rate: stages\.0\.rate: .*, not 2$"):
+        load_job(job, ["stages.0.rate=2"], {"CONTEXTMILL_JOB__STAGES__0__RATE": "3"})
+    with pytest.raises(JobFileError, match=r"^CONTEXTMILL_JOB__STAGES__0__RATE: stages\.0\.rate: .*, not 3$"):
+        load_job(job, [], {"CONTEXTMILL_JOB__STAGES__0__RATE": "3"})
+    with pytest.raises(JobFileError, match=r"^--set inputs\.path: unknown key inputs; did you mean input"):
+        load_job(job, ["inputs.path=c"], {})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "true"])
+def test_no_timing_of_the_environment_is_absurd(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CONTEXTMILL_LEASE_SECONDS", value)
+    with pytest.raises(ValidationError, match="lease_seconds"):
+        Settings()
+
+
+@pytest.mark.parametrize("money", ["1.0000001", "12345678901", "1e3", "-1", "x"])
+def test_money_is_exact_or_refused(job: Path, money: str) -> None:
+    flags = [f"stages.1.budget_usd='{money}'", "stages.1.backend=openai"]
+    with pytest.raises(JobFileError, match="budget_usd"):
+        load_job(job, flags, {})
 
 
 def test_what_changes_no_output_changes_no_hash(job: Path) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, func, select, update
 
 from pipeline.lease import Lease
 from pipeline.models import ModelPool
-from pipeline.producer import DoorbellSilentError, Submission, raise_budget, submit
+from pipeline.producer import DoorbellSilentError, Submission, existing_job, identify, raise_budget, submit
 from pipeline.storage import shards
 from pipeline.storage.jobs import cancel_job, find_job, resume_job
 from pipeline.storage.readers import InputError
@@ -119,6 +119,24 @@ def test_the_same_job_again_is_only_reported(engine: Engine, tmp_path: Path) -> 
     bell = Bell()
     again = submit(engine, spec.model_copy(update={"name": "other"}), bell)
     assert (again.job_id, again.created, again.documents, bell.rung) == (first.job_id, False, 2, [])
+
+
+def test_a_known_identity_spares_reading_the_corpus_twice(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, [{"text": "one"}])
+    identity = identify(spec)
+    assert existing_job(engine, identity) is None
+
+    def again(*_: Any) -> None:
+        raise AssertionError("the corpus' digest was made twice")
+
+    monkeypatch.setattr("pipeline.producer.fingerprint", again)
+    made = submit(engine, spec, Bell(), identity=identity)
+    assert made.job_id == identity.job_id
+    found = existing_job(engine, identity)
+    assert found is not None
+    assert found.stage_hashes == list(identity.stage_hashes)
 
 
 def test_repeated_ids_collapse_or_clash_and_bad_rows_are_recorded(engine: Engine, tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""The command `contextmill`: the one front door. Puts the parts together; nothing imports it.
+
+``app`` collects the commands: ``jobs`` starts and changes jobs, ``views`` shows them, ``machine`` is about this
+machine. ``running`` takes a job from its file to its end, ``ending`` says how it ended. Everything heavy is imported
+inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pipeline.cli import interrupts
+
+
+def main() -> None:
+    """Run the command; an error a person can act on is one sentence, not a traceback."""
+    interrupts.leave_at_once()  # before all else: the imports take longest, and Ctrl-C may come while they run
+    from pipeline.cli.app import call
+
+    call()

@@ -1,0 +1,68 @@
+"""How a job ended: its summary, its report, and the exit code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from rich.markup import escape
+
+from pipeline.cli.shared import BUDGET, DEAD, FAILURE, err, out, print_error, print_json
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from pipeline.accounting.figures import Summary
+
+
+def report_existing(engine: Engine, job: Any, json_: bool) -> NoReturn:
+    """Say that this very job has ended before, and how."""
+    if not json_:
+        how = {"done": "nothing is done twice", "cancelled": f"contextmill resume {job.id} goes on"}
+        hint = how.get(job.state, f"mend what is said below, then: contextmill resume {job.id}")
+        out.print(f"This very job ran already (same input, same spec, same weights) and is {job.state}: {hint}.")
+    finish(engine, job.id, json_)
+
+
+def finish(engine: Engine, job_id: str, json_: bool) -> NoReturn:
+    """Write the report, print the summary and leave with the exit code that says how the job ended."""
+    from pipeline.accounting.report import ReportMissing
+    from pipeline.reporting import write_report
+
+    try:
+        write_report(engine, job_id)
+    except ReportMissing as missing:
+        err.print(escape(str(missing)))
+    raise typer.Exit(_code(print_job_summary(engine, job_id, json_)))
+
+
+def print_job_summary(engine: Engine, job_id: str, json_: bool) -> Summary:
+    """Print what a job did, saved and cost."""
+    from pipeline.accounting.console import print_summary
+    from pipeline.accounting.summary import summarise
+    from pipeline.display import print_examples
+
+    summary = summarise(engine, job_id)
+    if json_:
+        print_json(summary.to_json())
+    else:
+        print_summary(summary, out)
+        print_examples(summary, out)
+    return summary
+
+
+def _code(summary: Summary) -> int:
+    if summary.state == "stopped":
+        return BUDGET if summary.stop_code == "budget" else FAILURE
+    if summary.state != "done" or _came_to_nothing(summary):
+        return FAILURE
+    return DEAD if summary.documents.dead else 0
+
+
+def _came_to_nothing(summary: Summary) -> bool:
+    """Whether every row was refused: said as the failure it is, for the nightly script that looks at nothing else."""
+    numbers = summary.documents
+    nothing = not (numbers.done or numbers.reused or numbers.dead) and bool(numbers.rejected)
+    if nothing:
+        print_error(f"no document came through: all {numbers.rejected} were rejected")
+    return nothing

@@ -1,0 +1,80 @@
+"""Ctrl-C and SIGTERM: one line and exit code 1, whatever the command is doing; never a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+EXIT = 1
+SIGNALS = signal.SIGINT, signal.SIGTERM
+GOES_ON = "run", "submit", "resume"
+SHOW_CURSOR = b"\x1b[?25h"  # a progress display hides it
+
+
+class Interrupted(BaseException):
+    """Stop now; what was started is stopped on the way out. No KeyboardInterrupt: typer would exit without a word."""
+
+
+class _Line:
+    """What is said, to be had without building anything: a signal handler says it."""
+
+    text = "interrupted"
+
+
+def leave_at_once() -> None:
+    """From now on a signal ends the process: nothing has been started that would have to be stopped."""
+    goes_on = any(word in sys.argv[1:2] for word in GOES_ON)
+    _Line.text = "interrupted; the same command goes on from here" if goes_on else "interrupted"
+    _catch(_leave)
+
+
+def leave_in_order() -> None:
+    """From now on the first signal raises ``Interrupted`` in the main thread; a second one ends the process."""
+    sys.unraisablehook = _unraisable
+    _catch(_raise)
+
+
+def ignore() -> None:
+    """From now on signals are too late: the command has said how it ended."""
+    _catch(signal.SIG_IGN)
+
+
+def say(text: str) -> None:
+    """What an interrupted command says from now on."""
+    _Line.text = text
+
+
+def line() -> str:
+    """What an interrupted command says."""
+    return _Line.text
+
+
+def _catch(handler: Callable[[int, Any], object] | signal.Handlers) -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` and a script's `&` mean it
+            signal.signal(number, handler)
+
+
+def _raise(number: int, frame: Any) -> None:
+    _catch(_leave)
+    raise Interrupted
+
+
+def _leave(number: int, frame: Any) -> None:
+    _end()
+
+
+def _end() -> None:
+    """Leave as if killed, which loses nothing: workers of this run notice, and a job goes on from what is committed."""
+    os.write(2, (SHOW_CURSOR if sys.stderr.isatty() else b"") + _Line.text.encode() + b"\n")
+    os._exit(EXIT)
+
+
+def _unraisable(found: Any) -> None:
+    """An interrupt raised where nothing can be raised (the callback of a weak reference) would be lost."""
+    if found.exc_type is Interrupted:
+        _end()
+    sys.__unraisablehook__(found)

@@ -1,0 +1,137 @@
+"""A job from its file to its end: checks first, then submission, then workers of our own until it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pipeline.cli.ending import finish, report_existing
+from pipeline.cli.shared import FAILURE, err, fail
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from pipeline.producer import Identity, Submission
+    from schemas.job import JobSpec
+    from schemas.settings import Settings
+
+
+def load(job_file: Path, output: str | None, input_: list[str] | None, sets: list[str] | None) -> JobSpec:
+    """The job file under the flags that override it."""
+    from pipeline.jobfile import load_job
+
+    flags = list(sets or [])
+    if output:
+        flags.append(f"output.path={json.dumps(output)}")
+    if input_:
+        flags.append(f"input.path={json.dumps(input_)}")
+    return load_job(job_file, flags)
+
+
+def check_broker(settings: Settings) -> None:
+    """Before anything is made: a broker that is set, and away, would leave the user waiting for nothing."""
+    from workers.doorbell import ping
+
+    if settings.broker_url is not None:
+        ping(settings.broker_url.get_secret_value())
+
+
+def check_hosted(spec: JobSpec, settings: Settings) -> None:
+    """Before anything is started: what would fail every paid call (no key, no price for a budget, no SDK)."""
+    from schemas.stage import GenerateSpec
+
+    for stage in spec.stages:
+        if isinstance(stage, GenerateSpec) and stage.backend == "openai":
+            from pipeline.generation.hosted import check
+
+            check(stage, spec.target, settings.api_key)
+
+
+def submit(
+    engine: Engine, settings: Settings, spec: JobSpec, workers: int, *, quiet: bool, identity: Identity | None = None
+) -> Submission:
+    """Read the corpus into shards and ring for each; ``identity`` spares reading it once more for its digest."""
+    from pipeline.accounting.estimate import estimate
+    from pipeline.accounting.speeds import measured
+    from pipeline.producer import submit as produce
+    from pipeline.stages import stage_hashes
+    from workers.app import make_app
+    from workers.doorbell import CeleryDoorbell
+
+    def estimator(documents: int, characters: int, sample: Any) -> dict[str, Any]:
+        known = measured(engine, stage_hashes(spec))
+        return estimate(spec, documents, characters, sample=sample, measured=known, settings=settings).to_json()
+
+    doorbell = CeleryDoorbell(make_app(settings))
+    with _reading(quiet) as progress:
+        return produce(
+            engine, spec, doorbell, workers=workers, max_attempts=settings.max_attempts, estimator=estimator,
+            progress=progress, identity=identity,
+        )  # fmt: skip
+
+
+def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, json_: bool) -> NoReturn:
+    """The job of ``spec`` from wherever it stands to its end; one that has ended is only reported."""
+    from pipeline.producer import existing_job, identify, raise_budget
+    from pipeline.storage.jobs import resume_job
+    from pipeline.watching import ENDED
+
+    with _reading(json_):
+        identity = identify(spec)
+    found = existing_job(engine, identity)
+    if found is not None:
+        if found.stop_code == "budget" and raise_budget(engine, spec, found.id):
+            resume_job(engine, found.id)
+        elif found.state in ENDED:
+            report_existing(engine, found, json_)
+    work_until_done(engine, settings, workers, identity.job_id, spec.output.path, json_, unread=(spec, identity))
+
+
+def cut_off(job: Any) -> tuple[JobSpec, Identity] | None:
+    """What a job that ended while it was being submitted still has to be submitted from; None for any other."""
+    if job.submitted_at is not None:
+        return None
+    from pipeline.producer import identify
+    from schemas.job import JobSpec
+
+    spec = JobSpec.model_validate(job.spec)
+    identity = identify(spec)
+    if identity.job_id != job.id:
+        fail(f"job {job.id} was cut off while its input was read, which has changed since: run it anew", FAILURE)
+    return spec, identity
+
+
+def work_until_done(
+    engine: Engine, settings: Settings, workers: int, job_id: str, output: str, json_: bool,
+    *, unread: tuple[JobSpec, Identity] | None = None,
+) -> NoReturn:  # fmt: skip
+    """Work on a job with workers of our own, whose logs go to ``output``; then say how it ended.
+
+    ``unread`` is what it has to be submitted from, where it is not yet, or only in part.
+    """
+    from pipeline.display import follow
+    from pipeline.storage.reaping import unring
+    from workers.embedded import Embedded
+
+    if settings.broker_url is None:
+        unring(engine, job_id)  # an earlier run's broker ended with it
+    log_dir = Path("logs") if output.startswith("s3:") else Path(output) / "logs"
+    with Embedded(settings, workers, log_dir) as embedded:
+        if unread is not None:
+            spec, identity = unread
+            submit(engine, embedded.settings, spec, workers, quiet=json_, identity=identity)
+        follow(engine, job_id, err, check=embedded.check)
+    finish(engine, job_id, json_)
+
+
+@contextlib.contextmanager
+def _reading(quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Shows that the corpus is being read, and how far: a call with the number of documents."""
+    if quiet or not err.is_terminal:
+        yield lambda documents: None
+        return
+    with err.status("reading the corpus") as shown:
+        yield lambda documents: shown.update(f"reading the corpus: {documents:,} documents")
