@@ -21,8 +21,9 @@ PROGRESS_SECONDS = 2.0  # how often progress is written for those who watch
 class Lease:
     """Renews ``claim`` until the block is left. ``stopping()`` turns true when the shard is lost or must be given back.
 
-    ``beat`` is called with each renewal (the broker's own timeout is renewed there). A database that is away is tried
-    again: whether the lease was lost meanwhile shows at the commit, which is fenced.
+    ``beat`` is called with each renewal (the broker's own timeout is renewed there), ``moved`` with each progress:
+    stuck work would be renewed for ever, so somebody has to look whether it still moves. A database that is away is
+    tried again: whether the lease was lost meanwhile shows at the commit, which is fenced.
     """
 
     def __init__(
@@ -33,11 +34,14 @@ class Lease:
         lease_seconds: float,
         renew_seconds: float,
         beat: Callable[[], None] = lambda: None,
+        moved: Callable[[], None] = lambda: None,
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._engine, self._claim, self._beat, self._asked = engine, claim, beat, asked_to_stop
+        self._moved = moved
         self._lease_seconds, self._renew_seconds = lease_seconds, renew_seconds
-        self._documents = self._tokens = self._written = 0
+        self._documents = self._tokens = 0
+        self._written = (0, 0)
         self._lost = False
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -65,26 +69,27 @@ class Lease:
         return self._lost or self._asked()
 
     def progress(self, documents: int, tokens: int) -> None:
-        """Count what the stage finished since the last call."""
+        """Count what the stage finished since the last call, which may be nothing yet."""
         self._documents += documents
         self._tokens += tokens
+        self._moved()
 
     def _keep(self) -> None:
         pause = min(self._renew_seconds, PROGRESS_SECONDS)
         waited = 0.0
         while not self._left.wait(pause):
             waited += pause
-            if waited >= self._renew_seconds or self._documents != self._written:
+            if waited >= self._renew_seconds or self.done != self._written:
                 waited = 0.0
                 self._renew()
 
     def _renew(self) -> None:
-        documents, tokens = self._documents, self._tokens
+        done = self.done
         try:
-            held = shards.renew(self._engine, self._claim, self._lease_seconds, documents, tokens)
+            held = shards.renew(self._engine, self._claim, self._lease_seconds, *done)
             self._beat()
         except (SQLAlchemyError, OSError) as error:  # any of them: a thread that ended would lose the shard for sure
             log.warning("lease of %s not renewed, trying again: %s", self._claim.shard_id, error)
             return
-        self._written = documents
+        self._written = done
         self._lost = self._lost or not held

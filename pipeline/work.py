@@ -48,7 +48,7 @@ Ending = Literal["done", "returned", "failed", "halted", "lost"]
 
 
 class Overdue(Exception):  # noqa: N818
-    """The shard took longer than any may. Its attempt counts; no document of it is to blame more than another."""
+    """The shard stood still longer than any may. Its attempt counts; no document of it is to blame above others."""
 
 
 # What says nothing about a document: taking the batch apart for it would declare the innocent dead.

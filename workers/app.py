@@ -30,7 +30,7 @@ def make_app(settings: Settings) -> Celery:
     if settings.broker_url is None:
         raise ValueError("no broker: set CONTEXTMILL_BROKER_URL=redis://HOST:PORT/DB")
     app = Celery("contextmill", broker=settings.broker_url.get_secret_value(), include=["workers.tasks"])
-    app.conf.update(_broker(settings), **_tasks(settings), **_worker(settings))
+    app.conf.update(_broker(settings), **_tasks(), **_worker(settings))
     return app
 
 
@@ -54,7 +54,7 @@ def _broker(settings: Settings) -> dict[str, object]:
     }
 
 
-def _tasks(settings: Settings) -> dict[str, object]:
+def _tasks() -> dict[str, object]:
     return {
         "task_acks_late": True,  # a killed worker's message is delivered again
         "task_reject_on_worker_lost": True,  # the same where only its child was killed
@@ -65,8 +65,6 @@ def _tasks(settings: Settings) -> dict[str, object]:
         "task_create_missing_queues": False,  # a misspelt queue is an error, not a place where shards vanish
         "task_queues": [Queue(name, routing_key=name) for name in queue_names()],
         "task_default_queue": queue_name(PUBLISH, "bulk"),
-        "task_soft_time_limit": settings.soft_time_limit,
-        "task_time_limit": settings.time_limit,
     }
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-from typing import Any, NoReturn
+from typing import Any
 
 from celery import shared_task
 from sqlalchemy.exc import OperationalError
@@ -15,11 +14,12 @@ from pipeline.producer import DoorbellSilentError
 from pipeline.storage import shards
 from pipeline.storage.reaping import open_publications
 from pipeline.storage.sql import patiently
-from pipeline.work import DeviceLost, Overdue, work_on
+from pipeline.work import DeviceLost, work_on
 from workers.app import RUN_SHARD
 from workers.doorbell import ring_all
 from workers.heartbeat import Heartbeat
 from workers.residency import Desk, desk
+from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +30,21 @@ DEVICE_LOST_EXIT = 70  # EX_SOFTWARE; Celery starts a fresh child, the reaper ta
 def run_shard(self: Any, job_id: str, shard_id: str) -> None:
     """Work on a shard, if it is still to be had. A message delivered twice, or late, ends here without effect."""
     here = desk()
-    signal.signal(signal.SIGUSR1, _overdue)  # here, as billiard sets its own handler after our process's set-up
     claim = patiently(lambda: shards.claim(here.engine, job_id, shard_id, here.owner, here.settings.lease_seconds))
     if claim is None:
         log.info("shard %s of job %s: nothing to claim", shard_id, job_id)
         return
+    watchdog = Watchdog(here.settings.soft_time_limit, here.settings.time_limit)
     lease = Lease(
         here.engine,
         claim,
         lease_seconds=here.settings.lease_seconds,
         renew_seconds=here.settings.renew_seconds,
         beat=Heartbeat(self.app, self.request.properties["delivery_tag"]),
+        moved=watchdog.moved,
         asked_to_stop=here.stopping,
     )
-    with lease:
+    with watchdog, lease:
         try:
             ending = work_on(here.engine, claim, here.models, lease, here.settings.max_attempts)
         except DeviceLost as error:
@@ -51,10 +52,6 @@ def run_shard(self: Any, job_id: str, shard_id: str) -> None:
             os._exit(DEVICE_LOST_EXIT)
     log.info("shard %s of job %s, attempt %d: %s", shard_id, job_id, claim.attempt, ending)
     _ring_for_what_follows(here)
-
-
-def _overdue(*_: Any) -> NoReturn:
-    raise Overdue("longer at work than CONTEXTMILL_SOFT_TIME_LIMIT allows")
 
 
 def _ring_for_what_follows(here: Desk) -> None:
