@@ -33,6 +33,9 @@ EXPIRE_MARGIN = 60.0  # a call sent longer ago than its deadline and this has no
 FAILED_IN_A_ROW = 10  # documents: then it is the endpoint, not the documents
 FIRST_CONTACT_SECONDS = 20.0  # without any connection, before an address that has never answered is taken for wrong
 
+_in_a_row: dict[str, int] = {}
+"""Documents that failed in a row, by endpoint: for the whole process, as a shard may hold fewer than make a row."""
+
 T = TypeVar("T")
 
 
@@ -54,7 +57,6 @@ class HostedShard:
         self.limited = False  # whether the job has a budget
         self.ending: Exception | None = None  # why no new call may start
         self.ended = asyncio.Event()
-        self.failed_in_a_row = 0
         self.met = False  # whether the endpoint has ever answered this job
         self._thread = ThreadPoolExecutor(1)  # one: SQLite has one writer anyway, and threads would queue at its lock
 
@@ -193,7 +195,7 @@ class HostedShard:
         await self._db(self.ledger.done, call_id, answer.response, bill)
         self.met = True
         self.window.answered()
-        self.failed_in_a_row = 0
+        _in_a_row.pop(self.endpoint.url, None)
         return accept(answer, bill, latency, self.spec.stop)
 
     async def _settle(self, call_id: str, failure: Failure, sent_at: float) -> None:
@@ -218,14 +220,20 @@ class HostedShard:
             self._end(Halt(f"{self.endpoint.url} cannot be reached: {failure.detail}, {tries}. Check base_url"))
         if failure.code == "prompt_too_long":
             return Refusal(failure.code, f"{failure.detail}. Compress it before this stage, or use a larger window")
-        self.failed_in_a_row += 1
-        if self.failed_in_a_row >= FAILED_IN_A_ROW:
-            row = f"{self.failed_in_a_row} documents in a row failed, the last {tries}"
-            self._end(Halt(f"{self.endpoint.url}: {row}: {failure.detail}. Mend that and resume the job"))
+        self._failed_again(f"the last {tries}: {failure.detail}")
         if failure.code == "endpoint_error":
             return Refusal(failure.code, failure.detail)
         more = "; requests_per_minute or a longer deadline_seconds helps" if failure.code in WAITED_OUT else ""
         return Refusal(failure.code, f"{failure.detail} ({tries}{more})", dead=True)
+
+    def _failed_again(self, how: str) -> None:
+        if self.ending:
+            return
+        failed = _in_a_row[self.endpoint.url] = _in_a_row.get(self.endpoint.url, 0) + 1
+        if failed >= FAILED_IN_A_ROW:
+            del _in_a_row[self.endpoint.url]  # a resumed job begins anew
+            url = self.endpoint.url
+            self._end(Halt(f"{url}: {failed} documents in a row failed, {how}. Mend that and resume the job"))
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep, unless the shard is ending: then raise ``_Ending`` at once."""

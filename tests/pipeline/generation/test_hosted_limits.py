@@ -251,6 +251,17 @@ def test_many_failures_in_a_row_are_the_endpoints_fault(engine: Engine, monkeypa
     assert len(server.arrivals) < 2 * (shard.FAILED_IN_A_ROW + 8) + 1
 
 
+def test_a_row_of_failures_may_be_longer_than_a_shard(engine: Engine) -> None:
+    """Dead one shard after the other, a large corpus would be dead as a whole; after a halt the row begins anew."""
+    with Served(FakeOpenAI(faults={"500": 1.0})) as url:
+        asked = generator(url, max_retries=0, concurrency=1)
+        for start in (0, 4):
+            assert all(isinstance(made, Refusal) for made in asked.run(documents(4, start), run_with(engine)))
+        with pytest.raises(Halt, match="10 documents in a row failed"):
+            asked.run(documents(4, 8), run_with(engine))
+        assert all(isinstance(made, Refusal) for made in asked.run(documents(4, 8), run_with(engine, attempt=2)))
+
+
 def test_a_few_failures_are_those_documents_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
     server = FakeOpenAI(script=deque(["500"] * 9))
