@@ -303,9 +303,9 @@ def peer_runs(sheet: Sheet, settings: str, documents: int, repeat: int) -> None:
     for _ in range(repeat):
         with place(0) as here:
             command = [sys.executable, PEER, "publish", settings]
-            worker = subprocess.Popen(
-                [sys.executable, PEER, "worker", settings], env=here.env(), stdout=subprocess.PIPE
-            )
+            # -W: Celery remarks that a task's module is both script and import, and that root runs it.
+            serving = [sys.executable, "-W", "ignore", PEER, "worker", settings]
+            worker = subprocess.Popen(serving, env=here.env(), stdout=subprocess.PIPE)
             Child([*command, "--documents", "1"], here.env()).wait()
             _until_empty(here.broker, *queue)
             time.sleep(1.0)
