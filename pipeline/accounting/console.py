@@ -129,17 +129,17 @@ def _money(summary: Summary) -> list[str]:
         lines.append(f"cost       unknown for {unpriced:,} of the answers, which are not in the sum")
     rowless = sum(stage.rowless_microusd for stage in summary.stages)
     if rowless:
-        lines.append(f"cost       {money(rowless)} of it for answers that gave no row: refused, or not committed yet")
+        lines.append(f"cost       {money(rowless)} of it for answers without a row (refused, or uncommitted)")
     for row in summary.requests:
         if row.state == "lost":
             bill = "at unknown cost" if row.reserved_microusd is None else f"at most {money(row.reserved_microusd)}"
-            lines.append(f"calls      {row.calls:,} lost: nobody saw their end; they may be on the bill, {bill}")
+            lines.append(f"calls      {row.calls:,} lost: nobody saw their end; perhaps billed, {bill}")
     return lines
 
 
 def _copied(summary: Summary) -> list[str]:
     return [
-        f"copied     {stage.copied:,} of {stage.documents:,} documents: no longer than asked for, handed on as they are"
+        f"copied     {stage.copied:,} of {stage.documents:,} documents, which are no longer than asked for"
         for stage in summary.stages
         if stage.copied
     ]

@@ -112,7 +112,7 @@ def test_an_endpoint_that_answers_garbage_is_not_believed(user: User, fault: str
     said = " ".join(ended.out.split())
     assert "3 dead in generate: bad_response" in said
     assert "an answer that is none" in said
-    assert "3 lost: nobody saw their end; they may be on the bill, at most $" in said
+    assert "3 lost: nobody saw their end; perhaps billed, at most $" in said
     assert [row["state"] for row in told["open_requests"]] == ["lost"] * 3
     assert all("an answer that is none" in row["reason"] for row in told["open_requests"])
 
@@ -135,7 +135,7 @@ def test_a_paid_refusal_is_in_the_total(user: User) -> None:
     total, refused = (sum(line["cost_microusd"] for line in lines) for lines in (server.bill, server.bill[:1]))
     assert ended.code == 0
     assert re.search(rf"generate .* \${total / 1e6:.6f}\n", ended.out)
-    assert f"${refused / 1e6:.6f} of it for answers that gave no row" in ended.out
+    assert f"${refused / 1e6:.6f} of it for answers without a row" in ended.out
 
 
 def test_an_endpoint_that_refuses_connections_is_named_while_it_is_tried(user: User) -> None:

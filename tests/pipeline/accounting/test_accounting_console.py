@@ -52,8 +52,8 @@ def test_the_summary_says_what_counts_at_any_width(summary: Summary, width: int)
     assert "2,030 tokens" in text and "less $0.002778 of work" in text
     assert rows["generate"][-2:] == ["≥", "$0.000484"]
     assert "unknown for 1 of the answers" in text
-    assert "1 lost: nobody saw their end; they may be on the bill, at most $0.000700" in " ".join(text.split())
-    assert "1 of 5 documents: no longer than asked for" in " ".join(text.split())
+    assert "1 lost: nobody saw their end; perhaps billed, at most $0.000700" in text
+    assert "copied     1 of 5 documents, which are no longer than asked for" in text
     assert rows["parquet"][1] == "/data/runs/night-j1/data"
     assert rows["report"][1] == "/data/runs/night-j1/report.html"
     assert "estimate   compress: worker time 8.00 s, was 4.00 s" in text

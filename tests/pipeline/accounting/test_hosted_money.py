@@ -62,11 +62,15 @@ def url(server: FakeOpenAI) -> Iterator[str]:
 
 def night(engine: Engine, folder: Path, url: str, documents: int, model: str = PRICED, **stage: Any) -> str:
     """A job over so many documents, worked through to its end; returns it."""
-    corpus = folder / f"corpus-{documents}.jsonl"
-    corpus.write_text("".join(f"{json.dumps({'id': f'd{n}', 'text': f'q {n}?'})}\n" for n in range(documents)))
     stages = [{"kind": "generate", "backend": "openai", "base_url": url, "max_new_tokens": 8, **stage}]
-    raw = {"input": {"path": str(corpus)}, "output": {"path": str(folder / "out")}, "stages": stages}
-    job = submit(engine, JobSpec.model_validate({**raw, "target": {"model": model}}), Silent()).job_id
+    return worked(engine, folder, [f"q {n}?" for n in range(documents)], stages, {"model": model})
+
+
+def worked(engine: Engine, folder: Path, texts: list[str], stages: list[dict[str, Any]], target: dict[str, str]) -> str:
+    corpus = folder / f"corpus-{len(texts)}.jsonl"
+    corpus.write_text("".join(f"{json.dumps({'id': f'd{n}', 'text': text})}\n" for n, text in enumerate(texts)))
+    raw = {"input": {"path": str(corpus)}, "output": {"path": str(folder / "out")}, "stages": stages, "target": target}
+    job = submit(engine, JobSpec.model_validate(raw), Silent()).job_id
     work_through(engine)
     return job
 
@@ -155,6 +159,26 @@ def test_parts_without_the_column_are_taken_over_too(
     second = night(engine, tmp_path, url, 5)
     assert len(server.bill) == 5
     assert pq.read_table(data(engine, second))["generate_reused_from"].to_pylist() == [first] * 4 + [None]
+
+
+def test_each_stage_has_its_own_maker_and_copies_are_counted(
+    engine: Engine, tmp_path: Path, url: str, tiny_model: Path
+) -> None:
+    """The second night answers anew what the first had shortened; a short prompt has nothing to lose."""
+    texts = [f"{n} apples are on the table and some more are under it. " * 8 for n in range(3)] + ["one apple"]
+    compress = {"kind": "compress", "model": str(tiny_model), "target_tokens": 40}
+    answer = {"kind": "generate", "backend": "openai", "base_url": url, "max_new_tokens": 8}
+    target = {"model": PRICED, "tokenizer": str(tiny_model)}
+    first = worked(engine, tmp_path, texts, [compress, answer], target)
+    second = worked(engine, tmp_path, texts, [compress, {**answer, "max_new_tokens": 7}], target)
+    rows = pq.read_table(data(engine, second))
+    assert rows["compress_reused_from"].to_pylist() == [first] * 4
+    assert rows["generate_reused_from"].to_pylist() == [None] * 4
+    assert rows["copied"].to_pylist() == [False] * 3 + [True]
+    for job in (first, second):
+        made = summarise(engine, job).stages[0]
+        short = rows["tokens_original"][3].as_py()
+        assert (made.copied, made.tokens_asked, made.cost_microusd) == (1, 3 * 40 + short, None)
 
 
 RECONCILE = """
