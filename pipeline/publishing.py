@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -12,8 +12,9 @@ import pyarrow.fs as pafs
 from sqlalchemy import Engine, select
 
 from pipeline.shard_rows import INPUT_STAGE, JobView
+from pipeline.stages import Halt
 from pipeline.storage.filesystem import resolve_path
-from pipeline.storage.parts import delete, list_orphans, table_from_rows, write_part
+from pipeline.storage.parts import delete, list_orphans, table_from_rows, write_part, write_tables
 from pipeline.storage.publication import publish
 from pipeline.storage.requests import forget_responses
 from pipeline.storage.shards import Claim, Commit
@@ -24,15 +25,22 @@ from schemas.tables import Part, Rejection
 REJECTIONS = "rejections.parquet"
 
 
-def publish_job(engine: Engine, claim: Claim, job: JobView) -> Commit:
-    """Write ``data/`` and ``rejections.parquet`` from what SQL says is committed. Done twice, it leaves the same."""
+def publish_job(engine: Engine, claim: Claim, job: JobView, go_on: Callable[[], None]) -> Commit:
+    """Write ``data/`` and ``rejections.parquet`` from what SQL says is committed. Done twice, it leaves the same.
+
+    Calls ``go_on`` before each file, and raises what that raises; ``Halt`` where a part is gone.
+    """
     fs, root = resolve_path(job.output)
     began = time.time()
     with reading(engine) as connection:
         rows = connection.execute(select(Part).where(Part.job_id == job.id).order_by(Part.start)).all()
     last = [f"{root}/{row.path}" for row in rows if row.stage == len(job.spec.stages) - 1]
     known = {row.path.rpartition("/")[2] for row in rows}
-    publish(fs, root, last or [_write_empty(fs, root, job)], claim.attempt)
+    try:
+        publish(fs, root, last or [_write_empty(fs, root, job)], claim.attempt, go_on)
+    except FileNotFoundError as error:
+        where = "bring it back and resume the job, or run it anew with another output folder and database"
+        raise Halt(f"a part of the results is gone: {where} ({error})") from error
     _write_rejections(engine, fs, root, job)
     # Only what is older than our look at the manifest: this publication may have lost its fence long ago, and
     # retry-dead may have brought parts since that it knows nothing of.
@@ -52,8 +60,7 @@ def _write_empty(fs: pafs.FileSystem, root: str, job: JobView) -> str:
 
 
 def _write_rejections(engine: Engine, fs: pafs.FileSystem, root: str, job: JobView) -> None:
-    table = pa.concat_tables([REJECTION.empty_table(), *_rejections(engine, job)])
-    write_part(fs, f"{root}/{REJECTIONS}", table, REJECTION)
+    write_tables(fs, f"{root}/{REJECTIONS}", _rejections(engine, job), REJECTION)
 
 
 def _rejections(engine: Engine, job: JobView) -> Iterator[pa.Table]:

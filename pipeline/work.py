@@ -68,9 +68,10 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
     try:
         job = JobView.load(engine, claim.job_id)
         if claim.shard_id == PUBLISH:
-            commit = publish_job(engine, claim, job)
+            commit = publish_job(engine, claim, job, lambda: _go_on(lease))
         else:
             commit, written = _work(engine, claim, job, models, lease, max_attempts)
+        finished = patiently(lambda: shards.finish(engine, claim, commit))
     except Stopped:
         shards.release(engine, claim, error="handed back: its worker was stopping", charge=False)
         return "returned"
@@ -83,11 +84,18 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
         raise
     except Exception as error:  # noqa: BLE001  a stage may raise anything: tried again, then bisected
         return _fail(engine, claim, error)
-    if patiently(lambda: shards.finish(engine, claim, commit)):
+    if finished:
         return "done"
     if written:
         delete(written.fs, written.location)
+    shards.release(engine, claim, error=None, charge=False)  # a publication whose job was cancelled still holds its own
     return "lost"
+
+
+def _go_on(lease: Lease) -> None:
+    lease.progress(0, 0)
+    if lease.stopping():
+        raise Stopped
 
 
 def _may_pass(error: Exception) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Engine, Row, and_, case, delete, null, select, update
+from sqlalchemy import Engine, Row, and_, case, delete, func, null, select, update
+from sqlalchemy.engine import Connection
 
+from pipeline.storage.filesystem import resolve_path
+from pipeline.storage.publication import is_published
 from pipeline.storage.shards import ACTIVE, PUBLISH, REOPENED, shard_row
 from pipeline.storage.sql import insert_ignore, reading
-from schemas.tables import DocumentRow, Job, Rejection, Shard
+from schemas.tables import DocumentRow, Job, Part, Rejection, Shard
 
 
 class UnknownJobError(ValueError):
@@ -46,15 +49,41 @@ def cancel_job(engine: Engine, job_id: str) -> bool:
 
 
 def resume_job(engine: Engine, job_id: str) -> bool:
-    """Let a stopped or cancelled job run on from where it was; its open shards wait for their bell again."""
+    """Let a stopped or cancelled job run on from where it was; its open shards wait for their bell again.
+
+    A job that is done, but whose ``data/`` was removed since, is published again from its parts. False: nothing to do.
+    """
     state = case((Job.submitted_at.is_(None), "submitting"), else_="running")
     resumed = {"state": state, "stop_code": None, "error": None}
     over = and_(Job.id == job_id, Job.state.in_(("stopped", "cancelled")))
     pending = and_(Shard.job_id == job_id, Shard.state == "pending")
     with engine.begin() as connection:
-        if not connection.execute(update(Job).where(over).values(**resumed)).rowcount:
+        if connection.execute(update(Job).where(over).values(**resumed)).rowcount:
+            connection.execute(update(Shard).where(pending).values(rung_at=None, not_before=null()))
+            return True
+    return _publish_again(engine, job_id)
+
+
+def _publish_again(engine: Engine, job_id: str) -> bool:
+    with reading(engine) as connection:
+        job = connection.execute(select(Job).where(Job.id == job_id, Job.state == "done")).one_or_none()
+        if job is None:
             return False
-        connection.execute(update(Shard).where(pending).values(rung_at=None, not_before=null()))
+        last = and_(Part.job_id == job_id, Part.stage == len(job.spec["stages"]) - 1)
+        parts = connection.scalar(select(func.count()).select_from(Part).where(last))
+    if is_published(*resolve_path(job.output), parts or 1):
+        return False
+    with engine.begin() as connection:
+        return _reopen(connection, job_id)
+
+
+def _reopen(connection: Connection, job_id: str) -> bool:
+    done = update(Job).where(Job.id == job_id, Job.state == "done")
+    if not connection.execute(done.values(state="running", finished_at=None)).rowcount:
+        return False
+    # Kept, not deleted: a new row would count attempts from 1 again, and attempts are the fence.
+    publication = update(Shard).where(Shard.job_id == job_id, Shard.id == PUBLISH)
+    connection.execute(publication.values(state=REOPENED))
     return True
 
 
@@ -78,11 +107,7 @@ def retry_dead(engine: Engine, job_id: str, max_attempts: int) -> int:
             _revive(connection, job_id, stage, seq, max_attempts)
         connection.execute(delete(Rejection).where(dead))
         if rows:
-            # Kept, not deleted: a new row would count attempts from 1 again, and attempts are the fence.
-            publication = and_(Shard.job_id == job_id, Shard.id == PUBLISH)
-            connection.execute(update(Shard).where(publication).values(state=REOPENED))
-            running = {"state": "running", "finished_at": None}
-            connection.execute(update(Job).where(Job.id == job_id).values(**running))
+            _reopen(connection, job_id)
     return len(rows)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,11 +29,12 @@ from pipeline.storage.publication import publish
 
 __all__ = [
     "PartError", "PartInfo", "delete", "list_orphans", "publish", "read_part", "read_rows", "table_from_rows",
-    "write_part",
+    "write_part", "write_tables",
 ]  # fmt: skip
 
 TEMPORARY = ".tmp-"  # a name readers pass over
 ROW_GROUP = 1024  # rows a reader of one shard must unpack at least
+COPY_BYTES = 8 * 2**20
 
 
 class PartError(ValueError):
@@ -109,12 +112,35 @@ def write_part(fs: pafs.FileSystem, path: str, table: pa.Table, schema: pa.Schem
     pq.write_table(table.cast(schema), sink, compression="zstd", row_group_size=ROW_GROUP)
     data = sink.getvalue()
     if is_local(fs):
-        _write_file(Path(path), data)
+        with _whole_file(Path(path)) as file:
+            file.write(data)
     else:
         # In one piece: a stream that is closed early, by an error, would leave an object that looks whole.
         with fs.open_output_stream(path, compression=None) as out:
             out.write(data)
     return PartInfo(path, table.num_rows, data.size)
+
+
+def write_tables(fs: pafs.FileSystem, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write ``tables`` of ``schema`` to ``path`` as one file, whole or not at all; memory holds one table at a time.
+
+    Raises ``OSError``, and what ``tables`` raises.
+    """
+    if is_local(fs):
+        with _whole_file(Path(path)) as file:
+            _write_each(file, tables, schema)
+        return
+    with tempfile.TemporaryFile() as spool:  # whole before its upload begins, for the reason above
+        _write_each(spool, tables, schema)
+        spool.seek(0)
+        with fs.open_output_stream(path, compression=None) as out:
+            shutil.copyfileobj(spool, out, COPY_BYTES)
+
+
+def _write_each(file: IO[bytes], tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, ROW_GROUP)
 
 
 def _difference(found: pa.Schema, schema: pa.Schema) -> str:
@@ -123,12 +149,13 @@ def _difference(found: pa.Schema, schema: pa.Schema) -> str:
     return ", ".join(wrong) or "their order differs"
 
 
-def _write_file(path: Path, data: Any) -> None:
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

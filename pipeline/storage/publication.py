@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -20,22 +20,35 @@ SUCCESS = "_SUCCESS"
 BUILDING, REPLACED = ".data-", ".replaced-"
 
 
-def publish(fs: pafs.FileSystem, root: str, part_paths: Sequence[str], attempt: int) -> None:
+def publish(
+    fs: pafs.FileSystem,
+    root: str,
+    part_paths: Sequence[str],
+    attempt: int,
+    go_on: Callable[[], None] = lambda: None,
+) -> None:
     """Make ``<root>/data/`` hold exactly these parts as ``part-00000.parquet`` and so on.
 
     On a disk the folder is built aside and renamed, so that a reader sees all parts or none. On s3, which knows no
     rename, ``data/_SUCCESS`` comes last. Doing it again changes nothing; what an interrupted publication left is
-    replaced. ``attempt`` tells what an earlier try left from what a later one builds. Raises ``OSError``.
+    replaced. ``attempt`` tells what an earlier try left from what a later one builds. Raises ``OSError``, and what
+    ``go_on`` raises, which is called before each file.
     """
     width = max(5, len(str(len(part_paths))))
     names = {f"part-{index:0{width}}.parquet": path for index, path in enumerate(part_paths)}
     if is_local(fs):
-        _publish_folder(Path(root), {name: Path(path) for name, path in names.items()}, attempt)
+        _publish_folder(Path(root), {name: Path(path) for name, path in names.items()}, attempt, go_on)
     else:
-        _publish_objects(fs, f"{root}/data", names)
+        _publish_objects(fs, f"{root}/data", names, go_on)
 
 
-def _publish_folder(root: Path, names: dict[str, Path], attempt: int) -> None:
+def is_published(fs: pafs.FileSystem, root: str, number: int) -> bool:
+    """Whether ``data/`` holds the ``number`` of files that were published there."""
+    there = fs.get_file_info(pafs.FileSelector(f"{root}/data", allow_not_found=True))
+    return len([info for info in there if info.is_file and info.base_name != SUCCESS]) >= number
+
+
+def _publish_folder(root: Path, names: dict[str, Path], attempt: int, go_on: Callable[[], None]) -> None:
     data = root / "data"
     _sweep(root, attempt)
     if _same(data, names):
@@ -44,6 +57,7 @@ def _publish_folder(root: Path, names: dict[str, Path], attempt: int) -> None:
     try:
         building.mkdir(parents=True)
         for name, path in names.items():
+            go_on()
             _link(path, building / name)
         sync_folder(building)
         _put_in_place(building, data, names)
@@ -103,7 +117,7 @@ def _sweep(root: Path, attempt: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _publish_objects(fs: pafs.FileSystem, data: str, names: dict[str, str]) -> None:
+def _publish_objects(fs: pafs.FileSystem, data: str, names: dict[str, str], go_on: Callable[[], None]) -> None:
     manifest = json.dumps({name: path.rpartition("/")[2] for name, path in names.items()}, indent=1).encode()
     marker = f"{data}/{SUCCESS}"
     there = {info.base_name for info in fs.get_file_info(pafs.FileSelector(data, allow_not_found=True)) if info.is_file}
@@ -112,6 +126,7 @@ def _publish_objects(fs: pafs.FileSystem, data: str, names: dict[str, str]) -> N
     for name in sorted(there - set(names)):  # the marker first of all: "_" sorts before "part-"
         fs.delete_file(f"{data}/{name}")
     for name, path in names.items():
+        go_on()
         fs.copy_file(path, f"{data}/{name}")
     with fs.open_output_stream(marker, compression=None) as out:
         out.write(manifest)

@@ -136,7 +136,8 @@ def release(engine: Engine, claim: Claim, *, error: str | None, delay: float = 0
 
 @collecting.seldom()
 def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
-    """Commit an attempt in one transaction. False, and nothing written: the fence was lost.
+    """Commit an attempt in one transaction. False, and nothing written: the fence was lost; or a publication's job was
+    cancelled or stopped meanwhile, which stays so.
 
     Safe to repeat: a connection may break after the server committed, before it could say so.
     """
@@ -150,7 +151,8 @@ def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
         "tokens_done": commit.tokens,
     }
     with engine.begin() as connection:
-        if not connection.execute(update(Shard).where(_held(claim)).values(**done)).rowcount:
+        over = bool(commit.job) and not _still_runs(connection, claim.job_id)
+        if over or not connection.execute(update(Shard).where(_held(claim)).values(**done)).rowcount:
             return _committed(connection, claim, commit)
         if commit.part:
             connection.execute(insert(Part), [commit.part])
@@ -161,6 +163,12 @@ def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
         if commit.job:
             connection.execute(update(Job).where(Job.id == claim.job_id).values(**commit.job))
     return True
+
+
+def _still_runs(connection: Connection, job_id: str) -> bool:
+    """Locks the row, so that nobody cancels the job between this look and the commit."""
+    state = connection.scalar(select(Job.state).where(Job.id == job_id).with_for_update(key_share=True))
+    return bool(state == "running")
 
 
 def _committed(connection: Connection, claim: Claim, commit: Commit) -> bool:

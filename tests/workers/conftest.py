@@ -1,4 +1,4 @@
-"""Fleets for the tests of the queue: workers with odd stages, on servers of the test."""
+"""Fleets for the tests of the queue: workers with odd stages, on servers of the test; and jobs worked on by hand."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet import Fleet
+from by_hand import Silent
+from fleet import Fleet, job_spec, write_corpus
 from odd_fleets import odd_fleet
 from servers import RedisServer
+from sqlalchemy import Engine
+
+from pipeline.producer import submit
+from pipeline.storage.schema import migrate
+from pipeline.storage.sql import open_engine
 
 
 @pytest.fixture
@@ -23,3 +29,19 @@ def each_fleet(tmp_path: Path, database_url: str, redis_server: RedisServer) -> 
     """An odd fleet on SQLite, then on PostgreSQL."""
     with odd_fleet(tmp_path, database_url, redis_server.url) as made:
         yield made
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """A migrated database: SQLite, then PostgreSQL."""
+    made = open_engine(database_url)
+    migrate(made)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def job(engine: Engine, tmp_path: Path) -> str:
+    """40 documents in shards of about ten."""
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 40)
+    return submit(engine, job_spec(corpus, tmp_path / "out"), Silent()).job_id

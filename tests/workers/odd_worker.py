@@ -15,11 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.stages import STAGES, Outcome, Result, Run, Stopped
+from pipeline.storage import publication, sql
 from schemas.document import Document
 from schemas.job import TargetSpec
 from schemas.stage import CopySpec
 
 STAGES["copy"] = "odd_worker:OddCopy"
+
+
+def _slow_link(source: Path, target: Path) -> None:
+    """For ``ODD_LINK_SECONDS``: a publication that takes time at every file."""
+    LINK(source, target)
+    time.sleep(float(os.environ["ODD_LINK_SECONDS"]))
+
+
+LINK = publication._link
+if "ODD_LINK_SECONDS" in os.environ:
+    publication._link = _slow_link
+if "ODD_PATIENCE" in os.environ:  # seconds that a database may be away before a shard fails, in place of 90
+    (sql.patiently.__kwdefaults__ or {})["seconds"] = float(os.environ["ODD_PATIENCE"])
 
 
 @dataclass(frozen=True, slots=True)

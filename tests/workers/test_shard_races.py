@@ -11,45 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import pytest
+from by_hand import Silent, do, do_all, open_shards, take
 from fleet import job_spec, write_corpus
 from sqlalchemy import Engine, func, select
 
-from pipeline.lease import Lease
-from pipeline.models import ModelPool
 from pipeline.producer import submit
 from pipeline.storage import shards
+from pipeline.storage.jobs import cancel_job, find_job
 from pipeline.storage.reaping import expire, lead
 from pipeline.storage.schema import migrate
-from pipeline.storage.shards import Claim
+from pipeline.storage.shards import PUBLISH, Claim, Commit
 from pipeline.storage.sql import open_engine
-from pipeline.work import work_on
-from schemas.tables import Part, Shard, Usage
+from schemas.tables import Part, Usage
 
 T = TypeVar("T")
 CROWD = 12
-
-
-class Silent:
-    """A doorbell nobody hears: these tests claim by themselves."""
-
-    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
-        del job_id, shard_id, kind, priority
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = open_engine(database_url)
-    migrate(made)
-    yield made
-    made.dispose()
-
-
-@pytest.fixture
-def job(engine: Engine, tmp_path: Path) -> str:
-    """40 documents in shards of about ten."""
-    corpus = write_corpus(tmp_path / "corpus.jsonl", 40)
-    return submit(engine, job_spec(corpus, tmp_path / "out"), Silent()).job_id
 
 
 def at_once(action: Callable[[int], T]) -> list[T]:
@@ -64,19 +40,9 @@ def at_once(action: Callable[[int], T]) -> list[T]:
         return list(pool.map(go, range(CROWD)))
 
 
-def open_shards(engine: Engine, job: str) -> list[str]:
-    with engine.connect() as connection:
-        return list(connection.scalars(select(Shard.id).where(Shard.job_id == job, Shard.state == "pending")))
-
-
 def rows(engine: Engine, table: type[Part] | type[Usage], *where: object) -> int:
     with engine.connect() as connection:
         return int(connection.scalar(select(func.count()).select_from(table).where(*where)) or 0)  # type: ignore[arg-type]
-
-
-def do(engine: Engine, claim: Claim) -> str:
-    with Lease(engine, claim, lease_seconds=60, renew_seconds=15) as lease:
-        return work_on(engine, claim, ModelPool(), lease, 3)
 
 
 def test_of_many_who_claim_one_shard_one_gets_it(engine: Engine, job: str) -> None:
@@ -147,6 +113,22 @@ def test_who_lost_the_fence_writes_nothing_and_takes_its_part_away(engine: Engin
 def test_one_of_many_leads(engine: Engine) -> None:
     assert sum(at_once(lambda n: lead(engine, "reaper", f"w{n}", 60))) == 1
     assert sum(at_once(lambda n: lead(engine, "reaper", f"v{n}", 60))) == 0
+
+
+def test_a_job_is_published_or_cancelled_and_never_both(engine: Engine, job: str) -> None:
+    do_all(engine, job)
+    claim = take(engine, job, PUBLISH)
+    half = CROWD // 2
+
+    def one(number: int) -> bool:
+        if number < half:
+            return cancel_job(engine, job)
+        return shards.finish(engine, claim, Commit(job={"state": "done"}))
+
+    ended = at_once(one)
+    cancelled, finished = any(ended[:half]), any(ended[half:])
+    assert cancelled != finished
+    assert find_job(engine, job).state == ("cancelled" if cancelled else "done")
 
 
 def test_a_commit_whose_answer_is_lost_keeps_its_part(postgres_url: str, tmp_path: Path) -> None:
