@@ -6,6 +6,7 @@ from celery import Celery
 from kombu import Queue
 
 from pipeline.stages import STAGES
+from pipeline.storage.reaping import Bell
 from pipeline.storage.shards import PUBLISH
 from schemas.settings import Settings
 
@@ -19,10 +20,14 @@ def queue_name(kind: str, priority: str) -> str:
     return f"contextmill.{kind}.{priority}"
 
 
+def bells() -> list[Bell]:
+    """All kinds and priorities, high priority first: a worker looks at their queues in this order."""
+    return [(kind, priority) for priority in PRIORITIES for kind in (PUBLISH, *STAGES)]
+
+
 def queue_names() -> list[str]:
-    """All queues, those of high priority first: a worker looks at them in this order."""
-    kinds = [PUBLISH, *STAGES]
-    return [queue_name(kind, priority) for priority in PRIORITIES for kind in kinds]
+    """The queues of all bells, in their order."""
+    return [queue_name(*bell) for bell in bells()]
 
 
 def make_app(settings: Settings) -> Celery:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections import Counter
+from typing import Any
 
 import redis
 from celery import Celery
@@ -11,10 +11,9 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
 from pipeline.producer import DoorbellSilentError
-from pipeline.storage.reaping import mark_rung, unrung
-from workers.app import PREFIX, RUN_SHARD, queue_name, queue_names
-
-log = logging.getLogger(__name__)
+from pipeline.storage.reaping import Bell, mark_rung, unrung
+from pipeline.storage.shards import Claim
+from workers.app import PREFIX, RUN_SHARD, bells, queue_name
 
 UNACKED = f"{PREFIX}unacked"  # kombu's hash of delivered, not yet acknowledged messages
 
@@ -44,25 +43,30 @@ def broker_client(app: Celery) -> redis.Redis:
     return redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
 
 
+def queued(client: redis.Redis) -> Counter[Bell]:
+    """Messages that wait, queue by queue."""
+    pipe = client.pipeline()
+    for bell in bells():
+        pipe.llen(f"{PREFIX}{queue_name(*bell)}")
+    return Counter(dict(zip(bells(), pipe.execute(), strict=True)))
+
+
 def backlog(client: redis.Redis) -> int:
     """Messages waiting or in some worker's hands."""
-    pipe = client.pipeline()
-    for name in queue_names():
-        pipe.llen(f"{PREFIX}{name}")
-    pipe.hlen(UNACKED)
-    return sum(pipe.execute())
+    in_hand: Any = client.hlen(UNACKED)
+    return int(in_hand) + queued(client).total()
 
 
-def ring_all(engine: Engine, doorbell: CeleryDoorbell, *, lost: Callable[[], bool] = lambda: False) -> int:
-    """Ring for every shard that waits for it, and for all pending ones where ``lost()`` says the broker forgot them."""
-    rung = 0
-    while dues := unrung(engine, all_pending=lost()):
-        for due in dues:
-            doorbell.ring(due.job_id, due.shard_id, due.kind, due.priority)
-        mark_rung(engine, dues)
-        rung += len(dues)
-        lost = lambda: False  # noqa: E731
-    return rung
+def ring_due(engine: Engine, doorbell: CeleryDoorbell, *, of: Claim | None = None) -> int:
+    """Ring for shards that wait for it, a thousand at most; with ``of``, only for what this claim leaves to do.
+
+    Returns their number. Raises ``DoorbellSilentError``.
+    """
+    dues = unrung(engine, of=of)
+    for due in dues:
+        doorbell.ring(due.job_id, due.shard_id, due.kind, due.priority)
+    mark_rung(engine, dues)
+    return len(dues)
 
 
 def ping(url: str) -> None:

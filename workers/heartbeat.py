@@ -11,10 +11,8 @@ import logging
 import time
 
 import redis
-from celery import Celery
 
 from workers.app import PREFIX
-from workers.doorbell import broker_client
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +22,8 @@ UNACKED_INDEX = f"{PREFIX}unacked_index"
 class Heartbeat:
     """Call it now and then: the message ``delivery_tag`` counts as received just now."""
 
-    def __init__(self, app: Celery, delivery_tag: str) -> None:
-        self._client = broker_client(app)
-        self._tag = delivery_tag
+    def __init__(self, client: redis.Redis, delivery_tag: str) -> None:
+        self._client, self._tag = client, delivery_tag
 
     def __call__(self) -> None:
         """Renew. A broker that is away is no reason to stop working: the lease in SQL decides."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 
 import redis
 from celery import Celery
@@ -11,9 +12,20 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.producer import DoorbellSilentError
-from pipeline.storage.reaping import bury, count_rung, expire, lead, leader, open_publications, owners, resign
+from pipeline.storage.reaping import (
+    Bell,
+    bury,
+    expire,
+    lead,
+    leader,
+    open_publications,
+    owners,
+    resign,
+    rung_for,
+    unring_oldest,
+)
 from schemas.settings import Settings
-from workers.doorbell import CeleryDoorbell, backlog, broker_client, ring_all
+from workers.doorbell import CeleryDoorbell, broker_client, queued, ring_due
 from workers.processes import dead_here, owner
 
 log = logging.getLogger(__name__)
@@ -28,7 +40,7 @@ class Reaper:
     def __init__(self, engine: Engine, app: Celery, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._doorbell, self._client = CeleryDoorbell(app), broker_client(app)
-        self._short_passes = 0
+        self._missing = Counter[Bell]()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
@@ -57,14 +69,17 @@ class Reaper:
     def reap(self) -> None:
         """One pass."""
         self._release_dead()
-        if not lead(self._engine, TASK, owner(), 3 * self._settings.reap_seconds):
+        if not self._leads():
             return
         expire(self._engine)
         bury(self._engine, self._settings.max_attempts)
         open_publications(self._engine, self._settings.max_attempts)
-        rung = ring_all(self._engine, self._doorbell, lost=self._forgotten)
-        if rung:
+        self._unring_lost()
+        while not self._stop.is_set() and self._leads() and (rung := ring_due(self._engine, self._doorbell)):
             log.info("rang for %d shards", rung)
+
+    def _leads(self) -> bool:
+        return lead(self._engine, TASK, owner(), 3 * self._settings.reap_seconds)
 
     def _release_dead(self) -> None:
         if gone := dead_here(owners(self._engine)):
@@ -73,8 +88,15 @@ class Reaper:
         for dead in dead_here(filter(None, [leader(self._engine, TASK)])):
             resign(self._engine, TASK, dead)
 
-    def _forgotten(self) -> bool:
-        """Whether the broker has fewer messages than shards wait for one, twice in a row: some were lost there."""
-        short = backlog(self._client) < count_rung(self._engine)
-        self._short_passes = self._short_passes + 1 if short else 0
-        return self._short_passes >= 2
+    def _unring_lost(self) -> None:
+        """Where shards outnumber the messages of their queue, twice in a row, some were lost: ring for as many again.
+
+        Which ones, nobody knows. Those rung for longest ago, for a queue is first in, first out: before long the lost
+        are the oldest. Never more than are missing, for a guess that was wrong costs a message without effect.
+        """
+        waiting = rung_for(self._engine)  # counted first: a shard rung for meanwhile then hides a loss, and feigns none
+        missing = waiting - queued(self._client)
+        for bell, number in (missing & self._missing).items():
+            log.warning("%d messages for %s of %s priority were lost: ringing for as many again", number, *bell)
+            unring_oldest(self._engine, bell, number)
+        self._missing = missing

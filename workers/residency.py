@@ -9,6 +9,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import redis
 from celery import current_app
 from celery.signals import worker_process_init
 from sqlalchemy import Engine
@@ -16,7 +17,7 @@ from sqlalchemy import Engine
 from pipeline.models import ModelPool
 from pipeline.storage.sql import open_engine
 from schemas.settings import Settings
-from workers.doorbell import CeleryDoorbell
+from workers.doorbell import CeleryDoorbell, broker_client
 from workers.processes import owner
 
 STOP_SIGNAL = signal.SIGUSR2  # SIGUSR1 is billiard's soft time limit
@@ -39,6 +40,7 @@ class Desk:
     engine: Engine
     models: ModelPool
     doorbell: CeleryDoorbell
+    broker: redis.Redis
     owner: str = field(default_factory=owner)
     asked: threading.Event = field(default_factory=threading.Event)
     parent: int = field(default_factory=os.getppid)
@@ -62,9 +64,8 @@ def _set_up(**_: Any) -> None:
     settings = Settings()
     if settings.database_url is None:
         raise ValueError("no database: set CONTEXTMILL_DATABASE_URL")
-    made = Desk(
-        settings, open_engine(settings.database_url.get_secret_value()), ModelPool(), CeleryDoorbell(current_app)
-    )
+    engine = open_engine(settings.database_url.get_secret_value())
+    made = Desk(settings, engine, ModelPool(), CeleryDoorbell(current_app), broker_client(current_app))
     signal.signal(STOP_SIGNAL, lambda *_: made.asked.set())
     _desk = made
 

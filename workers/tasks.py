@@ -7,16 +7,17 @@ import os
 from typing import Any
 
 from celery import shared_task
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.lease import Lease
 from pipeline.producer import DoorbellSilentError
 from pipeline.storage import shards
 from pipeline.storage.reaping import open_publications
+from pipeline.storage.shards import Claim
 from pipeline.storage.sql import patiently
 from pipeline.work import DeviceLost, work_on
 from workers.app import RUN_SHARD
-from workers.doorbell import ring_all
+from workers.doorbell import ring_due
 from workers.heartbeat import Heartbeat
 from workers.residency import Desk, desk
 from workers.watchdog import Watchdog
@@ -40,7 +41,7 @@ def run_shard(self: Any, job_id: str, shard_id: str) -> None:
         claim,
         lease_seconds=here.settings.lease_seconds,
         renew_seconds=here.settings.renew_seconds,
-        beat=Heartbeat(self.app, self.request.properties["delivery_tag"]),
+        beat=Heartbeat(here.broker, self.request.properties["delivery_tag"]),
         moved=watchdog.moved,
         asked_to_stop=here.stopping,
     )
@@ -51,13 +52,13 @@ def run_shard(self: Any, job_id: str, shard_id: str) -> None:
             log.critical("shard %s of job %s: device lost: %s", shard_id, job_id, error)
             os._exit(DEVICE_LOST_EXIT)
     log.info("shard %s of job %s, attempt %d: %s", shard_id, job_id, claim.attempt, ending)
-    _ring_for_what_follows(here)
+    _ring_for_what_follows(here, claim)
 
 
-def _ring_for_what_follows(here: Desk) -> None:
-    """Without this the reaper would do it, seconds later."""
+def _ring_for_what_follows(here: Desk, claim: Claim) -> None:
+    """Without this the reaper would do it, seconds later. For no other shards: every child would ring for them all."""
     try:
         open_publications(here.engine, here.settings.max_attempts)
-        ring_all(here.engine, here.doorbell)
-    except (DoorbellSilentError, OperationalError) as error:
+        ring_due(here.engine, here.doorbell, of=claim)
+    except (DoorbellSilentError, SQLAlchemyError) as error:
         log.warning("left to the reaper: %s", error)

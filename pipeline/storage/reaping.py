@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Update, and_, delete, exists, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Update, and_, delete, exists, func, null, or_, select, tuple_, update
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.orm import aliased
 
-from pipeline.storage.shards import ACTIVE, OPEN, PUBLISH, REOPENED, shard_row
+from pipeline.storage.shards import ACTIVE, OPEN, PUBLISH, REOPENED, Claim, shard_row
 from pipeline.storage.sql import db_now, insert_ignore, reading
 from schemas.tables import DocumentRow, Job, Leader, Rejection, Shard
 
 RING_BATCH = 1_000
+
+Bell = tuple[str, str]  # kind and priority: each such pair has a queue of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +117,12 @@ def _bury_document(connection: Connection, shard: Row[Any]) -> None:
     connection.execute(update(DocumentRow).where(where).values(status="dead"))
 
 
-def unrung(engine: Engine, *, all_pending: bool = False) -> list[Due]:
-    """Pending shards of active jobs that wait for a bell; all pending ones when the broker is known to be empty."""
+def unrung(engine: Engine, *, of: Claim | None = None, all_pending: bool = False) -> list[Due]:
+    """Pending shards of active jobs that wait for a bell, the first thousand of them.
+
+    With ``of``, only those over documents of that claim: itself, what follows it, the publication of its job. With
+    ``all_pending`` also those that were rung for.
+    """
     waiting = or_(Shard.rung_at.is_(None), all_pending)  # type: ignore[arg-type]
     query = (
         select(Shard.job_id, Shard.id, Shard.stage, Job.spec)
@@ -125,13 +132,19 @@ def unrung(engine: Engine, *, all_pending: bool = False) -> list[Due]:
         .order_by(Shard.job_id, Shard.stage, Shard.start)
         .limit(RING_BATCH)
     )
+    if of is not None:
+        query = query.where(Shard.job_id == of.job_id, Shard.start < of.stop, Shard.stop > of.start)
     with reading(engine) as connection:
         return [_due(*row) for row in connection.execute(query)]
 
 
 def _due(job_id: str, shard_id: str, stage: int, spec: dict[str, Any]) -> Due:
+    return Due(job_id, shard_id, *_bell(stage, spec))
+
+
+def _bell(stage: int, spec: dict[str, Any]) -> Bell:
     kinds = [*(entry["kind"] for entry in spec["stages"]), PUBLISH]
-    return Due(job_id, shard_id, kinds[stage], spec["priority"])
+    return kinds[stage], spec["priority"]
 
 
 def unring(engine: Engine, job_id: str) -> None:
@@ -141,12 +154,41 @@ def unring(engine: Engine, job_id: str) -> None:
         connection.execute(pending.values(rung_at=None))
 
 
-def count_rung(engine: Engine) -> int:
-    """Pending shards of active jobs that were rung for: as many messages, at least, should be in the broker."""
-    waiting = and_(Shard.state == "pending", Shard.rung_at.is_not(None), Job.state.in_(ACTIVE))
-    query = select(func.count()).select_from(Shard).join(Job, Job.id == Shard.job_id).where(waiting)
+def rung_for(engine: Engine) -> Counter[Bell]:
+    """Shards of active jobs that were rung for and still wait: as many messages, at least, should be in each queue."""
+    counts = Counter[Bell]()
     with reading(engine) as connection:
-        return connection.execute(query).scalar_one()
+        for _, _, bell, number in _waiting(connection):
+            counts[bell] += number
+    return counts
+
+
+def unring_oldest(engine: Engine, bell: Bell, number: int) -> None:
+    """Forget that ``number`` of the shards that wait in this queue were rung for: those of the longest ago."""
+    with engine.begin() as connection:
+        stages = [(job_id, stage) for job_id, stage, its, _ in _waiting(connection) if its == bell]
+        oldest = (
+            select(Shard.job_id, Shard.id)
+            .where(RUNG, tuple_(Shard.job_id, Shard.stage).in_(stages))
+            .order_by(Shard.rung_at)
+            .limit(number)
+        )
+        these = update(Shard).where(tuple_(Shard.job_id, Shard.id).in_(oldest), RUNG)
+        connection.execute(these.values(rung_at=None))
+
+
+RUNG = and_(Shard.state == "pending", Shard.rung_at.is_not(None))
+
+
+def _waiting(connection: Connection) -> list[tuple[str, int, Bell, int]]:
+    """(job, stage, bell, number of shards) of all that were rung for and wait."""
+    query = (
+        select(Job.id, Shard.stage, Job.spec, func.count())
+        .join(Job, Job.id == Shard.job_id)
+        .where(RUNG, Job.state.in_(ACTIVE))
+        .group_by(Job.id, Shard.stage)
+    )
+    return [(job, stage, _bell(stage, spec), number) for job, stage, spec, number in connection.execute(query)]
 
 
 def mark_rung(engine: Engine, dues: Sequence[Due]) -> None:

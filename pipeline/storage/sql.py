@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine, Executable, Float, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -99,9 +99,15 @@ def patiently(action: Callable[[], T], *, seconds: float = BUSY_SECONDS, pause: 
     while True:
         try:
             result = action()
-        except OperationalError:
-            if time.monotonic() + pause > end:
+        except SQLAlchemyError as error:
+            if not _may_pass(error) or time.monotonic() + pause > end:
                 raise
             time.sleep(pause)
         else:
             return result
+
+
+def _may_pass(error: SQLAlchemyError) -> bool:
+    """Whether the database did not answer, or was not to be had: no word about what it was asked."""
+    broken = isinstance(error, DBAPIError) and error.connection_invalidated
+    return broken or isinstance(error, OperationalError | InterfaceError | TimeoutError)

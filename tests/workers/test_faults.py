@@ -16,8 +16,11 @@ from odd_fleets import AWAY_SECONDS, odd_fleet, small_disk
 from outcomes import assert_each_once, assert_manifest, assert_no_leftovers, columns
 from servers import PostgresServer, RedisServer
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pipeline.storage.jobs import resume_job, retry_dead
+from pipeline.storage.sql import patiently
 from schemas.tables import DocumentRow, Rejection
 
 SLOW = "sleep 0.1 {}".format
@@ -93,6 +96,58 @@ def test_a_database_that_is_away(
         fleet.wait(job, 120)
         assert_each_once(fleet, job, names(60))
         assert worker.process.poll() is None
+
+
+@pytest.mark.timeout(300)
+def test_a_database_that_is_away_for_longer_than_anybody_waits(
+    tmp_path: Path, postgres_url: str, postgres_server: PostgresServer, redis_server: RedisServer
+) -> None:
+    """Messages taken meanwhile are used up without a claim, commits fail: the reaper rings, and leases run out."""
+    with odd_fleet(tmp_path, postgres_url, redis_server.url) as fleet:
+        worker = fleet.start_worker(ODD_PATIENCE="1")
+        job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 60, SLOW), tmp_path / "out", FEW)).job_id
+        at_work(fleet, job)
+        postgres_server.kill()
+        time.sleep(8.0)
+        postgres_server.start()
+        fleet.engine.dispose()
+        fleet.wait(job, 60)
+        assert_each_once(fleet, job, names(60))
+        assert worker.process.poll() is None
+        assert "raised unexpected: OperationalError" in fleet.logs(), "it was given up, not waited for"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("select", None, Exception("away")),
+        InterfaceError("select", None, Exception("connection already closed")),
+        PoolTimeoutError("no connection to be had"),
+        DBAPIError("select", None, Exception("terminated"), connection_invalidated=True),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_database_that_is_away_raises_is_waited_for(error: Exception) -> None:
+    times = iter([error, error, None])
+
+    def ask() -> str:
+        if failure := next(times):
+            raise failure
+        return "answer"
+
+    assert patiently(ask, pause=0.01) == "answer"
+
+
+def test_what_a_database_answers_is_an_answer() -> None:
+    asked = []
+
+    def ask() -> None:
+        asked.append(1)
+        raise IntegrityError("insert", None, Exception("UNIQUE constraint failed"))
+
+    with pytest.raises(IntegrityError):
+        patiently(ask, pause=0.01)
+    assert len(asked) == 1
 
 
 @pytest.mark.timeout(300)
