@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -29,6 +30,7 @@ STOP_SECONDS = 15.0  # what an interrupted run waits for its workers before it e
 QUICK_DEATH_SECONDS = 5.0  # a worker that lives no longer was not killed: it cannot start
 RESTARTS = 3
 STARTS = 5  # of the server, each on another port
+USER = "contextmill"  # of the embedded server
 LEAST_BYTES = 64 * 1024  # less than this free, and SQLite cannot even write down why nothing goes on
 
 
@@ -101,10 +103,13 @@ class Embedded:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         durable = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+        # Other users of this machine reach the port too: without the password they may only ping, as the library does.
+        digest = hashlib.sha256(self._password.encode()).hexdigest()
+        rights = {"user default": "on nopass nocommands +ping", f"user {USER}": f"on #{digest} ~* &* +@all"}
         for tries_left in reversed(range(STARTS)):
             # Restarted: the port the workers know. Else any; one that is free now, another run may take in a moment.
             port = self._server.port if self._server is not None else _free_port()
-            server = ValkeyServer(port=port, data_dir=self._folder, config=durable)
+            server = ValkeyServer(port=port, data_dir=self._folder, config=durable | rights)
             try:
                 server.start()
                 break
@@ -112,16 +117,16 @@ class Embedded:
                 if not tries_left:
                     raise EmbeddedError(f"the embedded broker does not start: {error}") from error
                 time.sleep(0.2)
-        # Other users of this machine reach the port too. Set now, for the library's own first ping knows no password.
-        redis.Redis(port=server.port).config_set("requirepass", self._password)
         self._server = server
-        url = SecretStr(f"redis://:{self._password}@127.0.0.1:{server.port}/0")
+        url = SecretStr(f"redis://{USER}:{self._password}@127.0.0.1:{server.port}/0")
         self.settings = self.settings.model_copy(update={"broker_url": url})
 
     def _answers(self) -> bool:
         assert self.settings.broker_url is not None
+        url = self.settings.broker_url.get_secret_value()
         try:
-            return bool(redis.Redis.from_url(self.settings.broker_url.get_secret_value(), socket_timeout=10).ping())
+            with redis.Redis.from_url(url, socket_timeout=10) as client:
+                return bool(client.ping())
         except redis.TimeoutError:
             return True  # busy, not gone
         except redis.RedisError:

@@ -17,6 +17,7 @@ from pipeline.storage.reaping import owners
 from pipeline.storage.schema import check_schema
 from pipeline.storage.sql import open_engine
 from schemas.settings import Settings
+from workers import transport
 from workers.app import make_app, queue_names
 from workers.doorbell import broker_client
 from workers.orphans import watch_owner
@@ -42,6 +43,7 @@ def serve(settings: Settings, name: str, queues: list[str] | None = None, loglev
         raise ValueError("no database: set CONTEXTMILL_DATABASE_URL")
     set_up_logging(loglevel)
     os.environ[LOGLEVEL] = loglevel  # for the child, which inherits the environment and nothing else
+    transport.install()
     app = make_app(settings)
     engine = open_engine(settings.database_url.get_secret_value())
     check_schema(engine)

@@ -8,6 +8,7 @@ import pickle
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,10 @@ def test_high_before_bulk_and_one_message_in_hand(fleet: Fleet, tmp_path: Path) 
 
 @pytest.mark.timeout(240)
 def test_what_does_not_belong_there_is_harmless(fleet: Fleet, tmp_path: Path) -> None:
-    """Pickles, garbage, unknown tasks, jobs and shards, wrong arguments: refused, and the worker works on."""
+    """Pickles, garbage, unknown tasks, jobs and shards, wrong arguments: refused, and the worker works on.
+
+    What is no message at all is dropped, and the log says so.
+    """
     worker = fleet.start_worker()
     ready(fleet)
     done = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 5), tmp_path / "out")).job_id
@@ -99,6 +103,10 @@ def test_what_does_not_belong_there_is_harmless(fleet: Fleet, tmp_path: Path) ->
     marker = tmp_path / "pickle-was-run"
     rogue(fleet, queue, base64.b64encode(pickle.dumps(Rogue(marker))).decode(), "application/x-python-serialize")
     rogue(fleet, queue, "this is no JSON", "application/json")
+    for entry in (b"no JSON", b"\xff\xfe", b"", b"7", b"[]", b"{}", b'{"headers": []}', b"[" * 100_000):
+        fleet.client.lpush(f"{PREFIX}{queue}", entry)
+    for headers in ODD_HEADERS:
+        rogue(fleet, queue, json.dumps([[done, "0-0-5"], {}, None]), "application/json", headers)
     bodies: list[Any] = [{"not": "a task"}, [], [1, 2, 3], None, [[done, "0-0-5"], {}, None]]
     for body in bodies:
         rogue(fleet, queue, json.dumps(body), "application/json")
@@ -108,6 +116,8 @@ def test_what_does_not_belong_there_is_harmless(fleet: Fleet, tmp_path: Path) ->
     pid = worker.child
     after = fleet.submit(job_spec(write_corpus(tmp_path / "d.jsonl", 6), tmp_path / "out")).job_id
     fleet.wait(after, 60)
+    assert worker.log.read_text(errors="replace").count("that is no message") == 8 + 2
+    assert not fleet.client.hlen(f"{PREFIX}unacked"), "nothing is left to be delivered again"
     assert not marker.exists()
     assert worker.process.poll() is None
     assert worker.child == pid, "not even the child had to be replaced"
@@ -124,14 +134,21 @@ class Rogue:
         return Path.touch, (self.marker,)
 
 
-def rogue(fleet: Fleet, queue: str, body: str, content_type: str) -> None:
+ODD_HEADERS: list[dict[str, Any]] = [
+    {"task": ["unhashable"]}, {"id": None}, {"timelimit": 5}, {"eta": "someday"}, {"expires": []}, {"retries": "many"},
+    {"stamped_headers": 7}, {"task": "os.system", "id": "1"},
+]  # fmt: skip
+
+
+def rogue(fleet: Fleet, queue: str, body: str, content_type: str, headers: Mapping[str, Any] | None = None) -> None:
     """A message as kombu lays it into Redis, its body whatever one likes."""
     tag = uuid.uuid4().hex
     encoded = body if content_type != "application/json" else base64.b64encode(body.encode()).decode()
     message = {
         "body": encoded, "content-type": content_type,
         "content-encoding": "binary" if "python" in content_type else "utf-8",
-        "headers": {"lang": "py", "task": RUN_SHARD, "id": tag, "argsrepr": "", "kwargsrepr": "", "root_id": tag},
+        "headers": {"lang": "py", "task": RUN_SHARD, "id": tag, "argsrepr": "", "kwargsrepr": "", "root_id": tag,
+                    **(headers or {})},
         "properties": {"correlation_id": tag, "delivery_mode": 2, "delivery_tag": tag, "priority": 0,
                        "body_encoding": "base64", "delivery_info": {"exchange": "", "routing_key": queue}},
     }  # fmt: skip
