@@ -27,11 +27,11 @@ concurrency = 2
 """
 
 
-def run(user: User, url: str, *sets: str, key: str | None = KEY) -> Said:
-    """``contextmill run`` of three documents on an endpoint; the key, if any, is in the environment."""
+def run(user: User, url: str, *sets: str, key: str = KEY) -> Said:
+    """``contextmill run`` of three documents on an endpoint; the key is in the environment."""
     user.write("hosted.toml", JOB.format(url=url))
     words = [word for one in sets for word in ("--set", one)]
-    return user.says("run", "hosted.toml", "-o", "o", *words, **({"CONTEXTMILL_API_KEY": key} if key else {}))
+    return user.says("run", "hosted.toml", "-o", "o", *words, CONTEXTMILL_API_KEY=key)
 
 
 def nothing_holds(secret: str, folder: Path, *said: Said) -> None:
@@ -92,7 +92,7 @@ def test_a_wrong_key_is_named_and_not_repeated(user: User) -> None:
 
 def test_no_key_for_an_endpoint_of_ones_own_is_remarked_on_once(user: User) -> None:
     with Served(FakeOpenAI()) as url:
-        ended = run(user, url, key=None)
+        ended = run(user, url, key="")
     assert ended.code == 0
     assert ended.err.count("without a key") == 1
     assert f"CONTEXTMILL_API_KEY is not set: calls to {url} go out without a key" in " ".join(ended.err.split())
@@ -142,7 +142,7 @@ def test_an_endpoint_that_refuses_connections_is_named_while_it_is_tried(user: U
     """And given up after some 20 seconds, not after the whole deadline of a document."""
     with Served(FakeOpenAI()) as url:
         pass
-    ended = run(user, url, key=None)
+    ended = run(user, url, key="")
     assert ended.code == 1
     assert re.search(rf"generate 0/3 documents; last call: connection refused \({url}\) \d+ s ago", ended.err)
     assert f"{url} cannot be reached: connection refused" in " ".join(ended.out.split())

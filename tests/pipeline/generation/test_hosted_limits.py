@@ -218,7 +218,7 @@ def _caller(address: tuple[str, int]) -> socket.socket:
 def test_an_address_that_never_answered_is_given_up_early(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has answered this job before is given its whole deadline."""
     monkeypatch.setattr(shard, "FIRST_CONTACT_SECONDS", 1.0)
-    monkeypatch.setattr(retries.random, "uniform", lambda _, most: most)  # tries at 0, 0.5, 1.5 and 3.5 s
+    monkeypatch.setattr("random.uniform", lambda _, most: most)  # tries at 0, 0.5, 1.5 and 3.5 s
     began = time.monotonic()
     with pytest.raises(Halt, match="cannot be reached"):
         generator(_closed(), deadline_seconds=60.0).run(documents(5), run_with(engine))
