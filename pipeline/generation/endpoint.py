@@ -114,10 +114,12 @@ class Endpoint:
 
     async def _send(self, document: Document, call_id: str, seconds: float) -> str:
         create: Any = self._client.chat.completions if self._spec.chat else self._client.completions
+        # Less than the call's own time: what ends while connecting was never sent, and must not pass for billed.
+        connect = min(CONNECT_SECONDS, 0.8 * seconds)
         raw = await create.with_raw_response.create(
             **self._request(document),
             extra_headers={"X-Client-Request-Id": call_id},  # finds the call in the endpoint's own records
-            timeout=openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
+            timeout=openai.Timeout(seconds, connect=connect),
         )
         text: str = raw.text
         return text

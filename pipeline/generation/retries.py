@@ -11,6 +11,7 @@ from typing import Literal
 
 FIRST_WAIT = 0.5  # seconds; doubles with every try
 LONGEST_WAIT = 30.0
+LEAST_SECONDS = 0.5  # a try with less time cannot even tell an endpoint that is away from one that is slow
 
 Code = Literal[
     "rate_limited",  # 429
@@ -94,4 +95,4 @@ class Patience:
         if failure.retry_after is not None:
             # Short of the deadline the endpoint's word is kept; a try it says must fail is not worth making.
             return failure.retry_after + min(jitter, 1.0) if failure.retry_after < self.left() else None
-        return jitter if jitter < self.left() else None
+        return jitter if jitter + LEAST_SECONDS < self.left() else None

@@ -198,6 +198,7 @@ def test_a_host_nobody_knows_is_called_that(engine: Engine) -> None:
 
 def test_a_host_that_does_not_speak_is_called_that(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("random.uniform", lambda _, most: most)  # another try, at 0.8 s, would have no time to connect
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         address = full.getsockname()
         with contextlib.ExitStack() as held:
@@ -206,6 +207,7 @@ def test_a_host_that_does_not_speak_is_called_that(engine: Engine, monkeypatch: 
             url = f"http://127.0.0.1:{address[1]}/v1"
             with pytest.raises(Halt, match=r"cannot be reached: no connection within"):
                 generator(url, deadline_seconds=1.0).run(documents(1), run_with(engine))
+    assert {row.state for row in rows(engine).values()} == {"failed"}  # never sent, never billed
 
 
 def _caller(address: tuple[str, int]) -> socket.socket:
