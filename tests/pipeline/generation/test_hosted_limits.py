@@ -229,7 +229,7 @@ def test_an_address_that_never_answered_is_given_up_early(engine: Engine, monkey
         results(generator(url).run(documents(1), run_with(engine)))
     began = time.monotonic()
     with pytest.raises(Halt, match="cannot be reached"):
-        generator(url, deadline_seconds=4.0).run(documents(5), run_with(engine))
+        generator(url, deadline_seconds=5.0).run(documents(5), run_with(engine))
     assert time.monotonic() - began >= 3.5
 
 
