@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-HINTS = {
-    "disk is full": ": make room where the output goes; the same command then goes on from here",
-    "readonly database": ": its file or folder must be writable",
-    "database is locked": ": another process holds it; the same command then goes on from here",
-}
-
 
 def explain(error: Exception) -> tuple[str, bool] | None:
     """(message, whether it is a usage error) of an error a person can act on; None for any other."""
@@ -19,6 +13,7 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     from pipeline.accounting.summary import NoSuchJob
     from pipeline.jobfile import JobFileError
     from pipeline.models import ModelError
+    from pipeline.opening import reason
     from pipeline.producer import SubmissionStoppedError
     from pipeline.stages import Halt
     from pipeline.storage.filesystem import PathError
@@ -36,8 +31,7 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, (*ours, *missing)) or type(error).__module__.partition(".")[0] == "workers":
         return str(error), False
     if isinstance(error, SQLAlchemyError):
-        said = " ".join(str(getattr(error, "orig", None) or error).split())
-        return f"database: {said}{next((hint for part, hint in HINTS.items() if part in said), '')}", False
+        return f"database: {reason(error)}", False
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", False
     return None

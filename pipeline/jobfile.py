@@ -63,7 +63,7 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise JobFileError(f"{path}: {error.strerror}") from error
+        raise JobFileError(f"{path}: {error.strerror}; give the path of a job file (TOML)") from error
     if len(data) > MAX_BYTES:
         raise JobFileError(f"{path}: over {MAX_BYTES} bytes; is this a job file?")
     try:

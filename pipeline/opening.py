@@ -16,14 +16,37 @@ from pipeline.storage.schema import migrate as upgrade
 from pipeline.storage.sql import DatabaseError, open_engine
 from schemas.settings import Settings
 
+HINTS = {
+    "disk is full": "make room where the output goes; the same command then goes on from here",
+    "readonly database": "its file and its folder must be writable",
+    "unable to open database file": "its folder must be writable",
+    "file is not a database": "name another output folder with -o",
+    "database is locked": "another process holds it; the same command then goes on from here",
+    "password authentication failed": "mend the user or the password in CONTEXTMILL_DATABASE_URL",
+    "no password supplied": "CONTEXTMILL_DATABASE_URL lacks it",
+    "Connection refused": "start it, or mend CONTEXTMILL_DATABASE_URL",
+    "connection failed": "mend CONTEXTMILL_DATABASE_URL",
+    "failed to resolve host": "mend CONTEXTMILL_DATABASE_URL",
+    "timeout expired": "is it reachable from here? See CONTEXTMILL_DATABASE_URL",
+    "server closed the connection": "the same command goes on from here once it is back",
+    "the connection is closed": "the same command goes on from here once it is back",
+}
+"""Part of what a driver says -> what to do about it; the first that fits."""
+
 
 def open_database(settings: Settings, output: str | None, *, migrate: bool = False) -> tuple[Engine, Settings]:
     """The database that is set, else the SQLite file of the output folder; and the settings with its address.
 
     ``migrate`` makes the SQLite file where there is none and brings it up to date. Raises ``DatabaseError``.
     """
-    url = address(settings, output or "runs", may_create=migrate)
-    engine = open_engine(url)
+    output = "runs" if output is None else output
+    url = address(settings, output, may_create=migrate)
+    try:
+        engine = open_engine(url)
+    except FileExistsError as error:
+        raise DatabaseError(f"the output {output} is a file: name a folder with -o") from error
+    except OSError as error:
+        raise DatabaseError(f"output folder {output} cannot be made: {error.strerror}; name another with -o") from error
     try:
         if migrate and engine.dialect.name == "sqlite":
             bring_up_to_date(engine)
@@ -72,5 +95,7 @@ def shown(engine: Engine) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What the driver said, in one line, without SQL."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())
+    """What the driver said, in one line, without SQL, and what to do about it."""
+    said = " ".join(str(getattr(error, "orig", None) or error).split())
+    said = said.partition(" Multiple connection attempts failed")[0].partition(" - Multiple connection attempts")[0]
+    return f"{said}{next((f': {hint}' for part, hint in HINTS.items() if part in said), '')}"

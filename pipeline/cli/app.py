@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -35,9 +36,10 @@ def call() -> None:
         _set_up_logging()
         app(standalone_mode=True)
     except interrupts.Interrupted:
-        err.print(interrupts.line(), markup=False, soft_wrap=True)
-        sys.exit(interrupts.EXIT)
+        _leave_interrupted()
     except Exception as error:
+        if interrupts.raised():
+            _leave_interrupted()
         from pipeline.errors import explain
 
         explained = explain(error)
@@ -59,8 +61,15 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
 
 
+def _leave_interrupted() -> NoReturn:
+    err.print(interrupts.line(), markup=False, soft_wrap=True)
+    sys.exit(interrupts.EXIT)
+
+
 def _flush() -> None:
     """Write what is left now: at the interpreter's own end, a reader that has gone (`| head`) makes a traceback."""
+    if sys.stdout is None:  # closed by whoever started us (`>&-`)
+        return
     try:
         sys.stdout.flush()
     except OSError:

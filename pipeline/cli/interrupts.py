@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False  # typing itself takes longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 EXIT = 1
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -18,16 +21,17 @@ class Interrupted(BaseException):
     """Stop now; what was started is stopped on the way out. No KeyboardInterrupt: typer would exit without a word."""
 
 
-class _Line:
-    """What is said, to be had without building anything: a signal handler says it."""
+class _State:
+    """What a signal handler reads and writes."""
 
-    text = "interrupted"
+    line = "interrupted"
+    raised = False
 
 
 def leave_at_once() -> None:
     """From now on a signal ends the process: nothing has been started that would have to be stopped."""
     goes_on = any(word in sys.argv[1:2] for word in GOES_ON)
-    _Line.text = "interrupted; the same command goes on from here" if goes_on else "interrupted"
+    _State.line = "interrupted; the same command goes on from here" if goes_on else "interrupted"
     _catch(_leave)
 
 
@@ -44,12 +48,17 @@ def ignore() -> None:
 
 def say(text: str) -> None:
     """What an interrupted command says from now on."""
-    _Line.text = text
+    _State.line = text
 
 
 def line() -> str:
     """What an interrupted command says."""
-    return _Line.text
+    return _State.line
+
+
+def raised() -> bool:
+    """Whether an ``Interrupted`` is behind whatever error came out: Python makes some into a RuntimeError."""
+    return _State.raised
 
 
 def _catch(handler: Callable[[int, Any], object] | signal.Handlers) -> None:
@@ -60,6 +69,7 @@ def _catch(handler: Callable[[int, Any], object] | signal.Handlers) -> None:
 
 def _raise(number: int, frame: Any) -> None:
     _catch(_leave)
+    _State.raised = True
     raise Interrupted
 
 
@@ -69,7 +79,7 @@ def _leave(number: int, frame: Any) -> None:
 
 def _end() -> None:
     """Leave as if killed, which loses nothing: workers of this run notice, and a job goes on from what is committed."""
-    os.write(2, (SHOW_CURSOR if sys.stderr.isatty() else b"") + _Line.text.encode() + b"\n")
+    os.write(2, (SHOW_CURSOR if sys.stderr.isatty() else b"") + _State.line.encode() + b"\n")
     os._exit(EXIT)
 
 

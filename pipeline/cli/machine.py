@@ -62,7 +62,7 @@ def doctor(
     from pipeline.doctor import examine
     from workers.doorbell import ping
 
-    findings = examine(settings(), output or "runs", migrate=migrate, ping=ping)
+    findings = examine(settings(), "runs" if output is None else output, migrate=migrate, ping=ping)
     if json_:
         print_json([{"check": f.check, "ok": f.ok, "found": f.found} for f in findings])
     else:

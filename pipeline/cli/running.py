@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline.cli import interrupts
 from pipeline.cli.ending import finish, report_existing
 from pipeline.cli.shared import FAILURE, err, fail
 
@@ -24,7 +25,7 @@ def load(job_file: Path, output: str | None, input_: list[str] | None, sets: lis
     from pipeline.jobfile import load_job
 
     flags = list(sets or [])
-    if output:
+    if output is not None:
         flags.append(f"output.path={json.dumps(output)}")
     if input_:
         flags.append(f"input.path={json.dumps(input_)}")
@@ -85,6 +86,9 @@ def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, jso
     if found is not None:
         if found.stop_code == "budget" and raise_budget(engine, spec, found.id):
             resume_job(engine, found.id)
+        elif found.state == "done" and resume_job(engine, found.id):
+            said = f"{found.output}/data is gone: it is made again from what is beside it"
+            err.print(said, markup=False, soft_wrap=True)
         elif found.state in ENDED:
             report_existing(engine, found, json_)
     work_until_done(engine, settings, workers, identity.job_id, spec.output.path, json_, unread=(spec, identity))
@@ -119,12 +123,23 @@ def work_until_done(
     if settings.broker_url is None:
         unring(engine, job_id)  # an earlier run's broker ended with it
     log_dir = Path("logs") if output.startswith("s3:") else Path(output) / "logs"
-    with Embedded(settings, workers, log_dir) as embedded:
+    with Embedded(settings, workers, log_dir) as embedded, _stopping():
         if unread is not None:
             spec, identity = unread
             submit(engine, embedded.settings, spec, workers, quiet=json_, identity=identity)
         follow(engine, job_id, err, check=embedded.check)
     finish(engine, job_id, json_)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Says to someone at a terminal why nothing happens after Ctrl-C; a second one does not wait."""
+    try:
+        yield
+    except interrupts.Interrupted:
+        if err.is_terminal:
+            err.print("stopping the workers, which hand back what they hold: up to 15 s")
+        raise
 
 
 @contextlib.contextmanager

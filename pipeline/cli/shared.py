@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -61,7 +60,7 @@ def database(given: Settings, output: str | None, *, migrate: bool = False) -> t
 
 def print_json(value: Any) -> None:
     """One JSON value on standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    print(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def print_error(message: str) -> None:

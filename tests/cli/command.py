@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ class User:
         """``contextmill`` of this very installation."""
         return [str(Path(sys.executable).with_name("contextmill")), *words]
 
-    def says(self, *words: str, seconds: float = 60, cwd: Path | None = None, **environment: str) -> Said:
+    def says(
+        self, *words: str, seconds: float = 60, cwd: Path | None = None, prefix: Sequence[str] = (), **environment: str
+    ) -> Said:
         """Run the command to its end; one that hangs fails the test. A traceback is never what a user is told."""
         done = subprocess.run(
-            self.command(*words), cwd=cwd or self.folder, env=self.environment(**environment),
+            [*prefix, *self.command(*words)], cwd=cwd or self.folder, env=self.environment(**environment),
             capture_output=True, text=True, timeout=seconds, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -25,7 +26,13 @@ def test_help_is_quick_and_names_every_command(user: User) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(user: User, name: str) -> None:
-    """With a sentence beside each option."""
+    """With a sentence beside each option, and an example that its own options allow, whole on a line to be copied."""
     ended = user.says(name, "--help")
     assert ended.code == 0
     assert "Usage: contextmill" in ended.out
+    shown = [line.strip() for line in ended.out.partition("Example")[2].splitlines()]
+    examples = [line for line in shown if re.match(rf"([A-Z_]+=\S+ )*contextmill {name}\b", line)]
+    assert examples
+    offered = set(re.findall(r"(?<!\w)--?[a-z][a-z-]*", ended.out.partition("Example")[0]))
+    for example in examples:
+        assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", example)) <= offered, example

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pyarrow.dataset as pads
 from command import User
@@ -85,6 +87,42 @@ def test_an_interrupted_run_goes_on(user: User) -> None:
     (data,) = user.folder.glob("o/t-*/data")
     ids = pads.dataset(data).to_table()["doc_id"].to_pylist()
     assert sorted(ids) == sorted(f"d{n}" for n in range(1200))
+
+
+def test_a_run_reads_its_corpus_for_its_digest_once(user: User) -> None:
+    """Over a large corpus each reading is minutes, and over s3 money."""
+    counted = (
+        "import sys, pipeline.producer as p\n"
+        "from pipeline.cli import main\n"
+        "def once(spec, real=p.fingerprint):\n"
+        "    open('digests', 'a').write('x')\n"
+        "    return real(spec)\n"
+        "p.fingerprint = once\n"
+        "sys.argv = ['contextmill', 'run', 'job.toml', '-o', 'o']\n"
+        "main()\n"
+    )
+    user.write("counted.py", counted)
+    done = subprocess.run(
+        [sys.executable, "counted.py"], cwd=user.folder, env=user.environment(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (user.folder / "digests").read_text() == "x"
+
+
+def test_a_dry_run_says_what_its_times_rest_on(user: User, tiny_model: Path) -> None:
+    """Assumed rates are called so, until a run has measured; the copy stage has no speed."""
+    model = json.dumps(str(tiny_model))
+    stage = f'[[stages]]\nkind = "compress"\nmodel = {model}\nrate = 0.5\n'
+    user.write("c.toml", f'name = "t"\n[input]\npath = "in.jsonl"\n[target]\nmodel = {model}\n{stage}')
+    words = "run", "c.toml", "-o", "o"
+    said = user.says(*words, "--dry-run")
+    assert said.code == 0
+    assert "basis      compress: time not measured yet but assumed, for cores that read 400" in said.out
+    assert "the first run will measure it" in said.out
+    assert user.says(*words).code in (0, 1)
+    known = user.says(*words, "--dry-run", "--json").json["basis"]
+    assert known == {"compress": "time as measured in 1 run with this database"}
+    assert user.says("run", "job.toml", "-o", "o", "--dry-run", "--json").json["basis"] == {}
 
 
 def test_two_runs_of_one_job_at_once_share_it(user: User) -> None:

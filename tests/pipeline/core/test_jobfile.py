@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.jobfile import JobFileError, load_job
 from schemas.job import InputSpec
@@ -114,12 +114,8 @@ def test_a_missing_file_and_impossible_overrides(job: Path) -> None:
 
 def _numbers() -> Iterator[tuple[str, str]]:
     """Every setting of a job file that is a number, as (kind of stage or table, name)."""
-    for kind, model in {
-        "compress": CompressSpec,
-        "generate": GenerateSpec,
-        "copy": CopySpec,
-        "input": InputSpec,
-    }.items():
+    models: list[type[BaseModel]] = [CompressSpec, GenerateSpec, CopySpec, InputSpec]
+    for kind, model in zip(("compress", "generate", "copy", "input"), models, strict=True):
         for name, field in model.model_fields.items():
             if {int, float} & set(_leaves(field.annotation)):
                 yield kind, name

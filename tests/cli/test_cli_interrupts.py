@@ -1,0 +1,90 @@
+"""Ctrl-C and SIGTERM at any moment: one line, exit code 1, no traceback, and nothing that keeps running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from command import Said, User
+
+GOES_ON = "interrupted; the same command goes on from here\n"
+MOMENTS = [0.0, 0.03, *(tenth / 10 for tenth in range(1, 16))]  # s after the command can hear a signal
+AT_ONCE = 4  # processes side by side: what is tested is where the signal meets them, not how soon
+
+
+def interrupted(user: User, folder: str, moment: float, sign: signal.Signals, *words: str) -> Said:
+    """A command that gets a signal ``moment`` seconds after it began to listen to it, but for Python's own start."""
+    environment = user.environment()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        user.command(*words, "-o", folder), cwd=user.folder, env=environment, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        while not _listens(process.pid) and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moment)
+        process.send_signal(sign)
+        out, err = process.communicate(timeout=60)
+    return Said(process.returncode, out, err)
+
+
+def _listens(pid: int) -> bool:
+    """Whether the process has a handler of its own for SIGTERM."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_ends_with_one_line_whenever_it_is_interrupted(user: User, sign: signal.Signals) -> None:
+    """While it imports, while it reads 30,000 documents, while its server and its workers start."""
+    rows = [json.dumps({"id": f"d{n}", "text": f"the text of {n} " * 50}) for n in range(30_000)]
+    user.write("in.jsonl", "\n".join(rows) + "\n")
+
+    def one(moment: float) -> Said:
+        return interrupted(user, f"o{moment}", moment, sign, "run", "job.toml")
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        ended = dict(zip(MOMENTS, pool.map(one, MOMENTS), strict=True))
+    assert ended == dict.fromkeys(MOMENTS, Said(1, "", GOES_ON))
+
+
+def test_commands_that_have_nothing_to_go_on_with_do_not_say_so(user: User) -> None:
+    """And a second signal does not wait for the first."""
+    assert interrupted(user, "o", 0.0, signal.SIGINT, "status") == Said(1, "", "interrupted\n")
+    assert interrupted(user, "o", 0.3, signal.SIGTERM, "doctor") == Said(1, "", "interrupted\n")
+
+
+def test_a_signal_that_is_ignored_stays_ignored(user: User) -> None:
+    """`nohup`, and a script's `&`, mean it."""
+    words = " ".join(user.command("run", "job.toml", "-o", "o", "--dry-run"))
+    script = f"trap '' INT; {words} & sleep 0.3; kill -INT $!; wait $!"
+    done = subprocess.run(["bash", "-c", script], cwd=user.folder, env=dict(os.environ), check=False)
+    assert done.returncode == 0
+
+
+def test_a_second_signal_does_not_wait_for_the_workers(user: User) -> None:
+    """A run under way stops in order at the first; at the second it is gone, and its worker follows by itself."""
+    user.write("in.jsonl", "".join(json.dumps({"id": f"d{n}", "text": f"text {n}"}) + "\n" for n in range(20_000)))
+    words = "run", "job.toml", "-o", "o", "--set", "stages.0.seconds_per_shard=0.0001"
+    with subprocess.Popen(
+        user.command(*words), cwd=user.folder, env=user.environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not list(user.folder.glob("o/t-*/_parts/*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 2
+    assert (process.returncode, said.splitlines()[-1] + "\n") == (1, GOES_ON)
