@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pyarrow import fs
 
@@ -21,7 +21,8 @@ def resolve_path(path: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     Credentials, region and endpoint of s3 come from the standard AWS environment variables and profiles, never from
     the address: it is stored with the job.
 
-    Raises ``PathError`` for another scheme, an address without a bucket, or one that carries credentials.
+    Raises ``PathError`` for another scheme, an address without a bucket, one that carries credentials, or an
+    endpoint that is none.
     """
     text = os.fspath(path)
     scheme, separator, rest = text.partition("://")
@@ -67,12 +68,23 @@ def _connect(endpoint: str, region: str, access_key: str, profile: str) -> fs.S3
     del access_key, profile
     options: dict[str, str] = {}
     if endpoint:
-        address = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
+        address = _endpoint(endpoint)
         options = {"endpoint_override": address.netloc + address.path.rstrip("/"), "scheme": address.scheme}
     if region or endpoint:
         # A named region also spares a self-hosted endpoint the look-up at amazonaws.com.
         options["region"] = region or "us-east-1"
     return fs.S3FileSystem(**options, connect_timeout=10, request_timeout=60, allow_delayed_open=True)
+
+
+def _endpoint(text: str) -> SplitResult:
+    try:
+        address = urlsplit(text if "://" in text else f"https://{text}")
+    except ValueError:
+        address = urlsplit("")
+    if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc:
+        # Without repeating it: someone may have put a password there.
+        raise PathError("AWS_ENDPOINT_URL is no address of an S3 server: write https://HOST or http://HOST:PORT")
+    return address
 
 
 def _absolute(text: str) -> str:

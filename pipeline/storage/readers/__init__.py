@@ -12,8 +12,8 @@ from types import ModuleType
 
 from pipeline.storage.readers import csv, jsonl, parquet, text
 from pipeline.storage.readers.base import BadRow, InputError, InputFile, RawDocument
-from pipeline.storage.readers.decompress import REQUEST, open_raw, reason_of
-from pipeline.storage.readers.listing import Listing, list_corpus
+from pipeline.storage.readers.decompress import REQUEST, open_raw
+from pipeline.storage.readers.listing import Listing, check_unchanged, list_corpus
 from pipeline.storage.readers.mapping import RowMapper
 from schemas.job import InputSpec
 
@@ -33,7 +33,8 @@ def read_corpus(spec: InputSpec) -> Iterator[RawDocument | BadRow]:
 
     Every file's kind and header is looked at before this returns, so that a wrong file fails a job before it begins:
     raises ``InputError`` for a path that does not exist, a folder without files, a file that is not what its name
-    says, a CSV or Parquet file without the mapped columns; and at the end of the stream, for a corpus without a row.
+    says, a CSV or Parquet file without the mapped columns; and while rows are read, for a file that cannot be read on
+    or was changed meanwhile, and at the end for a corpus without a row.
     """
     listing = list_corpus(spec)
     mapper = RowMapper(spec.columns)
@@ -43,9 +44,7 @@ def read_corpus(spec: InputSpec) -> Iterator[RawDocument | BadRow]:
 
 
 def _rows(spec: InputSpec, listing: Listing, mapper: RowMapper) -> Iterator[RawDocument | BadRow]:
-    rows = itertools.chain.from_iterable(
-        READERS[file.format].read(file, mapper, spec.max_document_bytes) for file in listing.files
-    )
+    rows = itertools.chain.from_iterable(_file_rows(file, mapper, spec.max_document_bytes) for file in listing.files)
     first = next(rows, None)
     if first is None:
         raise InputError(f"the corpus is empty: no row in {', '.join(file.name for file in listing.files[:5])}")
@@ -54,17 +53,19 @@ def _rows(spec: InputSpec, listing: Listing, mapper: RowMapper) -> Iterator[RawD
     yield from rows
 
 
+def _file_rows(file: InputFile, mapper: RowMapper, limit: int) -> Iterator[RawDocument | BadRow]:
+    yield from READERS[file.format].read(file, mapper, limit)
+    check_unchanged(file)
+
+
 def fingerprint(spec: InputSpec) -> str:
     """SHA-256 over the files' names below what the user named, in order, and their raw bytes; read as a stream."""
     whole = hashlib.sha256()
     for file in list_files(spec):
         content = hashlib.sha256()
         with open_raw(file) as stream:
-            try:
-                while piece := stream.read(REQUEST):
-                    content.update(piece)
-            except OSError as error:
-                raise InputError(f"{file.name} cannot be read: {reason_of(error)}") from error
+            while piece := stream.read(REQUEST):
+                content.update(piece)
         # A digest of fixed length behind a name that ends in NUL: no two corpora write the same bytes here.
         whole.update(file.key.encode() + b"\0" + content.digest())
     return whole.hexdigest()

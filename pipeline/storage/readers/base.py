@@ -56,7 +56,8 @@ class InputFile:
     """One file of the corpus.
 
     ``path`` is for ``fs``; ``name`` is what the user would call it and begins every ``source``; ``key`` is its path
-    below what the user named, the same wherever the corpus lies.
+    below what the user named, the same wherever the corpus lies. ``bytes`` and ``modified`` (nanoseconds since the
+    epoch) are those of the moment when the corpus was listed.
     """
 
     fs: fs.FileSystem
@@ -66,6 +67,7 @@ class InputFile:
     format: Format
     compression: Compression | None
     bytes: int
+    modified: int
 
 
 def shown(value: object) -> str:

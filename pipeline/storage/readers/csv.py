@@ -64,7 +64,8 @@ def _header(file: InputFile, records: _Records) -> list[str]:
     if record is None:
         raise InputError(f"{file.name} is empty: a CSV file begins with a line that names its columns")
     if isinstance(record, BadValueError):
-        raise InputError(f"{file.name}: the header cannot be read: {record.reason}")
+        reason = f"it is longer than {HEADER} bytes" if record.code == "too_large" else record.reason
+        raise InputError(f"{file.name}: the header cannot be read: {reason}")
     return [name.strip() for name in record]
 
 
@@ -78,7 +79,7 @@ def _next(records: _Records, width: int | None) -> list[str] | BadValueError | N
     except BadValueError as error:
         return error
     except csv.Error as error:
-        return BadValueError("invalid_csv", f"lines {records.start} to {records.line}: {error}")
+        return BadValueError("invalid_csv", f"{records.place()}: {error}")
     if width is not None and len(record) != width:
         return BadValueError("wrong_width", f"{len(record)} fields, but the header names {width}: {shown(record[0])}")
     return record
@@ -123,11 +124,15 @@ class _Records:
             self.bad = BadValueError("invalid_utf8", f"byte {error.start + 1} of line {self.line}: {error.reason}")
             return line.decode(errors="replace")
 
+    def place(self) -> str:
+        """The lines of the record, in words."""
+        return f"line {self.line}" if self.line == self.start else f"lines {self.start} to {self.line}"
+
     def _too_large(self) -> BadValueError:
         if self.line == self.start:
             return too_large(self.limit)
         return BadValueError(
             "too_large",
-            f"lines {self.start} to {self.line} are one record of more than {self.limit} bytes "
+            f"{self.place()} are one record of more than {self.limit} bytes "
             "(input.max_document_bytes) and were not read: is a quote not closed?",
         )

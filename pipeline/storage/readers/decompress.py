@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -13,12 +14,13 @@ BUFFER = 1 << 18
 REQUEST = 1 << 20  # bytes asked of the file system at a time; s3 answers each request in tens of milliseconds
 
 
-def open_raw(file: InputFile) -> Any:
-    """The file's own bytes as a pyarrow stream. Raises ``InputError`` if it cannot be opened."""
+def open_raw(file: InputFile) -> Watched:
+    """The file's own bytes. Opening and reading raise ``InputError`` where the file system fails."""
     try:
-        return file.fs.open_input_stream(file.path, compression=None, buffer_size=max(1, min(REQUEST, file.bytes)))
+        raw = file.fs.open_input_stream(file.path, compression=None, buffer_size=max(1, min(REQUEST, file.bytes)))
     except OSError as error:
         raise InputError(f"{file.name} cannot be read: {reason_of(error)}") from error
+    return Watched(raw, file.name)
 
 
 def open_stream(file: InputFile) -> BinaryIO:
@@ -28,7 +30,9 @@ def open_stream(file: InputFile) -> BinaryIO:
 
 def reason_of(error: OSError) -> str:
     """What went wrong, without the path pyarrow repeats."""
-    return error.strerror or str(error).splitlines()[0]
+    said = error.strerror or str(error).splitlines()[0]
+    detail = re.search(r"Detail: \[errno \d+\] (.+)", said)
+    return detail[1] if detail else said
 
 
 class _Stream(io.RawIOBase):
@@ -36,7 +40,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, file: InputFile) -> None:
         self.file = file
-        self.raw = Watched(open_raw(file), file.name)
+        self.raw = open_raw(file)
         self.stream: Any = self.raw
         if file.compression:
             # pyarrow rather than gzip and zstandard: checks sums, reads members on end, and notices a cut zstd frame.

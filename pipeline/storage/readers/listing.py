@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +49,25 @@ def list_corpus(spec: InputSpec) -> Listing:
             # Without the path: it may be one that carries a password.
             raise InputError(f"path {spec.path.index(named) + 1} of the input cannot be read: {error}") from None
         except OSError as error:
-            raise InputError(f"input {named} cannot be read: {reason_of(error)}") from error
+            below = f" ({error.filename})" if error.filename else ""
+            raise InputError(f"input {named} cannot be read: {reason_of(error)}{below}") from error
         for file in found:
             files.setdefault((file.fs.type_name, file.path), file)
         if left:
             skipped.append(_skipped(named, left))
     return Listing(list(files.values()), skipped)
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Raise ``InputError`` unless the file is as it was when it was listed: rows of two states would stand mixed."""
+    try:
+        info = file.fs.get_file_info(file.path)
+    except OSError as error:
+        raise InputError(f"{file.name} cannot be read: {reason_of(error)}") from error
+    # S3 servers list milliseconds, but answer in seconds about a single object.
+    step = 1 if is_local(file.fs) else 10**9
+    if (info.size, (info.mtime_ns or 0) // step) != (file.bytes, file.modified // step):
+        raise InputError(f"{file.name} was changed while it was read: run this again once nothing writes to it")
 
 
 def kind_of(name: str) -> tuple[Format | None, Compression | None]:
@@ -93,7 +108,7 @@ class _Named:
             raise InputError(f"input {self.named} {what}{hint}")
         if not found:
             raise InputError(f"input {self.named} holds no file to read{self._why()}; {_known()}")
-        return sorted(found, key=lambda file: file.key), sorted(self.left)
+        return sorted(found, key=lambda file: file.key), sorted(set(self.left))
 
     def _why(self) -> str:
         return f" (not read: {', '.join(f'{name}: {why}' for name, why in self.left[:5])})" if self.left else ""
@@ -104,36 +119,35 @@ class _Named:
         chosen = by_name if self.asked == "auto" else self.asked
         if chosen is None:
             raise InputError(f"input {self.named}: its name does not tell its format; set input.format. {_known()}")
-        return InputFile(self.fs, self.path, self.named, base, chosen, compression, info.size)  # type: ignore[arg-type]
+        return InputFile(self.fs, self.path, self.named, base, chosen, compression, info.size, info.mtime_ns)  # type: ignore[arg-type]
 
     def _folder(self) -> Iterator[InputFile]:
         if is_local(self.fs):
             entries = _walk(Path(self.path))
         else:
             infos = self.fs.get_file_info(fs.FileSelector(self.path, recursive=True))
-            entries = ((i.path, i.path[len(self.path) :].strip("/"), i.size) for i in infos if i.is_file)
-        for path, key, size in entries:
-            yield from self._entry(path, key, size, f"{self.named.rstrip('/')}/{key}")
+            entries = ((i.path, i.path[len(self.path) :].strip("/"), (i.size, i.mtime_ns)) for i in infos if i.is_file)
+        for path, key, state in entries:
+            yield from self._entry(path, key, state, f"{self.named.rstrip('/')}/{key}")
 
     def _pattern(self) -> Iterator[InputFile]:
-        base = Path(*_before_magic(Path(self.path).parts))
-        real = base.resolve()
-        for match in sorted(glob.glob(self.path, recursive=True)):  # noqa: PTH207 - pathlib's takes no absolute pattern
-            if not Path(match).is_dir():
-                key = os.path.relpath(match, base)
-                shown = match if Path(self.named).is_absolute() else os.path.relpath(match)
-                inside = Path(match).resolve().is_relative_to(real)  # any step of the way may be a link
-                yield from self._entry(match, key, _size(Path(match), None) if inside else OUTSIDE, shown)
+        parts = Path(self.path).parts
+        base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+        real = os.path.realpath(base)
+        for match in _matches(base, parts[len(base.parts) :]):
+            if not match.is_dir():
+                shown = str(match) if Path(self.named).is_absolute() else os.path.relpath(match)
+                yield from self._entry(str(match), str(match.relative_to(base)), _state(match, real), shown)
 
-    def _entry(self, path: str, key: str, size: int, name: str) -> Iterator[InputFile]:
+    def _entry(self, path: str, key: str, state: tuple[int, int], name: str) -> Iterator[InputFile]:
         steps = key.split("/")
         if steps[-1] in MARKERS or any(step.startswith(".") for step in steps):
             return
         by_name, compression = kind_of(steps[-1])
         chosen = by_name if self.asked == "auto" else self.asked
-        why = self._refusal(path, steps, size, by_name)
+        why = self._refusal(path, steps, state[0], by_name)
         if why is None and chosen is not None:
-            yield InputFile(self.fs, path, name, key, chosen, compression, size)  # type: ignore[arg-type]
+            yield InputFile(self.fs, path, name, key, chosen, compression, *state)  # type: ignore[arg-type]
         else:
             self.left.append((key.encode(errors="backslashreplace").decode(), why or "unknown ending"))
 
@@ -151,36 +165,60 @@ class _Named:
         return None
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """(path, path below ``folder``, size) of all files and links; the size is ``IRREGULAR`` or ``OUTSIDE`` if none."""
+def _walk(folder: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """(path, path below ``folder``, ``_state``) of all files and links."""
+    real = os.path.realpath(folder)
+    for here, folders, names in _folders(folder):
+        below = here[len(str(folder)) :].strip("/")
+        for name in names + [name for name in folders if Path(here, name).is_symlink()]:
+            path = Path(here, name)
+            # Only the last step can be a link, and looking at all of them takes its time.
+            yield str(path), f"{below}/{name}".strip("/"), _state(path, real if path.is_symlink() else None)
+
+
+def _folders(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk``, which follows no links, without hidden folders. Raises ``OSError`` for one that cannot be read."""
 
     def fail(error: OSError) -> None:
         raise error  # os.walk would leave an unreadable folder out in silence
 
-    base = folder.resolve()
     for here, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        below = here[len(str(folder)) :].strip("/")
-        for name in names + [name for name in folders if Path(here, name).is_symlink()]:
-            # Only the last step can be a link, as os.walk follows none.
-            yield f"{here}/{name}", f"{below}/{name}".strip("/"), _size(Path(here, name), base)
+        yield here, folders, names
 
 
-def _size(path: Path, base: Path | None) -> int:
-    """Bytes of a file, unless it is none or (with ``base``) a link out of there."""
-    info = path.lstat()
-    if stat.S_ISLNK(info.st_mode) and base is not None and not path.resolve().is_relative_to(base):
-        return OUTSIDE
-    if stat.S_ISLNK(info.st_mode):
-        return path.stat().st_size if path.is_file() else IRREGULAR
-    return info.st_size if stat.S_ISREG(info.st_mode) else IRREGULAR
+def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """What a pattern, given in its parts, finds below a folder.
+
+    ``glob.glob`` would leave out in silence what it may not read, and let ``**`` follow links: two that lead in a
+    circle keep it busy for ever.
+    """
+    if not parts:
+        yield folder
+    elif not folder.is_dir():
+        return
+    elif parts[0] == "**":
+        rest = list(itertools.dropwhile("**".__eq__, parts)) or ["*"]
+        for here, _, _ in _folders(folder):
+            yield from _matches(Path(here), rest)
+    elif glob.has_magic(parts[0]):
+        for found in folder.iterdir():
+            hidden = found.name.startswith(".") and not parts[0].startswith(".")
+            if not hidden and fnmatch.fnmatchcase(found.name, parts[0]):
+                yield from _matches(found, parts[1:])
+    elif os.path.lexists(folder / parts[0]):
+        yield from _matches(folder / parts[0], parts[1:])
 
 
-def _before_magic(parts: tuple[str, ...]) -> tuple[str, ...]:
-    clean = 0
-    while clean < len(parts) and not glob.has_magic(parts[clean]):
-        clean += 1
-    return parts[:clean]
+def _state(path: Path, real: str | None) -> tuple[int, int]:
+    """Bytes and time of change of a file; ``IRREGULAR``, or ``OUTSIDE`` where links lead out of the folder ``real``."""
+    if real is not None and not Path(os.path.realpath(path)).is_relative_to(real):
+        return OUTSIDE, 0
+    try:
+        info = path.stat()
+    except OSError:  # a link to nowhere, or to itself
+        return IRREGULAR, 0
+    return (info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else (IRREGULAR, 0)
 
 
 def _known() -> str:

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputError, InputFile, RawDocument, shown
-from pipeline.storage.readers.decompress import Watched, open_raw, open_stream
+from pipeline.storage.readers.decompress import Watched, open_raw, open_stream, reason_of
 from pipeline.storage.readers.jsonl import too_large
 from pipeline.storage.readers.mapping import RowMapper
 from pipeline.storage.readers.sniff import check_packing, looks_like
 
 BATCH_BYTES = 16 << 20
-BATCH_ROWS = 256  # dictionary encoding hides how large rows are; so few at a time cannot hurt
+BATCH_ROWS = 32  # dictionary encoding hides how large rows are, so few at a time; more are no faster
 PAGE_BUFFER = 1 << 20
 
 
@@ -52,6 +52,8 @@ def read(file: InputFile, mapper: RowMapper, limit: int) -> Iterator[RawDocument
                 for values in _rows(parquet, index, columns, _batch_rows(group, columns)):
                     row += 1
                     yield _document(dict(zip(columns, values, strict=True)), f"{file.name}:{row}", mapper, limit)
+                if row != stop:  # a file cut short while it is read looks to pyarrow like one that has ended
+                    raise OSError("they are not there")
             except (OSError, pa.ArrowException) as error:
                 if watched.error:
                     raise watched.error from error
@@ -142,7 +144,8 @@ def _open(file: InputFile) -> Iterator[tuple[Any, Watched]]:
             watched = Watched(source, file.name)
             yield stack.enter_context(pq.ParquetFile(watched, buffer_size=PAGE_BUFFER, pre_buffer=False)), watched
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file.name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+            reason = reason_of(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise InputError(f"{file.name} cannot be read as Parquet: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -41,14 +41,21 @@ def looks_like(head: bytes) -> str | None:
 
 def check_packing(file: InputFile) -> None:
     """Raise ``InputError`` if a ``.gz`` or ``.zst`` is not packed so. An empty file is no gzip file either."""
+    if found := wrong_packing(file):
+        raise InputError(f"{file.name} {found}")
+
+
+def wrong_packing(file: InputFile) -> str | None:
+    """What a ``.gz`` or ``.zst`` holds instead, or None. Raises ``InputError`` only where it cannot be read at all."""
     if file.compression is None:
-        return
+        return None
     with open_raw(file) as stream:
         head = stream.read(16)
     skippable = file.compression == "zstd" and head[1:4] == b"\x2a\x4d\x18"
-    if looks_like(head) != PACKED[file.compression] and not skippable:
-        found = (looks_like(head) or "something else") if head else "nothing: the file is empty"
-        raise InputError(f"{file.name} is not what its name says: expected {PACKED[file.compression]}, found {found}")
+    if looks_like(head) == PACKED[file.compression] or skippable:
+        return None
+    found = (looks_like(head) or "something else") if head else "nothing: the file is empty"
+    return f"is not what its name says: expected {PACKED[file.compression]}, found {found}"
 
 
 def read_head(file: InputFile) -> bytes:
@@ -67,11 +74,17 @@ def read_head(file: InputFile) -> bytes:
 def check_text(file: InputFile) -> bytes:
     """The head of a JSONL or CSV file. Raises ``InputError`` if it is plainly something else."""
     head = read_head(file)
-    found = looks_like(head) or (_not_jsonl(head) if file.format == "jsonl" else _not_csv(head))
+    found = looks_like(head) or _old_line_ends(head)
+    found = found or (_not_jsonl(head) if file.format == "jsonl" else _not_csv(head))
     if not found:
         return head
     hint = f"; rename it to end in {ENDINGS[found]}" if found in ENDINGS else ""
     raise InputError(f"{file.name} is not what its name says: expected {file.format.upper()}, found {found}{hint}")
+
+
+def _old_line_ends(head: bytes) -> str | None:
+    lines = [] if b"\n" in head else [line for line in head.split(b"\r") if line.strip()]
+    return "lines that end in a carriage return alone: end them in a newline" if len(lines) > 1 else None
 
 
 def _not_jsonl(head: bytes) -> str | None:

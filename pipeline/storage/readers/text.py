@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputError, InputFile, RawDocument
+from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputFile, RawDocument
 from pipeline.storage.readers.decompress import open_stream
 from pipeline.storage.readers.jsonl import BOM, too_large
 from pipeline.storage.readers.mapping import RowMapper
-from pipeline.storage.readers.sniff import check_packing, looks_like
+from pipeline.storage.readers.sniff import looks_like, wrong_packing
 from schemas.document import PromptParts
 
 
@@ -45,10 +45,8 @@ def _bytes(file: InputFile, limit: int) -> bytes:
     """The file, or just over ``limit`` bytes of it."""
     if not file.bytes:
         return b""
-    try:
-        check_packing(file)
-    except InputError as error:
-        raise BadValueError("not_text", str(error)) from error
+    if found := wrong_packing(file):
+        raise BadValueError("not_text", f"the file {found}")
     try:
         with open_stream(file) as stream:
             return stream.read(limit + 1)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from servers import free_port
 
 from pipeline.storage.filesystem import PathError, is_local, is_s3, resolve_path
 from pipeline.storage.parts import delete, list_orphans, publish, read_part, read_rows, write_part
@@ -115,6 +116,37 @@ def test_a_bucket_that_is_not_there(bucket: Any) -> None:
     with pytest.raises(InputError) as caught:
         read_corpus(InputSpec(path=(f"s3://no-such-{bucket.name}/x.jsonl",)))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["ftp://host", "http://[", "http://", "http://me:hunter2@host"])
+def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(InputError, match="AWS_ENDPOINT_URL is no address") as caught:
+        read_corpus(InputSpec(path=("s3://bucket/x.jsonl",)))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_endpoint_that_does_not_answer_and_one_that_asks_for_a_key(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = put(bucket, "a.jsonl", jsonl("a"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(InputError, match=f"{named} cannot be read: .*ACCESS_DENIED"):
+        read_corpus(InputSpec(path=(named,)))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(InputError, match=f"{named} cannot be read: .*NETWORK_CONNECTION"):
+        read_corpus(InputSpec(path=(named,)))
+
+
+def test_an_object_that_is_replaced_while_the_corpus_is_read(bucket: Any) -> None:
+    first, second = put(bucket, "a.jsonl", jsonl("a")), put(bucket, "b.jsonl", jsonl("b"))
+    rows = read_corpus(InputSpec(path=(first, second)))
+    assert isinstance(next(rows), RawDocument)
+    put(bucket, "b.jsonl", jsonl("other"))
+    with pytest.raises(InputError, match=f"{second} was changed"):
+        list(rows)
 
 
 def table(first: int, rows: int) -> pa.Table:
