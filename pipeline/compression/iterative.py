@@ -76,7 +76,7 @@ def _widths(scorer: Scorer, streams: Sequence[Stream], size: int) -> list[int]:
 
     Not increasing, so that documents go abreast in the order of ``streams``, those with most segments first.
     """
-    need = [min(scorer.window, len(one.start) + int((one.rates * one.counts).sum())) for one in streams]
+    need = [min(scorer.prefix, len(one.start) + int((one.rates * one.counts).sum())) for one in streams]
     share = CACHE[scorer.device.type]
     most = np.maximum.accumulate(need[::-1])[::-1].tolist()
     return [max(2 * (size + MAX_TOKENS), -(-held // share)) for held in most]

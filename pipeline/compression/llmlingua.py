@@ -49,7 +49,7 @@ class LLMLingua:
     @classmethod
     def build(cls, spec: CompressSpec, scorer: Scorer, start: int, separator: Ints) -> LLMLingua:
         """``start`` is the scorer's start token, ``separator`` its tokens of the blank line between parts."""
-        return cls(scorer, start, separator, spec.granular_k, min(spec.iterative_size, max(1, scorer.window // 4)))
+        return cls(scorer, start, separator, spec.granular_k, min(spec.iterative_size, max(1, scorer.prefix // 4)))
 
     def score(self, prompts: Sequence[Prompt], passed: Passed) -> list[Floats]:
         """A margin for every unit of every prompt: what is kept is the highest of each prompt, as many as fit.

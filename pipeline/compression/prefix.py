@@ -96,7 +96,7 @@ class Prefixes:
                 f"{scorer.config.model_type}: layers of kind {', '.join(sorted(kinds))} keep no keys and values that "
                 "could be reused; score with a model of plain attention layers"
             )
-        starts = [ids[-scorer.window :] for ids in starts]  # make_room drops more, should it not suffice
+        starts = [ids[-scorer.prefix :] for ids in starts]  # make_room drops more, should it not suffice
         self._scorer, self._store = scorer, Store(len(starts))
         self.length = np.array([len(ids) for ids in starts], dtype=np.int64)
         self.cached = np.zeros(len(starts), dtype=np.int64)
@@ -114,9 +114,9 @@ class Prefixes:
         self.length = self.length + counts
 
     def make_room(self, rows: Ints, tokens: Ints) -> None:
-        """Where ``tokens`` more would leave the model's window, go on from the last half window, computed anew."""
-        half = self._scorer.window // 2
-        for row in rows[self.length[rows] + tokens > self._scorer.window].tolist():
+        """Where ``tokens`` more would exceed ``Scorer.prefix``, go on from the last half of it, computed anew."""
+        half = self._scorer.prefix // 2
+        for row in rows[self.length[rows] + tokens > self._scorer.prefix].tolist():
             keep = min(half, int(self.length[row]))
             self._ids[row, :keep] = self._ids[row, self.length[row] - keep : self.length[row]].copy()
             self.length[row], self.cached[row] = keep, 0

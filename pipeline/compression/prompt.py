@@ -134,7 +134,7 @@ class Preparing:
         """A normaliser may leave nothing of a text; it still has to be kept or removed, so one token stands for it."""
         if len(tokens.ids):
             return tokens
-        return Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]]))
+        return Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]], np.int32))
 
 
 _WHOLE = np.zeros(1, np.int64)

@@ -139,12 +139,14 @@ def _begin(prompt: Prompt, margin: Floats) -> _Search:
 
 
 def _least(search: _Search, target: Tokenising) -> Fitted | Refusal:
-    """Nothing of the ranking fitted and nothing must stay: the cheapest unit that says something, if even that fits."""
+    """What fitted says nothing: the cheapest unit that does, beside what must stay (white space), if even that fits."""
     best = Fitted("", search.prompt.original)
     for unit in np.argsort(search.prompt.costs(), kind="stable").tolist():
-        kept = np.zeros(search.units, dtype=bool)
+        kept = search.mask(0)
         kept[unit] = True
-        if text := assemble(search.prompt, kept).render().strip():
+        text = assemble(search.prompt, kept).render()
+        if text.strip():
+            text = text if len(search.forced) else text.strip()
             best = Fitted(text, target.count([text])[0])
             break
     return best if best.text and best.tokens <= search.prompt.budget else too_small(search.prompt.budget, best.tokens)

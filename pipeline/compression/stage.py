@@ -29,8 +29,8 @@ class Compress:
     target: TargetSpec
 
     def identity(self) -> Any:
-        """Digests of the scoring model and of the model whose tokenizer counts."""
-        return [digest_of(self.spec.model), digest_of(self.target.tokenizer_model)]
+        """Digests of the scoring model and of the tokenizer that counts; its model's weights need not be here."""
+        return [digest_of(self.spec.model), _tokenizer_digest(self.target.tokenizer_model)]
 
     def work_seconds(self, characters: int) -> float:
         """Seconds that a document of this length takes, roughly: by whether a GPU is to be expected."""
@@ -66,7 +66,7 @@ class Compress:
         spec, scorer = self.spec, Tokenising(loaded.tokenizer)
         counting = self.target.tokenizer_model
         target = Tokenising(load_tokenizer(counting))
-        same = counting == spec.model or digest_of(counting) == loaded.ref.digest
+        same = counting == spec.model or _tokenizer_digest(counting) == _tokenizer_digest(spec.model)
         preparing = Preparing(
             scorer, target, spec.rate, spec.target_tokens, spec.compress_instruction, spec.compress_question, same
         )
@@ -104,3 +104,7 @@ class Compress:
             "compress_seconds": seconds,
         }
         return Result(fields, one.original, tokens, one.budget, seconds, latency_seconds=latency)
+
+
+def _tokenizer_digest(model: str) -> str:
+    return digest_of(model, weights=False)

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PIECE = 2**17
-"""Characters tokenised at once: the tokenizer's own records take some 500 bytes a token."""
+"""Characters of a long text tokenised at once."""
+
+GROUP = 2**19
+"""Bytes of text given to the tokenizer at once: its own records take some 500 bytes a token."""
 
 Ints = NDArray[np.int64]
+Spans = NDArray[np.int32]
+"""Characters (from, to): half the memory of the usual integers, and no text has two thousand million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class Tokens:
     """A text's tokens: ``ids[n]`` and ``spans[n, 2]``, the characters each one names (from, to)."""
 
     ids: Ints
-    spans: Ints
+    spans: Spans
 
 
 @functools.lru_cache(maxsize=4)
@@ -54,15 +59,15 @@ class Tokenising:
         pieces = [(index, start, piece) for index, text in enumerate(texts) for start, piece in _pieces(text)]
         found: list[list[Tokens]] = [[] for _ in texts]
         for index, start, tokens in self._encode(pieces):
-            found[index].append(Tokens(tokens.ids, tokens.spans + start))
+            found[index].append(Tokens(tokens.ids, tokens.spans + np.int32(start)))
         return [_joined(parts) for parts in found]
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each whole text."""
         counts: list[int] = []
-        for group in _groups([len(text) for text in texts]):
+        for group in _groups(texts):
             some = [texts[place] for place in group]
-            counts += [self._count_long(some[0])] if len(some[0]) > 8 * PIECE else self._count_batch(some)
+            counts += [self._count_long(some[0])] if len(some[0]) > 2 * PIECE else self._count_batch(some)
         return counts
 
     def _count_batch(self, texts: list[str]) -> list[int]:
@@ -72,23 +77,27 @@ class Tokenising:
     def _count_long(self, text: str) -> int:
         """The tokens of a text of megabytes, piece by piece where that is sure to give the same, for memory's sake.
 
-        A piece ends before white space where the tokenizer, started there, gives the very tokens that it gives for
-        the rest of the piece: what stands before does not matter then. Where no such place is found (one endless
-        word; a tokenizer that marks the start of a text) the text is counted at once.
+        A piece ends after a word where the tokenizer, started there, gives the very tokens that it gives for the rest
+        of the piece: what stands before does not matter then. Where no such place is found (one endless word; a
+        tokenizer that marks the start of a text) the text is counted at once.
         """
         total = start = 0
         while len(text) - start > 2 * PIECE:
             piece = text[start : start + PIECE]
             (tokens,) = self.tokenise([piece])
-            begins = {int(place): number for number, place in enumerate(tokens.spans[:, 0])}
-            for cut in _spaces(piece, len(piece) * 3 // 4):
-                number = begins.get(cut)
-                if number is not None and np.array_equal(self.tokenise([piece[cut:]])[0].ids, tokens.ids[number:]):
+            begins = tokens.spans[:, 0]
+            for cut in _word_ends(piece, len(piece) * 7 // 8):
+                number = int(np.searchsorted(begins, cut))
+                if begins[number : number + 1] == cut and self._begins(piece[cut:], tokens.ids[number:]):
                     break
             else:
                 return self._count_batch([text])[0]
             total, start = total + number, start + cut
         return total + self._count_batch([text[start:]])[0]
+
+    def _begins(self, text: str, ids: Ints) -> bool:
+        """Whether the text by itself has these tokens."""
+        return np.array_equal(self.tokenise([text])[0].ids, ids)
 
     def start_id(self) -> int:
         """The token a text is scored after when nothing else stands before it: BOS, else EOS, else a line break."""
@@ -99,13 +108,13 @@ class Tokenising:
         return int(tokens[-1]) if len(tokens) else 0
 
     def _encode(self, pieces: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, int, Tokens]]:
-        for group in _groups([len(piece) for _, _, piece in pieces]):
+        for group in _groups([piece for _, _, piece in pieces]):
             encodings = _own(self.tokenizer).encode_batch(
                 [pieces[place][2] for place in group], add_special_tokens=False
             )
             ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), np.int64)
             ends = chain.from_iterable(chain.from_iterable(one.offsets for one in encodings))
-            spans = np.fromiter(ends, np.int64, 2 * len(ids)).reshape(-1, 2)
+            spans = np.fromiter(ends, np.int32, 2 * len(ids)).reshape(-1, 2)
             bounds = np.cumsum([len(one) for one in encodings])[:-1]
             for place, some, where in zip(group, np.split(ids, bounds), np.split(spans, bounds), strict=True):
                 yield *pieces[place][:2], Tokens(some, where)
@@ -124,27 +133,33 @@ def _pieces(text: str) -> Iterator[tuple[int, str]]:
         yield start, text[start:]
 
 
-def _spaces(text: str, before: int) -> Iterator[int]:
-    """The last 32 places before ``before`` where white space follows something else, the last first."""
-    found = [one.start() + 1 for one in re.finditer(r"\S\s", text[max(0, before - 4096) : before])]
-    return (place + max(0, before - 4096) for place in found[:-33:-1])
+def _word_ends(text: str, before: int) -> Iterator[int]:
+    """Places before ``before``, the last first: where white space follows something else, then where words end.
+
+    Text of megabytes without white space is common (JSON, Chinese); without the end of a word it is not.
+    """
+    first = max(0, before - 4096)
+    for pattern in (r"\S(?=\s)", r"[^\W\d_](?=[\W\d_])"):
+        found = [one.end() for one in re.finditer(pattern, text[first:before])]
+        yield from (first + place for place in found[:-33:-1])
 
 
-def _groups(lengths: Sequence[int]) -> Iterator[range]:
-    """Consecutive places whose lengths sum to at most eight pieces (or one that is longer)."""
+def _groups(texts: Sequence[str]) -> Iterator[range]:
+    """Consecutive places of texts of ``GROUP`` bytes together (or one that is longer)."""
     first, total = 0, 0
-    for place, length in enumerate(lengths):
-        if place > first and total + length > 8 * PIECE:
+    for place, text in enumerate(texts):
+        size = len(text.encode())
+        if place > first and total + size > GROUP:
             yield range(first, place)
             first, total = place, 0
-        total += length
-    if first < len(lengths):
-        yield range(first, len(lengths))
+        total += size
+    if first < len(texts):
+        yield range(first, len(texts))
 
 
 def _joined(parts: Sequence[Tokens]) -> Tokens:
     if len(parts) == 1:
         return parts[0]
     if not parts:
-        return Tokens(np.zeros(0, np.int64), np.zeros((0, 2), np.int64))
+        return Tokens(np.zeros(0, np.int64), np.zeros((0, 2), np.int32))
     return Tokens(np.concatenate([part.ids for part in parts]), np.concatenate([part.spans for part in parts]))

@@ -33,9 +33,10 @@ from pipeline.compression.characters import (
 MAX_TOKENS = 16
 
 Ints = NDArray[np.int64]
+Places = NDArray[np.int32]
 
 
-def cut(texts: Sequence[str], spans: Sequence[Ints]) -> list[tuple[Ints, Ints]]:
+def cut(texts: Sequence[str], spans: Sequence[Places]) -> list[tuple[Ints, Ints]]:
     """Cut texts (none empty, each with tokens) into units; token i of text t is characters ``spans[t][i]`` (from, to).
 
     Returns for each text the first token and the first character of its units. These cover text and tokens without a
@@ -46,20 +47,20 @@ def cut(texts: Sequence[str], spans: Sequence[Ints]) -> list[tuple[Ints, Ints]]:
     # All texts at once, a space between them: one pass of array work instead of one per text.
     sizes = np.array([len(one) for one in spans])
     heads = np.cumsum(sizes) - sizes
-    offsets = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
+    offsets = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])], dtype=np.int32)
     shift = np.repeat(offsets, sizes)
     flat = np.concatenate(spans) + shift[:, None]
     ends = np.maximum.accumulate(flat[:, 1])
-    starts = np.concatenate([[0], ends[:-1]])
+    starts = np.roll(ends, 1)
     starts[heads] = offsets
     first = np.flatnonzero(_begins(" ".join(texts), starts, ends, flat[:, 0] >= starts, heads))
     bounds = np.searchsorted(first, heads[1:])
     tokens = np.split(first - np.repeat(heads, sizes)[first], bounds)
-    places = np.split((starts - shift)[first], bounds)
+    places = np.split((starts - shift)[first].astype(np.int64), bounds)
     return list(zip(tokens, places, strict=True))
 
 
-def _begins(text: str, starts: Ints, ends: Ints, apart: NDArray[np.bool_], heads: Ints) -> NDArray[np.bool_]:
+def _begins(text: str, starts: Places, ends: Places, apart: NDArray[np.bool_], heads: Ints) -> NDArray[np.bool_]:
     """Which tokens begin a unit. ``apart``: shares no character with a token before it."""
     kinds, points = kinds_of(text)
     inside = (starts > 0) & (starts < len(text)) & (ends > starts) & apart

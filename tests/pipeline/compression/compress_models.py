@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -70,6 +70,35 @@ def save_model(folder: Path, kind: str = "llama", vocabulary: int = 500, window:
     model = AutoModelForCausalLM.from_config(made[kind]())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+TOKENIZERS = ("words", "unigram", "wordpiece")
+"""Other kinds: three digits and leading punctuation in a token; white space and case lost, characters replaced."""
+
+
+def save_tokenizer(folder: Path, kind: str) -> str:
+    """A tokenizer without a model, trained on ``WORDS``. Returns the name to load it by."""
+    special = ["[UNK]", "[PAD]"]
+    options: dict[str, Any] = {"special_tokens": special, "show_progress": False}
+    if kind == "words":
+        inner = Tokenizer(models.BPE())
+        words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        inner.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        )
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, **options)
+    elif kind == "unigram":
+        inner = Tokenizer(models.Unigram())
+        inner.normalizer, inner.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=200, unk_token="[UNK]", **options)
+    else:
+        inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        inner.normalizer, inner.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=400, **options)
+    inner.train_from_iterator([WORDS], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
     return str(folder)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from compress_models import Compressing, document, save_model, stage_of
+from compress_models import TOKENIZERS, Compressing, document, save_model, save_tokenizer, stage_of
 
 from pipeline.models import ModelPool
 from pipeline.stages import Outcome, Run
@@ -23,6 +23,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def bytewise(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Another model, whose tokenizer knows little more than bytes."""
     return save_model(tmp_path_factory.mktemp("bytewise"), vocabulary=280)
+
+
+@pytest.fixture(scope="session")
+def counters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tokenizers of other kinds, by kind; no model comes with them."""
+    return {kind: save_tokenizer(tmp_path_factory.mktemp(kind), kind) for kind in TOKENIZERS}
 
 
 @pytest.fixture(scope="session")

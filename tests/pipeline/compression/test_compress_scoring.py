@@ -84,8 +84,8 @@ def by_hand(scorer: Scorer, pool: ModelPool, one: Stream) -> tuple[list[float], 
     for number in range(int(one.segments[-1]) + 1):
         units = np.flatnonzero(one.segments == number).tolist()
         tokens = one.ids[place : place + int(one.counts[units].sum())].tolist()
-        if len(prefix) + len(tokens) > scorer.window:
-            prefix = prefix[-(scorer.window // 2) :]
+        if len(prefix) + len(tokens) > scorer.prefix:
+            prefix = prefix[-(scorer.prefix // 2) :]
         nats = plain(scorer, pool, prefix + tokens)[len(prefix) - 1 :]
         ends = np.cumsum(one.counts[units])
         means = [float(nats[end - count : end].mean()) for end, count in zip(ends, one.counts[units], strict=True)]
@@ -109,11 +109,12 @@ def by_hand(scorer: Scorer, pool: ModelPool, one: Stream) -> tuple[list[float], 
 LENGTHS = [(150, 3), (40, 60), (8, 1), (300, 1), (90, 200), (1, 1)]
 
 
-@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize(("multiple", "prefix"), [(1, 256), (8, 256), (1, 150)])
 def test_iterations_of_a_batch_equal_algorithm_2_by_hand(
-    scorer: Scorer, pool: ModelPool, monkeypatch: pytest.MonkeyPatch, multiple: int
+    scorer: Scorer, pool: ModelPool, monkeypatch: pytest.MonkeyPatch, multiple: int, prefix: int
 ) -> None:
-    """Among them prefixes and streams that outgrow the window of 256 tokens; columns padded as on a GPU or not."""
+    """Among them prefixes and streams that outgrow window or prefix; columns padded as on a GPU or not."""
+    monkeypatch.setattr(scorer, "prefix", prefix)
     monkeypatch.setattr(Prefixes, "_round", lambda self, columns: -(-columns // multiple) * multiple)
     streams = [stream(length, seed, start, rate=0.3 + 0.1 * seed) for seed, (length, start) in enumerate(LENGTHS)]
     for one, margin in zip(streams, rank(scorer, streams, 30, lambda tokens: None), strict=True):

@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 import pytest
-from compress_models import WORDS, Compressing, document, stage_of, text_of
+from compress_models import TOKENIZERS, WORDS, Compressing, document, stage_of, text_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.compression.llmlingua import LLMLingua
 from pipeline.compression.registry import METHODS, build_method
 from pipeline.compression.units import MAX_TOKENS
-from pipeline.models import ModelPool
+from pipeline.models import ModelPool, load_tokenizer
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document, PromptParts
 from schemas.records import STAGE_FIELDS
@@ -80,6 +80,20 @@ def test_promises_hold_in_another_tokenizer(
     check_promises(parts, outcome)
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@quick
+@given(prompts, st.floats(0.02, 1))
+def test_promises_hold_whatever_tokenizer_counts(
+    compressing: Compressing, counters: dict[str, str], kind: str, parts: PromptParts, rate: float
+) -> None:
+    """Some lose white space and case; their models' weights are nowhere."""
+    (outcome,) = compressing(parts, target=counters[kind], rate=rate)
+    check_promises(parts, outcome)
+    if isinstance(outcome, Result):
+        inner = load_tokenizer(counters[kind]).backend_tokenizer
+        assert outcome.tokens_out == len(inner.encode(text_of(outcome), add_special_tokens=False))
+
+
 @quick
 @given(prompts)
 def test_nothing_changes_at_rate_1(compressing: Compressing, parts: PromptParts) -> None:
@@ -132,6 +146,15 @@ def test_a_budget_under_one_unit_names_the_least(compressing: Compressing) -> No
     least = int(outcome.reason.rpartition("at least ")[2].split()[0])
     (outcome,) = compressing(source, target_tokens=least)
     check_promises(source, outcome)
+    assert isinstance(outcome, Result)
+
+
+@pytest.mark.parametrize("question", ["\t\t", "\n"])
+def test_white_space_that_must_stay_stays(compressing: Compressing, counters: dict[str, str], question: str) -> None:
+    parts = PromptParts(contexts=tuple(SENTENCES), question=question)
+    for target_tokens in (1, 2, 3):
+        (outcome,) = compressing(parts, target=counters["wordpiece"], target_tokens=target_tokens)
+        check_promises(parts, outcome)
     assert isinstance(outcome, Result)
 
 
@@ -223,6 +246,18 @@ def test_progress_counts_every_document_and_token(pool: ModelPool, tiny: str) ->
     assert len(seen) > 2
     assert sum(documents for documents, _ in seen) == 6
     assert sum(tokens for _, tokens in seen) == sum(one.tokens_in for one in outcomes if isinstance(one, Result))
+
+
+def test_a_long_document_gives_signs_of_life(pool: ModelPool, tiny: str) -> None:
+    """It is progress that keeps a shard from being taken for stuck; one document may take hours."""
+    seen: list[tuple[int, int]] = []
+    run = Run(pool, progress=lambda documents, tokens: seen.append((documents, tokens)))
+    parts = PromptParts(contexts=(WORDS * 4,))
+    (outcome,) = stage_of(tiny, rate=0.2, iterative_size=40).run([document(parts)], run)
+    assert isinstance(outcome, Result)
+    assert len(seen) > outcome.tokens_in / 40  # one for every segment
+    assert max(tokens for _, tokens in seen) < 0.3 * outcome.tokens_in
+    assert sum(tokens for _, tokens in seen) == outcome.tokens_in
 
 
 def test_a_stopping_run_stops_between_passes(pool: ModelPool, tiny: str) -> None:
