@@ -101,19 +101,34 @@ def test_the_scaler_scales_the_worker() -> None:
     assert scaler["spec"]["triggers"][0]["authenticationRef"]["name"] == login["metadata"]["name"]
 
 
-def test_the_scaler_counts_open_shards(postgres_url: str) -> None:
+@pytest.mark.parametrize(
+    ("job_state", "shard_states", "counted"),
+    [
+        ("running", ("pending", "leased", "leased", "done", "split", "dead"), 3),
+        ("running", ("done", "reopened"), 1),  # a publication is made by a worker, too
+        ("submitting", ("pending",), 1),
+        ("submitting", (), 0),  # its producer may be gone for ever
+        ("done", ("done",), 0),
+        *((state, ("pending", "leased", "done"), 0) for state in ("cancelled", "stopped")),  # a fleet must not wait
+    ],
+)
+def test_the_scaler_counts_open_shards(
+    postgres_url: str, job_state: str, shard_states: tuple[str, ...], counted: int
+) -> None:
     query = of_kind("ScaledObject")[0]["spec"]["triggers"][0]["metadata"]["query"]
+    dashboard = json.loads((INFRA / "grafana" / "contextmill.json").read_text(encoding="utf-8"))
+    assert dashboard["panels"][0]["targets"][0]["rawSql"].replace(" as open", "") == query
     engine = sqlalchemy.create_engine(postgres_url)
     Base.metadata.create_all(engine)
-    texts = {"id": "j", "name": "n", "state": "running", "spec_hash": "", "input_hash": "", "output": ""}
+    texts = {"id": "j", "name": "n", "state": job_state, "spec_hash": "", "input_hash": "", "output": ""}
     job = {**texts, "spec": {}, "stage_hashes": [], "workers": 1, "documents": 0, "collapsed": 0, "created_at": 0.0}
     shard: dict[str, Any] = {"job_id": "j", "stage": 0, "start": 0, "stop": 1, "attempt": 0, "attempt_limit": 3}
-    states = ("pending", "leased", "leased", "done", "split", "dead", "cancelled")
-    shards = [shard | {"id": str(number), "state": state} for number, state in enumerate(states)]
+    shards = [shard | {"id": str(number), "state": state} for number, state in enumerate(shard_states)]
     with engine.begin() as connection:
         connection.execute(sqlalchemy.insert(Base.metadata.tables["jobs"]), [job])
-        connection.execute(sqlalchemy.insert(Base.metadata.tables["shards"]), shards)
-        assert connection.execute(sqlalchemy.text(query)).scalar_one() == 3
+        if shards:
+            connection.execute(sqlalchemy.insert(Base.metadata.tables["shards"]), shards)
+        assert connection.execute(sqlalchemy.text(query)).scalar_one() == counted
     engine.dispose()
 
 
@@ -127,6 +142,29 @@ def test_every_query_of_the_dashboard_runs(postgres_url: str) -> None:
             connection.execute(sqlalchemy.text(query)).all()
     engine.dispose()
     assert len(queries) == 9
+
+
+def test_the_dashboard_shows_what_was_paid_and_the_speed_of_what_was_worked_on(postgres_url: str) -> None:
+    dashboard = json.loads((INFRA / "grafana" / "contextmill.json").read_text(encoding="utf-8"))
+    queries = {panel["title"]: panel["targets"][0]["rawSql"] for panel in dashboard["panels"]}
+    engine = sqlalchemy.create_engine(postgres_url)
+    Base.metadata.create_all(engine)
+    texts = {"id": "j", "name": "n", "state": "done", "spec_hash": "", "input_hash": "", "output": ""}
+    job = {**texts, "spec": {}, "stage_hashes": [], "workers": 1, "documents": 2, "collapsed": 0, "created_at": 0.0}
+    call = {"job_id": "j", "stage": 0, "attempt": 1, "sent_at": 0.0, "state": "done", "cost_microusd": 2_000_000}
+    usage = {"job_id": "j", "stage": 0, "stage_hash": "", "content_hash": "", "part": "", "row": 0, "tokens_in": 100}
+    worked = usage | {"seq": 0, "tokens_out": 1, "seconds": 2.0, "cost_microusd": 2_000_000, "reused_from": None}
+    taken_over = usage | {"seq": 1, "tokens_out": 1, "seconds": 0.0, "cost_microusd": 0, "reused_from": "i"}
+    refused_but_paid = call | {"id": "b", "seq": 2}
+    with engine.begin() as connection:
+        tables = Base.metadata.tables
+        connection.execute(sqlalchemy.insert(tables["jobs"]), [job])
+        connection.execute(sqlalchemy.insert(tables["requests"]), [call | {"id": "a", "seq": 0}, refused_but_paid])
+        connection.execute(sqlalchemy.insert(tables["usage"]), [worked, taken_over])
+        assert float(connection.execute(sqlalchemy.text(queries["Spent, USD"])).scalar_one()) == 4.0
+        row = connection.execute(sqlalchemy.text(queries["Tokens and seconds by stage"])).one()
+    assert (row.tokens_in, row.tokens_per_second, row.reused) == (200, 50, 1)
+    engine.dispose()
 
 
 def test_kustomization_names_every_manifest() -> None:
