@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -15,6 +17,8 @@ from pipeline.storage.reaping import Bell, mark_rung, unrung
 from pipeline.storage.shards import Claim
 from workers.app import PREFIX, RUN_SHARD, bells, queue_name
 
+# kombu tries for six seconds: a corpus of ten thousand shards, submitted while the broker is away, would take a day.
+SILENT_SECONDS = 5.0
 UNACKED = f"{PREFIX}unacked"  # kombu's hash of delivered, not yet acknowledged messages
 
 
@@ -27,13 +31,17 @@ class CeleryDoorbell:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._silent_until = 0.0
 
     def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
         """Publish. Raises ``DoorbellSilentError`` while the broker is away: a reaper rings later."""
+        if time.monotonic() < self._silent_until:
+            raise DoorbellSilentError("the broker did not answer a moment ago")
         queue = queue_name(kind, priority)
         try:
             self._app.send_task(RUN_SHARD, args=(job_id, shard_id), queue=queue, routing_key=queue, retry=False)
         except (OperationalError, redis.RedisError, OSError) as error:
+            self._silent_until = time.monotonic() + SILENT_SECONDS
             raise DoorbellSilentError(f"the broker does not answer: {type(error).__name__}") from error
 
 
@@ -43,18 +51,33 @@ def broker_client(app: Celery) -> redis.Redis:
     return redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
 
 
-def queued(client: redis.Redis) -> Counter[Bell]:
-    """Messages that wait, queue by queue."""
+def backlog(client: redis.Redis) -> int:
+    """Messages waiting or in some worker's hands."""
+    in_hand: Any = client.hlen(UNACKED)
+    return int(in_hand) + _waiting(client).total()
+
+
+def held(client: redis.Redis) -> Counter[Bell]:
+    """Messages waiting or in some worker's hands, queue by queue."""
+    in_hand: Any = client.hvals(UNACKED)
+    names = {queue_name(*bell): bell for bell in bells()}
+    return _waiting(client) + Counter(names[name] for name in map(_queue_of, in_hand) if name in names)
+
+
+def _waiting(client: redis.Redis) -> Counter[Bell]:
     pipe = client.pipeline()
     for bell in bells():
         pipe.llen(f"{PREFIX}{queue_name(*bell)}")
     return Counter(dict(zip(bells(), pipe.execute(), strict=True)))
 
 
-def backlog(client: redis.Redis) -> int:
-    """Messages waiting or in some worker's hands."""
-    in_hand: Any = client.hlen(UNACKED)
-    return int(in_hand) + queued(client).total()
+def _queue_of(unacked: bytes) -> str | None:
+    """kombu keeps [message, exchange, routing key]."""
+    try:
+        _, _, name = json.loads(unacked)
+    except (ValueError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def ring_due(engine: Engine, doorbell: CeleryDoorbell, *, of: Claim | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 
 import redis
@@ -19,13 +20,13 @@ from pipeline.storage.reaping import (
     lead,
     leader,
     open_publications,
+    owed,
     owners,
     resign,
-    rung_for,
     unring_oldest,
 )
 from schemas.settings import Settings
-from workers.doorbell import CeleryDoorbell, broker_client, queued, ring_due
+from workers.doorbell import CeleryDoorbell, broker_client, held, ring_due
 from workers.processes import dead_here, owner
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Reaper:
         self._engine, self._settings = engine, settings
         self._doorbell, self._client = CeleryDoorbell(app), broker_client(app)
         self._missing = Counter[Bell]()
+        self._expire_from = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
@@ -64,14 +66,20 @@ class Reaper:
         try:
             action()  # type: ignore[operator]
         except (SQLAlchemyError, redis.RedisError, DoorbellSilentError, OSError) as error:
+            if isinstance(error, SQLAlchemyError):
+                self._wait_for_renewals()
             log.warning("reaper: %s; trying again", " ".join(str(error).split())[:200])
 
     def reap(self) -> None:
         """One pass."""
         self._release_dead()
+        asked = time.monotonic()
         if not self._leads():
             return
-        expire(self._engine)
+        if time.monotonic() - asked > self._settings.renew_seconds:
+            self._wait_for_renewals()
+        if time.monotonic() >= self._expire_from:
+            expire(self._engine)
         bury(self._engine, self._settings.max_attempts)
         open_publications(self._engine, self._settings.max_attempts)
         self._unring_lost()
@@ -81,6 +89,10 @@ class Reaper:
     def _leads(self) -> bool:
         return lead(self._engine, TASK, owner(), 3 * self._settings.reap_seconds)
 
+    def _wait_for_renewals(self) -> None:
+        """A database that was away or locked kept the living from renewing their leases, too: they get a moment."""
+        self._expire_from = time.monotonic() + 2 * self._settings.renew_seconds
+
     def _release_dead(self) -> None:
         if gone := dead_here(owners(self._engine)):
             count = expire(self._engine, gone)
@@ -89,13 +101,13 @@ class Reaper:
             resign(self._engine, TASK, dead)
 
     def _unring_lost(self) -> None:
-        """Where shards outnumber the messages of their queue, twice in a row, some were lost: ring for as many again.
+        """Where a queue's shards outnumber its messages, twice in a row, some were lost: ring for as many again.
 
         Which ones, nobody knows. Those rung for longest ago, for a queue is first in, first out: before long the lost
         are the oldest. Never more than are missing, for a guess that was wrong costs a message without effect.
         """
-        waiting = rung_for(self._engine)  # counted first: a shard rung for meanwhile then hides a loss, and feigns none
-        missing = waiting - queued(self._client)
+        should = owed(self._engine)  # counted first: a shard rung for meanwhile then hides a loss, and feigns none
+        missing = should - held(self._client)
         for bell, number in (missing & self._missing).items():
             log.warning("%d messages for %s of %s priority were lost: ringing for as many again", number, *bell)
             unring_oldest(self._engine, bell, number)

@@ -154,11 +154,12 @@ def unring(engine: Engine, job_id: str) -> None:
         connection.execute(pending.values(rung_at=None))
 
 
-def rung_for(engine: Engine) -> Counter[Bell]:
-    """Shards of active jobs that were rung for and still wait: as many messages, at least, should be in each queue."""
+def owed(engine: Engine) -> Counter[Bell]:
+    """Messages that the broker should have: one for each shard of an active job that was rung for and waits, or is in
+    some worker's hands."""
     counts = Counter[Bell]()
     with reading(engine) as connection:
-        for _, _, bell, number in _waiting(connection):
+        for _, _, bell, number in _stages(connection, or_(RUNG, Shard.state == "leased")):
             counts[bell] += number
     return counts
 
@@ -166,7 +167,7 @@ def rung_for(engine: Engine) -> Counter[Bell]:
 def unring_oldest(engine: Engine, bell: Bell, number: int) -> None:
     """Forget that ``number`` of the shards that wait in this queue were rung for: those of the longest ago."""
     with engine.begin() as connection:
-        stages = [(job_id, stage) for job_id, stage, its, _ in _waiting(connection) if its == bell]
+        stages = [(job_id, stage) for job_id, stage, its, _ in _stages(connection, RUNG) if its == bell]
         oldest = (
             select(Shard.job_id, Shard.id)
             .where(RUNG, tuple_(Shard.job_id, Shard.stage).in_(stages))
@@ -180,12 +181,12 @@ def unring_oldest(engine: Engine, bell: Bell, number: int) -> None:
 RUNG = and_(Shard.state == "pending", Shard.rung_at.is_not(None))
 
 
-def _waiting(connection: Connection) -> list[tuple[str, int, Bell, int]]:
-    """(job, stage, bell, number of shards) of all that were rung for and wait."""
+def _stages(connection: Connection, which: ColumnElement[bool]) -> list[tuple[str, int, Bell, int]]:
+    """(job, stage, bell, number of such shards) of active jobs."""
     query = (
         select(Job.id, Shard.stage, Job.spec, func.count())
         .join(Job, Job.id == Shard.job_id)
-        .where(RUNG, Job.state.in_(ACTIVE))
+        .where(which, Job.state.in_(ACTIVE))
         .group_by(Job.id, Shard.stage)
     )
     return [(job, stage, _bell(stage, spec), number) for job, stage, spec, number in connection.execute(query)]

@@ -7,11 +7,12 @@ import random
 import sqlite3
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet import Fleet, job_spec, wait_until, write_corpus
+from fleet import QUICK, Fleet, job_spec, wait_until, write_corpus
 from odd_fleets import AWAY_SECONDS, odd_fleet, small_disk
 from outcomes import assert_each_once, assert_manifest, assert_no_leftovers, columns
 from servers import PostgresServer, RedisServer
@@ -20,8 +21,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pipeline.storage.jobs import resume_job, retry_dead
+from pipeline.storage.shards import claim
 from pipeline.storage.sql import patiently
 from schemas.tables import DocumentRow, Rejection
+from workers.reaper import Reaper
 
 SLOW = "sleep 0.1 {}".format
 FEW = {"kind": "copy", "seconds_per_shard": 7e-6}  # about seven short documents a shard
@@ -59,7 +62,9 @@ def test_a_broker_that_is_away_while_a_job_is_submitted(
         fleet.start_worker()
         wait_until(lambda: " ready." in fleet.logs(), 90, "a worker")
         redis_server.kill()
-        job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 20), tmp_path / "out")).job_id
+        began = time.monotonic()
+        job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 20), tmp_path / "out", FEW)).job_id
+        assert time.monotonic() - began < 10.0, "it is waited for once, not at each shard"
         assert {shard.rung_at for shard in fleet.shards(job)} == {None}
         redis_server.start()
         fleet.wait(job, 90)
@@ -79,6 +84,27 @@ def test_a_database_that_is_locked(fleet: Fleet, tmp_path: Path) -> None:
     fleet.wait(job, 120)
     assert_each_once(fleet, job, names(60))
     assert {shard.attempt for shard in fleet.shards(job)} == {1}, "a lock is no failure of a document"
+
+
+@pytest.mark.timeout(60)
+def test_nobody_loses_a_shard_for_a_lock_that_kept_the_reaper_waiting_too(fleet: Fleet, tmp_path: Path) -> None:
+    """Its holder could not renew the lease either: it gets a moment to do so before the lease is taken back."""
+    job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 1), tmp_path / "out")).job_id
+    (shard,) = fleet.shards(job)
+    assert claim(fleet.engine, job, shard.id, "another machine", 0.2)
+    connection = sqlite3.connect(fleet.engine.url.database or "", isolation_level=None, timeout=30)
+    connection.execute("begin exclusive")
+    reaper = Reaper(fleet.engine, fleet.app, fleet.settings)
+    with ThreadPoolExecutor(1) as pool:
+        reaped = pool.submit(reaper.reap)
+        time.sleep(QUICK["renew_seconds"] + 0.5)
+        connection.execute("rollback")
+        connection.close()
+        reaped.result()
+    assert len(fleet.shards(job, "leased")) == 1
+    time.sleep(2 * QUICK["renew_seconds"])
+    reaper.reap()
+    assert len(fleet.shards(job, "pending")) == 1
 
 
 @pytest.mark.timeout(300)

@@ -13,11 +13,11 @@ from outcomes import assert_each_once
 from sqlalchemy import insert, update
 
 from pipeline.storage import shards
-from pipeline.storage.reaping import rung_for
+from pipeline.storage.reaping import owed
 from pipeline.storage.shards import shard_row
 from schemas.tables import Shard
 from workers.app import PREFIX, queue_name
-from workers.doorbell import CeleryDoorbell, queued, ring_due
+from workers.doorbell import CeleryDoorbell, held, ring_due
 from workers.reaper import Reaper
 
 ONE = {"kind": "copy", "seconds_per_shard": 1e-7}  # a document a shard
@@ -46,7 +46,8 @@ def test_a_lost_message_is_rung_again_though_many_others_wait(each_fleet: Fleet,
     fleet.submit(job_spec(high, tmp_path / "out", ONE, priority="high"))
     for number in range(20):
         fleet.client.lpush(f"{PREFIX}{queue_name('generate', 'bulk')}", f"of another application {number}")
-        fleet.client.hset(f"{PREFIX}unacked", f"in hand {number}", "[]")
+        fleet.client.hset(f"{PREFIX}unacked", f"in hand {number}", json.dumps([{}, "", "contextmill.generate.bulk"]))
+        fleet.client.hset(f"{PREFIX}unacked", f"odd {number}", "odd")
     lose(fleet, "0-0-1")
     reaper = Reaper(fleet.engine, fleet.app, fleet.settings)
     reaper.reap()
@@ -92,14 +93,19 @@ def test_a_big_backlog_is_rung_for_once(fleet: Fleet, tmp_path: Path) -> None:
     for _ in range(3):
         reaper.reap()
         other.reap()
-    assert queued(fleet.client) == rung_for(fleet.engine) == {("copy", "bulk"): number}
+    assert held(fleet.client) == owed(fleet.engine) == {("copy", "bulk"): number}
     fleet.client.delete(BULK)  # all of it lost
     for _ in range(4):
         reaper.reap()
         other.reap()
-    assert queued(fleet.client)["copy", "bulk"] == number
-    with fleet.engine.begin() as connection:  # many in hand, which their messages' queue does not show
+    assert held(fleet.client)["copy", "bulk"] == number
+    with fleet.engine.begin() as connection:  # many are worked on, more were only just taken from the queue
         connection.execute(update(Shard).where(Shard.start < 500).values(state="leased", lease_until=2e9))
+    for taken in range(700):
+        message: Any = fleet.client.rpop(BULK)
+        fleet.client.hset(
+            f"{PREFIX}unacked", str(taken), json.dumps([json.loads(message), "", "contextmill.copy.bulk"])
+        )
     for _ in range(3):
         reaper.reap()
-    assert queued(fleet.client)["copy", "bulk"] == number
+    assert fleet.client.llen(BULK) == number - 700
