@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,18 @@ def test_run_outlives_its_worker_and_its_server(tmp_path: Path) -> None:
     run.under_way(run.shards_done() + 2)
     named(process, "valkey-server", "redis-server").kill()
     run.finished(process, 120)
+
+
+@pytest.mark.timeout(200)
+def test_run_again_makes_data_that_was_removed(tmp_path: Path) -> None:
+    run = Run(tmp_path, 20, "document {}".format)
+    run.finished(run.start(), 20)
+    worked = odd_lines(tmp_path)
+    (data,) = run.folder.glob("runs/*/data")
+    shutil.rmtree(data)
+    again = run.start()
+    run.finished(again, 20)
+    assert odd_lines(tmp_path) == worked, "no document is worked on again"
 
 
 @pytest.mark.timeout(200)

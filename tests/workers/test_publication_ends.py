@@ -116,13 +116,13 @@ def test_sigterm_while_publishing(fleet: Fleet, tmp_path: Path) -> None:
     job = fleet.submit(
         job_spec(write_corpus(tmp_path / "c.jsonl", 60), tmp_path / "out", {"kind": "copy", "seconds_per_shard": 7e-6})
     ).job_id
-    first = fleet.start_worker(timings={"soft_shutdown_seconds": 8.0}, ODD_LINK_SECONDS="2")
+    first = fleet.start_worker(timings={"soft_shutdown_seconds": 6.0}, ODD_LINK_SECONDS="1")
     wait_until(lambda: any(shard.id == PUBLISH for shard in fleet.shards(job, "leased")), 60, "the publication")
     root = Path(fleet.job(job).output)
     wait_until(lambda: any(root.glob(".data-*/*")), 20, "its first file")
     seconds = first.terminate(30)
     print(f"SIGTERM while publishing: left after {seconds:.1f} s")
-    assert seconds < 8.0 + 3.0
+    assert seconds < 6.0 + 3.0
     (row,) = [shard for shard in fleet.shards(job) if shard.id == PUBLISH]
     assert (row.state, row.owner, row.attempt_limit - row.attempt) == ("pending", None, 3)
     assert fleet.job(job).state == "running"
