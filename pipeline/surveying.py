@@ -80,7 +80,7 @@ def _measured_in(engine: Engine, stage_hash: str) -> str:
     )
     with reading(engine) as connection:
         runs = connection.execute(query).scalar_one()
-    return f"time as measured in {runs} run{'' if runs == 1 else 's'} with this database"
+    return f"time measured in {runs} run{'' if runs == 1 else 's'} with this database"
 
 
 def _assumed(stage: StageEstimate) -> str:
@@ -93,4 +93,4 @@ def _assumed(stage: StageEstimate) -> str:
         "cuda": f"a large GPU that reads {GPU_RATES[0]:,.0f} and writes {GPU_RATES[1]:,.0f} tokens/s {model}",
         "cpu": f"cores that read {CPU_RATES[0]:,.0f} and write {CPU_RATES[1]:,.0f} tokens/s each {model}",
     }[stage.device]
-    return f"time not measured yet but assumed, for {machine}; the first run will measure it"
+    return f"time assumed, not measured yet: for {machine}; the first run measures it"

@@ -31,7 +31,6 @@ app.add_typer(machine.models, name="models")
 
 def call() -> None:
     """Run the command the user typed, to its exit code. Ends in ``SystemExit`` always."""
-    interrupts.leave_in_order()
     try:
         _set_up_logging()
         app(standalone_mode=True)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 
 TYPE_CHECKING = False  # typing itself takes longer to import than all of this
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 EXIT = 1
 SIGNALS = signal.SIGINT, signal.SIGTERM
 GOES_ON = "run", "submit", "resume"
-SHOW_CURSOR = b"\x1b[?25h"  # a progress display hides it
+SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"  # behind a progress display, which hides it
 
 
 class Interrupted(BaseException):
-    """Stop now; what was started is stopped on the way out. No KeyboardInterrupt: typer would exit without a word."""
+    """Stop now. Not KeyboardInterrupt: typer would exit without a word."""
 
 
 class _State:
@@ -35,10 +36,25 @@ def leave_at_once() -> None:
     _catch(_leave)
 
 
-def leave_in_order() -> None:
-    """From now on the first signal raises ``Interrupted`` in the main thread; a second one ends the process."""
-    sys.unraisablehook = _unraisable
+@contextlib.contextmanager
+def in_order() -> Iterator[None]:
+    """Inside, the first signal raises ``Interrupted`` in the main thread, so that what was started is stopped on the
+    way out; a second one ends the process. Not for imports: libraries swallow what is raised in them.
+    """
+    before, sys.unraisablehook = sys.unraisablehook, _unraisable
     _catch(_raise)
+    try:
+        yield
+        check()
+    finally:
+        _catch(_leave)
+        sys.unraisablehook = before
+
+
+def check() -> None:
+    """Raise ``Interrupted`` once more, where a library swallowed it: to be called now and then in long work."""
+    if _State.raised:
+        raise Interrupted
 
 
 def ignore() -> None:

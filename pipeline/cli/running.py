@@ -123,11 +123,16 @@ def work_until_done(
     if settings.broker_url is None:
         unring(engine, job_id)  # an earlier run's broker ended with it
     log_dir = Path("logs") if output.startswith("s3:") else Path(output) / "logs"
-    with Embedded(settings, workers, log_dir) as embedded, _stopping():
+    with interrupts.in_order(), Embedded(settings, workers, log_dir) as embedded, _stopping():
         if unread is not None:
             spec, identity = unread
             submit(engine, embedded.settings, spec, workers, quiet=json_, identity=identity)
-        follow(engine, job_id, err, check=embedded.check)
+
+        def check() -> None:
+            interrupts.check()
+            embedded.check()
+
+        follow(engine, job_id, err, check=check)
     finish(engine, job_id, json_)
 
 
@@ -145,8 +150,12 @@ def _stopping() -> Iterator[None]:
 @contextlib.contextmanager
 def _reading(quiet: bool) -> Iterator[Callable[[int], None]]:
     """Shows that the corpus is being read, and how far: a call with the number of documents."""
-    if quiet or not err.is_terminal:
-        yield lambda documents: None
-        return
-    with err.status("reading the corpus") as shown:
-        yield lambda documents: shown.update(f"reading the corpus: {documents:,} documents")
+    shown = None if quiet or not err.is_terminal else err.status("reading the corpus")
+
+    def progress(documents: int) -> None:
+        interrupts.check()
+        if shown is not None:
+            shown.update(f"reading the corpus: {documents:,} documents")
+
+    with shown or contextlib.nullcontext():
+        yield progress

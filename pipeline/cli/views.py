@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     FAILURE,
     JobId,
@@ -72,7 +73,8 @@ def report(
     if html is not None:
         from pipeline.reporting import write_report
 
-        write_report(engine, job_id, html)
+        with interrupts.in_order():
+            write_report(engine, job_id, html)
         if not json_:
             out.print(f"report: {html}", soft_wrap=True, markup=False)
     if html is None or json_:
@@ -93,7 +95,9 @@ def export(
     row = find_job(engine, job)
     if row.state != "done":
         fail(f"job {row.id} is {row.state}: rows are exported once it is done", FAILURE)
-    out.print(f"{export_rows(row.output, to)} rows: {to}", soft_wrap=True, markup=False)
+    with interrupts.in_order():
+        count = export_rows(row.output, to)
+    out.print(f"{count} rows: {to}", soft_wrap=True, markup=False)
 
 
 def print_dry_run(spec: JobSpec, given: Settings, json_: bool) -> None:
@@ -101,12 +105,13 @@ def print_dry_run(spec: JobSpec, given: Settings, json_: bool) -> None:
     from pipeline.accounting.console import print_estimate
     from pipeline.surveying import estimate_job
 
-    made, seen, bases = estimate_job(spec, given)
+    with interrupts.in_order():  # a packed Parquet file is unpacked beside the system's other temporary files
+        made, seen, bases = estimate_job(spec, given)
     if json_:
         print_json({**made.to_json(), "rejected": seen.rejected, "basis": bases})
         return
     print_estimate(made, out)
     for kind, basis in bases.items():
-        out.print(f"basis      {kind}: {escape(basis)}", soft_wrap=True)
+        out.print(f"basis: {kind}: {escape(basis)}")
     if seen.rejected:
         out.print(f"{seen.rejected} rows would be rejected, the first: {escape(seen.first_rejection or '')}")

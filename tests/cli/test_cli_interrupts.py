@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,39 @@ def test_a_run_ends_with_one_line_whenever_it_is_interrupted(user: User, sign: s
     with ThreadPoolExecutor(AT_ONCE) as pool:
         ended = dict(zip(MOMENTS, pool.map(one, MOMENTS), strict=True))
     assert ended == dict.fromkeys(MOMENTS, Said(1, "", GOES_ON))
+
+
+SWALLOWED = """
+import signal, weakref
+from pipeline.cli import interrupts
+class Thing: pass
+interrupts.leave_at_once()
+def in_a_library():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException:
+        pass
+def where_nothing_can_be_raised():
+    thing = Thing()
+    watched = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+try:
+    with interrupts.in_order():
+        {how}()
+except interrupts.Interrupted:
+    print("raised again")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "ended"),
+    [("in_a_library", (0, "raised again\n", "")), ("where_nothing_can_be_raised", (1, "", "interrupted\n"))],
+)
+def test_an_interrupt_that_is_swallowed_is_not_lost(how: str, ended: tuple[int, str, str]) -> None:
+    """Libraries do swallow it, most of all while they are imported: a run went on to its end."""
+    script = [sys.executable, "-c", SWALLOWED.replace("{how}", how)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == ended
 
 
 def test_commands_that_have_nothing_to_go_on_with_do_not_say_so(user: User) -> None:
