@@ -1,0 +1,42 @@
+"""An endpoint that says when to come again is not asked before: by the clock, not by what a header parses to."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosted_rig import documents, generator, new_job, results, run_with
+from openai_server import FakeOpenAI, Served, reply
+
+from pipeline.storage.sql import open_engine
+
+SECONDS = 2.0  # the first wait of our own choosing is at most half a second
+
+
+class Busy(FakeOpenAI):
+    """Turns the first call away for ``SECONDS``; ``asks`` is its word for that."""
+
+    asks = ""
+
+    async def _answer(self, path: str, headers: dict[str, str], request: dict[str, Any], send: Any) -> None:
+        if self.arrivals:
+            return await super()._answer(path, headers, request, send)
+        self.arrivals.append(time.monotonic())
+        return await reply(send, 429, {"error": {"message": "slow down"}}, {"retry-after": self.asks})
+
+
+@pytest.mark.parametrize("kind", ["seconds", "date"])
+def test_an_endpoint_is_asked_again_no_sooner_than_it_says(tmp_path: Path, kind: str) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path}/jobs.db")
+    new_job(engine)
+    server = Busy()
+    # A date knows whole seconds only: one more, so that what is left of this second does not count.
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + SECONDS + 1))
+    server.asks = date if kind == "date" else str(SECONDS)
+    with Served(server) as url:
+        results(generator(url).run(documents(1), run_with(engine)))
+    engine.dispose()
+    first, second = server.arrivals
+    assert SECONDS - 0.5 < second - first < SECONDS + 4
