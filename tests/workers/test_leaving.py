@@ -20,7 +20,7 @@ from servers import RedisServer
 DEFAULT: dict[str, float] = {}  # the settings' own timings: lease 60 s, reaper 10 s, grace 60 s
 OTHER_MACHINE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 NUMBERS = {"copy": 1, "compress": 1500, "local": 200, "hosted": 200}  # a few shards; where one, it is that one again
-GRACE = {"soft_shutdown_seconds": 8.0}  # asked to hand back after 4 s
+GRACE = {"soft_shutdown_seconds": 12.0}  # asked to hand back after 6 s
 
 
 def leased(fleet: Fleet, job: str) -> Any:
