@@ -34,6 +34,15 @@ class User:
 
     folder: Path
 
+    @classmethod
+    def with_a_job(cls, folder: Path, model: Path) -> User:
+        """Someone with a job file and three documents."""
+        user = cls(folder)
+        user.write("job.toml", COPY.format(model=json.dumps(str(model))))
+        rows = [{"id": name, "text": f"the text of {name}"} for name in "abc"]
+        user.write("in.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        return user
+
     def environment(self, **more: str) -> dict[str, str]:
         """What the command is started with."""
         return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "CONTEXTMILL_REAP_SECONDS": "1", **more}

@@ -7,61 +7,54 @@ import shlex
 import sqlite3
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from command import User
+from command import Said, User
 from servers import PostgresServer
 
 SECRET = "hunter2-secret"
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (("run", "none.toml"), 2, "none.toml: No such file or directory; give the path of a job file"),
-        (("run", "."), 2, ".: Is a directory; give the path of a job file"),
-        (("run", "in.jsonl"), 2, "not valid TOML"),
-        (("run", "job.toml", "--set", "foo"), 2, "write it as key=value"),
-        (("run", "job.toml", "--set", "inputs.path=2"), 2, "did you mean input?"),
-        (("run", "job.toml", "-i", "none.jsonl"), 1, "none.jsonl does not exist"),
-        (("run", "job.toml", "-o", "in.jsonl"), 1, "the output in.jsonl is a file: name a folder with -o"),
-        (("run", "job.toml", "-o", "in.jsonl/o"), 1, "output folder in.jsonl/o cannot be made: Not a directory; name"),
-        (("run", "job.toml", "-o", ""), 2, "an empty path"),
-        (("run", "job.toml", "-o", "ftp://host/x"), 2, "ftp:// is not supported"),
-        (("run", "job.toml", "-o", "s3://bucket/x"), 1, "set CONTEXTMILL_DATABASE_URL"),
-        (("submit", "job.toml"), 2, "submit needs CONTEXTMILL_BROKER_URL"),
-        (("worker",), 2, "CONTEXTMILL_BROKER_URL and CONTEXTMILL_DATABASE_URL"),
-        (("worker", "--queues", "compress"), 2, "there are contextmill.publish.high"),
-        (("status",), 1, "name its folder with -o"),
-        (("run", "job.toml", "--bogus"), 2, "No such option"),
-    ],
-)  # fmt: skip
-def test_a_wrong_command_says_what_is_wrong(user: User, words: tuple[str, ...], code: int, said: str) -> None:
+WRONG = [
+    (("run", "none.toml"), 2, "none.toml: No such file or directory; give the path of a job file"),
+    (("run", "."), 2, ".: Is a directory; give the path of a job file"),
+    (("run", "in.jsonl"), 2, "not valid TOML"),
+    (("run", "job.toml", "--set", "foo"), 2, "write it as key=value"),
+    (("run", "job.toml", "--set", "stages.0.seconds_per_shard=nan"), 2, "must be a finite number"),
+    (("run", "job.toml", "--set", "inputs.path=2"), 2, "did you mean input?"),
+    (("run", "job.toml", "-i", "none.jsonl"), 1, "none.jsonl does not exist"),
+    (("run", "job.toml", "-o", "in.jsonl"), 1, "the output in.jsonl is a file: name a folder with -o"),
+    (("run", "job.toml", "-o", "in.jsonl/o"), 1, "output folder in.jsonl/o cannot be made: Not a directory; name"),
+    (("run", "job.toml", "-o", ""), 2, "an empty path"),
+    (("run", "job.toml", "-o", "ftp://host/x"), 2, "ftp:// is not supported"),
+    (("run", "job.toml", "-o", "s3://bucket/x"), 1, "set CONTEXTMILL_DATABASE_URL"),
+    (("submit", "job.toml"), 2, "submit needs CONTEXTMILL_BROKER_URL"),
+    (("worker",), 2, "CONTEXTMILL_BROKER_URL and CONTEXTMILL_DATABASE_URL"),
+    (("worker", "--queues", "compress"), 2, "there are contextmill.publish.high"),
+    (("status",), 1, "name its folder with -o"),
+    (("run", "job.toml", "--bogus"), 2, "No such option"),
+]  # fmt: skip
+AT_ONCE = 2  # processes side by side: most of a command's time is its start
+
+
+def test_a_wrong_command_says_what_is_wrong(tmp_path: Path, tiny_model: Path) -> None:
     """Exit 2 for what was typed wrong, 1 for what is wrong elsewhere; nothing on standard output."""
     servers: dict[str, Any] = {"CONTEXTMILL_BROKER_URL": "redis://127.0.0.1:1", "CONTEXTMILL_DATABASE_URL": "sqlite://"}
-    ended = user.says(*words, **(servers if "--queues" in words else {}))
-    assert (ended.code, ended.out) == (code, "")
-    assert said in ended.err
-    assert not (user.folder / "ftp:").exists()
 
+    def one(number: int) -> Said:
+        words = WRONG[number][0]
+        user = User.with_a_job(tmp_path / str(number), tiny_model)
+        return user.says(*words, **(servers if "--queues" in words else {}))
 
-@pytest.mark.parametrize("rate", ["0", "2", "nan", '"x"'])
-def test_a_wrong_rate_is_told_once_with_its_line(user: User, rate: str) -> None:
-    """The same key under another table, and what only follows from the error, mislead nobody."""
-    text = '[input]\npath = "in.jsonl"\n[target]\nmodel = "x"\n[[stages]]\nkind = "compress"\nmodel = "y"\n'
-    user.write("rate.toml", f"{text}rate = {rate}\n")
-    ended = user.says("run", "rate.toml")
-    assert ended.code == 2
-    assert "rate.toml:8: stages.0.rate: " in ended.err
-    assert "stages: " not in ended.err
-
-
-def test_a_line_is_found_under_its_own_table(user: User) -> None:
-    """``model`` stands in [target] too."""
-    text = '[input]\npath = "i"\n[target]\nmodel = "x"\n[[stages]]\nkind = "compress"\nrate = 0.5\nmodel = 5\n'
-    user.write("model.toml", text)
-    assert "model.toml:8: stages.0.model" in user.says("run", "model.toml").err
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = list(pool.map(one, range(len(WRONG))))
+    for (words, code, said), ended in zip(WRONG, outcomes, strict=True):
+        assert (ended.code, ended.out) == (code, ""), words
+        assert said in ended.err, words
+    assert not list(tmp_path.glob("*/ftp:"))
 
 
 @pytest.mark.parametrize("command", ["run", "submit"])

@@ -104,6 +104,26 @@ def test_files_that_are_no_job_files(tmp_path: Path, content: bytes, message: st
         load_job(path, environment={})
 
 
+@pytest.mark.parametrize("rate", ["0", "2", "nan", '"x"'])
+def test_a_wrong_rate_is_told_once_with_its_line(tmp_path: Path, rate: str) -> None:
+    """The same key under another table, and what only follows from the error, mislead nobody."""
+    text = '[input]\npath = "in.jsonl"\n[target]\nmodel = "x"\n[[stages]]\nkind = "compress"\nmodel = "y"\n'
+    path = tmp_path / "rate.toml"
+    path.write_text(f"{text}rate = {rate}\n")
+    with pytest.raises(JobFileError, match=r"rate\.toml:8: stages\.0\.rate: ") as told:
+        load_job(path, environment={})
+    assert "stages: " not in str(told.value)
+
+
+def test_a_line_is_found_under_its_own_table(tmp_path: Path) -> None:
+    """``model`` stands in [target] too."""
+    text = '[input]\npath = "i"\n[target]\nmodel = "x"\n[[stages]]\nkind = "compress"\nrate = 0.5\nmodel = 5\n'
+    path = tmp_path / "model.toml"
+    path.write_text(text)
+    with pytest.raises(JobFileError, match=r"model\.toml:8: stages\.0\.model"):
+        load_job(path, environment={})
+
+
 def test_a_missing_file_and_impossible_overrides(job: Path) -> None:
     with pytest.raises(JobFileError, match="No such file"):
         load_job(job.with_name("none.toml"), environment={})
