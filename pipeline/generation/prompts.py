@@ -15,6 +15,12 @@ from schemas.stage import GenerateSpec
 log = logging.getLogger(__name__)
 _told: set[str] = set()  # models already named in the log, once per process
 
+TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+"""Put before templates that ask for the date: the next day would else change every answer. Llama 3's own default."""
+
+TEMPLATE_ERRORS = TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+"""A template is a program from outside: besides Jinja's own errors those of the expressions in it come through."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptEncoder:
@@ -46,6 +52,11 @@ class PromptEncoder:
 
     def _chat(self) -> bool:
         chat = self.spec.chat and bool(self.tokenizer.chat_template)
+        if chat and isinstance(names := self.tokenizer.chat_template, dict) and "default" not in names:
+            raise Halt(
+                f"{self.name} has several chat templates ({', '.join(sorted(names))}) and none is called default: name "
+                "one so in a copy of its tokenizer_config.json, or set chat = false"
+            )
         if self.spec.system and not chat:
             lack = f"{self.name} has no chat template" if self.spec.chat else "chat = false"
             raise Halt(f"the system message has no place to go ({lack}): drop it, or name a target that chats")
@@ -53,6 +64,11 @@ class PromptEncoder:
             log.warning("%s has no chat template: its prompts are plain text (chat = false says so)", self.name)
             _told.add(self.name)
         return chat
+
+    def _template(self) -> str:
+        known = self.tokenizer.chat_template
+        template: str = known["default"] if isinstance(known, dict) else known
+        return TODAY + template if "strftime_now" in template else template
 
     def _frame(self, text: str, chat: bool) -> str | Refusal:
         if not text.strip():
@@ -62,8 +78,10 @@ class PromptEncoder:
         system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
         messages = [*system, {"role": "user", "content": text}]
         try:
-            framed: str = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
+            framed: str = self.tokenizer.apply_chat_template(
+                messages, chat_template=self._template(), add_generation_prompt=True, tokenize=False
+            )
+        except TEMPLATE_ERRORS as error:
             return Refusal("chat_template", f"the chat template of {self.name} refuses the messages: {error}")
         return framed
 

@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 from transformers import GenerationConfig
 
 from pipeline.generation.ending import end_tokens
 from pipeline.generation.local import Generation, LocalGenerator, Prompt
+from pipeline.generation.prompts import PromptEncoder
 from pipeline.models import ModelNotFound, ModelPool
 from pipeline.stages import Halt, Outcome, Refusal, Result, Run, Stopped, build
 from schemas.document import Document, PromptParts
@@ -240,11 +242,61 @@ def test_a_model_without_a_chat_template_is_sent_plain_text_and_says_so_once(
         run_stage(models["llama"], Run(pool), system="Be brief.", chat=False)
 
 
-def test_a_template_that_refuses_is_a_refusal(models: dict[str, Path], tmp_path: Path) -> None:
-    strict = _copy(models["llama"], tmp_path / "strict", template="{{ raise_exception('System role not supported') }}")
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
+        ("{{ 1 // 0 }}", "division"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{% for %}", "Expected an expression"),
+    ],
+)
+def test_a_template_that_refuses_or_fails_is_a_refusal(
+    models: dict[str, Path], tmp_path: Path, template: str, reason: str
+) -> None:
+    strict = _copy(models["llama"], tmp_path / "strict", template=template)
     outcomes = run_stage(strict, Run(ModelPool("cpu")), DOCUMENTS[:1], system="Be brief.")
     assert isinstance(outcomes[0], Refusal) and outcomes[0].code == "chat_template"
-    assert "System role not supported" in outcomes[0].reason
+    assert reason in outcomes[0].reason
+
+
+PLAIN = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+
+
+def test_of_several_templates_the_default_one_is_applied(models: dict[str, Path], tmp_path: Path) -> None:
+    named = [{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": "{{ 1 // 0 }}"}]
+    alone = answers(_copy(models["llama"], tmp_path / "one", template=PLAIN), Run(ModelPool("cpu")))
+    assert texts(answers(_copy(models["llama"], tmp_path / "two", template=named), Run(ModelPool("cpu")))) == texts(
+        alone
+    )
+    unnamed = _copy(models["llama"], tmp_path / "none", template=[{"name": "rag", "template": PLAIN}, named[1]])
+    with pytest.raises(Halt, match=r"several chat templates \(rag, tool_use\)"):
+        run_stage(unnamed, Run(ModelPool("cpu")))
+    assert len(answers(unnamed, Run(ModelPool("cpu")), chat=False)) == len(TEXTS)
+
+
+def test_a_template_with_a_calendar_gives_the_same_prompt_on_any_day(models: dict[str, Path], tmp_path: Path) -> None:
+    dated = _copy(models["llama"], tmp_path / "dated", template="{{ strftime_now('%d %b %Y') }}" + PLAIN)
+    fixed = _copy(models["llama"], tmp_path / "fixed", template="26 Jul 2024" + PLAIN)
+    assert texts(answers(dated, Run(ModelPool("cpu")))) == texts(answers(fixed, Run(ModelPool("cpu"))))
+
+
+def test_the_begin_of_text_of_a_template_stands_once(models: dict[str, Path], tmp_path: Path) -> None:
+    """Some templates write it, and some of their tokenizers would add another."""
+    folder = _copy(models["llama"], tmp_path / "bos", template="{{ bos_token }}" + PLAIN)
+    inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    inner.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": "<|im_start|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = ModelPool("cpu").causal_lm(str(folder))
+    chat, plain = (
+        PromptEncoder("bos", loaded.tokenizer, loaded.window, GenerateSpec(kind="generate", chat=chat)).encode(["x"])[0]
+        for chat in (True, False)
+    )
+    assert isinstance(chat, list) and chat.count(1) == 1
+    assert isinstance(plain, list) and plain[0] == 1
 
 
 def test_a_missing_model_is_an_error_that_halts_the_job(pool: ModelPool) -> None:
@@ -282,7 +334,7 @@ def test_progress_counts_every_token_and_document_once(
     assert len(counted) > 24  # also while decoding
 
 
-def _copy(folder: Path, to: Path, template: str | None) -> Path:
+def _copy(folder: Path, to: Path, template: str | list[dict[str, str]] | None) -> Path:
     to.mkdir()
     for file in folder.iterdir():
         (to / file.name).write_bytes(file.read_bytes())

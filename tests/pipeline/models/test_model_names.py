@@ -92,6 +92,12 @@ def test_tokenizer_is_shared_until_it_changes(folder: Path, settings: Settings) 
     assert load_tokenizer(str(folder), settings).model_max_length == 64
 
 
+def test_a_tokenizer_that_nothing_could_pad_is_refused(folder: Path, settings: Settings) -> None:
+    _edit(folder / "tokenizer_config.json", pad_token=None, eos_token=None, unk_token=None)
+    with pytest.raises(ModelError, match="no pad, eos or unk token"):
+        load_tokenizer(str(folder), settings)
+
+
 def test_unreadable_tokenizer_is_named(folder: Path, settings: Settings) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "none"}}')
     with pytest.raises(ModelDamaged, match="the tokenizer in"):
