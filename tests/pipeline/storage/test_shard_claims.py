@@ -115,3 +115,13 @@ def test_a_commit_is_all_or_nothing(engine: Engine) -> None:
         assert set(connection.scalars(select(DocumentRow.status))) == {"pending"}
         assert not connection.scalars(select(Usage.seq)).all()
         assert not connection.scalars(select(Rejection.source)).all()
+
+
+@pytest.mark.parametrize("state", ["cancelled", "stopped"])
+def test_a_publication_that_ends_late_does_not_bring_a_cancelled_job_back(engine: Engine, state: str) -> None:
+    made = held(engine)
+    change(engine, Job, state=state)
+    assert not shards.finish(engine, made, Commit(job={"state": "done"}))
+    with engine.connect() as connection:
+        assert connection.scalar(select(Job.state)) == state
+    assert shard(engine).state == "leased"
