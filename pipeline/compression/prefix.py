@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pipeline.compression.scoring import Scorer
+from pipeline.models import ModelError
 
 Ints = NDArray[np.int64]
 
@@ -92,7 +93,7 @@ class Prefixes:
     def __init__(self, scorer: Scorer, starts: Sequence[Ints]) -> None:
         kinds = set(getattr(scorer.config, "layer_types", None) or ["full_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
-            raise ValueError(
+            raise ModelError(
                 f"{scorer.config.model_type}: layers of kind {', '.join(sorted(kinds))} keep no keys and values that "
                 "could be reused; score with a model of plain attention layers"
             )

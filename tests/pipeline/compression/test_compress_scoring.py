@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.compression import scoring
 from pipeline.compression.iterative import Stream, rank, segment_of
 from pipeline.compression.prefix import Prefixes
 from pipeline.compression.scoring import Scorer, windows_of
-from pipeline.models import ModelPool
+from pipeline.models import ModelError, ModelPool
 
 Ints = NDArray[np.int64]
 
@@ -145,6 +146,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_says_so(
     for one, other in zip(rank(scorer, streams, 30, lambda tokens: None), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert "out of memory: a batch of 5 rows" in caplog.text
+
+
+def test_a_model_without_keys_and_values_is_no_documents_fault(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hybrid = SimpleNamespace(model_type="hybrid", layer_types=["linear_attention", "full_attention"])
+    monkeypatch.setattr(scorer, "config", hybrid)
+    with pytest.raises(ModelError, match="linear_attention"):  # which halts a job; another error would blame documents
+        rank(scorer, [stream(20, 1, 2)], 30, lambda tokens: None)
 
 
 def test_segments_count_anew_with_each_group_and_never_split_a_unit() -> None:
