@@ -85,10 +85,10 @@ def duration(seconds: float) -> str:
 
 def print_examples(summary: Summary, console: Console) -> None:
     """Why documents gave no result: one example of each reason, with its file and line."""
-    firsts = [row.examples[0] for row in summary.rejections if row.examples]
-    for example in firsts[:EXAMPLES]:
-        console.print(f"rejected   {example['source']}: {example['reason']}", soft_wrap=True, markup=False)
-    if firsts:
+    firsts = [(row.status, row.examples[0]) for row in summary.rejections if row.examples]
+    for status, example in firsts[:EXAMPLES]:
+        console.print(f"{status:<10} {example['source']}: {example['reason']}", soft_wrap=True, markup=False)
+    if firsts and summary.state == "done":
         console.print(f"all        {summary.places.output}/rejections.parquet", soft_wrap=True, markup=False)
 
 

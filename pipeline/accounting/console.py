@@ -27,7 +27,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(_line(f"{summary.name} ", summary.state, f"{took} ({summary.job_id})"))
     if summary.error:
         console.print(Text(summary.error, style="red"))
-    parts = [("done", d.done), ("reused", d.reused), ("rejected", d.rejected), ("dead", d.dead)]
+    parts = [("done", d.done), ("of them reused", d.reused), ("rejected", d.rejected), ("dead", d.dead)]
     parts += [("pending", d.pending)] if d.pending else []
     parts += [("collapsed", d.collapsed)] if d.collapsed else []
     console.print(Text("documents  " + "   ".join(f"{name} {number:,}" for name, number in parts)))
@@ -47,17 +47,17 @@ def print_estimate(made: Estimate, console: Console) -> None:
     """Print what a job would take: tokens, worker time, peak memory and money, and what each of them rests on."""
     head = f"{made.documents:,} documents, {made.characters:,} characters, about {made.tokens:,} tokens"
     console.print(Text(head, style="bold"))
-    hosted = any(stage.hosted for stage in made.stages)
-    bill = ("calls cost", "at most") if hosted else ()  # without calls, 80 columns hold the rest unabridged
-    table = _table("stage", "tokens in", "tokens out", "on", "time", "memory", *bill)
+    table = _table("stage", "tokens in", "tokens out", "on", "time", "memory")
     table.columns[0].no_wrap = True
     for stage in made.stages:
-        bill = (money(stage.expected_microusd), money(stage.worst_microusd)) if stage.hosted else ("-", "-")
-        bill = bill if hosted else ()
         memory = "-" if stage.memory_bytes == 0 else size(stage.memory_bytes)
-        cells = (stage.device, duration(stage.seconds), memory, *bill)
+        cells = (stage.device, duration(stage.seconds), memory)
         table.add_row(stage.kind, count(stage.tokens_in), count(stage.tokens_out), *cells)
     console.print(table)
+    for stage in made.stages:
+        if stage.hosted:
+            bill = f"{money(stage.expected_microusd)}, at most {money(stage.worst_microusd)}"
+            console.print(Text(f"calls cost {bill}"))
     if made.savings:
         console.print(_savings(made.savings, "would save at the price of"))
     notes = [f"{stage.kind}: {note}" for stage in made.stages for note in stage.notes]
@@ -154,6 +154,7 @@ def _estimate(summary: Summary) -> list[str]:
 
 
 def _places(summary: Summary) -> Text:
-    places = {"parquet": summary.places.data, "database": summary.places.database, **summary.places.files}
+    data = {"parquet": summary.places.data} if summary.state == "done" else {}  # published at the end
+    places = {**data, "database": summary.places.database, **summary.places.files}
     # One line each and never wrapped: a path is there to be copied.
     return Text("\n".join(f"{name:<10} {path}" for name, path in places.items()))

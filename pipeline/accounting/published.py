@@ -27,7 +27,7 @@ def _snapshot() -> tuple[str, DataSnapshot]:
         from genai_prices.data_snapshot import DataSnapshot
     except ImportError as error:
         raise PricesMissing(
-            "prices of hosted models need the package genai-prices: pip install 'contextmill[prices]', "
+            "prices of hosted models need the package genai-prices: pip install genai-prices (our extra 'prices'), "
             "or give your own in a table named by CONTEXTMILL_PRICE_TABLE"
         ) from error
     return genai_prices.__version__, DataSnapshot(providers=providers, from_auto_update=False)

@@ -25,7 +25,7 @@ def render_html(summary: Summary) -> str:
         from pipeline.accounting import plots
     except ImportError as error:
         raise ReportMissing(
-            f"the HTML report needs {error.name or 'more packages'}: pip install 'contextmill[report]'"
+            f"the HTML report lacks {error.name}: pip install jinja2 matplotlib (our extra 'report')"
         ) from error
     environment = Environment(
         loader=PackageLoader("pipeline.accounting"),

@@ -45,7 +45,7 @@ def _sdk() -> None:
     try:
         import openai  # noqa: F401
     except ImportError:
-        raise Halt('backend = "openai" needs the SDK: pip install "contextmill[hosted]"') from None
+        raise Halt('backend = "openai" needs the SDK: pip install openai (our extra "hosted")') from None
 
 
 @dataclass(frozen=True, slots=True)

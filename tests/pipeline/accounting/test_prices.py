@@ -179,5 +179,5 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "genai_prices", None)
     published._snapshot.cache_clear()
     published.published.cache_clear()
-    with pytest.raises(PricesMissing, match=r"pip install 'contextmill\[prices\]'"):
+    with pytest.raises(PricesMissing, match="pip install genai-prices"):
         prices.price_of("openai:gpt-4.1-mini")

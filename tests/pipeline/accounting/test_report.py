@@ -198,7 +198,7 @@ def test_without_the_packages_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, "pipeline.accounting.plots", raising=False)
     monkeypatch.delattr("pipeline.accounting.plots", raising=False)
-    with pytest.raises(ReportMissing, match=r"pip install 'contextmill\[report\]'"):
+    with pytest.raises(ReportMissing, match=f"lacks {missing}: pip install jinja2 matplotlib"):
         render_html(summary)
 
 
