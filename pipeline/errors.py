@@ -24,7 +24,8 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, JobFileError | UnknownJobError | JobStateError | NoSuchJob | PathError):
         return str(error), True
     if isinstance(error, ValidationError):  # of the settings: CONTEXTMILL_* variables
-        lines = [f"CONTEXTMILL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        found = error.errors(include_input=False)
+        lines = [f"CONTEXTMILL_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in found]
         return "; ".join(lines), True
     ours = InputError, ModelError, Halt, DatabaseError, SubmissionStoppedError
     missing = PricesMissing, PriceTableError, ReportMissing

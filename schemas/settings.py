@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
     """Read once at start. Secrets are ``SecretStr``: printing or dumping the settings never shows them."""
 
-    model_config = SettingsConfigDict(env_prefix="CONTEXTMILL_", extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        env_prefix="CONTEXTMILL_", extra="ignore", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     database_url: SecretStr | None = Field(None, description="default: SQLite in the output folder")
     broker_url: SecretStr | None = Field(None, description="default: an embedded server for the length of the run")
@@ -29,7 +32,31 @@ class Settings(BaseSettings):
     soft_time_limit: float = Field(1500.0, gt=0, description="seconds without progress until a shard is interrupted")
     time_limit: float = Field(1800.0, gt=0, description="seconds without progress until a shard's process ends")
 
+    @field_validator("broker_url")
+    @classmethod
+    def _is_redis(cls, url: SecretStr | None) -> SecretStr | None:
+        """Refused here, without a piece of it: the clients' own errors repeat the password."""
+        if url is not None and not _redis_address(url.get_secret_value()):
+            raise ValueError(
+                "write redis://:PASSWORD@HOST:PORT/0, rediss:// for TLS or redis+socket:///FILE, with signs like "
+                "@ : / in the password as %40 %3A %2F"
+            )
+        return url
+
     @property
     def cache(self) -> Path:
         """The cache folder, ``~`` expanded."""
         return self.cache_dir.expanduser()
+
+
+def _redis_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        hidden = parse_qs(parts.query).keys() & {"password", "username"}  # a place where nothing blots it out
+        if parts.scheme == "redis+socket":
+            return bool(parts.path) and not hidden
+        database = parts.path.strip("/")
+        named = bool(parts.hostname) and parts.port != 0  # the port is parsed here, and refused if it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("redis", "rediss") and named and not hidden and (not database or database.isdigit())

@@ -49,7 +49,12 @@ def open_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 5}, hide_parameters=True)
+        try:
+            return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 5}, hide_parameters=True)
+        except ModuleNotFoundError as error:
+            raise DatabaseError(
+                "PostgreSQL needs its driver: pip install 'psycopg[binary]' (our extra 'postgres')"
+            ) from error
     if parsed.get_backend_name() != "sqlite":
         raise DatabaseError(f"database {parsed.get_backend_name()!r}: use sqlite:///FILE or postgresql://...")
     if parsed.database and parsed.database != ":memory:":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -60,3 +61,9 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
 def test_a_database_of_another_kind_is_refused_by_name() -> None:
     with pytest.raises(DatabaseError, match="mysql"):
         open_engine("mysql://user:secret@host/db")
+
+
+def test_without_its_driver_postgresql_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(DatabaseError, match=r"pip install 'psycopg\[binary\]'"):
+        open_engine("postgresql://user@host/name")
