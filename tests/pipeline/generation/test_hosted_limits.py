@@ -151,14 +151,6 @@ def test_waiting_for_a_slot_does_not_use_up_a_documents_time(engine: Engine) -> 
         results(asked.run(documents(5), run_with(engine)))
 
 
-def test_retry_after_is_honoured(engine: Engine) -> None:
-    server = FakeOpenAI(script=deque(["429-date", "429"]))
-    with Served(server) as url:
-        results(generator(url).run(documents(1), run_with(engine)))
-    assert len(server.arrivals) == 3
-    assert [row.state for row in rows(engine).values()].count("failed") == 2
-
-
 def test_an_endpoint_that_limits_for_longer_than_the_deadline_leaves_the_document_to_another_day(
     engine: Engine,
 ) -> None:
