@@ -74,3 +74,9 @@ def shown(value: object) -> str:
     """``value`` for an error text: on one line, printable, no longer than 60 characters."""
     text = repr(value)  # escapes control characters and half surrogates, keeps every script readable
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def not_utf8(error: UnicodeDecodeError, where: str) -> BadValueError:
+    """The refusal of bytes that are no UTF-8."""
+    what = f"byte {error.start + 1} of {where} is not UTF-8 ({error.reason})"
+    return BadValueError("invalid_utf8", f"{what}: convert the file, for example with iconv -f CP1252 -t UTF-8")

@@ -1,18 +1,33 @@
-"""CSV with a header line (RFC 4180; ``.tsv`` with tabs), quoted fields over several lines included."""
+"""CSV with a header line (RFC 4180), quoted fields over several lines included.
+
+Fields are parted by commas; by semicolons, tabs or bars where the header line has one of those and no comma, as
+spreadsheets in many countries write it.
+"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
-from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputError, InputFile, RawDocument, shown
+from pipeline.storage.readers.base import (
+    BadRow,
+    BadValueError,
+    DamagedError,
+    InputError,
+    InputFile,
+    RawDocument,
+    not_utf8,
+    shown,
+)
 from pipeline.storage.readers.decompress import open_stream
 from pipeline.storage.readers.jsonl import damaged, lines, too_large
 from pipeline.storage.readers.mapping import RowMapper
 from pipeline.storage.readers.sniff import check_text
 
 HEADER = 1 << 20  # most bytes of the header line
+SEPARATORS = ",;\t|"  # the first that the header line has
 
 
 def check(file: InputFile, mapper: RowMapper) -> None:
@@ -24,9 +39,7 @@ def check(file: InputFile, mapper: RowMapper) -> None:
         except DamagedError as error:
             raise InputError(f"{file.name}: the header cannot be read, the file is damaged: {error}") from error
     if reason := mapper.missing(header):
-        other = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
-        hint = f" (the header holds {other!r} and no comma: is it the separator? Commas are read)" if other else ""
-        raise InputError(f"{file.name}: {reason}{hint}")
+        raise InputError(f"{file.name}: {reason}")
     twice = [name for name in mapper.used(header) if header.count(name) > 1]
     if twice:
         raise InputError(f"{file.name}: column {twice[0]!r} stands twice in the header")
@@ -94,10 +107,14 @@ class _Records:
         self.file, self.limit = file, HEADER
         self.start = self.line = self.bytes = 0
         self.bad: BadValueError | None = None
-        self.lines = lines(stream, max(limit, HEADER))
-        # strict: a quote that is never closed must not swallow the rows after it in silence.
+        numbered = lines(stream, max(limit, HEADER))
+        first = list(islice(numbered, 1))
+        self.lines = chain(first, numbered)
+        header = (first[0][1] or b"").decode(errors="replace") if first else ""
         tabs = file.path.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
-        self.reader: Any = csv.reader(self, delimiter="\t" if tabs else ",", strict=True)
+        separator = "\t" if tabs else next((mark for mark in SEPARATORS if mark in header), ",")
+        # strict: a quote that is never closed must not swallow the rows after it in silence.
+        self.reader: Any = csv.reader(self, delimiter=separator, strict=True)
 
     def next(self) -> list[str]:
         """The next record ([] for a blank line). Raises ``BadValueError``, ``csv.Error`` or ``StopIteration``."""
@@ -121,7 +138,7 @@ class _Records:
         try:
             return line.decode()
         except UnicodeDecodeError as error:
-            self.bad = BadValueError("invalid_utf8", f"byte {error.start + 1} of line {self.line}: {error.reason}")
+            self.bad = not_utf8(error, f"line {self.line}")
             return line.decode(errors="replace")
 
     def place(self) -> str:

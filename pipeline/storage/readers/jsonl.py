@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputFile, RawDocument, shown
+from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputFile, RawDocument, not_utf8, shown
 from pipeline.storage.readers.decompress import open_stream
 from pipeline.storage.readers.mapping import RowMapper
 from pipeline.storage.readers.sniff import check_text
@@ -83,7 +83,7 @@ def parse(line: bytes) -> dict[str, Any]:
     try:
         row = _decode(line.rstrip().decode())
     except UnicodeDecodeError as error:
-        raise BadValueError("invalid_utf8", f"byte {error.start + 1} of the line: {error.reason}") from None
+        raise not_utf8(error, "the line") from None
     except json.JSONDecodeError as error:
         found = shown(error.doc[error.pos : error.pos + 20])
         raise BadValueError("invalid_json", f"column {error.colno}, {found}: {error.msg.removesuffix(' at')}") from None

@@ -13,7 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputError, InputFile, RawDocument, shown
+from pipeline.storage.readers.base import (
+    BadRow,
+    BadValueError,
+    DamagedError,
+    InputError,
+    InputFile,
+    RawDocument,
+    not_utf8,
+    shown,
+)
 from pipeline.storage.readers.decompress import Watched, open_raw, open_stream, reason_of
 from pipeline.storage.readers.jsonl import too_large
 from pipeline.storage.readers.mapping import RowMapper
@@ -93,7 +102,7 @@ def _value(cell: Any) -> Any:
     try:
         return cell.as_py()
     except UnicodeDecodeError as error:
-        return BadValueError("invalid_utf8", f"byte {error.start + 1} of a string: {error.reason}")
+        return not_utf8(error, "a string")
 
 
 def _batch_rows(group: Any, columns: list[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputFile, RawDocument
+from pipeline.storage.readers.base import BadRow, BadValueError, DamagedError, InputFile, RawDocument, not_utf8
 from pipeline.storage.readers.decompress import open_stream
 from pipeline.storage.readers.jsonl import BOM, too_large
 from pipeline.storage.readers.mapping import RowMapper
@@ -35,7 +35,7 @@ def _text(file: InputFile, limit: int) -> str:
     try:
         text = data.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
-        raise BadValueError("invalid_utf8", f"byte {error.start + 1} of the file: {error.reason}") from None
+        raise not_utf8(error, "the file") from None
     if not text.strip():
         raise BadValueError("empty", f"the file holds {'only white space' if text else 'no text'}")
     return text

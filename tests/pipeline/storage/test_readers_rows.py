@@ -242,15 +242,23 @@ def test_every_kind_of_string_column(tmp_path: Path, array: Any) -> None:
 def test_columns_missing_from_a_header_name_those_there_are(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     write(tmp_path / "a.csv", "body,n", "x,1")
-    write(tmp_path / "b.csv", "id;text", "x;1")
     for name in ("a.parquet", "a.csv"):
         with pytest.raises(InputError, match=r"no column 'text'.*there are: body, n"):
             read_corpus(InputSpec(path=(str(tmp_path / name),)))
         with pytest.raises(InputError, match="no column 'content'; there are: body, n"):
             read_corpus(InputSpec(path=(str(tmp_path / name),), columns=Columns(text="content")))
         assert documents(tmp_path / name, columns=Columns(text="body"))[0].parts.contexts == ("x",)
-    with pytest.raises(InputError, match="is it the separator"):
-        read_corpus(InputSpec(path=(str(tmp_path / "b.csv"),)))
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_fields_are_parted_by_what_the_header_has_where_it_has_no_comma(tmp_path: Path, mark: str) -> None:
+    path = write(
+        tmp_path / "a.csv", f'id{mark}text{mark}"answer"', f'1{mark}"a{mark}b, c"{mark}d', f"2{mark}e, f{mark}"
+    )
+    assert [(d.id, d.parts.contexts, d.answer) for d in documents(path)] == [
+        ("1", (f"a{mark}b, c",), "d"),
+        ("2", ("e, f",), None),
+    ]
 
 
 def test_a_parquet_column_of_another_type_is_refused_at_once(tmp_path: Path) -> None:
