@@ -20,6 +20,7 @@ from pipeline.watching import Snapshot, StageProgress, watch
 LINE_SECONDS = 10.0  # between lines of progress where there is no terminal to draw on
 
 EXAMPLES = 5  # of documents without a result that are named
+UNCUT = 10_000  # columns: a path is there to be copied, however narrow the terminal
 
 
 def follow(engine: Engine, job_id: str, console: Console, *, check: Callable[[], None] = lambda: None) -> Snapshot:
@@ -98,7 +99,10 @@ def print_jobs(rows: Sequence[Any], console: Console) -> None:
     for row in rows:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created_at))
         table.add_row(row.id, row.name, row.state, f"{row.documents:,}", started, Text(row.output))
-    console.print(table if rows else "no jobs yet: contextmill run JOBFILE")
+    if rows:
+        _print_uncut(table, console)
+    else:
+        console.print("no jobs yet: contextmill run JOBFILE")
 
 
 def print_models(rows: Sequence[Any], console: Console) -> None:
@@ -107,7 +111,11 @@ def print_models(rows: Sequence[Any], console: Console) -> None:
     for row in rows:
         size = f"{row.bytes / 1e6:,.0f} MB" if row.bytes else ""
         table.add_row(row.name, row.state, size, row.licence or "", Text(str(row.where)))
-    console.print(table)
+    _print_uncut(table, console)
+
+
+def _print_uncut(table: Table, console: Console) -> None:
+    Console(file=console.file, width=UNCUT).print(table)
 
 
 @contextlib.contextmanager

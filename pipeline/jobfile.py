@@ -34,7 +34,8 @@ class JobFileError(ValueError):
 def load_job(path: Path, overrides: Iterable[str] = (), environment: Mapping[str, str] = os.environ) -> JobSpec:
     """Read ``path``; ``overrides`` are ``dotted.key=value`` and win over the environment, which wins over the file.
 
-    In a dotted key a number counts stages: ``stages.0.rate=0.5``. Values are TOML, or else taken as plain strings.
+    In a dotted key a number counts stages: ``stages.0.rate=0.5``. Values are TOML, or else taken as plain strings; with
+    nothing after the equals sign the key is taken away.
     Raises ``JobFileError``.
     """
     text = _read(path)
@@ -85,13 +86,13 @@ def _set(raw: dict[str, Any], said: Places, keys: list[str], value: str, who: st
     try:
         for key in keys[:-1]:
             place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
-        last = keys[-1]
-        if isinstance(place, list):
-            place[int(last)] = _value(value)
-        else:
+        last: Any = int(keys[-1]) if isinstance(place, list) else keys[-1]
+        if value.strip():
             place[last] = _value(value)
+        else:
+            place.pop(last)
         said[tuple(keys)] = who
-    except (ValueError, IndexError, AttributeError, TypeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise JobFileError(f"{who}: the job file has no such place") from error
 
 

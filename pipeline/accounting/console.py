@@ -59,7 +59,7 @@ def print_estimate(made: Estimate, console: Console) -> None:
             bill = f"{money(stage.expected_microusd)}, at most {money(stage.worst_microusd)}"
             console.print(Text(f"calls cost {bill}"))
     if made.savings:
-        console.print(_savings(made.savings, "would save at the price of"))
+        console.print(_savings(made.savings, "would save at"))
     notes = [f"{stage.kind}: {note}" for stage in made.stages for note in stage.notes]
     for note in dict.fromkeys((*made.notes, *notes)):
         console.print(Text(f"note: {note}", style="dim"))
@@ -104,10 +104,10 @@ def _cost(stage: StageFigures) -> str:
     return f"{'≥ ' if stage.unpriced else ''}{money(stage.cost_microusd)}"
 
 
-def _savings(savings: Sequence[Saving], heading: str = "saved at the price of") -> Table:
+def _savings(savings: Sequence[Saving], heading: str = "saved at") -> Table:
     """``savings`` is not empty; tokens and worker time are the same at every price."""
     removed, worker = count(savings[0].tokens_removed), money(savings[0].worker_microusd)
-    table = _table(heading, f"{removed} tokens", f"less {worker} of work", "pays from tokens/s")
+    table = _table(heading, f"{removed} tokens", f"less {worker} work", "even at tok/s")
     for saving in savings:
         style = "" if saving.net_microusd is None else "green" if saving.net_microusd >= 0 else "red"
         table.add_row(

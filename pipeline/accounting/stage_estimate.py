@@ -100,13 +100,8 @@ def _local(
     seconds = None
     if measured:
         seconds = measured.seconds / measured.tokens_in * flow.tokens
-        notes = (*notes, f"speed as measured here before, over {measured.documents:,} documents")
     elif shape:
         seconds = _seconds(shape, device, read, write)
-        notes = (
-            *notes,
-            "speed scaled from the bundled model's by parameters, if nothing else runs",
-        )
     memory = footprint(shape, spec.dtype, spec.batch_tokens, _rows(spec, shape, device, flow)) if shape else None
     return StageEstimate(
         index, spec.kind, False, device, flow.tokens, tokens_out, seconds,

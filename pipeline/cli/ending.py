@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 from rich.markup import escape
 
-from pipeline.cli.shared import BUDGET, DEAD, FAILURE, err, out, print_error, print_json
+from pipeline.cli.shared import BUDGET, DEAD, FAILURE, err, follow_up, out, print_error, print_json
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 def report_existing(engine: Engine, job: Any, json_: bool) -> NoReturn:
     """Say that this very job has ended before, and how."""
     if not json_:
-        how = {"done": "nothing is done twice", "cancelled": f"contextmill resume {job.id} goes on"}
-        hint = how.get(job.state, f"mend what is said below, then: contextmill resume {job.id}")
-        out.print(f"This very job ran already (same input, same spec, same weights) and is {job.state}: {hint}.")
+        hint = ": nothing is done twice" if job.state == "done" else ""
+        out.print(f"This very job ran already (same input, same spec, same weights) and is {job.state}{hint}.")
     finish(engine, job.id, json_)
 
 
@@ -48,7 +47,18 @@ def print_job_summary(engine: Engine, job_id: str, json_: bool) -> Summary:
     else:
         print_summary(summary, out)
         print_examples(summary, out)
+        _print_next(summary)
     return summary
+
+
+def _print_next(summary: Summary) -> None:
+    """The command that goes on from here, where there is something left to do."""
+    here = summary.job_id, summary.places.output
+    if summary.state in ("stopped", "cancelled"):
+        first = "mend what is said above, then: " if summary.state == "stopped" else ""
+        out.print(f"to go on   {first}{follow_up('resume', *here)}", markup=False, soft_wrap=True)
+    elif summary.documents.dead:
+        out.print(f"try again  {follow_up('retry-dead', *here)}", markup=False, soft_wrap=True)
 
 
 def _code(summary: Summary) -> int:

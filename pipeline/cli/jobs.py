@@ -20,7 +20,9 @@ from pipeline.cli.shared import (
     database,
     examples,
     fail,
+    follow_up,
     out,
+    parent,
     print_json,
     settings,
 )
@@ -88,8 +90,8 @@ def submit(
         print_json(asdict(made))
     else:
         word = "submitted" if made.created else "is there already"
-        follow = f"contextmill status {made.job_id} --watch"
-        out.print(f"job [bold]{made.job_id}[/bold] {word}: {made.documents} documents. {follow}")
+        follow = follow_up("status --watch", made.job_id, f"{spec.output.path}/{made.job_id}")
+        out.print(f"job {made.job_id} {word}: {made.documents} documents. {follow}", markup=False, soft_wrap=True)
 
 
 @commands.command(epilog=examples("contextmill resume 3f2a", "contextmill resume 3f2a -o runs/night --workers 4"))
@@ -111,8 +113,8 @@ def resume(job: JobId, output: Output = None, workers: Workers = None, json_: Js
             out.print(f"job {row.id} is done: nothing to resume")
         finish(engine, row.id, json_)
     if opened.broker_url is None:
-        count, parent = workers or opened.workers, _parent(row.output)
-        running.work_until_done(engine, opened, count, row.id, parent, json_, unread=unread)
+        count, folder = workers or opened.workers, parent(row.output)
+        running.work_until_done(engine, opened, count, row.id, folder, json_, unread=unread)
     if unread is not None:
         spec, identity = unread
         with interrupts.in_order():
@@ -142,15 +144,10 @@ def retry_dead_command(job: JobId, output: Output = None, workers: Workers = Non
     engine, opened = database(settings(), output)
     row = find_job(engine, job)
     count = retry_dead(engine, row.id, opened.max_attempts)
-    interrupts.say(f"interrupted; contextmill resume {row.id} goes on from here")
+    interrupts.say(f"interrupted; {follow_up('resume', row.id, row.output)} goes on from here")
     if not json_:
         out.print(f"job {row.id}: {count or 'no'} dead documents{' are tried again' if count else ''}")
     if count and opened.broker_url is None:
-        work_until_done(engine, opened, workers or opened.workers, row.id, _parent(row.output), json_)
+        work_until_done(engine, opened, workers or opened.workers, row.id, parent(row.output), json_)
     elif json_:
         print_json({"job_id": row.id, "retried": count})
-
-
-def _parent(job_folder: str) -> str:
-    """The output folder a job's own folder lies in, local or on s3."""
-    return job_folder.rpartition("/")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,6 +20,7 @@ FAILURE, USAGE, DEAD, BUDGET = 1, 2, 3, 4
 EXIT_CODES = """Exit codes: 0 done, 1 failure, 2 usage, 3 finished with dead documents, 4 budget reached."""
 LOG_LEVELS = "DEBUG", "INFO", "WARNING", "ERROR"
 MOST_WORKERS = 1_024
+DEFAULT_OUTPUT = "runs"  # as schemas/job.py has it, which is not imported here: `--help` is to answer at once
 
 JobFile = Annotated[Path, typer.Argument(help="The job file (TOML).", metavar="JOBFILE")]
 JobId = Annotated[str, typer.Argument(help="A job's id, or how it begins.", metavar="JOB")]
@@ -27,7 +29,10 @@ Output = Annotated[
     typer.Option("--output", "-o", help="Output folder or s3:// path; its contextmill.db is the default database."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key: stages.0.rate=0.5", metavar="KEY=VALUE")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key: stages.0.rate=0.5; KEY= removes it.", metavar="KEY=VALUE"),
+]
 Input = Annotated[list[str] | None, typer.Option("--input", "-i", help="Read this instead of the job file's input.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", min=1, max=MOST_WORKERS, help="Worker processes; default 1.")
@@ -56,6 +61,18 @@ def database(given: Settings, output: str | None, *, migrate: bool = False) -> t
     from pipeline.opening import open_database
 
     return open_database(given, output, migrate=migrate)
+
+
+def parent(job_folder: str) -> str:
+    """The output folder a job's own folder lies in, local or on s3."""
+    return job_folder.rpartition("/")[0]
+
+
+def follow_up(command: str, job_id: str, job_folder: str) -> str:
+    """What to type next about a job: with its output folder, where nothing else would lead to its database."""
+    folder = parent(job_folder)
+    known = settings().database_url is not None or Path(folder).resolve() == Path(DEFAULT_OUTPUT).resolve()
+    return f"contextmill {command} {job_id}" + ("" if known else f" -o {shlex.quote(folder)}")
 
 
 def print_json(value: Any) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     FAILURE,
+    USAGE,
     JobId,
     Json,
     Output,
@@ -44,6 +45,8 @@ def status(
     from pipeline.storage.jobs import find_job, list_jobs
     from pipeline.watching import snapshot
 
+    if job is None and watch:
+        fail("--watch follows one job: contextmill status JOB --watch", USAGE)
     engine, _ = database(settings(), output)
     if job is None:
         rows = list_jobs(engine)
