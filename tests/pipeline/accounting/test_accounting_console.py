@@ -49,7 +49,7 @@ def test_the_summary_says_what_counts_at_any_width(summary: Summary, width: int)
     assert " ".join(rows["documents"][1:]) == "done 4 of them reused 1 rejected 2 dead 1 collapsed 1"
     assert rows["compress"][1:4] == ["4,100", "2,100", "2,070"]
     assert rows["openai:gpt-4.1-mini"][1:] == ["$0.000812", "\N{MINUS SIGN}$0.001966", "3,506"]
-    assert "2,030 tokens" in text and "less $0.002778 of work" in text
+    assert "2,030 tokens" in text and "less $0.002778 work" in text
     assert rows["generate"][-2:] == ["≥", "$0.000484"]
     assert "unknown for 1 of the answers" in text
     assert "1 lost: nobody saw their end; perhaps billed, at most $0.000700" in text
