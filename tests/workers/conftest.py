@@ -13,8 +13,6 @@ from servers import RedisServer
 from sqlalchemy import Engine
 
 from pipeline.producer import submit
-from pipeline.storage.schema import migrate
-from pipeline.storage.sql import open_engine
 
 
 @pytest.fixture
@@ -29,15 +27,6 @@ def each_fleet(tmp_path: Path, database_url: str, redis_server: RedisServer) -> 
     """An odd fleet on SQLite, then on PostgreSQL."""
     with odd_fleet(tmp_path, database_url, redis_server.url) as made:
         yield made
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """A migrated database: SQLite, then PostgreSQL."""
-    made = open_engine(database_url)
-    migrate(made)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator
 from decimal import Decimal
@@ -13,40 +12,19 @@ import duckdb
 import pandas
 import pyarrow.parquet as pq
 import pytest
+from by_hand import Silent, work_through
+from fleet import job_spec, write_corpus
 from openai_server import FakeOpenAI, Served
 from sqlalchemy import Engine, func, select, text
 
 from pipeline.accounting.figures import StageFigures
 from pipeline.accounting.summary import summarise
-from pipeline.lease import Lease
-from pipeline.models import ModelPool
 from pipeline.producer import submit
-from pipeline.storage import shards
 from pipeline.storage.jobs import find_job
-from pipeline.storage.reaping import open_publications, unrung
-from pipeline.storage.schema import migrate
-from pipeline.storage.sql import open_engine
-from pipeline.work import work_on
-from schemas.job import JobSpec
 from schemas.records import REUSED_FROM
 from schemas.tables import Usage
 
 PRICED = "gpt-4"  # 30 and 60 micro-dollars a token: as the fake bills
-
-
-class Silent:
-    """These tests claim by themselves."""
-
-    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
-        del job_id, shard_id, kind, priority
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = open_engine(database_url)
-    migrate(made)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture
@@ -67,25 +45,10 @@ def night(engine: Engine, folder: Path, url: str, documents: int, model: str = P
 
 
 def worked(engine: Engine, folder: Path, texts: list[str], stages: list[dict[str, Any]], target: dict[str, str]) -> str:
-    corpus = folder / f"corpus-{len(texts)}.jsonl"
-    corpus.write_text("".join(f"{json.dumps({'id': f'd{n}', 'text': text})}\n" for n, text in enumerate(texts)))
-    raw = {"input": {"path": str(corpus)}, "output": {"path": str(folder / "out")}, "stages": stages, "target": target}
-    job = submit(engine, JobSpec.model_validate(raw), Silent()).job_id
-    work_through(engine)
+    corpus = write_corpus(folder / f"corpus-{len(texts)}.jsonl", len(texts), texts.__getitem__)
+    job = submit(engine, job_spec(corpus, folder / "out", *stages, target=target), Silent()).job_id
+    work_through(engine, job)
     return job
-
-
-def work_through(engine: Engine) -> None:
-    while True:
-        open_publications(engine, 3)
-        dues = unrung(engine, all_pending=True)
-        if not dues:
-            return
-        for due in dues:
-            claim = shards.claim(engine, due.job_id, due.shard_id, "test", 60.0)
-            assert claim is not None
-            with Lease(engine, claim, lease_seconds=60.0, renew_seconds=15.0) as lease:
-                assert work_on(engine, claim, ModelPool(), lease, 3) == "done"
 
 
 def billed(server: FakeOpenAI, since: int = 0) -> int:

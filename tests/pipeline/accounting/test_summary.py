@@ -8,7 +8,6 @@ import random
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,17 +18,8 @@ from sqlalchemy.orm import Session
 from pipeline.accounting.figures import BINS, Summary
 from pipeline.accounting.queries import MOST_ROWS, PERCENTILES
 from pipeline.accounting.summary import NoSuchJob, summarise
-from pipeline.storage.sql import open_engine
 from schemas.job import JobSpec
-from schemas.tables import Base, DocumentRow, Job, Rejection, Request, Usage
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = open_engine(database_url)
-    Base.metadata.create_all(made)
-    yield made
-    made.dispose()
+from schemas.tables import DocumentRow, Job, Rejection, Request, Usage
 
 
 @pytest.fixture

@@ -2,68 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from by_hand import Silent, do, take
+from fleet import job_spec, write_corpus
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from pipeline.copying import Copy
 from pipeline.lease import Lease
-from pipeline.models import ModelPool
 from pipeline.producer import submit
 from pipeline.stages import Outcome, Run
 from pipeline.storage import shards
 from pipeline.storage.jobs import find_job
 from pipeline.storage.reaping import expire
-from pipeline.storage.schema import migrate
 from pipeline.storage.shards import Claim
-from pipeline.storage.sql import open_engine
-from pipeline.work import Overdue, work_on
+from pipeline.work import Overdue
 from schemas.document import Document
-from schemas.job import JobSpec
 from schemas.tables import Rejection, Shard
-
-
-class Silent:
-    """These tests claim by themselves."""
-
-    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
-        del job_id, shard_id, kind, priority
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = open_engine(database_url)
-    migrate(made)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture
 def job(engine: Engine, tmp_path: Path) -> str:
     """Eight documents in shards of two."""
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"id": f"d{i}", "text": f"text {i}"}) + "\n" for i in range(8)))
-    raw = {"input": {"path": str(corpus)}, "output": {"path": str(tmp_path / "out")}, "stages": [{"kind": "copy"}]}
-    return submit(engine, JobSpec.model_validate(raw), Silent()).job_id
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 8)
+    return submit(engine, job_spec(corpus, tmp_path / "out", {"kind": "copy"}), Silent()).job_id
 
 
 def attempt(engine: Engine, job: str, number: int) -> Claim:
     """The claim of this number at the first shard."""
     for _ in range(number):
         expire(engine, ["test"])
-        claim = shards.claim(engine, job, "0-0-2", "test", 60.0)
-    assert claim is not None
+        claim = take(engine, job, "0-0-2")
     assert claim.attempt == number
     return claim
-
-
-def do(engine: Engine, claim: Claim) -> str:
-    with Lease(engine, claim, lease_seconds=60.0, renew_seconds=15.0) as lease:
-        return work_on(engine, claim, ModelPool(), lease, 3)
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -112,8 +86,7 @@ def test_who_lost_the_shard_cannot_stop_the_job(engine: Engine, job: str, monkey
     fail_with(monkeypatch, OSError(28, "No space left on device"))
     stale = attempt(engine, job, 1)
     expire(engine, ["test"])
-    held = shards.claim(engine, job, "0-0-2", "other", 60.0)
-    assert held is not None
+    held = take(engine, job, "0-0-2", "other")
     do(engine, stale)
     assert find_job(engine, job).state == "running"
     assert do(engine, held) == "halted"

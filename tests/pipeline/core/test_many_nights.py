@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import Silent, work_through
+from fleet import job_spec, write_corpus
 from sqlalchemy import Engine, func, select
 
-from pipeline.lease import Lease
-from pipeline.models import ModelPool
 from pipeline.producer import submit
-from pipeline.storage import shards
 from pipeline.storage.jobs import find_job
 from pipeline.storage.parts import read_part
-from pipeline.storage.reaping import open_publications, unrung
-from pipeline.storage.schema import migrate
-from pipeline.storage.sql import open_engine
-from pipeline.work import work_on
-from schemas.job import JobSpec
 from schemas.tables import Usage
 
 DOCUMENTS = 12
 
 
-class Silent:
-    """These tests claim by themselves."""
-
-    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
-        del job_id, shard_id, kind, priority
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = open_engine(database_url)
-    migrate(made)
-    yield made
-    made.dispose()
-
-
 def night(engine: Engine, folder: Path, number: int) -> str:
     """The same corpus and one new document a night, worked through; returns the job."""
-    corpus = folder / f"corpus-{number}.jsonl"
-    rows = [{"id": f"d{i}", "text": f"text {i}"} for i in range(DOCUMENTS + number)]
-    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    raw = {"input": {"path": str(corpus)}, "output": {"path": str(folder / "out")}, "stages": [{"kind": "copy"}]}
-    job = submit(engine, JobSpec.model_validate(raw), Silent()).job_id
-    while True:
-        open_publications(engine, 3)
-        dues = unrung(engine, all_pending=True)
-        if not dues:
-            return job
-        for due in dues:
-            claim = shards.claim(engine, due.job_id, due.shard_id, "test", 60.0)
-            assert claim is not None
-            with Lease(engine, claim, lease_seconds=60.0, renew_seconds=15.0) as lease:
-                assert work_on(engine, claim, ModelPool(), lease, 3) == "done"
+    corpus = write_corpus(folder / f"corpus-{number}.jsonl", DOCUMENTS + number)
+    job = submit(engine, job_spec(corpus, folder / "out", {"kind": "copy"}), Silent()).job_id
+    work_through(engine, job)
+    return job
 
 
 def fresh(engine: Engine, job: str) -> int:

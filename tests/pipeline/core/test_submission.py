@@ -5,25 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from by_hand import do, take, work_through
 from sqlalchemy import Engine, func, select, update
 
-from pipeline.lease import Lease
-from pipeline.models import ModelPool
 from pipeline.producer import DoorbellSilentError, Submission, existing_job, identify, raise_budget, submit
 from pipeline.storage import shards
 from pipeline.storage.jobs import cancel_job, find_job, resume_job
 from pipeline.storage.readers import InputError
-from pipeline.storage.reaping import lead, leader, open_publications, resign, unrung
-from pipeline.storage.schema import migrate
-from pipeline.storage.sql import open_engine
+from pipeline.storage.reaping import lead, leader, resign, unring, unrung
 from pipeline.watching import snapshot
-from pipeline.work import work_on
 from schemas.job import JobSpec
 from schemas.tables import DocumentRow, Job, Part, Rejection, Shard, Usage
 
@@ -41,14 +36,6 @@ class Bell:
         self.rung.append((job_id, shard_id, kind, priority))
 
 
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = open_engine(database_url)
-    migrate(made)
-    yield made
-    made.dispose()
-
-
 def spec_of(tmp_path: Path, rows: list[Any], **changes: Any) -> JobSpec:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
@@ -59,21 +46,6 @@ def spec_of(tmp_path: Path, rows: list[Any], **changes: Any) -> JobSpec:
         **changes,
     }
     return JobSpec.model_validate(raw)
-
-
-def work_through(engine: Engine, job_id: str) -> None:
-    """Everything a worker would do, one shard after the other."""
-    models = ModelPool()
-    while True:
-        open_publications(engine, 3)
-        dues = unrung(engine, all_pending=True)
-        if not dues:
-            return
-        for due in dues:
-            claim = shards.claim(engine, due.job_id, due.shard_id, "test", 60.0)
-            assert claim is not None
-            with Lease(engine, claim, lease_seconds=60.0, renew_seconds=15.0) as lease:
-                assert work_on(engine, claim, models, lease, 3) == "done"
 
 
 def count(engine: Engine, table: type[Any], *where: Any) -> int:
@@ -222,7 +194,8 @@ def test_a_cancelled_job_gives_nothing_to_claim_until_it_is_resumed(engine: Engi
     assert cancel_job(engine, made.job_id)
     assert not cancel_job(engine, made.job_id)
     assert shards.claim(engine, made.job_id, "0-0-3", "test", 60.0) is None
-    assert unrung(engine, all_pending=True) == []
+    unring(engine, made.job_id)
+    assert unrung(engine) == []
     assert resume_job(engine, made.job_id)
     work_through(engine, made.job_id)
     assert find_job(engine, made.job_id).state == "done"
@@ -242,10 +215,7 @@ def test_a_network_error_passes_and_a_full_disk_stops_the_job(
     for ending, state in (("failed", "running"), ("halted", "stopped")):
         with engine.begin() as connection:
             connection.execute(update(Shard).values(not_before=None))
-        claim = shards.claim(engine, made.job_id, "0-0-1", "test", 60.0)
-        assert claim is not None
-        with Lease(engine, claim, lease_seconds=60.0, renew_seconds=15.0) as lease:
-            assert work_on(engine, claim, ModelPool(), lease, 3) == ending
+        assert do(engine, take(engine, made.job_id, "0-0-1")) == ending
         assert find_job(engine, made.job_id).state == state
     monkeypatch.undo()
     assert resume_job(engine, made.job_id)

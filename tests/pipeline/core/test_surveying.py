@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from by_hand import Silent
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
@@ -18,13 +19,6 @@ from pipeline.surveying import estimate_job
 from schemas.job import JobSpec
 from schemas.settings import Settings
 from schemas.tables import Usage
-
-
-class Deaf:
-    """A doorbell in a house without workers."""
-
-    def ring(self, job_id: str, shard_id: str, kind: str, priority: str) -> None:
-        del job_id, shard_id, kind, priority
 
 
 @pytest.fixture
@@ -62,7 +56,7 @@ def test_times_are_measured_or_said_to_be_assumed(
 
     stage_hash = stage_hashes(jobs[0])[0]
     for number, reused_from in enumerate((None, None, "another job")):
-        made = submit(engine, spec_of(tmp_path, tiny_model, f"document {number} " * 20), Deaf())
+        made = submit(engine, spec_of(tmp_path, tiny_model, f"document {number} " * 20), Silent())
         used(engine, made, stage_hash, reused_from)
     estimate, _, known = estimate_job(spec_of(tmp_path, tiny_model, "now " * 50), settings)
     assert known["compress"] == "time measured in 2 runs with this database"

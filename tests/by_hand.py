@@ -21,9 +21,10 @@ class Silent:
 
 
 def open_shards(engine: Engine, job: str) -> list[str]:
-    """Those that wait."""
+    """Those that wait, the first stage's first."""
+    waiting = select(Shard.id).where(Shard.job_id == job, Shard.state == "pending")
     with engine.connect() as connection:
-        return list(connection.scalars(select(Shard.id).where(Shard.job_id == job, Shard.state == "pending")))
+        return list(connection.scalars(waiting.order_by(Shard.stage, Shard.start)))
 
 
 def take(engine: Engine, job: str, shard: str, owner: str = "test") -> Claim:
@@ -40,7 +41,14 @@ def do(engine: Engine, claim: Claim) -> str:
 
 
 def do_all(engine: Engine, job: str) -> None:
-    """Everything that waits now, then what waits because of it. The publication is opened, and left."""
+    """Everything that waits now. What waits because of it is left, a publication too, which is opened."""
     for shard in open_shards(engine, job):
         assert do(engine, take(engine, job, shard)) == "done"
     open_publications(engine, 3)
+
+
+def work_through(engine: Engine, job: str) -> None:
+    """Everything a worker would do, one shard after the other, the publication included."""
+    open_publications(engine, 3)
+    while open_shards(engine, job):
+        do_all(engine, job)
