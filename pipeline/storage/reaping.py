@@ -117,17 +117,16 @@ def _bury_document(connection: Connection, shard: Row[Any]) -> None:
     connection.execute(update(DocumentRow).where(where).values(status="dead"))
 
 
-def unrung(engine: Engine, *, of: Claim | None = None, all_pending: bool = False) -> list[Due]:
+def unrung(engine: Engine, *, of: Claim | None = None) -> list[Due]:
     """Pending shards of active jobs that wait for a bell, the first thousand of them.
 
-    With ``of``, only those over documents of that claim: itself, what follows it, the publication of its job. With
-    ``all_pending`` also those that were rung for.
+    With ``of``, only those over documents of that claim: itself, what follows it, the publication of its job.
     """
-    waiting = or_(Shard.rung_at.is_(None), all_pending)  # type: ignore[arg-type]
+    waiting = and_(Shard.state == "pending", Shard.rung_at.is_(None), Shard.attempt < Shard.attempt_limit)
     query = (
         select(Shard.job_id, Shard.id, Shard.stage, Job.spec)
         .join(Job, Job.id == Shard.job_id)
-        .where(Shard.state == "pending", Shard.attempt < Shard.attempt_limit, waiting, Job.state.in_(ACTIVE))
+        .where(waiting, Job.state.in_(ACTIVE))
         .where(or_(Shard.not_before.is_(None), Shard.not_before <= db_now()))
         .order_by(Shard.job_id, Shard.stage, Shard.start)
         .limit(RING_BATCH)
