@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fleet import Fleet, job_spec, wait_until, write_corpus
 from outcomes import assert_each_once
 from sqlalchemy import Engine, delete, insert, select
 
+from pipeline.storage import shards
 from pipeline.storage.jobs import cancel_job, find_job, resume_job
 from pipeline.storage.parts import write_tables
 from pipeline.storage.reaping import expire, open_publications
@@ -48,6 +50,26 @@ def test_what_was_cancelled_while_it_was_published_stays_cancelled(engine: Engin
     assert do(engine, take(engine, job, PUBLISH)) == "done"
     assert find_job(engine, job).state == "done"
     assert seqs(engine, job) == list(range(40))
+
+
+def test_who_cancels_between_the_look_at_the_job_and_its_commit_comes_too_late(
+    engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_all(engine, job)
+    claim = take(engine, job, PUBLISH)
+    settle = shards._settle_documents
+    with ThreadPoolExecutor(1) as pool:
+        cancels: list[Future[bool]] = []
+
+        def cancelled_meanwhile(*of: Any) -> None:
+            cancels.append(pool.submit(cancel_job, engine, job))
+            wait(cancels, 0.5)  # it is held up until the commit; else it would have gone through by then
+            settle(*of)
+
+        monkeypatch.setattr(shards, "_settle_documents", cancelled_meanwhile)
+        assert do(engine, claim) == "done"
+        assert [cancel.result() for cancel in cancels] == [False]
+    assert find_job(engine, job).state == "done"
 
 
 @pytest.mark.parametrize("gone", ["all of it", "one file"])
@@ -104,8 +126,6 @@ def test_a_commit_the_database_refuses_is_a_failure_with_its_reason(engine: Engi
 
 
 def _done(engine: Engine, job: str, shard: str) -> bool:
-    from pipeline.storage import shards
-
     claim = shards.claim(engine, job, shard, "test", 60.0)
     return claim is not None and do(engine, claim) == "done"
 

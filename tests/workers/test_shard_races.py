@@ -11,16 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from by_hand import Silent, do, do_all, open_shards, take
+from by_hand import Silent, do, open_shards
 from fleet import job_spec, write_corpus
 from sqlalchemy import Engine, func, select
 
 from pipeline.producer import submit
 from pipeline.storage import shards
-from pipeline.storage.jobs import cancel_job, find_job
 from pipeline.storage.reaping import expire, lead
 from pipeline.storage.schema import migrate
-from pipeline.storage.shards import PUBLISH, Claim, Commit
+from pipeline.storage.shards import Claim
 from pipeline.storage.sql import open_engine
 from schemas.tables import Part, Usage
 
@@ -113,22 +112,6 @@ def test_who_lost_the_fence_writes_nothing_and_takes_its_part_away(engine: Engin
 def test_one_of_many_leads(engine: Engine) -> None:
     assert sum(at_once(lambda n: lead(engine, "reaper", f"w{n}", 60))) == 1
     assert sum(at_once(lambda n: lead(engine, "reaper", f"v{n}", 60))) == 0
-
-
-def test_a_job_is_published_or_cancelled_and_never_both(engine: Engine, job: str) -> None:
-    do_all(engine, job)
-    claim = take(engine, job, PUBLISH)
-    half = CROWD // 2
-
-    def one(number: int) -> bool:
-        if number < half:
-            return cancel_job(engine, job)
-        return shards.finish(engine, claim, Commit(job={"state": "done"}))
-
-    ended = at_once(one)
-    cancelled, finished = any(ended[:half]), any(ended[half:])
-    assert cancelled != finished
-    assert find_job(engine, job).state == ("cancelled" if cancelled else "done")
 
 
 def test_a_commit_whose_answer_is_lost_keeps_its_part(postgres_url: str, tmp_path: Path) -> None:
