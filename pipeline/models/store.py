@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import model_files, read_json
 from pipeline.models.ref import ModelDamaged, ModelError
+from pipeline.storage.disk import sync
 
 MANIFEST = "contextmill.json"
 CONVERSION = 2
@@ -107,19 +107,11 @@ def _seal(partial: Path, cache: Path, name: str, gguf_sha256: str, licence: str)
     manifest = Manifest(name, gguf_sha256, licence, files)
     (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
     for path in (*(partial / file for file in files), partial / MANIFEST, partial):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
 
 
 def _replace(folder: Path, partial: Path) -> None:
     if folder.exists():  # damaged, or of an older conversion; processes that have it open keep what they read
         shutil.rmtree(folder)
     partial.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)

@@ -45,15 +45,6 @@ def is_local(filesystem: fs.FileSystem) -> bool:
     return isinstance(filesystem, fs.LocalFileSystem)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names in ``folder`` outlive a power cut: a rename is only in memory until its folder is written."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def s3_filesystem() -> fs.S3FileSystem:
     """The S3 file system the environment describes now: ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, region."""
     environ = os.environ

@@ -24,7 +24,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from pipeline.storage.filesystem import is_local, sync_folder
+from pipeline.storage.disk import sync
+from pipeline.storage.filesystem import is_local
 from pipeline.storage.publication import publish
 
 __all__ = [
@@ -163,7 +164,7 @@ def _whole_file(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def read_part(fs: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:

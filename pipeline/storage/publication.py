@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipeline.storage.filesystem import is_local, sync_folder
+from pipeline.storage.disk import sync
+from pipeline.storage.filesystem import is_local
 
 SUCCESS = "_SUCCESS"
 BUILDING, REPLACED = ".data-", ".replaced-"
@@ -59,11 +60,11 @@ def _publish_folder(root: Path, names: dict[str, Path], attempt: int, go_on: Cal
         for name, path in names.items():
             go_on()
             _link(path, building / name)
-        sync_folder(building)
+        sync(building)
         _put_in_place(building, data, names)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    sync_folder(root)
+    sync(root)
     _sweep(root, attempt)
 
 
