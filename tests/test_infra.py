@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from schemas.job import JobSpec
 from schemas.settings import Settings
