@@ -54,7 +54,7 @@ lint: .venv/.dev ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff format --check
 	echo ">> mypy"
 	$(BIN)/mypy
-	find tests -mindepth 2 -name conftest.py | while read -r file; do MYPYPATH=tests $(BIN)/mypy "$$file"; done
+	find tests -mindepth 2 -name conftest.py | while read -r file; do MYPYPATH=tests:tests/fakes $(BIN)/mypy "$$file"; done
 	echo ">> import contracts"
 	$(BIN)/lint-imports
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hosted_rig import new_job
+from sqlalchemy import Engine
 from tiny_models import save_tiny_llama, save_tokenizer
+
+from pipeline.storage.sql import open_engine
 
 WINDOW = 160
 
@@ -23,6 +28,15 @@ def save_other(folder: Path, name: str) -> Path:
         torch.manual_seed(1)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def engine(sqlite_url: str) -> Iterator[Engine]:
+    """SQLite with a job to hang calls on."""
+    made = open_engine(sqlite_url)
+    new_job(made)
+    yield made
+    made.dispose()
 
 
 @pytest.fixture(scope="session")

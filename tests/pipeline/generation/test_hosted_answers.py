@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hosted_rig import documents, generator, new_job, results, rows, run_with, same_bill
+from hosted_rig import documents, generator, results, rows, run_with, same_bill
 from openai_server import FakeOpenAI, Served
 from sqlalchemy import Engine
 
 from pipeline.generation.endpoint import Malformed, read_answer
 from pipeline.stages import Refusal
-from pipeline.storage.sql import open_engine
 from schemas.document import Document, PromptParts
 from schemas.records import STAGE_FIELDS
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = open_engine(f"sqlite:///{tmp_path}/jobs.db")
-    new_job(made)
-    yield made
-    made.dispose()
 
 
 def test_answers_come_in_order_with_their_tokens_and_costs(engine: Engine) -> None:

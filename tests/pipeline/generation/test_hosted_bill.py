@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,14 +35,6 @@ from pipeline.storage.requests import calls, forget_responses, lost_calls
 from pipeline.storage.sql import open_engine
 
 TROUBLE = {"429": 0.1, "429-date": 0.05, "500": 0.1, "drop_before": 0.05, "drop_after": 0.05, "cut": 0.05, "502": 0.03}
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = open_engine(f"sqlite:///{tmp_path}/jobs.db")
-    new_job(made)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture(autouse=True)

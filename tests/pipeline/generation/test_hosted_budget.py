@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ from pipeline.storage.requests import SqlLedger, ensure_budget
 from pipeline.storage.sql import open_engine
 from schemas.job import TargetSpec
 from schemas.tables import Budget, Request
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = open_engine(f"sqlite:///{tmp_path}/jobs.db")
-    new_job(made)
-    yield made
-    made.dispose()
 
 
 def budget(engine: Engine) -> tuple[int, int, int]:

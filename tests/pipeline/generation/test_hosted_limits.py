@@ -9,14 +9,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hosted_rig import documents, generator, new_job, results, rows, run_with, same_bill, start_worker
+from hosted_rig import documents, generator, results, rows, run_with, same_bill, start_worker
 from openai_server import FakeOpenAI, Served
 from sqlalchemy import Engine
 
@@ -25,15 +23,6 @@ from pipeline.generation.endpoint import code_of
 from pipeline.generation.pacing import Window
 from pipeline.generation.retries import Failure, Patience, retry_after
 from pipeline.stages import Halt, Refusal
-from pipeline.storage.sql import open_engine
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = open_engine(f"sqlite:///{tmp_path}/jobs.db")
-    new_job(made)
-    yield made
-    made.dispose()
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hosted_rig import documents, generator, new_job, results, run_with
+from hosted_rig import documents, generator, results, run_with
 from openai_server import FakeOpenAI, Served, reply
-
-from pipeline.storage.sql import open_engine
+from sqlalchemy import Engine
 
 SECONDS = 2.0  # the first wait of our own choosing is at most half a second
 
@@ -28,15 +26,12 @@ class Busy(FakeOpenAI):
 
 
 @pytest.mark.parametrize("kind", ["seconds", "date"])
-def test_an_endpoint_is_asked_again_no_sooner_than_it_says(tmp_path: Path, kind: str) -> None:
-    engine = open_engine(f"sqlite:///{tmp_path}/jobs.db")
-    new_job(engine)
+def test_an_endpoint_is_asked_again_no_sooner_than_it_says(engine: Engine, kind: str) -> None:
     server = Busy()
     # A date knows whole seconds only: one more, so that what is left of this second does not count.
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + SECONDS + 1))
     server.asks = date if kind == "date" else str(SECONDS)
     with Served(server) as url:
         results(generator(url).run(documents(1), run_with(engine)))
-    engine.dispose()
     first, second = server.arrivals
     assert SECONDS - 0.5 < second - first < SECONDS + 4

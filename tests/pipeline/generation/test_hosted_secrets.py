@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosted_rig import documents, generator, new_job, results, rows, run_with
+from hosted_rig import documents, generator, results, rows, run_with
 from openai_server import FakeOpenAI, Served, reply
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import Engine
 
 from pipeline.generation.hosted import HostedGenerator, check
 from pipeline.stages import Halt, Run
-from pipeline.storage.sql import open_engine
 from schemas.job import JobSpec, TargetSpec
 from schemas.stage import GenerateSpec
 
 KEY = "sk-live-T0p/Secret+8261"
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = open_engine(f"sqlite:///{tmp_path}/jobs.db")
-    new_job(made)
-    yield made
-    made.dispose()
-
-
 def _stored(folder: Path) -> bytes:
-    stored = b"".join(path.read_bytes() for path in folder.glob("jobs.db*"))
+    stored = b"".join(path.read_bytes() for path in folder.glob("contextmill.db*"))
     assert b"[key]" in stored  # the place where a key would be found
     return stored
 

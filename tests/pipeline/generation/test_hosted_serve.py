@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosted_rig import documents, generator, new_job, results, rows, run_with, wait_for
+from hosted_rig import documents, generator, results, rows, run_with, wait_for
 from sqlalchemy import Engine
 
 from pipeline.models import load_tokenizer, resolve
-from pipeline.storage.sql import open_engine
 from schemas.document import Document, PromptParts
 from schemas.stage import DEFAULT_MODEL
 
@@ -53,14 +52,6 @@ def served(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = open_engine(f"sqlite:///{tmp_path}/jobs.db")
-    new_job(made)
-    yield made
-    made.dispose()
 
 
 def test_a_chat_is_answered_and_its_tokens_are_the_models_own(served: tuple[str, str], engine: Engine) -> None:
