@@ -164,8 +164,9 @@ def test_a_message_is_as_small_for_large_documents(fleet: Fleet, tmp_path: Path)
         queue = f"{PREFIX}{queue_name('copy', 'bulk')}"
         assert fleet.client.llen(queue) == 200
         memory = fleet.client.memory_usage(queue, samples=0)
+        assert memory is not None
         fleet.client.delete(queue)
-        return int(memory) // 200
+        return memory // 200
 
     small, large = held(10), held(20_000)
     assert 0 < small < 4_000

@@ -88,7 +88,7 @@ def save_tokenizer(folder: Path, kind: str) -> str:
             [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
         )
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, **options)
+        trainer: trainers.Trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, **options)
     elif kind == "unigram":
         inner = Tokenizer(models.Unigram())
         inner.normalizer, inner.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
