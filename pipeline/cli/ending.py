@@ -54,6 +54,8 @@ def print_job_summary(engine: Engine, job_id: str, json_: bool) -> Summary:
 def _print_next(summary: Summary) -> None:
     """The command that goes on from here, where there is something left to do."""
     here = summary.job_id, summary.places.output
+    if summary.stop_code == "budget":
+        return  # the error says what to raise, and in which file
     if summary.state in ("stopped", "cancelled"):
         first = "mend what is said above, then: " if summary.state == "stopped" else ""
         out.print(f"to go on   {first}{follow_up('resume', *here)}", markup=False, soft_wrap=True)

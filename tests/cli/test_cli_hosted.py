@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import deque
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def test_a_wrong_key_is_named_and_not_repeated(user: User) -> None:
     assert "Check CONTEXTMILL_API_KEY" in said
     assert len(server.arrivals) <= 2
     nothing_holds(KEY, user.folder / "o", ended)
+    assert "/data\n" not in ended.out, "nothing is published yet"
+    (told,) = re.findall(r"then: contextmill (resume \w+ -o .*)\n", ended.out)
+    mended = FakeOpenAI(api_key=KEY)
+    with Served(mended, port=int(url.split(":")[2].removesuffix("/v1"))):
+        resumed = user.says(*shlex.split(told), cwd=user.folder.parent, CONTEXTMILL_API_KEY=KEY)
+    assert resumed.code == 0
+    assert len(mended.bill) == 3
 
 
 def test_no_key_for_an_endpoint_of_ones_own_is_remarked_on_once(user: User) -> None:
