@@ -29,6 +29,22 @@ def leased(fleet: Fleet, job: str) -> Any:
     return fleet.shards(job, "leased")[0]
 
 
+def long_shard(fleet: Fleet) -> Any:
+    """The one shard of a job of 20 documents in 2 s, once it is worked on."""
+    corpus = write_corpus(fleet.folder / "c.jsonl", 20, "sleep 0.1 {}".format)
+    spec = job_spec(corpus, fleet.folder / "out", {"kind": "copy", "seconds_per_shard": 1e6})
+    return leased(fleet, fleet.submit(spec).job_id)
+
+
+def assert_worked_on_again(fleet: Fleet, shard: Any, after: str) -> None:
+    """Within 90 s of what befell its worker now, and each document is done once."""
+    job, attempt = shard.job_id, shard.attempt
+    seconds = wait_until(lambda: any(row.attempt > attempt for row in fleet.shards(job)), 90, "worked on again")
+    print(f"{after}: worked on again {seconds:.1f} s later")
+    fleet.wait(job, 90)
+    assert_each_once(fleet, job, [f"d{number}" for number in range(20)])
+
+
 def stage(kind: str, endpoint: str, model: Path) -> tuple[dict[str, Any], str]:
     """A stage that takes 20 s or more over one shard, and the target it is for."""
     long = {"seconds_per_shard": 1e6}
@@ -77,20 +93,14 @@ def test_a_killed_worker_at_default_settings(
     with odd_fleet(tmp_path, sqlite_url, redis_server.url, DEFAULT) as fleet:
         first = fleet.start_worker()
         fleet.start_worker() if what == "worker" else None
-        corpus = write_corpus(tmp_path / "c.jsonl", 20, "sleep 0.1 {}".format)
-        job = fleet.submit(job_spec(corpus, tmp_path / "out", {"kind": "copy", "seconds_per_shard": 1e6})).job_id
-        shard = leased(fleet, job)
+        shard = long_shard(fleet)
         owner = int(shard.owner.rsplit(":", 2)[1])
         victim = next(worker for worker in fleet.workers if worker.child == owner)
         assert what == "worker" or victim is first
         os.kill(owner, signal.SIGKILL)
         if what == "worker":
             victim.kill()
-        began = time.monotonic()
-        wait_until(lambda: any(s.attempt > shard.attempt for s in fleet.shards(job)), 90, "worked on again")
-        print(f"SIGKILL to the {what}: worked on again {time.monotonic() - began:.1f} s later")
-        fleet.wait(job, 90)
-        assert_each_once(fleet, job, [f"d{number}" for number in range(20)])
+        assert_worked_on_again(fleet, shard, f"SIGKILL to the {what}")
 
 
 @pytest.mark.timeout(280)
@@ -98,16 +108,10 @@ def test_a_machine_that_is_gone(tmp_path: Path, sqlite_url: str, redis_server: R
     """Nobody can see that its process died (it ran in its own space of process ids): the lease says so in time."""
     with odd_fleet(tmp_path, sqlite_url, redis_server.url, DEFAULT if LONG else QUICK) as fleet:
         there = fleet.start_worker(prefix=OTHER_MACHINE)
-        corpus = write_corpus(tmp_path / "c.jsonl", 20, "sleep 0.1 {}".format)
-        job = fleet.submit(job_spec(corpus, tmp_path / "out", {"kind": "copy", "seconds_per_shard": 1e6})).job_id
-        shard = leased(fleet, job)
+        shard = long_shard(fleet)
         fleet.start_worker()
         there.kill()
-        began = time.monotonic()
-        wait_until(lambda: any(s.attempt > shard.attempt for s in fleet.shards(job)), 90, "worked on again")
-        print(f"a machine gone: worked on again {time.monotonic() - began:.1f} s later")
-        fleet.wait(job, 60)
-        assert_each_once(fleet, job, [f"d{number}" for number in range(20)])
+        assert_worked_on_again(fleet, shard, "a machine gone")
 
 
 @pytest.mark.timeout(120)

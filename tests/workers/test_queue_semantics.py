@@ -34,35 +34,37 @@ def ready(fleet: Fleet) -> None:
         wait_until(lambda w=worker: " ready." in w.log.read_text(), 90, "a worker")  # type: ignore[misc]
 
 
-@pytest.mark.timeout(240)
-def test_a_heartbeat_keeps_a_long_shard_single(fleet: Fleet, tmp_path: Path) -> None:
-    """A shard of 13 s; the broker redelivers after 5 s and looks every 10. Without the renewal it would ring twice."""
+@pytest.fixture
+def long_shard(fleet: Fleet, tmp_path: Path) -> str:
+    """A job whose one shard takes 13 s, before two workers; the broker redelivers after 5 s and looks every 10."""
     fleet.start_worker()
     fleet.start_worker()
     ready(fleet)
-    job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 1, lambda _: "sleep 13"), tmp_path / "out")).job_id
-    fleet.wait(job, 90)
-    assert_each_once(fleet, job, ["d0"])
+    corpus = write_corpus(tmp_path / "c.jsonl", 1, lambda _: "sleep 13")
+    return fleet.submit(job_spec(corpus, tmp_path / "out")).job_id
+
+
+@pytest.mark.timeout(240)
+def test_a_heartbeat_keeps_a_long_shard_single(fleet: Fleet, long_shard: str) -> None:
+    """Without the renewal the broker would ring twice."""
+    fleet.wait(long_shard, 90)
+    assert_each_once(fleet, long_shard, ["d0"])
     assert odd_lines(fleet) == {"d0": 1}
     assert "nothing to claim" not in fleet.logs()
-    assert [shard.attempt for shard in fleet.shards(job)] == [1, 1]
+    assert [shard.attempt for shard in fleet.shards(long_shard)] == [1, 1]
 
 
 @pytest.mark.timeout(240)
-def test_without_a_heartbeat_the_duplicate_finds_nothing_to_claim(fleet: Fleet, tmp_path: Path) -> None:
+def test_without_a_heartbeat_the_duplicate_finds_nothing_to_claim(fleet: Fleet, long_shard: str) -> None:
     """The broker is told to forget every renewal; the lease in SQL still keeps the shard single."""
-    fleet.start_worker()
-    fleet.start_worker()
-    ready(fleet)
-    job = fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 1, lambda _: "sleep 13"), tmp_path / "out")).job_id
-    while fleet.job(job).state != "done":
+    while fleet.job(long_shard).state != "done":
         tags: list[Any] = list(fleet.client.zrange(UNACKED_INDEX, 0, -1))
         for tag in tags:
             fleet.client.zadd(UNACKED_INDEX, {tag: time.time() - 60}, xx=True)  # as if received long ago
         time.sleep(0.2)
     assert "nothing to claim" in fleet.logs()
     assert odd_lines(fleet) == {"d0": 1}
-    assert [shard.attempt for shard in fleet.shards(job)] == [1, 1]
+    assert [shard.attempt for shard in fleet.shards(long_shard)] == [1, 1]
 
 
 @pytest.mark.timeout(240)
