@@ -151,8 +151,7 @@ class Embedded:
             value: SecretStr | None = getattr(self.settings, name)
             if value is not None:
                 made[f"CONTEXTMILL_{name.upper()}"] = value.get_secret_value()
-        if self._server is not None:
-            made[OWNER_PID] = str(os.getpid())
+        made[OWNER_PID] = str(os.getpid())
         made["CONTEXTMILL_SOFT_SHUTDOWN_SECONDS"] = str(min(STOP_SECONDS - 5, self.settings.soft_shutdown_seconds))
         made.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
         devices = made.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(_gpus())))).split(",")

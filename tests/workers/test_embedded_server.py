@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
-from servers import free_port
+from fleet import wait_until
+from servers import RedisServer, free_port
 
+from pipeline.storage.schema import migrate
+from pipeline.storage.sql import open_engine
 from schemas.settings import Settings
 from workers import embedded
 from workers.embedded import Embedded
@@ -47,3 +55,34 @@ def test_nobody_gets_in_without_the_password(tmp_path: Path, monkeypatch: pytest
         thread.join()
     said = {answer.partition(b" ")[0] for answer in answers if answer}
     assert said == {b"-NOPERM"}
+
+
+RUN = """
+import time
+from pathlib import Path
+from schemas.settings import Settings
+from workers.embedded import Embedded
+with Embedded(Settings(), 1, Path("logs")):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_workers_of_a_killed_run_go_and_leave_the_users_own_redis_alone(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    migrate(open_engine(sqlite_url))
+    servers = {"CONTEXTMILL_BROKER_URL": redis_server.url, "CONTEXTMILL_DATABASE_URL": sqlite_url}
+    with subprocess.Popen([sys.executable, "-c", RUN], cwd=tmp_path, env={**os.environ, **servers}) as run:
+        log = tmp_path / "logs" / "worker-0.log"
+        wait_until(lambda: log.exists() and " ready." in log.read_text(), 60, "a worker")
+        family = psutil.Process(run.pid).children(recursive=True)
+        assert len(family) >= 2, "a parent and its child"
+        run.send_signal(signal.SIGKILL)
+    try:
+        wait_until(lambda: not [p for p in family if p.is_running() and p.status() != "zombie"], 15, "all gone")
+        assert redis_server.running and redis_server.answers()
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
