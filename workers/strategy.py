@@ -6,6 +6,7 @@ from typing import Any
 
 from celery.exceptions import InvalidTaskError
 from celery.worker.strategy import default
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 # As the doorbell leaves them. A message with an ETA would be held in memory; oddly typed ones end the parent process.
 PLAIN: dict[str, Any] = {
@@ -23,7 +24,7 @@ def checked(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
     handle = default(task, app, consumer, **options)
 
     def handler(message: Any, body: Any, *rest: Any, **more: Any) -> Any:
-        payload = message.payload if body is None else body
+        payload = _payload(message) if body is None else body
         if not (isinstance(payload, list) and len(payload) == 3 and isinstance(payload[1], dict)):
             raise InvalidTaskError("not a task message")
         if odd := [name for name, value in PLAIN.items() if message.headers.get(name, value) != value]:
@@ -31,3 +32,12 @@ def checked(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
         return handle(message, body, *rest, **more)
 
     return handler
+
+
+def _payload(message: Any) -> Any:
+    try:
+        return message.payload
+    except (ContentDisallowed, DecodeError):  # Celery refuses these itself, and says why
+        raise
+    except Exception as error:  # a content type or encoding of a wrong type: whatever kombu trips over
+        raise InvalidTaskError("not a task message") from error

@@ -109,6 +109,8 @@ def test_what_does_not_belong_there_is_harmless(fleet: Fleet, tmp_path: Path) ->
         fleet.client.lpush(f"{PREFIX}{queue}", entry)
     for headers in ODD_HEADERS:
         rogue(fleet, queue, json.dumps([[done, "0-0-5"], {}, None]), "application/json", headers)
+    for content in ({"content-encoding": 5}, {"content-type": ["application/json"]}):
+        rogue(fleet, queue, json.dumps([[done, "0-0-5"], {}, None]), "application/json", content=content)
     bodies: list[Any] = [{"not": "a task"}, [], [1, 2, 3], None, [[done, "0-0-5"], {}, None]]
     for body in bodies:
         rogue(fleet, queue, json.dumps(body), "application/json")
@@ -142,7 +144,10 @@ ODD_HEADERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def rogue(fleet: Fleet, queue: str, body: str, content_type: str, headers: Mapping[str, Any] | None = None) -> None:
+def rogue(
+    fleet: Fleet, queue: str, body: str, content_type: str,
+    headers: Mapping[str, Any] | None = None, content: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """A message as kombu lays it into Redis, its body whatever one likes."""
     tag = uuid.uuid4().hex
     encoded = body if content_type != "application/json" else base64.b64encode(body.encode()).decode()
@@ -153,6 +158,7 @@ def rogue(fleet: Fleet, queue: str, body: str, content_type: str, headers: Mappi
                     **(headers or {})},
         "properties": {"correlation_id": tag, "delivery_mode": 2, "delivery_tag": tag, "priority": 0,
                        "body_encoding": "base64", "delivery_info": {"exchange": "", "routing_key": queue}},
+        **(content or {}),
     }  # fmt: skip
     fleet.client.lpush(f"{PREFIX}{queue}", json.dumps(message))
 
