@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, and_, func, select
 
 from pipeline.stages import Result
 from pipeline.storage.filesystem import resolve_path
@@ -32,58 +32,62 @@ def taken_over(
     That is the job which worked and paid, however many nights have handed its result on since. A result whose part
     has been deleted since counts as not there: it is computed again.
     """
-    found = _candidates(engine, job_id, stage_hash, list({document.content_hash for document in documents}))
     by_hash: dict[str, tuple[Result, str]] = {}
-    for rank in sorted(found):
+    left = list({document.content_hash for document in documents})
+    for rank in range(1, CANDIDATES + 1):
         wanted: dict[tuple[str, str, str], list[Any]] = defaultdict(list)
-        for usage in found[rank]:
-            if usage.content_hash not in by_hash:
-                wanted[usage.job_id, usage.output, usage.part].append(usage)
+        for usage in _candidates(engine, job_id, stage_hash, left, rank):
+            wanted[usage.job_id, usage.output, usage.part].append(usage)
+        left = []  # nobody asks twice for what no job has: only for what one has and cannot be read
         for (other, output, part), usages in wanted.items():
-            table = _read(other, output, part, kind)
-            if table is not None:
-                made = {usage.content_hash: (_result(table, usage), usage.reused_from or other) for usage in usages}
+            rows = _read(other, output, part, kind)
+            if rows is None:
+                left += [usage.content_hash for usage in usages]
+            else:
+                made = {u.content_hash: (_result(rows[u.row], u), u.reused_from or other) for u in usages}
                 by_hash |= made
     return {d.seq: by_hash[d.content_hash] for d in documents if d.content_hash in by_hash}
 
 
-def _read(other: str, output: str, part: str, kind: str) -> pa.Table | None:
+def _read(other: str, output: str, part: str, kind: str) -> list[dict[str, Any]] | None:
     try:
         fs, root = resolve_path(output)
-        return read_part(fs, f"{root}/{part}", columns=STAGE_FIELDS[kind].names)
+        rows: list[dict[str, Any]] = read_part(fs, f"{root}/{part}", columns=STAGE_FIELDS[kind].names).to_pylist()
+        return rows
     except (OSError, pa.ArrowInvalid) as error:
         log.warning("results of job %s cannot be taken over: %s", other, error)
         return None
 
 
-def _candidates(engine: Engine, job_id: str, stage_hash: str, hashes: list[str]) -> dict[int, list[Any]]:
-    """Rank -> the usage rows of that rank, at most one for each content hash; the newest job's have rank 1."""
-    newest = func.row_number().over(
-        partition_by=Usage.content_hash, order_by=(Job.created_at.desc(), Usage.job_id, Usage.seq)
+def _candidates(engine: Engine, job_id: str, stage_hash: str, hashes: list[str], rank: int) -> list[Any]:
+    """The usage rows of each content hash's newest job (``rank`` 1), its second newest (2) and so on: one for each.
+
+    Ranked are jobs: a text that stands under many ids in one job must not hide an older job that has it too.
+    """
+    newest = func.row_number().over(partition_by=Usage.content_hash, order_by=(Job.created_at.desc(), Job.id))
+    one_a_job = (
+        select(Job.id, Job.output, Usage.stage, func.min(Usage.seq).label("seq"), newest.label("rank"))
+        .join(Job, Job.id == Usage.job_id)
+        .where(Usage.stage_hash == stage_hash, Usage.job_id != job_id)
+        .group_by(Usage.content_hash, Job.id, Usage.stage)
     )
-    columns = [Usage.content_hash, Usage.part, Usage.row, Usage.tokens_in, Usage.tokens_out, Usage.tokens_asked]
-    columns.append(Usage.reused_from)
-    found: dict[int, list[Any]] = defaultdict(list)
+    columns = [Usage.job_id, Usage.content_hash, Usage.part, Usage.row, Usage.tokens_in, Usage.tokens_out]
+    columns += [Usage.tokens_asked, Usage.reused_from]
+    found: list[Any] = []
     with reading(engine) as connection:
         for first in range(0, len(hashes), LOOKUP):
-            ranked = (
-                select(Usage.job_id, Job.output, *columns, newest.label("rank"))
-                .join(Job, Job.id == Usage.job_id)
-                .where(Usage.stage_hash == stage_hash, Usage.content_hash.in_(hashes[first : first + LOOKUP]))
-                .where(Usage.job_id != job_id)
-                .subquery()
-            )
-            for row in connection.execute(select(ranked).where(ranked.c.rank <= CANDIDATES)):
-                found[row.rank].append(row)
+            jobs = one_a_job.where(Usage.content_hash.in_(hashes[first : first + LOOKUP])).subquery().c
+            its = and_(Usage.job_id == jobs.id, Usage.stage == jobs.stage, Usage.seq == jobs.seq)
+            query = select(jobs.output, *columns).where(its, jobs.rank == rank)
+            found += connection.execute(query)
     return found
 
 
-def _result(table: pa.Table, usage: Any) -> Result:
+def _result(fields: dict[str, Any], usage: Any) -> Result:
     """The stored result as it would have come from the stage, but for free: no seconds, and a known cost of 0.
 
     Its columns stay as they are: what they say of seconds and money is what it took to make the row.
     """
-    (fields,) = table.slice(usage.row, 1).to_pylist()
     return Result(
         fields,
         tokens_in=usage.tokens_in,

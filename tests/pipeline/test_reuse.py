@@ -10,7 +10,7 @@ import pytest
 from hosted_rig import documents, new_job
 from sqlalchemy import Engine, insert, update
 
-from pipeline.reuse import taken_over
+from pipeline.reuse import CANDIDATES, taken_over
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import table_from_rows, write_part
 from pipeline.storage.sql import open_engine
@@ -62,3 +62,17 @@ def test_another_stage_gives_nothing(engine: Engine) -> None:
 
 def test_a_job_takes_nothing_from_itself(engine: Engine) -> None:
     assert taken_over(engine, "last", "compress", "half", DOCUMENTS) == {}
+
+
+def test_a_text_under_many_ids_does_not_hide_the_older_job_that_still_has_it(engine: Engine, tmp_path: Path) -> None:
+    """Last night's folder is gone, and there the text stood under as many ids as jobs are tried."""
+    new_job(engine, "newer")
+    gone = {"job_id": "newer", "stage": 0, "stage_hash": "half", "content_hash": DOCUMENTS[0].content_hash,
+            "part": "_parts/gone.parquet", "row": 0, "tokens_in": 9, "tokens_out": 4, "seconds": 2.0}  # fmt: skip
+    with engine.begin() as connection:
+        connection.execute(
+            update(Job).where(Job.id == "newer").values(output=str(tmp_path / "gone"), created_at=Job.created_at + 1)
+        )
+        connection.execute(insert(Usage), [gone | {"seq": seq} for seq in range(CANDIDATES)])
+    taken = taken_over(engine, "tonight", "compress", "half", DOCUMENTS)
+    assert {seq: job for seq, (_, job) in taken.items()} == {0: "last", 1: "last"}
