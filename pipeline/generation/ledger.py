@@ -46,6 +46,15 @@ class Ledger(Protocol):
     delivered: not billed) or *lost* (nobody saw its end, so it may have been billed; its worst case counts as spent).
     """
 
+    @property
+    def job_id(self) -> str:
+        """The job whose calls these are."""
+        ...
+
+    def tried(self, seqs: Collection[int]) -> frozenset[int]:
+        """Which of these documents an earlier attempt made a call for, whatever came of it."""
+        ...
+
     def recall(self, seqs: Collection[int]) -> dict[int, Paid]:
         """The answers already paid for, by document. Calls an earlier attempt left *sent* become *lost*."""
         ...

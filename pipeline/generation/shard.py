@@ -33,8 +33,8 @@ EXPIRE_MARGIN = 60.0  # a call sent longer ago than its deadline and this has no
 FAILED_IN_A_ROW = 10  # documents: then it is the endpoint, not the documents
 FIRST_CONTACT_SECONDS = 20.0  # without any connection, before an address that has never answered is taken for wrong
 
-_in_a_row: dict[str, int] = {}
-"""Documents that failed in a row, by endpoint: for the whole process, as a shard may hold fewer than make a row."""
+_in_a_row: dict[tuple[str, str], int] = {}
+"""Documents that failed in a row, by job and endpoint: for the whole process, as a shard may hold fewer than a row."""
 
 T = TypeVar("T")
 
@@ -57,7 +57,10 @@ class HostedShard:
         self.limited = False  # whether the job has a budget
         self.ending: Exception | None = None  # why no new call may start
         self.ended = asyncio.Event()
-        self.met = False  # whether the endpoint has ever answered this job
+        self.met = False  # whether the endpoint was ever reached by this job
+        self.answered = False  # ... and has answered a document of it
+        self.tried: frozenset[int] = frozenset()  # documents that an earlier attempt called for
+        self.row = (ledger.job_id, self.endpoint.url)
         self._thread = ThreadPoolExecutor(1)  # one: SQLite has one writer anyway, and threads would queue at its lock
 
     async def answer(self, documents: Sequence[Document]) -> list[Outcome]:
@@ -66,8 +69,10 @@ class HostedShard:
         made: dict[int, Done | Refusal] = {}
         try:
             await self._check_budget()
-            self.met = await self._db(self.ledger.met)
-            paid = await self._db(self.ledger.recall, [document.seq for document in documents])
+            self.met = self.answered = await self._db(self.ledger.met)
+            seqs = [document.seq for document in documents]
+            self.tried = await self._db(self.ledger.tried, seqs)
+            paid = await self._db(self.ledger.recall, seqs)
             await self._all(deque(documents), paid, made)
         finally:
             await self.endpoint.close()
@@ -139,7 +144,7 @@ class HostedShard:
                 await self._settle(call_id, found, sent_at)
             wait = self._wait(found, patience)
             if wait is None:
-                return self._given_up(found, patience)
+                return await self._given_up(document.seq, found, patience)
             await self._sleep(wait)
 
     async def _admitted(self, document: Document, call_id: str) -> bool:
@@ -193,9 +198,9 @@ class HostedShard:
         price = self.price.id if self.price else None
         bill = Bill(answer.tokens_in, answer.tokens_cached, answer.tokens_out, cost, price)
         await self._db(self.ledger.done, call_id, answer.response, bill)
-        self.met = True
+        self.met = self.answered = True
         self.window.answered()
-        _in_a_row.pop(self.endpoint.url, None)
+        _in_a_row.pop(self.row, None)
         return accept(answer, bill, latency, self.spec.stop)
 
     async def _settle(self, call_id: str, failure: Failure, sent_at: float) -> None:
@@ -214,24 +219,34 @@ class HostedShard:
             return wait
         return min(wait, left) if left > 0 else None
 
-    def _given_up(self, failure: Failure, patience: Patience) -> Refusal:
+    async def _given_up(self, seq: int, failure: Failure, patience: Patience) -> Refusal:
         tries = f"after {patience.tries} tries in {patience.used():.0f} s"
         if failure.code == "unreachable":
             self._end(Halt(f"{self.endpoint.url} cannot be reached: {failure.detail}, {tries}. Check base_url"))
         if failure.code == "prompt_too_long":
             return Refusal(failure.code, f"{failure.detail}. Compress it before this stage, or use a larger window")
-        self._failed_again(f"the last {tries}: {failure.detail}")
+        if not await self._own_fault(seq, failure):
+            self._failed_again(f"the last {tries}: {failure.detail}")
         if failure.code == "endpoint_error":
             return Refusal(failure.code, failure.detail)
         more = "; requests_per_minute or a longer deadline_seconds helps" if failure.code in WAITED_OUT else ""
         return Refusal(failure.code, f"{failure.detail} ({tries}{more})", dead=True)
 
+    async def _own_fault(self, seq: int, failure: Failure) -> bool:
+        """Whether a failure says nothing of the endpoint."""
+        if seq in self.tried:  # counted then; counted again, the same few documents would stop every resumed job
+            return True
+        if failure.code != "endpoint_error":
+            return False
+        self.answered = self.answered or await self._db(self.ledger.met)  # another worker may have had the first answer
+        return self.answered
+
     def _failed_again(self, how: str) -> None:
         if self.ending:
             return
-        failed = _in_a_row[self.endpoint.url] = _in_a_row.get(self.endpoint.url, 0) + 1
+        failed = _in_a_row[self.row] = _in_a_row.get(self.row, 0) + 1
         if failed >= FAILED_IN_A_ROW:
-            del _in_a_row[self.endpoint.url]  # a resumed job begins anew
+            del _in_a_row[self.row]  # a resumed job begins anew
             url = self.endpoint.url
             self._end(Halt(f"{url}: {failed} documents in a row failed, {how}. Mend that and resume the job"))
 

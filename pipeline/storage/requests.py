@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, case, func, insert, null, select, update
+from sqlalchemy import ColumnElement, Engine, case, func, insert, null, select, update
 from sqlalchemy.engine import Connection
 
 from pipeline.generation.ledger import Bill, Grant, Paid
@@ -37,15 +37,23 @@ class SqlLedger:
     stage: int
     attempt: int
 
+    def tried(self, seqs: Collection[int]) -> frozenset[int]:
+        """See ``Ledger``."""
+        if not seqs:
+            return frozenset()
+        earlier = select(Request.seq).where(*self._of(seqs), Request.attempt < self.attempt).distinct()
+
+        def act() -> frozenset[int]:
+            with reading(self.engine) as connection:
+                return frozenset(connection.scalars(earlier)) & frozenset(seqs)
+
+        return patiently(act)
+
     def recall(self, seqs: Collection[int]) -> dict[int, Paid]:
         """See ``Ledger``. The caller holds the shard's claim, so a call found *sent* has no live owner."""
         if not seqs:
             return {}
-        of_shard = (
-            Request.job_id == self.job_id,
-            Request.stage == self.stage,
-            Request.seq.between(min(seqs), max(seqs)),
-        )
+        of_shard = self._of(seqs)
 
         def act() -> dict[int, Paid]:
             with self.engine.begin() as connection:
@@ -151,6 +159,10 @@ class SqlLedger:
             return row and (int(row[0]), int(row[1]))
 
         return patiently(act)
+
+    def _of(self, seqs: Collection[int]) -> tuple[ColumnElement[bool], ...]:
+        within = Request.seq.between(min(seqs), max(seqs))  # a range: a list may have more members than SQL allows
+        return Request.job_id == self.job_id, Request.stage == self.stage, within
 
     def _end(self, call_id: str, state: str, values: dict[str, Any]) -> None:
         def act() -> None:

@@ -65,6 +65,16 @@ def test_only_this_stages_answers_of_these_documents_come_back(engine: Engine, l
     assert SqlLedger(engine, JOB, 0, 1).recall([4, 5, 6]) == {}
 
 
+def test_what_an_earlier_attempt_called_for_is_known(engine: Engine, ledger: SqlLedger) -> None:
+    for call_id, seq in (("a", 4), ("b", 5), ("c", 7)):
+        ledger.send(call_id, seq, None, None)
+    ledger.failed("a", "HTTP 500")
+    again = SqlLedger(engine, JOB, 1, 2)
+    again.send("d", 6, None, None)
+    assert again.tried([4, 5, 6]) == {4, 5}
+    assert ledger.tried([4, 5, 6]) == SqlLedger(engine, JOB, 2, 2).tried([4]) == again.tried([]) == set()
+
+
 def test_calls_left_by_a_killed_attempt_are_lost_and_spent(engine: Engine, ledger: SqlLedger) -> None:
     ensure_budget(engine, JOB, 1_000)
     ledger.send("a", 4, 100, None)
