@@ -47,8 +47,11 @@ LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, e
 Ending = Literal["done", "returned", "failed", "halted", "lost"]
 
 
-class Overdue(Exception):  # noqa: N818
-    """The shard stood still longer than any may. Its attempt counts; no document of it is to blame above others."""
+class Overdue(BaseException):
+    """The shard stood still longer than any may. Its attempt counts; no document of it is to blame above others.
+
+    No ``Exception``: it strikes anywhere, and what turns any of those into an error of its own would name a false one.
+    """
 
 
 # What says nothing about a document: taking the batch apart for it would declare the innocent dead.
@@ -73,7 +76,7 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
             commit, written = _work(engine, claim, job, models, lease, max_attempts)
         finished = patiently(lambda: shards.finish(engine, claim, commit))
     except Stopped:
-        shards.release(engine, claim, error="handed back: its worker was stopping", charge=False)
+        patiently(lambda: shards.release(engine, claim, error="handed back: its worker was stopping", charge=False))
         return "returned"
     except MENDABLE as error:
         if _may_pass(error) and claim.attempt < claim.attempt_limit:
@@ -82,14 +85,22 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
         return "halted"
     except DeviceLost:
         raise
-    except Exception as error:  # noqa: BLE001  a stage may raise anything: tried again, then bisected
+    except (Exception, Overdue) as error:  # noqa: BLE001  a stage may raise anything: tried again, then bisected
         return _fail(engine, claim, error)
     if finished:
         return "done"
     if written:
-        delete(written.fs, written.location)
-    shards.release(engine, claim, error=None, charge=False)  # a publication whose job was cancelled still holds its own
+        _discard(written)
+    # A publication whose job was cancelled still holds its own.
+    patiently(lambda: shards.release(engine, claim, error=None, charge=False))
     return "lost"
+
+
+def _discard(part: WrittenPart) -> None:
+    try:
+        delete(part.fs, part.location)
+    except OSError as error:  # a network's, mostly; the publication removes what no shard committed
+        log.warning("%s is not removed yet: %s", part.location, error)
 
 
 def _go_on(lease: Lease) -> None:
@@ -103,7 +114,7 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno not in LASTING
 
 
-def _fail(engine: Engine, claim: Claim, error: Exception) -> Literal["failed"]:
+def _fail(engine: Engine, claim: Claim, error: BaseException) -> Literal["failed"]:
     log.error("shard %s of job %s failed", claim.shard_id, claim.job_id, exc_info=error)
     delay, reason = RETRY_SECONDS * claim.attempt, _one_line(error)
     patiently(lambda: shards.release(engine, claim, error=reason, delay=delay))
@@ -114,7 +125,7 @@ def _halt(engine: Engine, claim: Claim, error: Exception) -> None:
     code = error.code if isinstance(error, Halt) else "error"
     reason = _one_line(error) if isinstance(error, OSError) else str(error)
     # Who lost the fence has no say: the shard's new holder may be well, or the job done.
-    if shards.release(engine, claim, error=reason, charge=False):
+    if patiently(lambda: shards.release(engine, claim, error=reason, charge=False)):
         stop_job(engine, claim.job_id, code, reason)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from pipeline.copying import Copy
 from pipeline.lease import Lease
 from pipeline.producer import submit
-from pipeline.stages import Outcome, Run
+from pipeline.stages import Outcome, Run, Stopped
 from pipeline.storage import shards
 from pipeline.storage.jobs import find_job
 from pipeline.storage.reaping import expire
@@ -40,7 +40,7 @@ def attempt(engine: Engine, job: str, number: int) -> Claim:
     return claim
 
 
-def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run(self: Copy, documents: Sequence[Document], run: Run) -> list[Outcome]:
         raise error
 
@@ -56,11 +56,47 @@ def rejections(engine: Engine) -> int:
     "error", [Overdue("too long"), OperationalError("select", None, Exception("away"))], ids=["overdue", "database"]
 )
 def test_no_document_is_dead_for_what_is_not_its_fault(
-    engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+    engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     fail_with(monkeypatch, error)
     assert do(engine, attempt(engine, job, 2)) == "failed"
     assert rejections(engine) == 0
+
+
+def test_a_strike_while_a_model_is_loaded_is_no_fault_of_the_model(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    """It passed for a model that cannot be loaded, and stopped the whole job."""
+
+    def stuck(*args: object, **more: object) -> None:
+        raise Overdue("too long")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", stuck)
+    corpus, target = write_corpus(tmp_path / "c.jsonl", 1), {"model": str(tiny_model)}
+    spec = job_spec(corpus, tmp_path / "out", {"kind": "generate", "backend": "local"}, target=target)
+    job = submit(engine, spec, Silent()).job_id
+    assert do(engine, take(engine, job, "0-0-1")) == "failed"
+    assert find_job(engine, job).state == "running"
+
+
+@pytest.mark.parametrize("error", [Stopped(), OSError(28, "No space left on device")], ids=["stopped", "disk"])
+def test_a_connection_that_breaks_at_the_hand_back_charges_nothing(
+    engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    fail_with(monkeypatch, error)
+    release, calls = shards.release, list[int]()
+
+    def shaky(*args: object, **more: object) -> bool:
+        calls.append(1)
+        if len(calls) == 1:
+            raise InterfaceError("update", None, Exception("connection already closed"))
+        return release(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "release", shaky)
+    do(engine, attempt(engine, job, 1))
+    with engine.connect() as connection:
+        row = connection.execute(select(Shard).where(Shard.job_id == job, Shard.id == "0-0-2")).one()
+    assert (row.state, row.attempt_limit - row.attempt) == ("pending", 3)
 
 
 def test_an_error_text_that_no_database_stores_is_still_told(
