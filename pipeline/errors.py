@@ -25,8 +25,7 @@ def explain(error: Exception) -> tuple[str, bool] | None:
         return str(error), True
     if isinstance(error, ValidationError):  # of the settings: CONTEXTMILL_* variables
         found = error.errors(include_input=False)
-        lines = [f"CONTEXTMILL_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in found]
-        return "; ".join(lines), True
+        return "; ".join(_setting(e["loc"], e["msg"].removeprefix("Value error, ")) for e in found), True
     ours = InputError, ModelError, Halt, DatabaseError, SubmissionStoppedError
     missing = PricesMissing, PriceTableError, ReportMissing
     if isinstance(error, (*ours, *missing)) or type(error).__module__.partition(".")[0] == "workers":
@@ -36,3 +35,7 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", False
     return None
+
+
+def _setting(loc: tuple[int | str, ...], said: str) -> str:
+    return f"CONTEXTMILL_{str(loc[0]).upper()}: {said}" if loc else said  # of two settings at once: it names them

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+BELOW = (("soft_time_limit", "time_limit"), ("renew_seconds", "lease_seconds"), ("renew_seconds", "visibility_timeout"))
 
 
 class Settings(BaseSettings):
@@ -42,6 +44,19 @@ class Settings(BaseSettings):
                 "@ : / in the password as %40 %3A %2F"
             )
         return url
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Settings:
+        """One that strikes after the other never strikes; a lease that runs out unrenewed is lost by the healthy."""
+        for first, then in BELOW:
+            low, high = getattr(self, first), getattr(self, then)
+            if low >= high:
+                names = [f"CONTEXTMILL_{name.upper()}" for name in (first, then)]
+                raise ValueError(
+                    f"{names[0]} ({low:g} s) must be less than {names[1]} ({high:g} s): "
+                    "lower the first or raise the second; what is not set has its default"
+                )
+        return self
 
     @property
     def cache(self) -> Path:

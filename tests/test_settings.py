@@ -1,10 +1,11 @@
-"""Settings refuse what is no address, and repeat no piece of it."""
+"""Settings refuse what is no address, and repeat no piece of it; and limits that contradict each other."""
 
 from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
 
+from pipeline.errors import explain
 from schemas.settings import Settings
 
 SECRET = "hunter2-secret"
@@ -43,3 +44,25 @@ def test_what_is_no_redis_address_is_refused_unrepeated(url: str, monkeypatch: p
     with pytest.raises(ValidationError, match="write redis://:PASSWORD@HOST") as raised:
         Settings()
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [
+        ("SOFT_TIME_LIMIT", "1800", "TIME_LIMIT"),  # equal to the default of the other
+        ("TIME_LIMIT", "60", "SOFT_TIME_LIMIT"),
+        ("RENEW_SECONDS", "61", "LEASE_SECONDS"),
+        ("LEASE_SECONDS", "10", "RENEW_SECONDS"),
+        ("VISIBILITY_TIMEOUT", "15", "RENEW_SECONDS"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused(
+    name: str, value: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"CONTEXTMILL_{name}", value)
+    with pytest.raises(ValidationError) as raised:
+        Settings()
+    said = explain(raised.value)
+    assert said is not None and said[1], "a usage error"
+    assert f"CONTEXTMILL_{name} ({value} s)" in said[0] and f"CONTEXTMILL_{other} (" in said[0]
+    assert "lower the first or raise the second" in said[0]
