@@ -1,8 +1,9 @@
 """The contract of a stage: the one way a method is plugged in.
 
 A stage is a small frozen dataclass of settings with one method over a batch of documents. It neither reads files nor
-knows SQL or Celery; what it may use of the outside comes in a ``Run``. A new method is one file and one line in
-``STAGES``, and passes the suite in ``tests/pipeline/test_stage_contract.py``.
+knows SQL or Celery; what it may use of the outside comes in a ``Run``. A new stage is one file, one line in
+``STAGES``, a spec in ``schemas/stage.py`` and columns in ``schemas/records.py``, and passes the suite in
+``tests/pipeline/test_stage_contract.py``.
 """
 
 from __future__ import annotations
@@ -106,7 +107,11 @@ class Stage(Protocol):
     """One method of the pipeline, made as ``Class(spec, target)``: its own settings, the job's target model."""
 
     def identity(self) -> Any:
-        """What besides the spec decides its output: digests of weights and tokenizers, as a JSON value."""
+        """What besides the spec decides its output, as a JSON value: its version, digests of weights and tokenizers.
+
+        The version is an integer, ``VERSION`` in the stage's module. Whoever changes what the stage writes for the same
+        spec raises it, in the same commit: equal hashes mean equal output, and nights would mix old results with new.
+        """
         ...
 
     def work_seconds(self, characters: int) -> float:
@@ -129,7 +134,7 @@ def build(job: JobSpec, index: int) -> Stage:
 def stage_hashes(job: JobSpec) -> list[str]:
     """One digest per stage: equal content hash and equal stage hash mean equal output, in whatever job.
 
-    Each covers its own settings, weights and record version, and those of all stages before it.
+    Each covers its own settings, version, weights and record version, and those of all stages before it.
     """
     hashes: list[str] = []
     for index in range(len(job.stages)):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pipeline.compression.prompt import Copied
     from pipeline.models import LoadedModel
 
+VERSION = 1
+"""Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
+
 _CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 500_000}
 """Rough speed of a 135M scorer at a rate of one half, for cutting shards (two cores in float32; one large GPU)."""
 
@@ -30,7 +33,7 @@ class Compress:
 
     def identity(self) -> Any:
         """Digests of the scoring model and of the tokenizer that counts; its model's weights need not be here."""
-        return [digest_of(self.spec.model), _tokenizer_digest(self.target.tokenizer_model)]
+        return [VERSION, digest_of(self.spec.model), _tokenizer_digest(self.target.tokenizer_model)]
 
     def work_seconds(self, characters: int) -> float:
         """Seconds that a document of this length takes, roughly: by whether a GPU is to be expected."""

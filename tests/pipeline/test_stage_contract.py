@@ -6,6 +6,7 @@ Every stage gets the same awkward documents; what may differ between a batch and
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -221,6 +222,17 @@ def test_identity_is_json_and_the_hash_of_a_stage_follows_its_settings(
     assert same == faster == stage_hashes(job(settings, tiny_model))
     others = [case for case in CASES.values() if case != settings]
     assert all(stage_hashes(job(other, tiny_model)) != same for other in others)
+
+
+@pytest.mark.parametrize("case", [*CASES.values(), {"kind": "generate", "backend": "openai"}], ids=[*CASES, "hosted"])
+def test_another_version_of_a_stage_has_another_hash(
+    case: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a night would take over what an older version wrote, and mix it with its own."""
+    before = stage_hashes(job(case, tiny_model))
+    module = importlib.import_module(STAGES[case["kind"]].partition(":")[0])
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    assert stage_hashes(job(case, tiny_model)) != before
 
 
 def test_more_text_is_more_work(stage: Stage) -> None:
