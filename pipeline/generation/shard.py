@@ -104,8 +104,15 @@ class HostedShard:
                 return
 
     async def _watch(self) -> None:
-        """Returns once the worker is told to stop."""
+        """Returns once the worker is told to stop. Until then a sign of life: every wait here has its own bound.
+
+        Only the database's thread can hang, which is why it is asked, and a shard it holds up is left to the watchdog.
+        """
+        alive = self._thread.submit(bool)
         while not await asyncio.to_thread(self.run.stopping):
+            if alive.done():
+                self.run.progress(0, 0)
+                alive = self._thread.submit(bool)
             await asyncio.sleep(LOOK_SECONDS)
         self._end(Stopped())
 
