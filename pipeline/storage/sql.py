@@ -20,6 +20,13 @@ from schemas.tables import Base
 
 T = TypeVar("T")
 
+NOTICE_DEATH = {  # of a server that went without a word: otherwise found out after some 15 minutes, or never
+    "connect_timeout": 5,
+    "tcp_user_timeout": 30_000,  # milliseconds, for what was sent
+    "keepalives_idle": 15,  # and 15 + 3 * 5 seconds while its answer is waited for
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 BUSY_SECONDS = 90  # a database locked or away for a minute delays a shard; it must not fail it
 
 
@@ -50,7 +57,7 @@ def open_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
         try:
-            return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 5}, hide_parameters=True)
+            return create_engine(parsed, pool_pre_ping=True, connect_args=NOTICE_DEATH, hide_parameters=True)
         except ModuleNotFoundError as error:
             raise DatabaseError(
                 "PostgreSQL needs its driver: pip install 'psycopg[binary]' (our extra 'postgres')"
