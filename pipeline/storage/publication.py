@@ -33,7 +33,7 @@ def publish(
     On a disk the folder is built aside and renamed, so that a reader sees all parts or none. On s3, which knows no
     rename, ``data/_SUCCESS`` comes last. Doing it again changes nothing; what an interrupted publication left is
     replaced. ``attempt`` tells what an earlier try left from what a later one builds. Raises ``OSError``, and what
-    ``go_on`` raises, which is called before each file.
+    ``go_on`` raises, which is called before each file that is compared, linked or copied.
     """
     width = max(5, len(str(len(part_paths))))
     names = {f"part-{index:0{width}}.parquet": path for index, path in enumerate(part_paths)}
@@ -44,15 +44,16 @@ def publish(
 
 
 def is_published(fs: pafs.FileSystem, root: str, number: int) -> bool:
-    """Whether ``data/`` holds the ``number`` of files that were published there."""
+    """Whether ``data/`` holds the ``number`` of files that were published there, and on s3 the mark that all are."""
     there = fs.get_file_info(pafs.FileSelector(f"{root}/data", allow_not_found=True))
-    return len([info for info in there if info.is_file and info.base_name != SUCCESS]) >= number
+    names = {info.base_name for info in there if info.is_file}
+    return (is_local(fs) or SUCCESS in names) and len(names - {SUCCESS}) >= number
 
 
 def _publish_folder(root: Path, names: dict[str, Path], attempt: int, go_on: Callable[[], None]) -> None:
     data = root / "data"
     _sweep(root, attempt)
-    if _same(data, names):
+    if _same(data, names, go_on):
         return
     building = root / f"{BUILDING}{attempt}-{uuid.uuid4().hex}"
     try:
@@ -61,14 +62,14 @@ def _publish_folder(root: Path, names: dict[str, Path], attempt: int, go_on: Cal
             go_on()
             _link(path, building / name)
         sync(building)
-        _put_in_place(building, data, names)
+        _put_in_place(building, data, names, go_on)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     sync(root)
     _sweep(root, attempt)
 
 
-def _put_in_place(building: Path, data: Path, names: dict[str, Path]) -> None:
+def _put_in_place(building: Path, data: Path, names: dict[str, Path], go_on: Callable[[], None]) -> None:
     while True:
         try:
             building.rename(data)
@@ -77,7 +78,7 @@ def _put_in_place(building: Path, data: Path, names: dict[str, Path]) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         # A data/ is there: an older one, or that of a worker whose attempt was given up but which still goes on.
-        if _same(data, names):
+        if _same(data, names, go_on):
             return
         with contextlib.suppress(FileNotFoundError):
             data.rename(data.with_name(f"{REPLACED}{uuid.uuid4().hex}"))
@@ -94,11 +95,15 @@ def _link(source: Path, target: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _same(data: Path, names: dict[str, Path]) -> bool:
+def _same(data: Path, names: dict[str, Path], go_on: Callable[[], None]) -> bool:
     try:
         if not data.is_dir() or {path.name for path in data.iterdir()} != set(names):
             return False
-        return all(_same_file(data / name, path) for name, path in names.items())
+        for name, path in names.items():
+            go_on()  # a copy is compared byte by byte
+            if not _same_file(data / name, path):
+                return False
+        return True
     except FileNotFoundError:  # another publisher is just replacing it; or a part is gone, which linking will tell
         return False
 

@@ -19,7 +19,8 @@ from moto.server import ThreadedMotoServer
 from servers import free_port
 
 from pipeline.storage.filesystem import PathError, is_local, is_s3, resolve_path
-from pipeline.storage.parts import delete, list_orphans, publish, read_part, read_rows, write_part
+from pipeline.storage.parts import delete, list_orphans, read_part, read_rows, write_part
+from pipeline.storage.publication import is_published, publish
 from pipeline.storage.readers import BadRow, InputError, RawDocument, fingerprint, read_corpus
 from schemas.job import InputSpec
 from schemas.records import DOCUMENT
@@ -198,6 +199,9 @@ def test_a_publication_in_a_bucket(bucket: Any) -> None:
     assert list(there()) == list(first)
     publish(fs, root, parts[:2], 3)
     assert list(there()) == list(first)[:2]
+    assert is_published(fs, root, 2)
+    bucket.Object("runs/job-1/data/_SUCCESS").delete()
+    assert not is_published(fs, root, 2), "readers of a bucket go by the mark"
 
 
 def test_other_readers_open_what_lies_in_a_bucket(bucket: Any, server: str) -> None:

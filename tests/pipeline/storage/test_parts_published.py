@@ -13,8 +13,10 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.stages import Stopped
 from pipeline.storage.filesystem import resolve_path
-from pipeline.storage.parts import publish, table_from_rows, write_part
+from pipeline.storage.parts import table_from_rows, write_part
+from pipeline.storage.publication import publish
 from schemas.records import part_schema
 
 SCHEMA = part_schema(["generate"], {"job": "j1", "config_hash": "c1"})
@@ -102,6 +104,12 @@ def test_without_hard_links_parts_are_copied(tmp_path: Path, parts: list[str], m
     inode = (tmp_path / "data").stat().st_ino
     publish(LOCAL, str(tmp_path), parts, 2)  # copies are told to be the same by what they hold
     assert (tmp_path / "data").stat().st_ino == inode
+    with pytest.raises(Stopped):  # which reads all of it: it can be told to stop, and shows that it moves
+        publish(LOCAL, str(tmp_path), parts, 3, stop)
+
+
+def stop() -> None:
+    raise Stopped
 
 
 def test_a_part_that_is_gone_leaves_data_as_it_was(tmp_path: Path, parts: list[str]) -> None:
