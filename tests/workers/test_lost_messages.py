@@ -13,12 +13,13 @@ from outcomes import assert_each_once
 from sqlalchemy import insert, update
 
 from pipeline.storage import shards
-from pipeline.storage.reaping import owed
+from pipeline.storage.reaping import lead, owed, resign
 from pipeline.storage.shards import shard_row
 from schemas.tables import Shard
 from workers.app import PREFIX, queue_name
 from workers.doorbell import CeleryDoorbell, held, ring_due
-from workers.reaper import Reaper
+from workers.processes import owner
+from workers.reaper import TASK, Reaper
 
 ONE = {"kind": "copy", "seconds_per_shard": 1e-7}  # a document a shard
 BULK = f"{PREFIX}{queue_name('copy', 'bulk')}"
@@ -56,6 +57,22 @@ def test_a_lost_message_is_rung_again_though_many_others_wait(each_fleet: Fleet,
         reaper.reap()
         assert waiting(fleet) == {f"0-{n}-{n + 1}": 1 for n in range(12)}, "again, and only that one"
     assert len(fleet.shards(job)) == 12
+
+
+@pytest.mark.timeout(120)
+def test_looks_with_another_leader_between_them_are_no_two_in_a_row(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 3), tmp_path / "out", ONE))
+    lose(fleet, "0-0-1")
+    reaper = Reaper(fleet.engine, fleet.app, fleet.settings)
+    reaper.reap()
+    resign(fleet.engine, TASK, owner())
+    assert lead(fleet.engine, TASK, "another", 60)
+    reaper.reap()
+    resign(fleet.engine, TASK, "another")
+    reaper.reap()
+    assert "0-0-1" not in waiting(fleet)
+    reaper.reap()
+    assert "0-0-1" in waiting(fleet)
 
 
 @pytest.mark.timeout(120)
