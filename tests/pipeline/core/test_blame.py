@@ -129,6 +129,19 @@ def test_who_lost_the_shard_cannot_stop_the_job(engine: Engine, job: str, monkey
     assert find_job(engine, job).state == "stopped"
 
 
+def test_a_part_that_cannot_be_removed_does_not_keep_the_shard(
+    engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError("the bucket does not answer")
+
+    monkeypatch.setattr("pipeline.work.delete", refuse)
+    stale = attempt(engine, job, 1)
+    expire(engine, ["test"])
+    take(engine, job, "0-0-2", "other")
+    assert do(engine, stale) == "lost"
+
+
 def test_a_lease_outlives_any_error_of_the_database(engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = attempt(engine, job, 1)
     renewals: list[int] = []
@@ -144,4 +157,4 @@ def test_a_lease_outlives_any_error_of_the_database(engine: Engine, job: str, mo
     with Lease(engine, claim, lease_seconds=60.0, renew_seconds=0.02) as lease:
         while len(renewals) < 3:
             assert lease._thread.is_alive()
-        assert not lease.lost
+        assert not lease.stopping()
