@@ -94,7 +94,9 @@ def _broker(settings: Settings, ping: Callable[[str], None]) -> Finding:
         ping(settings.broker_url.get_secret_value())
     except RuntimeError as error:
         return Finding("broker", False, str(error))
-    return Finding("broker", True, "answers")
+    # Two databases on one broker take each other's messages and drop them: neither knows the other's shards.
+    whose = "" if settings.database_url else "; for this output folder's database alone: runs in others need another"
+    return Finding("broker", True, f"answers{whose}")
 
 
 def _disk(settings: Settings, output: str) -> Iterator[Finding]:
