@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.copying import Copy
 from pipeline.stages import STAGES, Outcome, Result, Run, Stopped
 from pipeline.storage import publication, sql
 from schemas.document import Document
@@ -47,7 +48,8 @@ class OddCopy:
     target: TargetSpec
 
     def identity(self) -> Any:
-        return None
+        """That of the stage it stands in for, with which the job was submitted."""
+        return Copy(self.spec, self.target).identity()
 
     def work_seconds(self, characters: int) -> float:
         return 1e-6 + characters * 1e-9
