@@ -59,13 +59,8 @@ class Lease:
         """Documents and tokens finished so far."""
         return self._documents, self._tokens
 
-    @property
-    def lost(self) -> bool:
-        """The shard is no longer ours, or its job no longer active."""
-        return self._lost
-
     def stopping(self) -> bool:
-        """Whether the stage should stop at the next chance."""
+        """Whether the stage should stop at the next chance: asked to, the shard no longer ours, its job not active."""
         return self._lost or self._asked()
 
     def progress(self, documents: int, tokens: int) -> None:

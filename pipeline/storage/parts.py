@@ -26,12 +26,6 @@ from pyarrow import types
 
 from pipeline.storage.disk import sync
 from pipeline.storage.filesystem import is_local
-from pipeline.storage.publication import publish
-
-__all__ = [
-    "PartError", "PartInfo", "delete", "list_orphans", "publish", "read_part", "read_rows", "table_from_rows",
-    "write_part", "write_tables",
-]  # fmt: skip
 
 TEMPORARY = ".tmp-"  # a name readers pass over
 ROW_GROUP = 1024  # rows a reader of one shard must unpack at least
