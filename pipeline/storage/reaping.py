@@ -16,6 +16,7 @@ from pipeline.storage.sql import db_now, insert_ignore, reading
 from schemas.tables import DocumentRow, Job, Leader, Rejection, Shard
 
 RING_BATCH = 1_000
+RUNG = and_(Shard.state == "pending", Shard.rung_at.is_not(None))
 
 Bell = tuple[str, str]  # kind and priority: each such pair has a queue of its own
 
@@ -134,11 +135,7 @@ def unrung(engine: Engine, *, of: Claim | None = None) -> list[Due]:
     if of is not None:
         query = query.where(Shard.job_id == of.job_id, Shard.start < of.stop, Shard.stop > of.start)
     with reading(engine) as connection:
-        return [_due(*row) for row in connection.execute(query)]
-
-
-def _due(job_id: str, shard_id: str, stage: int, spec: dict[str, Any]) -> Due:
-    return Due(job_id, shard_id, *_bell(stage, spec))
+        return [Due(job, shard, *_bell(stage, spec)) for job, shard, stage, spec in connection.execute(query)]
 
 
 def _bell(stage: int, spec: dict[str, Any]) -> Bell:
@@ -175,9 +172,6 @@ def unring_oldest(engine: Engine, bell: Bell, number: int) -> None:
         )
         these = update(Shard).where(tuple_(Shard.job_id, Shard.id).in_(oldest), RUNG)
         connection.execute(these.values(rung_at=None))
-
-
-RUNG = and_(Shard.state == "pending", Shard.rung_at.is_not(None))
 
 
 def _stages(connection: Connection, which: ColumnElement[bool]) -> list[tuple[str, int, Bell, int]]:
