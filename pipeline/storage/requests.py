@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, case, func, insert, null, select, update
+from sqlalchemy import ColumnElement, Engine, case, insert, null, select, update
 from sqlalchemy.engine import Connection
 
 from pipeline.generation.ledger import Bill, Grant, Paid
@@ -202,57 +202,6 @@ def _settle(connection: Connection, call_id: str, state: str, values: dict[str, 
 def _paid(row: Any) -> Paid:
     bill = Bill(row.tokens_in, row.tokens_cached, row.tokens_out, row.cost_microusd, row.price)
     return Paid(row.response, bill, max(0.0, row.finished_at - row.sent_at))
-
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """What a job's calls cost. ``spent`` is the sum of the known bills; ``unpriced`` calls are answered but unpriced.
-
-    The endpoint's own bill is at least ``spent`` and at most ``spent + worst_microusd`` (where all prices are known):
-    the difference is the ``lost`` calls, see ``lost_calls``.
-    """
-
-    done: int
-    failed: int
-    lost: int
-    sent: int
-    unpriced: int
-    spent_microusd: int
-    worst_microusd: int
-
-
-def calls(engine: Engine, job_id: str) -> Calls:
-    """The calls of a job, counted and summed."""
-    cost, held = func.sum(Request.cost_microusd), func.sum(Request.reserved_microusd)
-    query = select(Request.state, func.count(), func.count(Request.cost_microusd), cost, held)
-    with reading(engine) as connection:
-        rows = connection.execute(query.where(Request.job_id == job_id).group_by(Request.state)).all()
-    by = {state: (count, priced, int(cost or 0), int(held or 0)) for state, count, priced, cost, held in rows}
-    nothing = (0, 0, 0, 0)
-    done, lost, sent = (by.get(state, nothing) for state in ("done", "lost", "sent"))
-    failed = by.get("failed", nothing)[0]
-    return Calls(done[0], failed, lost[0], sent[0], done[0] - done[1], done[2], lost[3] + sent[3])
-
-
-@dataclass(frozen=True, slots=True)
-class LostCall:
-    """A call whose end nobody saw: it may be on the endpoint's bill, for at most ``worst_microusd``."""
-
-    id: str
-    stage: int
-    seq: int
-    sent_at: float
-    worst_microusd: int | None
-    error: str
-
-
-def lost_calls(engine: Engine, job_id: str) -> list[LostCall]:
-    """The calls of a job that may have been billed without an answer, oldest first; *sent* ones are still in flight."""
-    columns = (Request.id, Request.stage, Request.seq, Request.sent_at, Request.reserved_microusd, Request.error)
-    query = select(*columns).where(Request.job_id == job_id, Request.state.in_(("lost", "sent")))
-    with reading(engine) as connection:
-        rows = connection.execute(query.order_by(Request.sent_at)).all()
-    return [LostCall(*row[:5], row.error or KILLED) for row in rows]
 
 
 def forget_responses(engine: Engine, job_id: str) -> int:

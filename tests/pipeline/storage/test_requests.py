@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert, select, update
 
+from pipeline.accounting.queries import open_requests, requests
 from pipeline.generation.ledger import Bill, Grant
-from pipeline.storage.requests import Calls, SqlLedger, calls, ensure_budget, forget_responses, lost_calls
+from pipeline.storage.requests import SqlLedger, ensure_budget, forget_responses
 from pipeline.storage.sql import open_engine
 from schemas.tables import Budget, Job, Pace, Request
 
@@ -83,8 +84,8 @@ def test_calls_left_by_a_killed_attempt_are_lost_and_spent(engine: Engine, ledge
     assert SqlLedger(engine, JOB, 1, 2).recall([3, 4, 5]) == {}
     assert money(engine) == (50, 100)
     assert {call_id: row.state for call_id, row in rows(engine).items()} == {"a": "lost", "elsewhere": "sent"}
-    listed = {call.id: call for call in lost_calls(engine, JOB)}
-    assert listed["a"].worst_microusd == 100 and listed["a"].seq == 4 and "worker ended" in listed["a"].error
+    lost = rows(engine)["a"]
+    assert lost.reserved_microusd == 100 and lost.seq == 4 and "worker ended" in lost.error
 
 
 def test_a_worker_taken_for_dead_may_still_put_its_call_right(engine: Engine, ledger: SqlLedger) -> None:
@@ -96,7 +97,7 @@ def test_a_worker_taken_for_dead_may_still_put_its_call_right(engine: Engine, le
     ledger.done("a", ANSWER, bill(60))
     ledger.failed("b", "429")
     assert money(engine) == (0, 60)
-    assert not lost_calls(engine, JOB)
+    assert not rows(engine, "lost", "sent")
 
 
 @pytest.mark.parametrize("end", ["done", "failed", "lost"])
@@ -137,7 +138,8 @@ def test_without_a_budget_nothing_is_held_back(engine: Engine, ledger: SqlLedger
     assert ledger.send("a", 1, 10**15, None) is Grant.SENT
     assert ledger.send("b", 2, None, None) is Grant.SENT
     ledger.done("a", ANSWER, bill(None))
-    assert calls(engine, JOB) == Calls(1, 0, 0, 1, 1, 0, 0)
+    ledgers = {call_id: (row.state, row.cost_microusd) for call_id, row in rows(engine).items()}
+    assert ledgers == {"a": ("done", None), "b": ("sent", None)}
 
 
 def test_a_new_limit_keeps_what_is_spent(engine: Engine, ledger: SqlLedger) -> None:
@@ -168,8 +170,10 @@ def test_calls_are_summed(engine: Engine, ledger: SqlLedger) -> None:
     ledger.send("l", 6, 70, None)
     ledger.lost("l", "cut")
     ledger.send("s", 7, 80, None)
-    assert calls(engine, JOB) == Calls(3, 1, 1, 1, unpriced=1, spent_microusd=30, worst_microusd=150)
-    assert [call.id for call in lost_calls(engine, JOB)] == ["l", "s"]
+    with engine.connect() as connection:
+        summed = {one.state: (one.calls, one.cost_microusd, one.reserved_microusd) for one in requests(connection, JOB)}
+        assert [call.id for call in open_requests(connection, JOB)] == ["l", "s"]
+    assert summed == {"done": (3, 30, 300), "failed": (1, 0, 100), "lost": (1, None, 70), "sent": (1, None, 80)}
     assert forget_responses(engine, JOB) == 3
     assert forget_responses(engine, JOB) == 0
 
