@@ -49,11 +49,14 @@ def print_snapshot(shot: Snapshot, console: Console) -> None:
 
 
 def _stage_text(stage: StageProgress) -> str:
-    text = f"{stage.kind} {stage.documents:,}/{stage.total:,} documents"
-    if stage.tokens_per_second:
-        text += f", {stage.tokens_per_second:,.0f} tokens/s"
-    left = stage.seconds_left
-    return text + (f", {duration(left)} left" if left else "")
+    left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
+    return ", ".join(filter(None, (f"{stage.kind} {stage.documents:,}/{stage.total:,} documents", _rate(stage), left)))
+
+
+def _rate(stage: StageProgress) -> str:
+    """Nothing for a stage that is through: the rate of the last seconds would fall towards 0."""
+    through = stage.documents >= stage.total
+    return "" if through or not stage.tokens_per_second else f"{stage.tokens_per_second:,.0f} tokens/s"
 
 
 def _last_call(shot: Snapshot) -> list[str]:
@@ -70,9 +73,8 @@ def _bars(shot: Snapshot) -> Group:
     for stage in shot.stages:
         bar = Progress(BarColumn(bar_width=30), TaskProgressColumn())
         bar.add_task("", total=stage.total or 1, completed=stage.documents)
-        rate = f"{stage.tokens_per_second:,.0f} tokens/s" if stage.tokens_per_second else ""
         left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
-        table.add_row(Text(stage.kind, style="bold"), bar, f"{stage.documents:,}/{stage.total:,}", rate, left)
+        table.add_row(Text(stage.kind, style="bold"), bar, f"{stage.documents:,}/{stage.total:,}", _rate(stage), left)
     head = Text(f"job {shot.job_id}: {shot.state}, {shot.shards_working} shards in work")
     return Group(head, table, *(Text(text, style="yellow") for text in _last_call(shot)))
 

@@ -1,0 +1,21 @@
+"""What the progress of a job says of its stages."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from pipeline.display import print_snapshot
+from pipeline.watching import Snapshot, StageProgress
+
+
+def test_a_stage_that_is_through_has_no_speed() -> None:
+    """That of its last seconds would be shown falling towards 0 for as long as the next stage takes."""
+    through = StageProgress("compress", 24, 24, 19_353, 0.01, 2.0)
+    at_work = StageProgress("generate", 18, 24, 1_728, 2.0, 219.0)
+    said = Console(file=io.StringIO(), width=200)
+    print_snapshot(Snapshot("j", "running", None, (through, at_work), 1, 1), said)
+    assert isinstance(said.file, io.StringIO)
+    text = "j running: compress 24/24 documents; generate 18/24 documents, 219 tokens/s, 0:03 left\n"
+    assert said.file.getvalue() == text
