@@ -6,6 +6,7 @@ A server that is not installed fails the run; it never skips a test. ``make test
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,9 @@ from pipeline.storage.schema import migrate
 from pipeline.storage.sql import open_engine
 
 _databases = count()
+
+# A background job of a shell ignores it, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
