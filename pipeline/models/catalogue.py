@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import store
+from pipeline.models import adapters, store
 from pipeline.models.bundled import BUNDLED
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import model_files
@@ -19,10 +20,11 @@ Sha256 = Callable[[Path], str]
 
 
 def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
-    """The bundled models and the GGUF files converted so far. Looks at names and sizes only."""
+    """The bundled models, the GGUF files converted so far, and the adapters. Looks at names and sizes only."""
     cache = (settings or Settings()).cache
     others = sorted(path for path in (cache / "models").glob("gguf-*") if path.is_dir())
-    return [_bundled(name, cache) for name in BUNDLED] + [_converted(path.name, path) for path in others]
+    models = [_bundled(name, cache) for name in BUNDLED] + [_converted(path.name, path) for path in others]
+    return models + [_adapter(folder) for folder in adapters.stored(cache)]
 
 
 def verify(name: str, settings: Settings | None = None) -> ModelStatus:
@@ -38,11 +40,14 @@ def verify(name: str, settings: Settings | None = None) -> ModelStatus:
     if name.startswith("gguf-") and (cache / "models" / name).is_dir():
         return _converted(name, cache / "models" / name, sha256)
     try:
-        folder = resolve(name, settings).folder
+        ref = resolve(name, settings)
+        folder = ref.folder
     except ModelNotFound as error:
         return ModelStatus(name, "", "", 0, "missing", str(error))
     except ModelError as error:
         return ModelStatus(name, name, "", 0, "damaged", str(error))
+    if ref.adapter is not None:  # small enough to be read whole each time it is resolved
+        return replace(verify(name.rpartition("+")[0], settings), name=name, where=str(ref.adapter))
     return _converted(name, folder, sha256) if store.read_manifest(folder) else _undeclared(name, folder, sha256)
 
 
@@ -63,6 +68,15 @@ def _converted(name: str, folder: Path, sha256: Sha256 | None = None) -> ModelSt
     except ModelError as error:
         detail = str(error)
     return ModelStatus(name, str(folder), licence, _size(folder), "damaged" if detail else "ready", detail or "")
+
+
+def _adapter(folder: Path) -> ModelStatus:
+    try:
+        manifest = adapters.read_manifest(folder)
+    except ModelError as error:
+        return ModelStatus(f"?+{folder.name}", str(folder), "", _size(folder), "damaged", str(error))
+    detail = f"held-out answers: {manifest.nll_before:.3f} nats a token before, {manifest.nll_after:.3f} after"
+    return ModelStatus(f"{manifest.base}+{folder.name}", str(folder), "", _size(folder), "ready", detail)
 
 
 def _undeclared(name: str, folder: Path, sha256: Sha256) -> ModelStatus:

@@ -80,7 +80,7 @@ def _weight_files(folder: Path) -> list[str]:
         raise ModelError(f"{folder}: no weights ({WEIGHTS} or {INDEX}); complete the folder, or name another model")
     for name in names:
         if name != INDEX:
-            _check_whole(folder / name)
+            check_whole(folder / name)
     return names
 
 
@@ -96,7 +96,7 @@ def _shards(folder: Path) -> list[str]:
     return names
 
 
-def _check_whole(path: Path) -> None:
+def check_whole(path: Path) -> None:
     """Raise unless the header is sound and the file as long as it says. Reads the header only."""
     from safetensors import SafetensorError, safe_open
 

