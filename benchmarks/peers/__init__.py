@@ -1,0 +1,1 @@
+"""What contextmill is measured against, each in an environment and a process of its own."""
