@@ -106,6 +106,15 @@ def write_part(fs: pafs.FileSystem, path: str, table: pa.Table, schema: pa.Schem
     sink = pa.BufferOutputStream()
     pq.write_table(table.cast(schema), sink, compression="zstd", row_group_size=ROW_GROUP)
     data = sink.getvalue()
+    write_whole(fs, path, data)
+    return PartInfo(path, table.num_rows, data.size)
+
+
+def write_whole(fs: pafs.FileSystem, path: str, data: Any) -> None:
+    """Write ``data`` (bytes) to ``path``, whole or not at all, over what may be there; missing folders are made.
+
+    Raises ``OSError`` after having removed what it had begun.
+    """
     if is_local(fs):
         with _whole_file(Path(path)) as file:
             file.write(data)
@@ -113,7 +122,6 @@ def write_part(fs: pafs.FileSystem, path: str, table: pa.Table, schema: pa.Schem
         # In one piece: a stream that is closed early, by an error, would leave an object that looks whole.
         with fs.open_output_stream(path, compression=None) as out:
             out.write(data)
-    return PartInfo(path, table.num_rows, data.size)
 
 
 def write_tables(fs: pafs.FileSystem, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
