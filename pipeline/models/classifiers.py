@@ -1,0 +1,102 @@
+"""Token classifiers with two labels, remove and keep: what LLMLingua-2 (arXiv 2403.12968) scores tokens with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.models.folder import read_json, window_of
+from pipeline.models.gguf import quiet
+from pipeline.models.ref import ModelError, ModelRef
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from pipeline.models.pool import LoadedModel
+
+KIND = "ForTokenClassification"
+REMEDY = (
+    "name a folder or hub id of an encoder fine-tuned for LLMLingua-2 (AutoModelForTokenClassification, labels remove "
+    "and keep), or llmlingua2-minilm"
+)
+
+
+def is_classifier(ref: ModelRef) -> bool:
+    """Whether the model's config says that it is a token classifier."""
+    return any(str(one).endswith(KIND) for one in _architectures(ref))
+
+
+def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    """The model on ``device``. Its classification layer stays in float32: in half precision near scores become equal.
+
+    ``ModelError`` for a causal LM, for an encoder without a head (transformers would make up a random one) and for
+    other than two labels.
+    """
+    import torch
+
+    from pipeline.models.pool import UNLIMITED, LoadedModel
+
+    _check_kind(ref)
+    model: Any = _read(ref, getattr(torch, dtype))
+    if model.config.num_labels != 2:
+        raise ModelError(f"{ref.name}: {model.config.num_labels} labels, but remove and keep are two; {REMEDY}")
+    model = model.eval().requires_grad_(False).to(device)
+    _head_in_float32(model)
+    window = min(window_of(ref.folder) or UNLIMITED, _positions(model), tokenizer.model_max_length)
+    return LoadedModel(ref, model, tokenizer, torch.device(device), window)
+
+
+def _check_kind(ref: ModelRef) -> None:
+    """Before any weight is read: a causal LM may have gigabytes of them."""
+    if ref.adapter is not None:
+        raise ModelError(
+            f"{ref.name}: an adapter belongs to a causal LM, and this is to be a token classifier; {REMEDY}"
+        )
+    stated = _architectures(ref)
+    if stated and not is_classifier(ref):
+        what = "a causal LM" if any("LM" in one and "MaskedLM" not in one for one in stated) else "an encoder"
+        raise ModelError(f"{ref.name} is {what} without a head for token classification ({stated[0]}); {REMEDY}")
+
+
+def _architectures(ref: ModelRef) -> list[str]:
+    return [str(one) for one in read_json(ref.folder / "config.json").get("architectures") or []]
+
+
+def _read(ref: ModelRef, dtype: Any) -> PreTrainedModel:
+    from transformers import AutoModelForTokenClassification
+
+    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    try:
+        with quiet():
+            model, report = AutoModelForTokenClassification.from_pretrained(
+                ref.folder, dtype=dtype, output_loading_info=True, **options
+            )
+    except Exception as error:  # configs are data from outside: what transformers trips over has no common class
+        raise ModelError(
+            f"{ref.name}: transformers cannot load {ref.folder} as a token classifier "
+            f"({type(error).__name__}: {error}); {REMEDY}"
+        ) from error
+    if lost := sorted([*report["missing_keys"], *(str(item) for item in report["mismatched_keys"])]):
+        raise ModelError(
+            f"{ref.name}: {len(lost)} tensors of {ref.folder} are missing or misshapen ({lost[0]}); {REMEDY}"
+        )
+    return model
+
+
+def _head_in_float32(model: Any) -> None:
+    import torch
+
+    layer = getattr(model, "classifier", getattr(model, "score", None))
+    if isinstance(layer, torch.nn.Linear):
+        layer.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
+def _positions(model: Any) -> int:
+    """Most tokens by the table of learned positions; RoBERTa and MPNet begin theirs behind the padding's."""
+    import torch
+
+    sizes = [
+        one.num_embeddings - (0 if one.padding_idx is None else one.padding_idx + 1)
+        for name, one in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(one, torch.nn.Embedding)
+    ]
+    return min(sizes, default=2**31 - 1)
