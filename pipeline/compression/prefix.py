@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ class Store:
                 held[kind] = torch.nn.functional.pad(held[kind], (0, 0, 0, capacity - held[kind].shape[2]))
             held[kind][write.to_row, :, write.to_column] = states[write.from_row, :, write.from_column]
 
+    def drop(self, row: int, begin: int, end: int, length: int) -> None:
+        """Forget columns ``begin`` to ``end`` of the ``length`` of one row; those behind them move up."""
+        for held in chain.from_iterable(self._layers.values()):
+            held[row, :, begin : begin + length - end] = held[row, :, end:length].clone()
+
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
     """What a model's attention layer sees of the store during one forward pass."""
@@ -87,18 +93,79 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class Prefixes:
-    """The prefixes of ``starts`` (at least one token each), ready to grow. No keys and values are computed yet."""
+class Passes:
+    """Forward passes of many rows at once, each after what was stored of it. Nothing is stored yet."""
 
-    def __init__(self, scorer: Scorer, starts: Sequence[Ints]) -> None:
+    def __init__(self, scorer: Scorer, rows: int) -> None:
         kinds = set(getattr(scorer.config, "layer_types", None) or ["full_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
             raise ModelError(
                 f"{scorer.config.model_type}: layers of kind {', '.join(sorted(kinds))} keep no keys and values that "
                 "could be reused; score with a model of plain attention layers"
             )
+        self._scorer, self.store = scorer, Store(rows)
+
+    def round(self, columns: int) -> int:
+        """GPU kernels of masked attention want multiples of eight."""
+        return -(-columns // 8) * 8 if self._scorer.device.type == "cuda" else columns
+
+    def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, kept: Ints) -> torch.Tensor:
+        """Hidden states ``[rows, new, d]`` of the new tokens ``ids`` of these rows.
+
+        Of row ``rows[i]`` the first ``cached[i]`` columns of the store are attended to; the keys and values of its
+        first ``kept[i]`` new tokens go there, behind them. ``ids`` is as wide as ``round`` says.
+        """
+        device, width = self._scorer.device, self.round(int(cached.max()))
+        from_row = np.repeat(np.arange(len(rows)), kept)
+        from_column = np.arange(len(from_row)) - np.repeat(np.cumsum(kept) - kept, kept)
+        write = _Write(*(
+            torch.from_numpy(one).to(device)
+            for one in (from_row, from_column, rows[from_row], cached[from_row] + from_column)
+        ))  # fmt: skip
+        leading = np.array_equal(rows, np.arange(len(rows)))
+        which: Any = slice(0, len(rows)) if leading else torch.from_numpy(rows).to(device)
+        room = -(-int((cached + kept).max()) // 256) * 256
+        layers = [
+            _Layer(self.store, layer, which, width, write, room)
+            for layer in range(self._scorer.config.num_hidden_layers)
+        ]
+        positions = torch.from_numpy(np.minimum(cached[:, None] + np.arange(ids.shape[1]), self._scorer.window - 1))
+        positions = positions.to(device)
+        output = self._scorer.trunk(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=self._mask(positions, torch.from_numpy(cached).to(device), width),
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _mask(self, positions: torch.Tensor, cached: torch.Tensor, width: int) -> Any:
+        """Who attends to whom, ``[rows, 1, new, width + new]``: the row's own stored columns and the new ones so far.
+
+        Padding sees what precedes it, so that no row of the mask is empty; nothing that counts sees padding.
+        """
+        rows, new = positions.shape
+        columns = torch.arange(width, device=positions.device)
+        stored = (columns < cached[:, None])[:, None, None, :].expand(rows, 1, new, width)
+        fresh = torch.ones(new, new, dtype=torch.bool, device=positions.device).tril().expand(rows, 1, new, new)
+        full = torch.cat([stored, fresh], dim=-1)
+        sliding = getattr(self._scorer.config, "sliding_window", None)
+        kinds = getattr(self._scorer.config, "layer_types", None) or []
+        if not sliding or (kinds and "sliding_attention" not in kinds):
+            return full
+        keys = torch.cat([columns.expand(rows, width), positions], dim=1)
+        near = full & (positions[:, None, :, None] - keys[:, None, None, :] < sliding)
+        return {"full_attention": full, "sliding_attention": near} if kinds else near
+
+
+class Prefixes:
+    """The prefixes of ``starts`` (at least one token each), ready to grow. No keys and values are computed yet."""
+
+    def __init__(self, scorer: Scorer, starts: Sequence[Ints]) -> None:
         starts = [ids[-scorer.prefix :] for ids in starts]  # make_room drops more, should it not suffice
-        self._scorer, self._store = scorer, Store(len(starts))
+        self._scorer, self._passes = scorer, Passes(scorer, len(starts))
         self.length = np.array([len(ids) for ids in starts], dtype=np.int64)
         self.cached = np.zeros(len(starts), dtype=np.int64)
         self._ids = np.zeros((len(starts), int(self.length.max())), dtype=np.int64)
@@ -140,9 +207,8 @@ class Prefixes:
         """One pass over ``feed`` uncached tokens of each row and the segment after them; all but a row's last token
         of its prefix are cached."""
         more = np.zeros_like(feed) if counts is None else counts
-        new = np.arange(self._round(int((feed + more).max())))
+        new = np.arange(self._passes.round(int((feed + more).max())))
         cached = self.cached[rows]
-        width = self._round(int(cached.max()))
         ids = np.zeros((len(rows), len(new)), dtype=np.int64)
         columns = np.minimum(cached[:, None] + new, self._ids.shape[1] - 1)
         fed, asked = new < feed[:, None], (new >= feed[:, None]) & (new < (feed + more)[:, None])
@@ -150,58 +216,8 @@ class Prefixes:
         if segment is not None:
             ids[asked] = segment
         kept = np.minimum(feed, self.length[rows] - 1 - cached)
-        hidden = self._run(rows, ids, cached, width, kept)
+        hidden = self._passes.run(rows, torch.from_numpy(ids).to(self._scorer.device), cached, kept)
         self.cached[rows] = cached + kept
         if segment is None:
             return np.zeros(0, np.float32)
         return self._scorer.surprisal_at(hidden, np.flatnonzero(asked) - 1, segment)
-
-    def _round(self, columns: int) -> int:
-        """GPU kernels of masked attention want multiples of eight."""
-        return -(-columns // 8) * 8 if self._scorer.device.type == "cuda" else columns
-
-    def _run(self, rows: Ints, ids: Ints, cached: Ints, width: int, kept: Ints) -> torch.Tensor:
-        """Hidden states ``[rows, new, d]``; the first ``kept`` new columns of each row go to the store."""
-        device = self._scorer.device
-        from_row = np.repeat(np.arange(len(rows)), kept)
-        from_column = np.arange(len(from_row)) - np.repeat(np.cumsum(kept) - kept, kept)
-        write = _Write(*(
-            torch.from_numpy(one).to(device)
-            for one in (from_row, from_column, rows[from_row], cached[from_row] + from_column)
-        ))  # fmt: skip
-        leading = np.array_equal(rows, np.arange(len(rows)))
-        which: Any = slice(0, len(rows)) if leading else torch.from_numpy(rows).to(device)
-        room = -(-int((cached + kept).max()) // 256) * 256
-        layers = [
-            _Layer(self._store, layer, which, width, write, room)
-            for layer in range(self._scorer.config.num_hidden_layers)
-        ]
-        positions = torch.from_numpy(np.minimum(cached[:, None] + np.arange(ids.shape[1]), self._scorer.window - 1))
-        positions = positions.to(device)
-        output = self._scorer.trunk(
-            input_ids=torch.from_numpy(ids).to(device),
-            position_ids=positions,
-            attention_mask=self._mask(positions, torch.from_numpy(cached).to(device), width),
-            past_key_values=Cache(layers=layers),
-            use_cache=True,
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
-
-    def _mask(self, positions: torch.Tensor, cached: torch.Tensor, width: int) -> Any:
-        """Who attends to whom, ``[rows, 1, new, width + new]``: the row's own stored columns and the new ones so far.
-
-        Padding sees what precedes it, so that no row of the mask is empty; nothing that counts sees padding.
-        """
-        rows, new = positions.shape
-        columns = torch.arange(width, device=positions.device)
-        stored = (columns < cached[:, None])[:, None, None, :].expand(rows, 1, new, width)
-        fresh = torch.ones(new, new, dtype=torch.bool, device=positions.device).tril().expand(rows, 1, new, new)
-        full = torch.cat([stored, fresh], dim=-1)
-        sliding = getattr(self._scorer.config, "sliding_window", None)
-        kinds = getattr(self._scorer.config, "layer_types", None) or []
-        if not sliding or (kinds and "sliding_attention" not in kinds):
-            return full
-        keys = torch.cat([columns.expand(rows, width), positions], dim=1)
-        near = full & (positions[:, None, :, None] - keys[:, None, None, :] < sliding)
-        return {"full_attention": full, "sliding_attention": near} if kinds else near

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.compression import scoring
 from pipeline.compression.iterative import Stream, rank, segment_of
-from pipeline.compression.prefix import Prefixes
+from pipeline.compression.prefix import Passes
 from pipeline.compression.scoring import Scorer, windows_of
 from pipeline.models import ModelError, ModelPool
 
@@ -116,7 +116,7 @@ def test_iterations_of_a_batch_equal_algorithm_2_by_hand(
 ) -> None:
     """Among them prefixes and streams that outgrow window or prefix; columns padded as on a GPU or not."""
     monkeypatch.setattr(scorer, "prefix", prefix)
-    monkeypatch.setattr(Prefixes, "_round", lambda self, columns: -(-columns // multiple) * multiple)
+    monkeypatch.setattr(Passes, "round", lambda self, columns: -(-columns // multiple) * multiple)
     streams = [stream(length, seed, start, rate=0.3 + 0.1 * seed) for seed, (length, start) in enumerate(LENGTHS)]
     for one, margin in zip(streams, rank(scorer, streams, 30, lambda tokens: None), strict=True):
         scores, kept = by_hand(scorer, pool, one)
