@@ -1,0 +1,78 @@
+"""Where training stands, kept in the job's folder so that any worker can go on: safetensors, never pickle."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from pipeline.storage.filesystem import resolve_path
+from pipeline.storage.parts import delete, write_whole
+
+log = logging.getLogger(__name__)
+
+KEPT = 2  # the one before the last serves where the last turns out to be damaged
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """After ``step`` steps, which took ``seconds`` of work: weights and optimiser state by name, on the CPU."""
+
+    step: int
+    seconds: float
+    tensors: dict[str, torch.Tensor]
+
+
+class Checkpoints:
+    """Files ``step-N.safetensors`` in ``folder`` (local or s3), each there whole or not at all.
+
+    ``key`` says what is trained on what: a checkpoint of anything else is passed over. Equal keys make equal
+    checkpoints, so that a worker that lost its shard, and writes one more, does no harm to the one who has it now.
+    """
+
+    def __init__(self, folder: str, key: str) -> None:
+        self._fs, self._root = resolve_path(folder)
+        self._key = key
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write it, then let go of all but the last two. Raises ``OSError``."""
+        said = {"key": self._key, "step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
+        write_whole(self._fs, f"{self._root}/step-{checkpoint.step:08}{SUFFIX}", save(checkpoint.tensors, said))
+        for path in self._paths()[KEPT:]:
+            delete(self._fs, path)
+
+    def latest(self) -> Checkpoint | None:
+        """The last one that is whole and of this training."""
+        for path in self._paths():
+            try:
+                with self._fs.open_input_file(path) as file:
+                    found = self._read(file.read())
+            except (SafetensorError, ValueError, KeyError, OSError) as error:
+                log.warning("checkpoint %s cannot be read, the one before it is taken: %s", path, error)
+                continue
+            if found is not None:
+                return found
+        return None
+
+    def clear(self) -> None:
+        """Delete them all: the training is over."""
+        for path in self._paths():
+            delete(self._fs, path)
+
+    def _read(self, data: bytes) -> Checkpoint | None:
+        tensors = load(data)  # checks that the file is as long as its header says
+        said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if said["key"] != self._key:
+            return None
+        return Checkpoint(int(said["step"]), float(said["seconds"]), tensors)
+
+    def _paths(self) -> list[str]:
+        """Latest first."""
+        found = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
+        return sorted((info.path for info in found if info.base_name.startswith("step-")), reverse=True)

@@ -1,0 +1,90 @@
+"""(prompt, answer) pairs as tokens of the scoring model, and which of them are never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compression.tokens import Tokenising
+from pipeline.models import LoadedModel
+from pipeline.stages import Refusal
+from schemas.document import SEPARATOR, Document
+
+Ints = NDArray[np.int64]
+
+TOKENISED_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """``ids``: a start token, the prompt, a blank line, and from place ``answer`` on the answer's tokens."""
+
+    document: Document
+    ids: Ints
+    answer: int
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that are learned, or measured."""
+        return len(self.ids) - self.answer
+
+
+def refusal(document: Document) -> Refusal | None:
+    """Why a document is no pair; None for one that is."""
+    if not document.prompt.strip():
+        return Refusal("empty", "the prompt is empty or only whitespace; there is nothing that was answered")
+    if not (document.answer or "").strip():
+        return Refusal("no_answer", "there is no answer to learn from: name its column in input.columns.answer")
+    return None
+
+
+def in_order(documents: Sequence[Document]) -> list[Document]:
+    """By content: the order in which a corpus is read must not change what is trained."""
+    return sorted(documents, key=lambda one: (one.content_hash, one.answer or "", one.id))
+
+
+def tokenise(
+    documents: Sequence[Document], loaded: LoadedModel, most: int, each: Callable[[], None] = lambda: None
+) -> Iterator[Pair]:
+    """The pair of each document, in at most ``most`` tokens: a longer prompt loses its beginning, an answer longer than
+    that its end. The text is plain, without a chat template, since that is what a scorer reads.
+
+    No token for the end of the answer: a scorer ends nothing, and answers cut by a limit have no end. ``each`` is
+    called now and then, and may raise.
+    """
+    tokeniser = Tokenising(loaded.tokenizer)
+    start = tokeniser.start_id()
+    for first in range(0, len(documents), TOKENISED_AT_ONCE):
+        each()
+        some = documents[first : first + TOKENISED_AT_ONCE]
+        found = tokeniser.tokenise([one.prompt + SEPARATOR for one in some] + [one.answer or "" for one in some])
+        ids = [tokens.ids for tokens in found]
+        for document, prompt, answer in zip(some, ids[: len(some)], ids[len(some) :], strict=True):
+            kept = answer[: most - 1]
+            room = most - 1 - len(kept)
+            before = prompt[len(prompt) - min(room, len(prompt)) :]
+            yield Pair(document, np.array([start, *before, *kept], dtype=np.int64), 1 + len(before))
+
+
+def is_held_out(content_hash: str, share: float) -> bool:
+    """Whether a prompt is kept for measuring: by its hash, so that every run and every corpus that holds it agree."""
+    return int(content_hash[:8], 16) < share * 2**32
+
+
+def divide(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """(trained on, held out), by prompt: the answers of several targets to one prompt stay together.
+
+    Few prompts may all fall on one side; then the one of the lowest (or highest) hash goes to the other. One side is
+    empty only where there are fewer than two prompts.
+    """
+    hashes = sorted({pair.document.content_hash for pair in pairs})
+    held = {one for one in hashes if is_held_out(one, share)}
+    if len(hashes) > 1 and not held:
+        held = {hashes[0]}
+    if len(hashes) > 1 and len(held) == len(hashes):
+        held.remove(hashes[-1])
+    kept = [pair for pair in pairs if pair.document.content_hash not in held]
+    return kept, [pair for pair in pairs if pair.document.content_hash in held]
