@@ -23,12 +23,13 @@ import numpy as np
 import torch
 
 from pipeline.compression.engine import Compressed
+from pipeline.compression.prompt import Source
 from pipeline.compression.scoring import Scorer
 from pipeline.compression.stage import Compress
 from pipeline.models import LoadedModel, ModelPool
+from schemas.compress import LLMLinguaSpec
 from schemas.document import PromptParts
 from schemas.job import TargetSpec
-from schemas.stage import CompressSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,17 @@ class Figures:
 
 def main() -> None:
     arguments = _parse()
-    spec = CompressSpec(
+    spec = LLMLinguaSpec(
         kind="compress", model=arguments.model, dtype=arguments.dtype, rate=arguments.rate, device=arguments.device,
         target_tokens=arguments.target_tokens, batch_tokens=arguments.batch_tokens,
         iterative_size=arguments.iterative_size,
     )  # fmt: skip
     pool = ModelPool(arguments.device)
-    loaded = pool.causal_lm(spec.model, spec.dtype, spec.device)
-    sources = read(arguments.file, arguments.documents)
+    sources = [Source(parts) for parts in read(arguments.file, arguments.documents)]
     stage = Compress(spec, TargetSpec(model=arguments.target or spec.model))
     warm = sources[: arguments.warm_up]
-    list(stage.engine(loaded).run(warm, lambda tokens: None))
-    figures = [_measure(stage, loaded, sources) for _ in range(arguments.repeat)]
+    list(stage.engine(pool).run(warm, lambda tokens: None))
+    figures = [_measure(stage, spec, pool, sources) for _ in range(arguments.repeat)]
     for one in figures:
         print(json.dumps(asdict(one)) if arguments.json else _line(one))
 
@@ -76,21 +76,22 @@ def _parts(row: dict[str, Any], turn: int) -> PromptParts:
     return PromptParts(row.get("instruction", ""), tuple(mark + text for text in contexts), row.get("question", ""))
 
 
-def _measure(stage: Compress, loaded: LoadedModel, sources: Sequence[PromptParts]) -> Figures:
+def _measure(stage: Compress, spec: LLMLinguaSpec, pool: ModelPool, sources: Sequence[Source]) -> Figures:
+    loaded = pool.causal_lm(spec.model, spec.dtype, spec.device)
     begun = time.perf_counter()
-    made = [one for batch in stage.engine(loaded).run(sources, lambda tokens: None) for one in batch.made]
+    made = [one for batch in stage.engine(pool).run(sources, lambda tokens: None) for one in batch.made]
     seconds = time.perf_counter() - begun
     done = [one for one in made if isinstance(one, Compressed)]
     tokens = sum(one.original for one in done)
     return Figures(
-        len(done), tokens, round(seconds, 3), round(tokens / seconds, 1), round(_forward(loaded, stage.spec), 1),
+        len(done), tokens, round(seconds, 3), round(tokens / seconds, 1), round(_forward(loaded, spec), 1),
         round(sum(one.fitted.tokens for one in done) / max(1, sum(one.budget for one in done)), 4),
-        _device(loaded), stage.spec.dtype, torch.__version__,
+        _device(loaded), spec.dtype, torch.__version__,
     )  # fmt: skip
 
 
 @torch.inference_mode()
-def _forward(loaded: LoadedModel, spec: CompressSpec, length: int = 512) -> float:
+def _forward(loaded: LoadedModel, spec: LLMLinguaSpec, length: int = 512) -> float:
     scorer = Scorer(loaded, spec.batch_tokens)
     rows = max(1, (spec.batch_tokens if loaded.device.type == "cuda" else 1024) // length)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, scorer.head.weight.shape[0], (rows, length)))

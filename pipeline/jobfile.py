@@ -8,12 +8,13 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from schemas.compress import Keep, compress_tag
 from schemas.job import Columns, InputSpec, JobSpec, OutputSpec, TargetSpec
-from schemas.stage import CompressSpec, CopySpec, GenerateSpec
+from schemas.stage import SPECS
 
 ENVIRONMENT = "CONTEXTMILL_JOB__"
 MAX_BYTES = 2**20
@@ -22,8 +23,7 @@ Places = dict[tuple[str, ...], str]
 """Keys -> the environment variable or flag that set what stands there."""
 
 _TABLES: dict[str, type[BaseModel]] = {
-    "input": InputSpec, "columns": Columns, "output": OutputSpec, "target": TargetSpec,
-    "compress": CompressSpec, "generate": GenerateSpec, "copy": CopySpec,
+    "input": InputSpec, "columns": Columns, "output": OutputSpec, "target": TargetSpec, "keep": Keep, **SPECS
 }  # fmt: skip
 
 
@@ -107,12 +107,14 @@ def _within(place: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
     return len(place) > len(outer) and place[: len(outer)] == outer
 
 
+_KINDS = sorted({get_args(spec.model_fields["kind"].annotation)[0] for spec in SPECS.values()})
+_METHODS = sorted(tag for tag, spec in SPECS.items() if "method" in spec.model_fields and ":" not in tag)
+
 PLAIN_WORDS = {
     "tuple_type": "must be a list",
     "model_type": "must be a table",
     "model_attributes_type": "must be a table",
-    "union_tag_not_found": 'a stage says what it is: kind = "compress", "generate" or "copy"',
-    "union_tag_invalid": 'must be "compress", "generate" or "copy"',
+    "union_tag_not_found": f"a stage says what it is: kind = one of {', '.join(_KINDS)}",
     "too_short": "must not be empty",
     "string_type": "must be text in quotes",
     "float_type": "must be a number, without quotes",
@@ -122,11 +124,13 @@ PLAIN_WORDS = {
 
 
 def _explain(path: Path, text: str, said: Places, error: Any) -> str:
-    keys = [key for key in error["loc"] if not (isinstance(key, str) and key in ("compress", "generate", "copy"))]
+    keys = [key for number, key in enumerate(error["loc"]) if not (number == 2 and key in SPECS)]
     unknown = error["type"] == "extra_forbidden"
     given = error.get("input")
+    words = PLAIN_WORDS.get(error["type"])
     if error["type"] == "union_tag_invalid":
-        keys, given = [*keys, "kind"], given["kind"]
+        key, words = _unknown_kind(given)
+        keys, given = [*keys, key], given[key]
     name = ".".join(map(str, keys)) or "job"
     where = _overridden(said, [str(key) for key in keys], unknown)
     if where is None:
@@ -136,8 +140,17 @@ def _explain(path: Path, text: str, said: Places, error: Any) -> str:
         return f"{where}: unknown key {name}{_nearest(error['loc'])}"
     if error["type"] == "missing":
         return f"{where}: {name} is missing"
-    message = PLAIN_WORDS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    message = words or error["msg"].removeprefix("Value error, ")
     return f"{where}: {name}: {message.replace('Input should', 'must', 1)}{_not(name, given)}"
+
+
+def _unknown_kind(stage: Mapping[str, Any]) -> tuple[str, str]:
+    """Which key of a stage makes it one that nobody knows, and what it may be."""
+    if stage["kind"] != "compress":
+        return "kind", f"must be one of {', '.join(_KINDS)}"
+    if compress_tag({"method": stage.get("method", "llmlingua")}) in SPECS:
+        return "fidelity", 'must be "paper" with this method'
+    return "method", f"must be one of {', '.join(_METHODS)}"
 
 
 def _overridden(said: Places, keys: list[str], unknown: bool) -> str | None:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from pipeline.storage.reaping import open_publications
 from pipeline.storage.requests import ensure_budget
 from pipeline.storage.shards import ACTIVE, PUBLISH, shard_row
 from pipeline.storage.sql import db_now, insert_ignore, reading
+from schemas.align import WHOLE_CORPUS
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec, digest
 from schemas.records import INPUT
@@ -173,7 +174,7 @@ class _Producer:
         self._engine, self._spec, self._job_id, self._workers = engine, spec, job.id, job.workers
         self._fs, self._root = resolve_path(job.output)
         self._doorbell, self._max_attempts, self._progress = doorbell, max_attempts, progress
-        self._stage = build(spec, 0)
+        self._stage, self._whole = build(spec, 0), spec.stages[0].kind in WHOLE_CORPUS
         self._estimator, self._sample = estimator, deque[str](maxlen=SAMPLE)
         self._next_seq = self._collapsed = self._rejected = self._read = 0
 
@@ -185,7 +186,7 @@ class _Producer:
             waiting.extend(self._register(batch))
             self._sample.extend(document.parts.render()[:SAMPLE_CHARACTERS] for document in islice(waiting, SAMPLE))
             self._progress(self._next_seq)
-            while len(waiting) > LOOKAHEAD or _characters(waiting) > MAX_CHARACTERS:
+            while not self._whole and (len(waiting) > LOOKAHEAD or _characters(waiting) > MAX_CHARACTERS):
                 self._cut_one(waiting)
         while waiting:
             self._cut_one(waiting)
@@ -205,21 +206,19 @@ class _Producer:
         """Give new documents their place in the job; collapse repetitions, reject what is malformed or clashes."""
         documents: list[Document] = []
         rejections = [_rejection(self._job_id, row) for row in batch if isinstance(row, BadRow)]
-        raws = [(raw, raw.parts.content_hash()) for raw in batch if isinstance(raw, RawDocument)]
-        known = self._known([raw.id or content for raw, content in raws])
-        for raw, content in raws:
-            doc_id = raw.id or content
-            first = known.get(doc_id)
-            if first is None or first.source == raw.source:
+        found = [one for row in batch if isinstance(row, RawDocument) for one in _copies(row, self._spec.rates)]
+        known = self._known([one.id for one in found])
+        for one in found:
+            first = known.get(one.id)
+            if first is None or first.source == one.source:
                 seq = self._next_seq if first is None else first.seq  # known by this very source: resubmitted
                 self._next_seq = seq + 1
-                document = Document(seq, doc_id, raw.parts, content, raw.source, raw.answer)
-                documents.append(document)
-                known[doc_id] = document
-            elif first.content_hash == content:
+                known[one.id] = replace(one, seq=seq)
+                documents.append(known[one.id])
+            elif first.content_hash == one.content_hash:
                 self._collapsed += 1
             else:
-                rejections.append(_rejection(self._job_id, _clash(doc_id, first.source, raw.source)))
+                rejections.append(_rejection(self._job_id, _clash(one.id, first.source, one.source)))
         self._rejected += len(rejections)
         rows = [
             {"job_id": self._job_id, "seq": d.seq, "doc_id": d.id, "content_hash": d.content_hash, "source": d.source}
@@ -238,10 +237,7 @@ class _Producer:
 
     def _cut_one(self, waiting: deque[Document]) -> None:
         """Cut the first shard off ``waiting``: its documents to Parquet, its row to SQL, then the bell."""
-        sizes = ((document, _size(document)) for document in waiting)
-        work = ((document.seq, size, self._stage.work_seconds(size)) for document, size in sizes)
-        most = most_documents(self._next_seq, self._workers)
-        start, stop = next(cut(work, self._spec.stages[0].seconds_per_shard, most))
+        start, stop = self._first_range(waiting)
         documents = []
         while waiting and waiting[0].seq < stop:
             documents.append(waiting.popleft())
@@ -259,6 +255,14 @@ class _Producer:
             insert_ignore(connection, Shard, [shard])
         self._ring(shard["id"])
 
+    def _first_range(self, waiting: Sequence[Document]) -> tuple[int, int]:
+        if self._whole:
+            return waiting[0].seq, waiting[-1].seq + 1
+        sizes = ((document, _size(document)) for document in waiting)
+        work = ((document.seq, size, self._stage.work_seconds(size)) for document, size in sizes)
+        most = most_documents(self._next_seq, self._workers)
+        return next(cut(work, self._spec.stages[0].seconds_per_shard, most))
+
     def _ring(self, shard_id: str) -> None:
         kind = PUBLISH if shard_id == PUBLISH else self._spec.stages[0].kind
         try:
@@ -269,6 +273,20 @@ class _Producer:
         with self._engine.begin() as connection:
             this = update(Shard).where(Shard.job_id == self._job_id, Shard.id == shard_id)
             connection.execute(this.values(rung_at=db_now()))
+
+
+def _copies(raw: RawDocument, rates: Sequence[float]) -> Iterator[Document]:
+    """The row as a document without a place yet; where the job asks for several rates, once at each of them.
+
+    Copies stand side by side, so that their shard scores them once. Each has an id and a content hash of its own: it is
+    rejected, billed and taken over by itself.
+    """
+    content = raw.parts.content_hash()
+    if not rates:
+        yield Document(-1, raw.id or content, raw.parts, content, raw.source, raw.answer)
+    for rate in rates:
+        name, source = f"{raw.id or content}@{rate:g}", f"{raw.source} at rate {rate:g}"
+        yield Document(-1, name, raw.parts, digest([content, rate]), source, raw.answer, rate)
 
 
 def _batches(rows: Iterable[RawDocument | BadRow]) -> Iterator[list[RawDocument | BadRow]]:
@@ -306,6 +324,7 @@ def _input_row(document: Document) -> dict[str, Any]:
         "contexts": list(document.parts.contexts),
         "question": document.parts.question,
         "answer": document.answer,
+        "rate": document.rate,
     }
 
 

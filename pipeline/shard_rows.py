@@ -96,7 +96,8 @@ def _rows(engine: Engine, claim: Claim, job: JobView, stage: int) -> list[dict[s
 
 def _document(row: dict[str, Any], fields: dict[str, Any]) -> Document:
     parts = PromptParts(row["instruction"], tuple(row["contexts"]), row["question"])
-    return Document(row["seq"], row["doc_id"], parts, row["content_hash"], row["source"], row["answer"], fields)
+    who = row["seq"], row["doc_id"], parts, row["content_hash"], row["source"], row["answer"]
+    return Document(*who, rate=row.get("rate"), fields=fields)
 
 
 @collecting.seldom()

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from schemas.base import StageBase
 from schemas.document import Document
 from schemas.job import JobSpec, digest
 from schemas.records import SCHEMA_VERSION
-from schemas.stage import StageBase
 
 if TYPE_CHECKING:
     from pipeline.generation.ledger import Ledger
@@ -26,6 +26,8 @@ STAGES = {
     "copy": "pipeline.copying:Copy",
     "compress": "pipeline.compression.stage:Compress",
     "generate": "pipeline.generation.stage:Generate",
+    "align": "pipeline.alignment.stage:Align",
+    "evaluate": "pipeline.evaluation.stage:Evaluate",
 }
 """Kind of stage -> the class behind it, imported only when such a stage runs (torch takes seconds)."""
 
@@ -95,12 +97,14 @@ class Run:
     ``models`` keeps loaded models between shards. ``ledger`` is there for stages that pay per call. ``stopping`` is
     asked between batches. ``progress(documents, tokens)`` counts what was finished since the last call, and is a sign
     of life: a shard that gives none for ``Settings.soft_time_limit`` is taken to be stuck, one that does never is.
+    ``folder`` is the stage's own place beside the job's data (local or s3), for what outlives an attempt: checkpoints.
     """
 
     models: ModelPool
     ledger: Ledger | None = None
     stopping: Callable[[], bool] = field(default=_never)
     progress: Callable[[int, int], None] = field(default=_silent)
+    folder: str | None = None
 
 
 class Stage(Protocol):

@@ -38,7 +38,8 @@ class Document:
     """One row of a corpus on its way through the stages.
 
     ``seq`` is its place in the job (0-based, gapless over accepted documents); ``id`` is the user's, or the content
-    hash where none was given; ``source`` says where it was read (``file:line``). ``fields`` holds the columns that
+    hash where none was given; ``source`` says where it was read (``file:line``). ``rate`` is that of this copy, where
+    a job asks for every document at several. ``fields`` holds the columns that
     earlier stages wrote, by name (``schemas.records``).
     """
 
@@ -48,6 +49,7 @@ class Document:
     content_hash: str
     source: str = ""
     answer: str | None = None
+    rate: float | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.stage import DEFAULT_MODEL, USD, StageSpec, Strict, Whole
+from schemas.align import WHOLE_CORPUS
+from schemas.base import DEFAULT_MODEL, USD, Strict, Whole
+from schemas.compress import CompressSpec
+from schemas.stage import StageSpec
 
 
 def digest(value: Any) -> str:
@@ -81,12 +84,32 @@ class JobSpec(Strict):
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     priority: Literal["high", "bulk"] = "bulk"
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Every document goes through the job once at each of these rates; empty where the spec names one budget."""
+        return next((stage.rates for stage in self.stages if isinstance(stage, CompressSpec)), ())
+
     @model_validator(mode="after")
     def _kinds_once(self) -> JobSpec:
         kinds = [stage.kind for stage in self.stages]
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if twice:
             raise ValueError(f"a job runs each kind of stage once; {', '.join(twice)} stands there more often")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_corpus_alone(self) -> JobSpec:
+        kinds = {stage.kind for stage in self.stages}
+        if len(kinds) > 1 and (whole := kinds & WHOLE_CORPUS):
+            one = min(whole)
+            raise ValueError(f"{one} needs the whole corpus at once: a job of its own (`contextmill {one}` makes them)")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_before_scores(self) -> JobSpec:
+        kinds = [stage.kind for stage in self.stages]
+        if "evaluate" in kinds and "generate" not in kinds[: kinds.index("evaluate")]:
+            raise ValueError("evaluate scores what generate wrote: put a generate stage before it")
         return self
 
     def output_settings(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ INPUT = pa.schema(
         pa.field("contexts", pa.list_(pa.string()), nullable=False),
         pa.field("question", pa.string(), nullable=False),
         pa.field("answer", pa.string()),
+        pa.field("rate", pa.float64()),  # where a job asks for several
     ]
 )
 """A shard as the producer wrote it, and what ``Document`` is made from."""
@@ -41,6 +42,9 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
         [
             pa.field("compressed", pa.string(), nullable=False),
             pa.field("compress_method", pa.string(), nullable=False),
+            # Characters of ``text`` that were kept: from, to, from, to, ... in their order here. Joined, they are
+            # ``compressed``. Null where a method does not cut its text out of the original.
+            pa.field("kept", pa.list_(pa.field("element", pa.int32()))),  # "element": what Parquet calls it
             pa.field("tokens_original", pa.int64(), nullable=False),  # target tokenizer, whole prompt
             pa.field("tokens_asked", pa.int64(), nullable=False),  # the budget
             pa.field("tokens_compressed", pa.int64(), nullable=False),  # target tokenizer, whole compressed prompt
@@ -61,10 +65,40 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("cost_usd", pa.decimal128(18, 6)),  # null: unknown price
         ]
     ),
+    "align": pa.schema(
+        [
+            pa.field("split", pa.string(), nullable=False),  # train | held_out
+            pa.field("tokens_prompt_read", pa.int64(), nullable=False),  # scorer's tokens; fewer than the prompt's
+            pa.field("tokens_answer", pa.int64(), nullable=False),  # where the two were longer than max_tokens
+            pa.field("nll_before", pa.float64()),  # nats an answer token under the model as it was; held_out only
+            pa.field("nll_after", pa.float64()),  # ... and with its adapter
+            pa.field("align_seconds", pa.float64(), nullable=False),
+        ]
+    ),
+    "evaluate": pa.schema(
+        [
+            pa.field("prediction", pa.string()),  # the answer as it was read out of ``generated``; null: none in it
+            # From 0 to 1; null where a metric was not asked for.
+            pa.field("exact_match", pa.float64()),
+            pa.field("token_f1", pa.float64()),
+            pa.field("contains_answer", pa.float64()),
+            pa.field("bleu4", pa.float64()),
+            pa.field("rouge1", pa.float64()),
+            pa.field("rouge2", pa.float64()),
+            pa.field("rougeL", pa.float64()),
+            # For the BLEU of a corpus: length, reference's length, 4 numbers of correct n-grams, 4 of all.
+            pa.field("bleu_counts", pa.list_(pa.int64())),
+        ]
+    ),
 }
 """The columns a kind of stage makes. Seconds and money say what it took to make the row, in whatever job."""
 
-REUSED_FROM = {kind: f"{kind}_reused_from" for kind, made in STAGE_FIELDS.items() if made.names}
+ANSWER_DECIDES = frozenset({"align", "evaluate"})
+"""Kinds of stage whose columns follow from the reference answer too, which no content hash covers: never taken over."""
+
+REUSED_FROM = {
+    kind: f"{kind}_reused_from" for kind, made in STAGE_FIELDS.items() if made.names and kind not in ANSWER_DECIDES
+}
 """The column that follows those of a stage: the earlier job that made (and paid for) them, null where this job did."""
 
 REJECTION = pa.schema(
@@ -78,6 +112,23 @@ REJECTION = pa.schema(
     ]
 )
 """A document that gave no result, and why."""
+
+EVALUATION = pa.schema(
+    [
+        pa.field("task", pa.string()),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("rate", pa.float64()),  # where a job asks for several
+        pa.field("documents", pa.int64(), nullable=False),  # rows of the corpus
+        pa.field("scored", pa.int64(), nullable=False),  # of them; the others were refused, or are dead
+        pa.field("value", pa.float64()),  # over what is scored, from 0 to 1; null: nothing is
+        pa.field("low", pa.float64()),  # its 95% bootstrap interval
+        pa.field("high", pa.float64()),
+        pa.field("tokens_original", pa.int64()),  # of what is scored; null without compression
+        pa.field("tokens_compressed", pa.int64()),
+        pa.field("tokens_prompt", pa.int64()),  # as sent, chat template included
+    ]
+)
+"""A metric over the documents of a job: ``evaluation.parquet``, and ``schemas.tables.Evaluation``."""
 
 
 def part_schema(kinds: Iterable[str], metadata: dict[str, str]) -> pa.Schema:

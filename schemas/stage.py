@@ -2,72 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, StrictBool, StrictFloat, Tag, field_validator, model_validator
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-
-Whole = Annotated[StrictInt, Field(le=2**31 - 1)]
-"""A whole number that every database and library takes. ``true``, ``3.0`` and ``"3"`` are none: nobody means them."""
-
-USD = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
-"""Money as text: exact, to the millionth of a dollar in which it is counted."""
-
-
-class Strict(BaseModel):
-    """Frozen, and a key nobody knows is an error: a typing slip must not silently run another experiment.
-
-    Errors do not repeat the value: someone may have put a password there.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class StageBase(Strict):
-    """What every stage spec shares."""
-
-    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "seconds_per_shard"})
-    """Settings that change how fast a stage runs, never what it writes: they stay out of the config hash."""
-
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    batch_tokens: Whole = Field(16_384, ge=1, description="most padded tokens in one forward pass")
-    seconds_per_shard: StrictFloat = Field(60.0, gt=0, description="estimated work in one shard")
-
-    def output_settings(self) -> dict[str, Any]:
-        """The settings that decide what the stage writes, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
-
-
-class CompressSpec(StageBase):
-    """Shorten prompts. Exactly one of ``rate`` and ``target_tokens``: a hard budget over the whole prompt."""
-
-    kind: Literal["compress"]
-    method: Literal["llmlingua"] = "llmlingua"
-    model: str = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    rate: StrictFloat | None = Field(None, gt=0, le=1, description="compressed / original tokens")
-    target_tokens: Whole | None = Field(None, ge=1, description="most tokens of the whole compressed prompt")
-    iterative_size: Whole = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
-    granular_k: StrictFloat = Field(2.0, ge=1, description="the paper's k: how far demonstrations overfill")
-    compress_instruction: StrictBool = False
-    compress_question: StrictBool = False
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> CompressSpec:
-        if (self.rate is None) == (self.target_tokens is None):
-            raise ValueError("give exactly one of rate and target_tokens")
-        return self
+from schemas.align import AlignSpec
+from schemas.base import USD, StageBase, Whole
+from schemas.compress import LLMLinguaSpec, compress_tag
+from schemas.evaluate import EvaluateSpec
 
 
 class GenerateSpec(StageBase):
@@ -126,4 +70,20 @@ class CopySpec(StageBase):
     kind: Literal["copy"]
 
 
-StageSpec = Annotated[CompressSpec | GenerateSpec | CopySpec, Field(discriminator="kind")]
+def _tag(stage: Any) -> str | None:
+    """What tells the specs apart: the kind of stage, and for compress its method."""
+    kind = stage.get("kind") if isinstance(stage, Mapping) else getattr(stage, "kind", None)
+    return compress_tag(stage) if kind == "compress" else kind
+
+
+StageSpec = Annotated[
+    Annotated[LLMLinguaSpec, Tag("llmlingua")]
+    | Annotated[GenerateSpec, Tag("generate")]
+    | Annotated[AlignSpec, Tag("align")]
+    | Annotated[EvaluateSpec, Tag("evaluate")]
+    | Annotated[CopySpec, Tag("copy")],
+    Discriminator(_tag),
+]
+
+SPECS: dict[str, type[StageBase]] = {tag.tag: spec for spec, tag in map(get_args, get_args(get_args(StageSpec)[0]))}
+"""Kind of stage, or method of compression -> its spec."""

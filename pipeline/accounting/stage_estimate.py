@@ -13,9 +13,10 @@ from pipeline.accounting.speeds import Measured
 from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
 from pipeline.models import resolve
 from pipeline.models.ref import ModelError
+from schemas.compress import CompressSpec
 from schemas.job import JobSpec
 from schemas.settings import Settings
-from schemas.stage import CompressSpec, GenerateSpec
+from schemas.stage import GenerateSpec
 
 REFERENCE_PARAMETERS = 135e6
 CPU_RATES = (400.0, 40.0)
@@ -69,11 +70,12 @@ def estimate_stage(
 ) -> StageEstimate:
     """The estimate of the stage at ``index``, which gets ``flow``."""
     spec = job.stages[index]
-    if isinstance(spec, CompressSpec):
-        kept = _kept(spec, flow)
-        return _local(index, spec, spec.model, flow, kept, flow.tokens * COMPRESS_PASSES, 0, measured, settings)
+    if isinstance(spec, CompressSpec) and spec.scoring_models:
+        kept, read = _kept(spec, flow), flow.tokens * COMPRESS_PASSES
+        return _local(index, spec, spec.scoring_models[0], flow, kept, read, 0, measured, settings)
     if not isinstance(spec, GenerateSpec):
-        return StageEstimate(index, spec.kind, False, "cpu", flow.tokens, flow.tokens, 0.0, 0, 0, None, None, None, ())
+        kept = _kept(spec, flow) if isinstance(spec, CompressSpec) else flow.tokens
+        return StageEstimate(index, spec.kind, False, "cpu", flow.tokens, kept, 0.0, 0, 0, None, None, None, ())
     written = _written(spec, flow, measured)
     if spec.backend == "openai":
         return _hosted(job, index, spec, flow, written, measured, day, settings)
@@ -81,8 +83,9 @@ def estimate_stage(
 
 
 def _kept(spec: CompressSpec, flow: Flow) -> int:
-    if spec.rate is not None:
-        return int(spec.rate * flow.tokens)
+    rates = spec.rates or ((spec.rate,) if spec.rate is not None else ())
+    if rates:
+        return int(sum(rates) / len(rates) * flow.tokens)
     return min(flow.tokens, (spec.target_tokens or 0) * flow.documents)
 
 
@@ -102,7 +105,8 @@ def _local(
         seconds = measured.seconds / measured.tokens_in * flow.tokens
     elif shape:
         seconds = _seconds(shape, device, read, write)
-    memory = footprint(shape, spec.dtype, spec.batch_tokens, _rows(spec, shape, device, flow)) if shape else None
+    dtype = getattr(spec, "dtype", "float32")
+    memory = footprint(shape, dtype, spec.batch_tokens, _rows(spec, shape, device, flow)) if shape else None
     return StageEstimate(
         index, spec.kind, False, device, flow.tokens, tokens_out, seconds,
         memory.peak if memory else None, memory.weights if memory else None, None, None, None, notes,

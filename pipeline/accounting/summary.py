@@ -15,8 +15,10 @@ from pipeline.accounting.figures import Places, StageFigures, Summary
 from pipeline.accounting.redact import redact, redact_all
 from pipeline.accounting.savings import Removed, savings, targets_of
 from pipeline.storage.sql import db_now, reading
+from schemas.base import StageBase
+from schemas.compress import CompressSpec
 from schemas.job import JobSpec
-from schemas.stage import CompressSpec, GenerateSpec, StageBase
+from schemas.stage import GenerateSpec
 
 __all__ = ["NoSuchJob", "Summary", "summarise"]
 
@@ -128,7 +130,7 @@ def _cost(stage: StageBase, row: Any, paid: Any) -> tuple[int | None, int]:
 
 def _method(stage: StageBase, spec: JobSpec) -> str:
     if isinstance(stage, CompressSpec):
-        return f"{stage.method} ({stage.model})"
+        return " ".join([stage.method, *(f"({model})" for model in stage.scoring_models)])
     if isinstance(stage, GenerateSpec):
         return f"{spec.target.model} ({'hosted' if stage.backend == 'openai' else 'local'})"
     return ""

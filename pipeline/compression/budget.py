@@ -9,9 +9,6 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-TAU_INSTRUCTION, TAU_QUESTION = 0.85, 0.9
-"""The paper's rates (section 4) for an instruction and a question that may be compressed."""
-
 
 @dataclass(frozen=True, slots=True)
 class Lengths:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.prompt import Copied, Preparing, Prompt
+from pipeline.compression.prompt import Copied, Preparing, Prompt, Ready, Source
 from pipeline.compression.reassembly import Fitted, fit
-from pipeline.compression.registry import Method
-from pipeline.compression.scoring import Passed
+from pipeline.compression.registry import Method, Passed, Ranking
 from pipeline.stages import Refusal
 from schemas.document import PromptParts
 
@@ -23,9 +22,10 @@ CHARACTERS = 2**23
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """A prompt that was shortened: its text and tokens, those it had, and the budget."""
+    """A prompt that was shortened: its text and tokens, those it had, the budget, and markup as in ``Prompt``."""
 
     fitted: Fitted
+    markup: NDArray[np.int64]
     original: int
     budget: int
 
@@ -57,19 +57,18 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """``method`` on a device with tokenisers and budget (``preparing``). ``rows``: most prompts in a batch."""
+    """``method`` on a device with tokenisers and budget (``preparing``)."""
 
     preparing: Preparing
     method: Method
-    rows: int
 
-    def run(self, sources: Sequence[PromptParts], passed: Passed) -> Iterator[Batch]:
+    def run(self, sources: Sequence[Source], passed: Passed) -> Iterator[Batch]:
         """All sources, longest first, batch by batch. ``passed`` is told their original tokens as they are read.
 
         While the model scores one batch, a thread tokenises the next and fits the one before: both are mostly the
         tokenizer's compiled code, which does not hold the interpreter.
         """
-        batches = _by_length(sources, self.rows)
+        batches = _by_length(sources, self.method.abreast)
         since = time.perf_counter()
         with ThreadPoolExecutor(1, "compress") as beside:
             ahead = beside.submit(self._prepare, sources, batches[0]) if batches else None
@@ -79,35 +78,35 @@ class Engine:
                 ready = ahead.result()
                 if number + 1 < len(batches):
                     ahead = beside.submit(self._prepare, sources, batches[number + 1])
-                margins = self._score(ready, passed)
+                rankings = self._score(ready, passed)
                 if behind:
                     since, seconds = _lap(since)
                     yield Batch(behind[0], tuple(behind[1].result()), seconds)
-                behind = places, beside.submit(self._finish, ready, margins)
+                behind = places, beside.submit(self._finish, ready, rankings)
             if behind:
                 made = tuple(behind[1].result())
                 yield Batch(behind[0], made, _lap(since)[1])
 
-    def _prepare(self, sources: Sequence[PromptParts], places: tuple[int, ...]) -> list[Prompt | Copied | Refusal]:
+    def _prepare(self, sources: Sequence[Source], places: tuple[int, ...]) -> list[Ready]:
         return self.preparing.prepare([sources[place] for place in places])
 
-    def _score(self, ready: Sequence[Prompt | Copied | Refusal], passed: Passed) -> list[NDArray[np.float64]]:
+    def _score(self, ready: Sequence[Ready], passed: Passed) -> list[Ranking]:
         reading = _Reading(sum(one.original for one in ready if not isinstance(one, Refusal)), passed)
         reading(0)  # before the first pass, too, there may be a reason to stop
-        margins = self.method.score([one for one in ready if isinstance(one, Prompt)], reading)
+        rankings = self.method.score([one for one in ready if isinstance(one, Prompt)], reading)
         reading(reading.left)
-        return margins
+        return rankings
 
-    def _finish(self, ready: Sequence[Prompt | Copied | Refusal], margins: Sequence[NDArray[np.float64]]) -> list[Made]:
+    def _finish(self, ready: Sequence[Ready], rankings: Sequence[Ranking]) -> list[Made]:
         prompts = [one for one in ready if isinstance(one, Prompt)]
-        fitted = iter(zip(prompts, fit(prompts, margins, self.preparing.target), strict=True))
+        fitted = iter(zip(prompts, fit(prompts, rankings, self.preparing.target), strict=True))
         return [_compressed(*next(fitted)) if isinstance(one, Prompt) else one for one in ready]
 
 
 def _compressed(prompt: Prompt, fitted: Fitted | Refusal) -> Made:
     if isinstance(fitted, Refusal):
         return fitted
-    return Compressed(fitted, prompt.original, prompt.budget)
+    return Compressed(fitted, prompt.markup, prompt.original, prompt.budget)
 
 
 def _lap(since: float) -> tuple[float, float]:
@@ -115,9 +114,9 @@ def _lap(since: float) -> tuple[float, float]:
     return now, now - since
 
 
-def _by_length(sources: Sequence[PromptParts], rows: int) -> list[tuple[int, ...]]:
+def _by_length(sources: Sequence[Source], rows: int) -> list[tuple[int, ...]]:
     """Batches of similar length, longest first: the least padding, and memory trouble early rather than late."""
-    lengths = [sum(map(len, (one.instruction, *one.contexts, one.question))) for one in sources]
+    lengths = [_characters(source.parts) for source in sources]
     batches: list[list[int]] = []
     total = 0
     for place in sorted(range(len(sources)), key=lambda place: -lengths[place]):
@@ -127,3 +126,7 @@ def _by_length(sources: Sequence[PromptParts], rows: int) -> list[tuple[int, ...
         batches[-1].append(place)
         total += lengths[place]
     return [tuple(batch) for batch in batches]
+
+
+def _characters(parts: PromptParts) -> int:
+    return sum(map(len, (parts.instruction, *parts.contexts, parts.question)))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
 from pipeline.compression.prefix import Prefixes
-from pipeline.compression.scoring import Passed, Scorer
+from pipeline.compression.registry import Passed
+from pipeline.compression.scoring import Scorer
 from pipeline.compression.selection import margins
 from pipeline.compression.units import MAX_TOKENS
 
@@ -28,7 +29,8 @@ class Stream:
 
     ``start`` goes before everything (start token, verbatim instruction). Unit i has ``counts[i]`` of the scorer's
     tokens in ``ids``, costs ``costs[i]`` of the target's, may keep the share ``rates[i]`` of them, and is decided on in
-    segment ``segments[i]`` (0, 1, ... without gaps). A ``locked`` unit is kept, costs nothing and is not ranked.
+    segment ``segments[i]`` (0, 1, ... without gaps). A ``locked`` unit is kept and not ranked; what it costs is taken
+    off what the others of its segment, and then of later ones, may keep.
     """
 
     start: Ints
@@ -134,7 +136,7 @@ class _Iteration:
         """Equation (7). A segment may spend its own share and what the ones before it left unspent."""
         locked, costs = self._locked[first:last], self._costs[first:last]
         scores = np.where(locked, np.inf, scores)
-        share = np.bincount(local, weights=self._rates[first:last] * costs)
+        share = np.bincount(local, weights=self._rates[first:last] * costs - locked * costs)
         free = ~locked
         above, self._spare[rows] = margins(scores[free], costs[free], local[free], self._spare[rows] + share)
         self._margins[first:last][free] = above

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.budget import (
-    TAU_INSTRUCTION,
-    TAU_QUESTION,
-    Lengths,
-    Rates,
-    context_budget,
-    fit_rates,
-    spread_rest,
-)
+from pipeline.compression.budget import Lengths, Rates, context_budget, fit_rates, spread_rest
 from pipeline.compression.iterative import Stream, rank, segment_of
-from pipeline.compression.prompt import Part, Prompt
-from pipeline.compression.scoring import Passed, Scorer
+from pipeline.compression.prompt import Prompt
+from pipeline.compression.registry import Passed, Ranking
+from pipeline.compression.scoring import Scorer
 from pipeline.compression.selection import choose_contexts
-from schemas.stage import CompressSpec
+from pipeline.compression.tokens import Tokenising
+from pipeline.compression.units import MAX_TOKENS
+from schemas.compress import LLMLinguaSpec
+from schemas.document import SEPARATOR
+
+if TYPE_CHECKING:
+    from pipeline.models import ModelPool
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -36,26 +36,38 @@ Floats = NDArray[np.float64]
 class LLMLingua:
     """``k``: how much of the contexts' budget the coarse choice may overfill. ``size``: tokens in a segment.
 
-    ``known`` remembers the perplexities of contexts by their text: few-shot corpora repeat their demonstrations.
+    ``start``: the scorer's start token; ``separator``: its tokens of the blank line between parts. ``tau``: the rates
+    of instruction and question. ``known`` remembers the perplexities of contexts by their text: few-shot corpora repeat
+    their demonstrations.
     """
 
     scorer: Scorer
+    tokenising: Tokenising
     start: int
     separator: Ints
+    tau: Rates
     k: float
     size: int
     known: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, spec: CompressSpec, scorer: Scorer, start: int, separator: Ints) -> LLMLingua:
-        """``start`` is the scorer's start token, ``separator`` its tokens of the blank line between parts."""
-        return cls(scorer, start, separator, spec.granular_k, min(spec.iterative_size, max(1, scorer.prefix // 4)))
+    def build(cls, spec: LLMLinguaSpec, models: ModelPool, target: Tokenising) -> LLMLingua:
+        """The method over its scoring model."""
+        del target
+        loaded = models.causal_lm(spec.model, spec.dtype, spec.device)
+        scorer, tokenising = Scorer(loaded, spec.batch_tokens), Tokenising(loaded.tokenizer)
+        separator = tokenising.tokenise([SEPARATOR])[0].ids
+        tau = Rates(spec.tau_instruction, 1.0, spec.tau_question)
+        size = min(spec.iterative_size, max(1, scorer.prefix // 4))
+        return cls(scorer, tokenising, tokenising.start_id(), separator, tau, spec.granular_k, size)
 
-    def score(self, prompts: Sequence[Prompt], passed: Passed) -> list[Floats]:
-        """A margin for every unit of every prompt: what is kept is the highest of each prompt, as many as fit.
+    @property
+    def abreast(self) -> int:
+        """As many prompts as fill a pass, in which each has a segment and what was kept of the one before."""
+        return max(1, self.scorer.batch_tokens // (2 * (self.size + MAX_TOKENS)))
 
-        Verbatim parts have ``inf``, units of contexts that were not taken ``-inf``.
-        """
+    def score(self, prompts: Sequence[Prompt], passed: Passed) -> list[Ranking]:
+        """How far each unit lies above its segment's threshold; ``-inf`` in contexts that were not taken."""
         taken = self._take_contexts(prompts, passed)
         rates = [self._rates(prompt, places) for prompt, places in zip(prompts, taken, strict=True)]
         plans = [self._plan(prompt, places, rate) for prompt, places, rate in zip(prompts, taken, rates, strict=True)]
@@ -63,13 +75,13 @@ class LLMLingua:
         streams = [self._stream(prompts[place], plans[place]) for place in work]
         ranked = dict(zip(work, rank(self.scorer, streams, self.size, passed), strict=True))
         return [
-            _spread(prompt, plan, ranked.get(place))
+            Ranking(_spread(prompt, plan, ranked.get(place)))
             for place, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
         ]
 
     def _take_contexts(self, prompts: Sequence[Prompt], passed: Passed) -> list[list[int]]:
         """The coarse choice. No perplexity is computed where all contexts would be taken anyway."""
-        limits = [self.k * context_budget(prompt.budget, _lengths(prompt), _tau(prompt)) for prompt in prompts]
+        limits = [self.k * context_budget(prompt.budget, _lengths(prompt), self.tau) for prompt in prompts]
         wanted = {}
         for prompt, limit in zip(prompts, limits, strict=True):
             places = prompt.places("context")
@@ -87,7 +99,7 @@ class LLMLingua:
         return [places[one] for one in choose_contexts(surprise, lengths, limit).tolist()]
 
     def _rates(self, prompt: Prompt, taken: list[int]) -> Rates:
-        lengths, tau = _lengths(prompt), _tau(prompt)
+        lengths, tau = _lengths(prompt), self.tau
         kept = sum(prompt.parts[place].length + prompt.separator for place in taken)
         raised = spread_rest(self.k * context_budget(prompt.budget, lengths, tau), kept, lengths, tau)
         joints = prompt.separator * len(taken)
@@ -115,13 +127,13 @@ class LLMLingua:
                         np.array([len(self.separator)]),
                         np.zeros(1, np.int64),
                         1.0,
-                        True,
+                        np.ones(1, bool),
                         pieces[-1].group,
                     )
                 )
             part = prompt.parts[place]
             counts = np.diff(np.append(part.first, len(part.ids)))
-            pieces.append(_Piece(part.ids, counts, part.costs, rate, False, part.role))
+            pieces.append(_Piece(part.ids, counts, part.costs, rate, part.forced, part.role))
         return _stream_of(start, pieces, self.size)
 
 
@@ -141,7 +153,7 @@ class _Piece:
     counts: Ints
     costs: Ints
     rate: float
-    locked: bool
+    locked: NDArray[np.bool_]
     group: str
 
 
@@ -157,13 +169,13 @@ def _stream_of(start: Ints, pieces: Sequence[_Piece], size: int) -> Stream:
         costs=np.concatenate([piece.costs for piece in pieces]),
         rates=np.repeat([piece.rate for piece in pieces], units),
         segments=segment_of(counts, groups, size),
-        locked=np.repeat([piece.locked for piece in pieces], units),
+        locked=np.concatenate([piece.locked for piece in pieces]),
     )
 
 
 def _spread(prompt: Prompt, plan: _Plan, ranked: Floats | None) -> Floats:
     """Margins of a stream's units -> margins of all the prompt's units."""
-    parts = [_constant(part) for part in prompt.parts]
+    parts = [np.full(len(part.places), -np.inf) for part in prompt.parts]
     place = 0
     for number, scored in enumerate(plan.scored):
         assert ranked is not None
@@ -173,20 +185,8 @@ def _spread(prompt: Prompt, plan: _Plan, ranked: Floats | None) -> Floats:
     return np.concatenate(parts)
 
 
-def _constant(part: Part) -> Floats:
-    return np.full(len(part.places), np.inf if part.verbatim else -np.inf)
-
-
 def _lengths(prompt: Prompt) -> Lengths:
     totals = {"instruction": 0, "context": 0, "question": 0}
     for part in prompt.parts:
         totals[part.role] += part.length + (prompt.separator if part.role == "context" else 0)
     return Lengths(totals["instruction"], totals["context"], totals["question"])
-
-
-def _tau(prompt: Prompt) -> Rates:
-    """Rates before the coarse choice: 1 for what must stay verbatim, the paper's for what need not."""
-    verbatim = {part.role for part in prompt.parts if part.verbatim}
-    return Rates(
-        1.0 if "instruction" in verbatim else TAU_INSTRUCTION, 1.0, 1.0 if "question" in verbatim else TAU_QUESTION
-    )

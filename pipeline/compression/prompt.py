@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compression.budget import tokens_asked
+from pipeline.compression.layout import Layout, text_of
+from pipeline.compression.marking import Marked, Marking, UnmarkableError
 from pipeline.compression.tokens import Tokenising, Tokens
-from pipeline.compression.units import cut
+from pipeline.compression.units import Cut, cut
 from pipeline.stages import Refusal
+from schemas.compress import CompressSpec, Unit
 from schemas.document import SEPARATOR, PromptParts
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Role = Literal["instruction", "context", "question"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A prompt and the rate at which it is wanted; None: the spec's own budget."""
+
+    parts: PromptParts
+    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of a prompt that is not empty.
 
-    ``ids`` are the scoring model's tokens. Unit i begins at token ``first[i]`` and character ``places[i]`` and costs
-    ``costs[i]`` tokens of the target's tokenizer. A verbatim part is one unit.
+    ``ids`` are the scoring model's tokens. Unit i begins at token ``first[i]`` and character ``places[i]``, costs
+    ``costs[i]`` tokens of the target's tokenizer, must stay if ``forced[i]``, and has the rate ``rates[i]`` of its own
+    (nan: the prompt's). A verbatim part is one forced unit.
     """
 
     role: Role
@@ -34,6 +47,8 @@ class Part:
     first: Ints
     places: Ints
     costs: Ints
+    forced: NDArray[np.bool_]
+    rates: Floats
 
     @property
     def length(self) -> int:
@@ -43,9 +58,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt to be shortened to ``budget`` of its ``original`` tokens; its verbatim parts alone take ``fixed``."""
+    """A prompt to be shortened to ``budget`` of its ``original`` tokens; what must stay in it takes ``fixed`` alone.
+
+    ``text`` is the whole prompt without markup, laid out by ``layout``; ``markup`` as in ``Marked``, but for the whole.
+    ``separator``: tokens of a blank line.
+    """
 
     parts: tuple[Part, ...]
+    text: str
+    layout: Layout
+    markup: Ints
     original: int
     budget: int
     fixed: int
@@ -55,6 +77,10 @@ class Prompt:
         """Tokens of the target's tokenizer for every unit of every part, in order."""
         return np.concatenate([part.costs for part in self.parts])
 
+    def forced(self) -> NDArray[np.bool_]:
+        """Which of all units must stay."""
+        return np.concatenate([part.forced for part in self.parts])
+
     def places(self, role: Role) -> list[int]:
         """Where in ``parts`` the parts of this role are."""
         return [place for place, part in enumerate(self.parts) if part.role == role]
@@ -62,73 +88,103 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """A prompt whose budget is no smaller than itself."""
+    """A prompt whose budget is no smaller than itself. ``markup`` as in ``Prompt``."""
 
     text: str
+    markup: Ints
     original: int
     budget: int
 
 
+Ready = Prompt | Copied | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part that is not empty, before it is cut."""
+
+    role: Role
+    verbatim: bool
+    marked: Marked
+
+
 @dataclass(frozen=True, slots=True)
 class Preparing:
-    """Makes prompts ready: budgets (``rate`` or ``target_tokens``) by ``target``, token ids by ``scorer``."""
+    """Makes prompts ready for ``spec``: token ids by ``scorer``, budgets by ``target``, marks by ``marking``."""
 
+    spec: CompressSpec
     scorer: Tokenising
     target: Tokenising
-    rate: float | None
-    target_tokens: int | None
-    compress_instruction: bool = False
-    compress_question: bool = False
+    marking: Marking
     same_tokenizer: bool = False
 
-    def prepare(self, sources: Sequence[PromptParts]) -> list[Prompt | Copied | Refusal]:
+    def prepare(self, sources: Sequence[Source]) -> list[Ready]:
         """One prompt per source, in order; or why it needs no work, or can have none."""
-        refused = [_unusable(source) for source in sources]
-        texts = ["" if no else source.render() for source, no in zip(sources, refused, strict=True)]
-        fixed = ["" if no else self._fixed(source) for source, no in zip(sources, refused, strict=True)]
-        counts, minima = self.target.count(texts), self.target.count(fixed)
-        made: list[Prompt | Copied | Refusal] = []
+        found = {parts: self._pieces(parts) for parts in {source.parts: None for source in sources}}
+        pieces = [found[source.parts] for source in sources]  # shared by the same document at several rates
+        texts = ["" if isinstance(one, Refusal) else _render(one) for one in pieces]
+        counts = self.target.count(texts)
+        budgets = [self._budget(source, count) for source, count in zip(sources, counts, strict=True)]
+        work = {
+            place: one
+            for place, one in enumerate(pieces)
+            if not isinstance(one, Refusal) and budgets[place] < counts[place]
+        }
+        parts = dict(zip(work, self._parts(list(work.values())), strict=True))
         (separator,) = self.target.count([SEPARATOR])
-        for no, text, count, least in zip(refused, texts, counts, minima, strict=True):
-            made.append(no or self._judge(text, count, least, separator))
-        work = [place for place, one in enumerate(made) if isinstance(one, Prompt)]
-        for place, parts in zip(work, self._parts([sources[place] for place in work]), strict=True):
-            blank = made[place]
-            assert isinstance(blank, Prompt)
-            made[place] = Prompt(parts, blank.original, blank.budget, blank.fixed, blank.separator)
+        made: list[Ready] = []
+        for place, (one, text, count, budget) in enumerate(zip(pieces, texts, counts, budgets, strict=True)):
+            if isinstance(one, Refusal):
+                made.append(one)
+            elif place in parts:
+                made.append(
+                    Prompt(parts[place], text, _layout(parts[place]), _markup(one), count, budget, 0, separator)
+                )
+            else:
+                made.append(Copied(text, _markup(one), count, budget))
+        return self._fixed(made)
+
+    def _pieces(self, source: PromptParts) -> list[_Piece] | Refusal:
+        if no := _unusable(source):
+            return no
+        spec = self.spec
+        roles: list[tuple[Role, bool, str]] = [("instruction", spec.tau_instruction == 1, source.instruction)]
+        roles += [("context", False, text) for text in source.contexts]
+        roles.append(("question", spec.tau_question == 1, source.question))
+        try:
+            found = [
+                _Piece(role, verbatim, Marked(text) if verbatim else self.marking(text))
+                for role, verbatim, text in roles
+            ]
+        except UnmarkableError as error:
+            return Refusal(error.code, str(error))
+        found = [piece for piece in found if piece.marked.text]
+        return found if any(not piece.marked.text.isspace() for piece in found) else _EMPTY
+
+    def _budget(self, source: Source, count: int) -> int:
+        rate = self.spec.rate if source.rate is None else source.rate
+        return tokens_asked(count, rate, None if source.rate else self.spec.target_tokens)
+
+    def _fixed(self, made: list[Ready]) -> list[Ready]:
+        """Count what must stay in each prompt, and refuse the budgets that cannot hold it."""
+        work = [(place, one) for place, one in enumerate(made) if isinstance(one, Prompt)]
+        texts = [text_of(prompt.text, prompt.layout.spans(prompt.forced())) for _, prompt in work]
+        for (place, prompt), least in zip(work, self.target.count(texts), strict=True):
+            made[place] = too_small(prompt.budget, least) if least > prompt.budget else replace(prompt, fixed=least)
         return made
 
-    def _judge(self, text: str, count: int, least: int, separator: int) -> Prompt | Copied | Refusal:
-        budget = tokens_asked(count, self.rate, self.target_tokens)
-        if budget >= count:
-            return Copied(text, count, budget)
-        if budget < least:
-            return too_small(budget, least)
-        return Prompt((), count, budget, least, separator)
-
-    def _fixed(self, source: PromptParts) -> str:
-        """What must stay: the parts that may not be compressed."""
-        instruction = "" if self.compress_instruction else source.instruction
-        return PromptParts(instruction, (), "" if self.compress_question else source.question).render()
-
-    def _parts(self, sources: Sequence[PromptParts]) -> list[tuple[Part, ...]]:
-        found: list[tuple[int, Role, bool, str]] = []
-        for place, source in enumerate(sources):
-            roles: list[tuple[Role, bool, str]] = [("instruction", not self.compress_instruction, source.instruction)]
-            roles += [("context", False, text) for text in source.contexts]
-            roles.append(("question", not self.compress_question, source.question))
-            found += [(place, *role) for role in roles if role[2]]
-        texts = [text for *_, text in found]
+    def _parts(self, prompts: Sequence[list[_Piece]]) -> list[tuple[Part, ...]]:
+        """The pieces of every prompt, tokenised and cut; equal ones (documents at several rates) once."""
+        pieces = list({id(piece): piece for prompt in prompts for piece in prompt}.values())
+        texts = [piece.marked.text for piece in pieces]
         scored = [self._some(text, tokens) for text, tokens in zip(texts, self.scorer.tokenise(texts), strict=True)]
         counted = scored if self.same_tokenizer else self.target.tokenise(texts)
-        free = [number for number, (_, _, verbatim, _) in enumerate(found) if not verbatim]
-        units = dict(zip(free, cut([texts[one] for one in free], [scored[one].spans for one in free]), strict=True))
-        parts: list[list[Part]] = [[] for _ in sources]
-        for number, (place, role, verbatim, text) in enumerate(found):
-            first, places = units.get(number, (_WHOLE, _WHOLE))
-            costs = _costs(counted[number], places)
-            parts[place].append(Part(role, text, verbatim, scored[number].ids, first, places, costs))
-        return [tuple(one) for one in parts]
+        cuts = _cut(pieces, scored, self.spec.unit)
+        made = {
+            id(piece): _part(piece, ids, tokens, one)
+            for piece, ids, tokens, one in zip(pieces, scored, counted, cuts, strict=True)
+        }
+        return [tuple(made[id(piece)] for piece in prompt) for prompt in prompts]
 
     def _some(self, text: str, tokens: Tokens) -> Tokens:
         """A normaliser may leave nothing of a text; it still has to be kept or removed, so one token stands for it."""
@@ -137,7 +193,25 @@ class Preparing:
         return Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]], np.int32))
 
 
-_WHOLE = np.zeros(1, np.int64)
+_WHOLE = Cut(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, bool))
+
+
+def _cut(pieces: Sequence[_Piece], tokens: Sequence[Tokens], unit: Unit) -> list[Cut]:
+    """The units of every piece; a verbatim one is whole."""
+    free = [place for place, piece in enumerate(pieces) if not piece.verbatim]
+    texts = [pieces[place].marked.text for place in free]
+    protected = [pieces[place].marked.protected for place in free]
+    cuts = dict(zip(free, cut(texts, [tokens[place].spans for place in free], protected, unit), strict=True))
+    return [cuts.get(place, _WHOLE) for place in range(len(pieces))]
+
+
+def _part(piece: _Piece, tokens: Tokens, counted: Tokens, units: Cut) -> Part:
+    costs = _costs(counted, units.places)
+    rates = np.full(len(units.places), np.nan)
+    for begin, end, rate in piece.marked.rates:
+        rates[np.searchsorted(units.places, begin) : np.searchsorted(units.places, end)] = rate
+    text = piece.marked.text
+    return Part(piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates)
 
 
 def _costs(tokens: Tokens, places: Ints) -> Ints:
@@ -148,6 +222,22 @@ def _costs(tokens: Tokens, places: Ints) -> Ints:
     return np.bincount(np.searchsorted(places, begins, side="right") - 1, minlength=len(places))
 
 
+def _layout(parts: Sequence[Part]) -> Layout:
+    return Layout.of([part.places for part in parts], [len(part.text) for part in parts])
+
+
+def _render(pieces: Sequence[_Piece]) -> str:
+    return SEPARATOR.join(piece.marked.text for piece in pieces)
+
+
+def _markup(pieces: Sequence[_Piece]) -> Ints:
+    """The markup of all parts, with places in the whole text."""
+    starts = np.cumsum([0, *(len(piece.marked.text) + len(SEPARATOR) for piece in pieces)])
+    return np.concatenate([
+        piece.marked.markup + np.array([start, 0]) for start, piece in zip(starts[:-1].tolist(), pieces, strict=True)
+    ])  # fmt: skip
+
+
 def too_small(budget: int, least: int) -> Refusal:
     """The refusal of a budget that cannot hold what must stay."""
     return Refusal(
@@ -156,10 +246,13 @@ def too_small(budget: int, least: int) -> Refusal:
     )
 
 
+_EMPTY = Refusal("empty", "the prompt is empty or only white space: there is nothing to compress")
+
+
 def _unusable(source: PromptParts) -> Refusal | None:
     text = source.render()
     if not text or text.isspace():
-        return Refusal("empty", "the prompt is empty or only white space: there is nothing to compress")
+        return _EMPTY
     try:
         text.encode()
     except UnicodeEncodeError as error:

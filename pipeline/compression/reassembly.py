@@ -8,45 +8,27 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.prompt import Part, Prompt, too_small
+from pipeline.compression.layout import stripped, text_of
+from pipeline.compression.prompt import Prompt, too_small
+from pipeline.compression.registry import Ranking
 from pipeline.compression.tokens import Tokenising
 from pipeline.stages import Refusal
-from schemas.document import PromptParts
 
-Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 ENOUGH = 0.99  # of the budget: a nearer fit is not worth another count
 GUESSES = 6  # by planned costs; then the search halves its bracket
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The compressed prompt and its tokens, counted on this very text."""
+    """The compressed prompt, its tokens, counted on this very text, and the characters it has of the original.
+
+    ``spans`` is ``[n, 2]`` (from, to), in the order of the text: joined, they are the text.
+    """
 
     text: str
     tokens: int
-
-
-def assemble(prompt: Prompt, kept: NDArray[np.bool_]) -> PromptParts:
-    """The parts with the kept units only; ``kept`` covers the units of all parts, in order. Parts left empty vanish."""
-    instruction, question, contexts = "", "", []
-    ends = np.cumsum([len(part.places) for part in prompt.parts])[:-1]
-    for part, mask in zip(prompt.parts, np.split(kept, ends), strict=True):
-        text = _slices(part, mask)
-        if part.role == "instruction":
-            instruction = text
-        elif part.role == "question":
-            question = text
-        else:
-            contexts.append(text)
-    return PromptParts(instruction, tuple(contexts), question)
-
-
-def _slices(part: Part, mask: NDArray[np.bool_]) -> str:
-    if mask.all():
-        return part.text
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
-    places = np.append(part.places, len(part.text))[edges].tolist()
-    return "".join(part.text[begin:end] for begin, end in zip(places[::2], places[1::2], strict=True))
+    spans: Ints
 
 
 @dataclass(slots=True)
@@ -54,31 +36,30 @@ class _Search:
     """The largest number of best-ranked units whose text fits: between ``low`` (fits) and ``high`` (does not)."""
 
     prompt: Prompt
-    order: NDArray[np.int64]
-    costs: NDArray[np.int64]
-    units: int
-    forced: NDArray[np.int64]
-    high: int = 0
+    order: tuple[int, ...] | None
+    forced: NDArray[np.bool_]
+    ranked: Ints
+    costs: Ints
+    high: int
     low: int = 0
     guess: int = 0
     rounds: int = 0
-    best: Fitted = field(default_factory=lambda: Fitted("", 0))
+    best: Fitted = field(default_factory=lambda: Fitted("", 0, np.zeros((0, 2), np.int64)))
     done: bool = False
 
-    def mask(self, count: int) -> NDArray[np.bool_]:
-        kept = np.zeros(self.units, dtype=bool)
-        kept[self.forced] = True
-        kept[self.order[:count]] = True
-        return kept
+    def spans(self, count: int, more: Ints | None = None) -> Ints:
+        """What the ``count`` best units, and the units ``more``, take beside those that must stay."""
+        kept = self.forced.copy()
+        kept[self.ranked[:count]] = True
+        if more is not None:
+            kept[more] = True
+        return self.prompt.layout.spans(kept, self.order)
 
-    def text(self) -> str:
-        return assemble(self.prompt, self.mask(self.guess)).render()
-
-    def learn(self, text: str, tokens: int) -> None:
+    def learn(self, text: str, tokens: int, spans: Ints) -> None:
         """Narrow the bracket with what the guess's text counted, and guess again."""
         room = self.prompt.budget - tokens
         if room >= 0:
-            self.low, self.best = self.guess, Fitted(text, tokens)
+            self.low, self.best = self.guess, Fitted(text, tokens, spans)
         else:
             self.high = self.guess
         self.rounds += 1
@@ -94,59 +75,61 @@ class _Search:
         return min(max(wanted, self.low + 1), self.high - 1)
 
 
-def fit(prompts: Sequence[Prompt], margins: Sequence[Floats], target: Tokenising) -> list[Fitted | Refusal]:
-    """The best text within budget for every prompt.
+def fit(prompts: Sequence[Prompt], rankings: Sequence[Ranking], target: Tokenising) -> list[Fitted | Refusal]:
+    """The best text within budget for every prompt: what must stay, and of the rest as many of the best as fit.
 
-    ``margins`` ranks the units of each prompt: the highest are kept, as many as fit; ``inf`` is always kept, ``-inf``
-    never. What is counted is the final text itself, so the budget holds whatever the joints do to the tokens.
+    What is counted is the final text itself, so the budget holds whatever the joints do to the tokens.
     """
-    searches = [_begin(prompt, margin) for prompt, margin in zip(prompts, margins, strict=True)]
-    while open_ones := [search for search in searches if not search.done]:
-        texts = [search.text() for search in open_ones]
-        for search, text, tokens in zip(open_ones, texts, target.count(texts), strict=True):
-            search.learn(text, tokens)
+    searches = [_begin(prompt, ranking) for prompt, ranking in zip(prompts, rankings, strict=True)]
+    while waiting := [search for search in searches if not search.done]:
+        spans = [search.spans(search.guess) for search in waiting]
+        texts = [text_of(search.prompt.text, some) for search, some in zip(waiting, spans, strict=True)]
+        for search, text, tokens, some in zip(waiting, texts, target.count(texts), spans, strict=True):
+            search.learn(text, tokens, some)
     return [_filled(search, target) if search.best.text.strip() else _least(search, target) for search in searches]
 
 
 def _filled(search: _Search, target: Tokenising) -> Fitted:
     """The next unit in rank does not fit: fill what is left with lower ones that do."""
-    room = search.prompt.budget - search.best.tokens
-    rest = search.order[search.low :]
-    small = rest[search.prompt.costs()[rest] <= room]
-    count = int(np.searchsorted(np.cumsum(search.prompt.costs()[small]), room, side="right"))
-    while count and search.best.tokens < ENOUGH * search.prompt.budget:
-        kept = search.mask(search.low)
-        kept[small[:count]] = True
-        text = assemble(search.prompt, kept).render()
-        if (tokens := target.count([text])[0]) <= search.prompt.budget:
-            return Fitted(text, tokens)
+    budget, costs = search.prompt.budget, search.prompt.costs()
+    rest = search.ranked[search.low :]
+    small = rest[costs[rest] <= budget - search.best.tokens]
+    count = int(np.searchsorted(np.cumsum(costs[small]), budget - search.best.tokens, side="right"))
+    while count and search.best.tokens < ENOUGH * budget:
+        spans = search.spans(search.low, small[:count])
+        text = text_of(search.prompt.text, spans)
+        if (tokens := target.count([text])[0]) <= budget:
+            return Fitted(text, tokens, spans)
         count //= 2
     return search.best
 
 
-def _begin(prompt: Prompt, margin: Floats) -> _Search:
-    forced, ranked = np.flatnonzero(np.isposinf(margin)), np.flatnonzero(np.isfinite(margin))
-    order = ranked[np.argsort(-margin[ranked], kind="stable")]
-    costs = np.cumsum(prompt.costs()[order])
-    search = _Search(prompt, order, costs, len(margin), forced, high=len(order) + 1)
-    if len(forced):
-        search.best = Fitted(assemble(prompt, search.mask(0)).render(), prompt.fixed)
+def _begin(prompt: Prompt, ranking: Ranking) -> _Search:
+    forced = prompt.forced()
+    ranked = np.flatnonzero(np.isfinite(ranking.margins) & ~forced)
+    ranked = ranked[np.argsort(-ranking.margins[ranked], kind="stable")]
+    search = _Search(prompt, ranking.order, forced, ranked, np.cumsum(prompt.costs()[ranked]), high=len(ranked) + 1)
+    if forced.any():
+        spans = search.spans(0)
+        search.best = Fitted(text_of(prompt.text, spans), prompt.fixed, spans)
     joints = prompt.separator * max(0, sum(part.role == "context" for part in prompt.parts) - 1)
-    search.guess = int(np.searchsorted(costs, prompt.budget - prompt.fixed - joints, side="right"))
-    search.guess = min(max(search.guess, 1), len(order))
-    search.done = not len(order)
+    search.guess = int(np.searchsorted(search.costs, prompt.budget - prompt.fixed - joints, side="right"))
+    search.guess = min(max(search.guess, 1), len(ranked))
+    search.done = not len(ranked)
     return search
 
 
 def _least(search: _Search, target: Tokenising) -> Fitted | Refusal:
     """What fitted says nothing: the cheapest unit that does, beside what must stay (white space), if even that fits."""
-    best = Fitted("", search.prompt.original)
-    for unit in np.argsort(search.prompt.costs(), kind="stable").tolist():
-        kept = search.mask(0)
-        kept[unit] = True
-        text = assemble(search.prompt, kept).render()
-        if text.strip():
-            text = text if len(search.forced) else text.strip()
-            best = Fitted(text, target.count([text])[0])
-            break
-    return best if best.text and best.tokens <= search.prompt.budget else too_small(search.prompt.budget, best.tokens)
+    prompt, tokens = search.prompt, search.prompt.original
+    for unit in np.argsort(prompt.costs(), kind="stable").tolist():
+        spans = search.spans(0, np.array([unit]))
+        if not text_of(prompt.text, spans).strip():
+            continue
+        spans = spans if search.forced.any() else stripped(prompt.text, spans)
+        text = text_of(prompt.text, spans)
+        tokens = target.count([text])[0]
+        if tokens <= prompt.budget:
+            return Fitted(text, tokens, spans)
+        break
+    return too_small(prompt.budget, tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
+from pipeline.compression.registry import Passed
 
 if TYPE_CHECKING:
     from pipeline.models import LoadedModel
@@ -30,10 +31,6 @@ WINDOW = 2**15
 PREFIX = 2**12
 """Most tokens of compressed text that a segment is scored after. More would cost more than the rest of the model (at
 8,192 the attention of 135M parameters takes twice the time of all else) and tell it next to nothing."""
-
-
-Passed = Callable[[int], None]
-"""Called after a forward pass with the number of tokens it scored; what it raises ends the work."""
 
 
 @dataclass(frozen=True, slots=True)

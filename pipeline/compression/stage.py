@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.models import digest_of, expects_gpu, load_tokenizer
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
+from schemas.compress import CompressSpec
 from schemas.document import Document
 from schemas.job import TargetSpec
-from schemas.stage import CompressSpec
 
 if TYPE_CHECKING:
     from pipeline.compression.engine import Batch, Compressed, Engine
     from pipeline.compression.prompt import Copied
-    from pipeline.models import LoadedModel
+    from pipeline.models import ModelPool
 
-VERSION = 1
+VERSION = 2
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 _CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 500_000}
@@ -32,8 +34,9 @@ class Compress:
     target: TargetSpec
 
     def identity(self) -> Any:
-        """Digests of the scoring model and of the tokenizer that counts; its model's weights need not be here."""
-        return [VERSION, digest_of(self.spec.model), _tokenizer_digest(self.target.tokenizer_model)]
+        """Digests of the scoring models and of the tokenizer that counts; its model's weights need not be here."""
+        scoring = [digest_of(model) for model in self.spec.scoring_models]
+        return [VERSION, *scoring, _tokenizer_digest(self.target.tokenizer_model)]
 
     def work_seconds(self, characters: int) -> float:
         """Seconds that a document of this length takes, roughly: by whether a GPU is to be expected."""
@@ -47,35 +50,29 @@ class Compress:
                 raise Stopped("compress: the worker is stopping, or the job was cancelled")
             run.progress(0, tokens)
 
+        from pipeline.compression.prompt import Source
+
         passed(0)
-        loaded = run.models.causal_lm(self.spec.model, self.spec.dtype, self.spec.device)
-        engine = self.engine(loaded)
         outcomes: dict[int, Outcome] = {}
-        for batch in engine.run([document.parts for document in documents], passed):
+        sources = [Source(document.parts, document.rate) for document in documents]
+        for batch in self.engine(run.models).run(sources, passed):
             outcomes.update(self._outcomes(batch))
             run.progress(len(batch.places), 0)
         return [outcomes[place] for place in range(len(documents))]
 
-    def engine(self, loaded: LoadedModel) -> Engine:
-        """The bare engine over a loaded scoring model."""
+    def engine(self, models: ModelPool) -> Engine:
+        """The bare engine, its models loaded."""
         from pipeline.compression.engine import Engine
+        from pipeline.compression.marking import build_marking
         from pipeline.compression.prompt import Preparing
         from pipeline.compression.registry import build_method
-        from pipeline.compression.scoring import Scorer
         from pipeline.compression.tokens import Tokenising
-        from pipeline.compression.units import MAX_TOKENS
-        from schemas.document import SEPARATOR
 
-        spec, scorer = self.spec, Tokenising(loaded.tokenizer)
-        counting = self.target.tokenizer_model
-        target = Tokenising(load_tokenizer(counting))
-        same = counting == spec.model or _tokenizer_digest(counting) == _tokenizer_digest(spec.model)
-        preparing = Preparing(
-            scorer, target, spec.rate, spec.target_tokens, spec.compress_instruction, spec.compress_question, same
-        )
-        separator = scorer.tokenise([SEPARATOR])[0].ids
-        method = build_method(spec, Scorer(loaded, spec.batch_tokens), scorer.start_id(), separator)
-        return Engine(preparing, method, rows=max(1, spec.batch_tokens // (2 * (spec.iterative_size + MAX_TOKENS))))
+        target = Tokenising(load_tokenizer(self.target.tokenizer_model))
+        method = build_method(self.spec, models, target)
+        counting = _tokenizer_digest(self.target.tokenizer_model)
+        same = method.tokenising == target or counting in map(_tokenizer_digest, self.spec.scoring_models)
+        return Engine(Preparing(self.spec, method.tokenising, target, build_marking(self.spec), same), method)
 
     def _outcomes(self, batch: Batch) -> dict[int, Outcome]:
         """Results with each document's share of the batch's seconds: by its tokens, where the model worked on it."""
@@ -93,13 +90,18 @@ class Compress:
         }
 
     def _result(self, one: Compressed | Copied, seconds: float, latency: float) -> Result:
+        from pipeline.compression.layout import in_source
         from pipeline.compression.prompt import Copied
 
         copied = isinstance(one, Copied)
-        text, tokens = (one.text, one.original) if isinstance(one, Copied) else (one.fitted.text, one.fitted.tokens)
+        if isinstance(one, Copied):
+            text, tokens, spans = one.text, one.original, np.array([[0, len(one.text)]])
+        else:
+            text, tokens, spans = one.fitted.text, one.fitted.tokens, one.fitted.spans
         fields = {
             "compressed": text,
             "compress_method": self.spec.method,
+            "kept": in_source(spans, one.markup).ravel().tolist(),
             "tokens_original": one.original,
             "tokens_asked": one.budget,
             "tokens_compressed": tokens,

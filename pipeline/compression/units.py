@@ -14,6 +14,7 @@ neighbours together, because white space leads the word it stands before:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from pipeline.compression.characters import (
     kinds_of,
     last_kept,
 )
+from schemas.compress import Unit
 
 MAX_TOKENS = 16
 
@@ -36,11 +38,20 @@ Ints = NDArray[np.int64]
 Places = NDArray[np.int32]
 
 
-def cut(texts: Sequence[str], spans: Sequence[Places]) -> list[tuple[Ints, Ints]]:
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A text's units: the ``first`` token and the first character (``places``) of each, and which are ``forced``."""
+
+    first: Ints
+    places: Ints
+    forced: NDArray[np.bool_]
+
+
+def cut(texts: Sequence[str], spans: Sequence[Places], protected: Sequence[Ints], unit: Unit = "word") -> list[Cut]:
     """Cut texts (none empty, each with tokens) into units; token i of text t is characters ``spans[t][i]`` (from, to).
 
-    Returns for each text the first token and the first character of its units. These cover text and tokens without a
-    gap: characters that no token names (trimmed white space) belong to the token after them.
+    Units cover text and tokens without a gap: characters that no token names (trimmed white space) belong to the token
+    after them. Those that hold anything of ``protected`` (characters ``[n, 2]`` of each text) are forced.
     """
     if not texts:
         return []
@@ -53,20 +64,38 @@ def cut(texts: Sequence[str], spans: Sequence[Places]) -> list[tuple[Ints, Ints]
     ends = np.maximum.accumulate(flat[:, 1])
     starts = np.roll(ends, 1)
     starts[heads] = offsets
-    first = np.flatnonzero(_begins(" ".join(texts), starts, ends, flat[:, 0] >= starts, heads))
+    held = _touching(
+        starts, ends, np.concatenate([one + offset for one, offset in zip(protected, offsets, strict=True)])
+    )
+    first = np.flatnonzero(_begins(" ".join(texts), starts, ends, flat[:, 0] >= starts, heads, held, unit))
+    forced = np.logical_or.reduceat(held, first)
     bounds = np.searchsorted(first, heads[1:])
     tokens = np.split(first - np.repeat(heads, sizes)[first], bounds)
     places = np.split((starts - shift)[first].astype(np.int64), bounds)
-    return list(zip(tokens, places, strict=True))
+    return [Cut(*one) for one in zip(tokens, places, np.split(forced, bounds), strict=True)]
 
 
-def _begins(text: str, starts: Places, ends: Places, apart: NDArray[np.bool_], heads: Ints) -> NDArray[np.bool_]:
-    """Which tokens begin a unit. ``apart``: shares no character with a token before it."""
+def _touching(starts: Places, ends: Places, spans: Ints) -> NDArray[np.bool_]:
+    """Which tokens share a character with one of ``spans`` (sorted, disjoint)."""
+    if not len(spans):
+        return np.zeros(len(starts), dtype=bool)
+    after = np.minimum(np.searchsorted(spans[:, 1], starts, side="right"), len(spans) - 1)
+    touching: NDArray[np.bool_] = (spans[after, 0] < ends) & (spans[after, 1] > starts)
+    return touching
+
+
+def _begins(
+    text: str, starts: Places, ends: Places, apart: NDArray[np.bool_], heads: Ints, held: NDArray[np.bool_], unit: Unit
+) -> NDArray[np.bool_]:
+    """Which tokens begin a unit. ``apart``: shares no character with a token before it; ``held``: must stay."""
     kinds, points = kinds_of(text)
     inside = (starts > 0) & (starts < len(text)) & (ends > starts) & apart
     places = np.minimum(starts, len(text) - 1)
     safe = inside & (kinds[places] != JOINING) & (points[places - 1] != ZERO_WIDTH_JOINER)
-    begins: NDArray[np.bool_] = safe & _word_edges(kinds)[places]
+    begins: NDArray[np.bool_] = safe if unit == "token" else safe & _word_edges(kinds)[places]
+    # Around what must stay, too: else a quotation mark of JSON would hold the word beside it. But never in a word.
+    whole = (kinds[places - 1] == WORD) & (kinds[places] == WORD)
+    begins = begins | (safe & np.diff(held, prepend=held[:1]) & ~whole)
     begins[heads] = True
     if (long := _overlong(begins)).any():
         begins |= long & safe & (kinds[places - 1] == PUNCT) & (kinds[places] == WORD)

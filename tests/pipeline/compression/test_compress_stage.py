@@ -10,14 +10,14 @@ from compress_models import TOKENIZERS, WORDS, Compressing, document, stage_of, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.compression.llmlingua import LLMLingua
-from pipeline.compression.registry import METHODS, build_method
+from pipeline.compression.registry import build_method
+from pipeline.compression.tokens import Tokenising
 from pipeline.compression.units import MAX_TOKENS
 from pipeline.models import ModelPool, load_tokenizer
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
+from schemas.compress import LLMLinguaSpec
 from schemas.document import Document, PromptParts
 from schemas.records import STAGE_FIELDS
-from schemas.stage import CompressSpec
 
 SENTENCES = [line for line in WORDS.splitlines() if line][:9]
 PROMPT = PromptParts("Solve it:\tstep by step. ", tuple(SENTENCES), "\nHow many pens?  ")
@@ -52,6 +52,8 @@ def check_promises(parts: PromptParts, outcome: Outcome, protect: bool = True) -
     assert outcome.tokens_out == outcome.fields["tokens_compressed"] <= outcome.tokens_asked
     assert "\ufffd" not in text or "\ufffd" in original
     assert is_subsequence(text, original)
+    kept = outcome.fields["kept"]
+    assert "".join(original[begin:end] for begin, end in zip(kept[::2], kept[1::2], strict=True)) == text
     if outcome.fields["copied"]:
         assert text == original
     elif protect:
@@ -64,7 +66,7 @@ def check_promises(parts: PromptParts, outcome: Outcome, protect: bool = True) -
 def test_promises_hold_for_any_text_and_rate(
     compressing: Compressing, parts: PromptParts, rate: float, protect: bool
 ) -> None:
-    free = {"compress_instruction": not protect, "compress_question": not protect}
+    free = {} if protect else {"tau_instruction": 0.85, "tau_question": 0.9}
     (outcome,) = compressing(parts, rate=rate, **free)
     check_promises(parts, outcome, protect)
     if isinstance(outcome, Result) and not outcome.fields["copied"]:  # as much is used as whole units allow
@@ -160,12 +162,12 @@ def test_white_space_that_must_stay_stays(compressing: Compressing, counters: di
 
 def test_instruction_and_question_shrink_when_asked(compressing: Compressing) -> None:
     source = PromptParts(WORDS[:300], (WORDS,), WORDS[300:700])
-    (outcome,) = compressing(source, rate=0.5, compress_instruction=True, compress_question=True)
+    (outcome,) = compressing(source, rate=0.5, tau_instruction=0.85, tau_question=0.9)
     check_promises(source, outcome, protect=False)
     first, last = text_of(outcome)[:300], text_of(outcome)[-400:]
     assert first != source.instruction
     assert last != source.question
-    (outcome,) = compressing(source, rate=0.1, compress_instruction=True, compress_question=True)
+    (outcome,) = compressing(source, rate=0.1, tau_instruction=0.85, tau_question=0.9)
     check_promises(source, outcome, protect=False)
 
 
@@ -292,9 +294,7 @@ def test_equal_contexts_are_scored_once(compressing: Compressing, monkeypatch: p
     assert sum(scored) == len(set(PROMPT.contexts))
 
 
-def test_an_unknown_method_is_named_with_the_known_ones() -> None:
-    spec = CompressSpec(kind="compress", rate=0.5).model_copy(update={"method": "gzip"})
-    with pytest.raises(ValueError, match="no method 'gzip'; there are llmlingua"):
-        build_method(spec, None, 0, None)  # type: ignore[arg-type]
-    assert list(METHODS) == ["llmlingua"]
-    assert LLMLingua.__name__ == "LLMLingua"
+def test_an_unknown_method_is_named_with_the_known_ones(pool: ModelPool, tiny: str) -> None:
+    spec = LLMLinguaSpec(kind="compress", rate=0.5).model_copy(update={"method": "gzip"})
+    with pytest.raises(ValueError, match=r"no method 'gzip'; there are .*llmlingua"):
+        build_method(spec, pool, Tokenising(load_tokenizer(tiny)))

@@ -1,0 +1,39 @@
+"""What all specs share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+Whole = Annotated[StrictInt, Field(le=2**31 - 1)]
+"""A whole number that every database and library takes. ``true``, ``3.0`` and ``"3"`` are none: nobody means them."""
+
+USD = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+"""Money as text: exact, to the millionth of a dollar in which it is counted."""
+
+
+class Strict(BaseModel):
+    """Frozen, and a key nobody knows is an error: a typing slip must not silently run another experiment.
+
+    Errors do not repeat the value: someone may have put a password there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class StageBase(Strict):
+    """What every stage spec shares."""
+
+    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "seconds_per_shard"})
+    """Settings that change how fast a stage runs, never what it writes: they stay out of the config hash."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    batch_tokens: Whole = Field(16_384, ge=1, description="most padded tokens in one forward pass")
+    seconds_per_shard: StrictFloat = Field(60.0, gt=0, description="estimated work in one shard")
+
+    def output_settings(self) -> dict[str, Any]:
+        """The settings that decide what the stage writes, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))

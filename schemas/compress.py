@@ -1,0 +1,103 @@
+"""One spec per method of compression: what a ``[[stages]]`` table with ``kind = "compress"`` may say.
+
+A method's own options live in its own class, so that an option of another method is an unknown key, not a silent one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, field_validator, model_validator
+
+from schemas.base import DEFAULT_MODEL, StageBase, Strict, Whole
+
+Share = Annotated[StrictFloat, Field(gt=0, le=1)]
+Unit = Literal["token", "word", "phrase", "sentence"]
+
+
+def _pairs(value: Any) -> Any:
+    """A table as pairs in the order of its keys: a spec can be hashed, and the order of writing means nothing."""
+    return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
+
+
+class Keep(Strict):
+    """What no method may remove from the parts it compresses. What is protected comes out byte for byte."""
+
+    words: tuple[str, ...] = Field((), description="texts that are kept wherever they stand")
+    digits: StrictBool = Field(False, description="keep every number")
+    patterns: tuple[str, ...] = Field((), description="regular expressions; what they match is kept")
+    identifiers: StrictBool = Field(False, description="keep names as code writes them: snake_case, camelCase, a.b(c)")
+
+    @field_validator("words")
+    @classmethod
+    def _no_empty_word(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError("an empty text stands everywhere; leave it out")
+        return value
+
+
+class CompressSpec(StageBase):
+    """Shorten prompts. Exactly one of ``rate``, ``target_tokens``, ``rates``: a hard budget over the whole prompt."""
+
+    kind: Literal["compress"]
+    method: str
+    fidelity: Literal["paper", "reference"] = "paper"
+    rate: Share | None = Field(None, description="compressed / original tokens")
+    target_tokens: Whole | None = Field(None, ge=1, description="most tokens of the whole compressed prompt")
+    rates: tuple[Share, ...] = Field((), description="every document once at each of these rates, in one job")
+    unit: Unit = Field("word", description="what is kept or removed whole")
+    tau_instruction: Share = Field(1.0, description="share of the instruction that stays; 1: verbatim (paper: 0.85)")
+    tau_question: Share = Field(1.0, description="share of the question that stays; 1: verbatim (paper: 0.9)")
+    keep: Keep = Keep()
+    structure: Literal["none", "tags", "json"] = Field("none", description="what the contexts hold beside prose")
+    key_rates: Annotated[tuple[tuple[str, Share], ...], BeforeValidator(_pairs)] = Field(
+        (), description='rates of the values of JSON keys: {title = 1.0, "items.body" = 0.3}'
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> CompressSpec:
+        if [self.rate is None, self.target_tokens is None, not self.rates].count(False) != 1:
+            raise ValueError("give exactly one of rate, target_tokens and rates")
+        if len(set(self.rates)) < len(self.rates):
+            raise ValueError("rates: each of them once")
+        return self
+
+    @model_validator(mode="after")
+    def _key_rates_need_json(self) -> CompressSpec:
+        if self.key_rates and self.structure != "json":
+            raise ValueError('key_rates need structure = "json"')
+        return self
+
+    @property
+    def scoring_models(self) -> tuple[str, ...]:
+        """Names of the models whose weights decide the output."""
+        model = getattr(self, "model", None)
+        return (model,) if model else ()
+
+
+class CausalSpec(CompressSpec):
+    """What all methods share that score by a causal LM."""
+
+    model: str = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class IterativeSpec(CausalSpec):
+    """What LLMLingua and LongLLMLingua share: the choice of contexts and iterative compression."""
+
+    iterative_size: Whole = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
+    granular_k: StrictFloat = Field(2.0, ge=1, description="the paper's k: how far demonstrations overfill")
+
+
+class LLMLinguaSpec(IterativeSpec):
+    """LLMLingua (arXiv 2310.05736)."""
+
+    method: Literal["llmlingua"] = "llmlingua"
+
+
+def compress_tag(stage: Mapping[str, Any] | CompressSpec) -> str:
+    """What tells the specs apart: the method (LLMLingua where none is named), and whether it is the reference's."""
+    said = stage.model_dump(include={"method", "fidelity"}) if isinstance(stage, CompressSpec) else stage
+    method = str(said.get("method", "llmlingua"))
+    return f"{method}:reference" if said.get("fidelity") == "reference" else method
