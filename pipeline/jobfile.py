@@ -8,13 +8,14 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from schemas.align_file import AnsweringTarget
 from schemas.compress import Keep, compress_tag
 from schemas.job import Columns, InputSpec, JobSpec, OutputSpec, TargetSpec
-from schemas.stage import SPECS
+from schemas.stage import SPECS, GenerateSpec
 
 ENVIRONMENT = "CONTEXTMILL_JOB__"
 MAX_BYTES = 2**20
@@ -23,8 +24,11 @@ Places = dict[tuple[str, ...], str]
 """Keys -> the environment variable or flag that set what stands there."""
 
 _TABLES: dict[str, type[BaseModel]] = {
-    "input": InputSpec, "columns": Columns, "output": OutputSpec, "target": TargetSpec, "keep": Keep, **SPECS
+    "input": InputSpec, "columns": Columns, "output": OutputSpec, "target": TargetSpec, "keep": Keep, **SPECS,
+    "targets": AnsweringTarget, "answers": GenerateSpec,
 }  # fmt: skip
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 
 class JobFileError(ValueError):
@@ -38,6 +42,13 @@ def load_job(path: Path, overrides: Iterable[str] = (), environment: Mapping[str
     nothing after the equals sign the key is taken away.
     Raises ``JobFileError``.
     """
+    return load(path, JobSpec, overrides, environment)
+
+
+def load(
+    path: Path, spec: type[Spec], overrides: Iterable[str] = (), environment: Mapping[str, str] = os.environ
+) -> Spec:
+    """``load_job`` for a file of another kind."""
     text = _read(path)
     raw = _parse(path, text)
     said: Places = {}
@@ -50,13 +61,13 @@ def load_job(path: Path, overrides: Iterable[str] = (), environment: Mapping[str
             raise JobFileError(f"--set {override}: write it as key=value, for example stages.0.rate=0.5")
         _set(raw, said, key.strip().split("."), value, f"--set {key.strip()}")
     try:
-        return JobSpec.model_validate(raw)
+        return spec.model_validate(raw)
     except ValidationError as error:
         entries = error.errors(include_url=False, include_context=False)
         places = [entry["loc"] for entry in entries]
         # A stage that is refused is also missing from the list of stages: the second complaint would mislead.
         told = [e for e in entries if e["type"] != "too_short" or not any(_within(p, e["loc"]) for p in places)]
-        raise JobFileError("\n".join(_explain(path, text, said, entry) for entry in told)) from None
+        raise JobFileError("\n".join(_explain(path, text, said, entry, spec) for entry in told)) from None
 
 
 def _read(path: Path) -> str:
@@ -123,7 +134,7 @@ PLAIN_WORDS = {
 }
 
 
-def _explain(path: Path, text: str, said: Places, error: Any) -> str:
+def _explain(path: Path, text: str, said: Places, error: Any, spec: type[BaseModel]) -> str:
     keys = [key for number, key in enumerate(error["loc"]) if not (number == 2 and key in SPECS)]
     unknown = error["type"] == "extra_forbidden"
     given = error.get("input")
@@ -137,7 +148,7 @@ def _explain(path: Path, text: str, said: Places, error: Any) -> str:
         line = _line(text, keys)
         where = f"{path}:{line}" if line else str(path)
     if unknown:
-        return f"{where}: unknown key {name}{_nearest(error['loc'])}"
+        return f"{where}: unknown key {name}{_nearest(error['loc'], spec)}"
     if error["type"] == "missing":
         return f"{where}: {name} is missing"
     message = words or error["msg"].removeprefix("Value error, ")
@@ -194,8 +205,8 @@ def _places(text: str) -> Iterator[tuple[int, list[Any]]]:
             yield number, [*table, *key[1].replace('"', "").split(".")]
 
 
-def _nearest(place: tuple[Any, ...]) -> str:
+def _nearest(place: tuple[Any, ...], spec: type[BaseModel]) -> str:
     tables = [_TABLES[key] for key in place[:-1] if key in _TABLES]
-    known = list((tables[-1] if tables else JobSpec).model_fields)
+    known = list((tables[-1] if tables else spec).model_fields)
     close = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"

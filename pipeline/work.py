@@ -33,6 +33,7 @@ from pipeline.storage.parts import delete
 from pipeline.storage.requests import SqlLedger
 from pipeline.storage.shards import PUBLISH, Claim, Commit
 from pipeline.storage.sql import patiently
+from schemas.align import WHOLE_CORPUS
 from schemas.document import Document
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,8 @@ def _work(
     began = time.perf_counter()
     documents = read_documents(engine, claim, job)
     ledger = SqlLedger(engine, job.id, claim.stage, claim.attempt)
-    run = Run(models, ledger=ledger, stopping=lease.stopping, progress=lease.progress)
+    folder = f"{job.output}/{job.spec.stages[claim.stage].kind}"
+    run = Run(models, ledger=ledger, stopping=lease.stopping, progress=lease.progress, folder=folder)
     settled = _settle(engine, claim, job, documents, run)
     written = write_rows(claim, job, settled)
     commit = Commit(
@@ -160,7 +162,8 @@ def _settle(engine: Engine, claim: Claim, job: JobView, documents: list[Document
     if fresh:
         _check_same_weights(job, claim.stage)
     stage = build(job.spec, claim.stage)
-    outcomes = _run_bisecting(stage, fresh, run, may_bisect=claim.attempt >= BISECT_FROM) if fresh else []
+    may_bisect = claim.attempt >= BISECT_FROM and kind not in WHOLE_CORPUS
+    outcomes = _run_bisecting(stage, fresh, run, may_bisect=may_bisect) if fresh else []
     made = dict(zip((document.seq for document in fresh), outcomes, strict=True))
     return [
         Settled(document, *taken[document.seq]) if document.seq in taken else Settled(document, made[document.seq])

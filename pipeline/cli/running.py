@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from pipeline.producer import Identity, Submission
+    from schemas.align_file import AlignFile
     from schemas.job import JobSpec
     from schemas.settings import Settings
 
@@ -24,12 +25,24 @@ def load(job_file: Path, output: str | None, input_: list[str] | None, sets: lis
     """The job file under the flags that override it."""
     from pipeline.jobfile import load_job
 
+    return load_job(job_file, _flags(output, input_, sets))
+
+
+def load_align(file: Path, output: str | None, input_: list[str] | None, sets: list[str] | None) -> AlignFile:
+    """The alignment file under the flags that override it."""
+    from pipeline.jobfile import load
+    from schemas.align_file import AlignFile
+
+    return load(file, AlignFile, _flags(output, input_, sets))
+
+
+def _flags(output: str | None, input_: list[str] | None, sets: list[str] | None) -> list[str]:
     flags = list(sets or [])
     if output is not None:
         flags.append(f"output.path={json.dumps(output)}")
     if input_:
         flags.append(f"input.path={json.dumps(input_)}")
-    return load_job(job_file, flags)
+    return flags
 
 
 def check_broker(settings: Settings) -> None:

@@ -32,13 +32,17 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class AdapterManifest:
-    """What an adapter was trained on, how well it did on answers it never saw (nats a token), and its files' sha256."""
+    """What an adapter was trained on, how well it did on answers it never saw (nats a token), and its files' sha256.
+
+    ``recipe`` says what made the one that got a name in the store: the same command again must not find it taken.
+    """
 
     base: str
     base_digest: str
     nll_before: float
     nll_after: float
     files: dict[str, str]
+    recipe: str = ""
 
     def to_json(self) -> str:
         """As it lies in the folder."""
@@ -102,22 +106,25 @@ def check(folder: Path, base: str, base_digest: str, cache: Path) -> str:
     return manifest.files[CONFIG] + manifest.files[WEIGHTS]
 
 
-def install(source: Path, name: str, cache: Path, *, replace: bool = False) -> Path:
-    """Copy the adapter in ``source`` into the store as ``name``; it appears whole or not at all.
+def install(source: Path, name: str, cache: Path, manifest: AdapterManifest, *, replace: bool = False) -> Path:
+    """Copy the adapter in ``source`` into the store as ``name``, under ``manifest``; it appears whole or not at all.
 
     Raises ``ModelError`` where another adapter has that name, unless ``replace``.
     """
     folder = store_folder(name, cache)
     if (folder / MANIFEST).is_file():
-        if read_manifest(folder).files == read_manifest(source).files:
+        had = read_manifest(folder)
+        if had == manifest:
             return folder
-        if not replace:
+        if not replace and had.recipe != manifest.recipe:
             raise taken(name, folder)
     partial = folder.with_name(f".partial-{name}-{uuid.uuid4().hex[:8]}")
     try:
         partial.mkdir(parents=True)
-        for file in FILES:
+        for file in (CONFIG, WEIGHTS):
             shutil.copyfile(source / file, partial / file)
+        (partial / MANIFEST).write_text(manifest.to_json())
+        for file in FILES:
             sync(partial / file)
         _swap(folder, partial)
     except OSError as error:

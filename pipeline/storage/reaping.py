@@ -13,9 +13,11 @@ from sqlalchemy.orm import aliased
 
 from pipeline.storage.shards import ACTIVE, OPEN, PUBLISH, REOPENED, Claim, shard_row
 from pipeline.storage.sql import db_now, insert_ignore, reading
+from schemas.align import WHOLE_CORPUS
 from schemas.tables import DocumentRow, Job, Leader, Rejection, Shard
 
 RING_BATCH = 1_000
+WORKER_DIED = "its worker died each time it was tried (out of memory? a crash in a library?)"
 RUNG = and_(Shard.state == "pending", Shard.rung_at.is_not(None))
 
 Bell = tuple[str, str]  # kind and priority: each such pair has a queue of its own
@@ -71,7 +73,10 @@ def owners(engine: Engine) -> list[str]:
 
 
 def bury(engine: Engine, max_attempts: int) -> int:
-    """Split every spent shard in two, down to the one document that kills its worker, which is recorded as dead."""
+    """Split every spent shard in two, down to the one document that kills its worker, which is recorded as dead.
+
+    A job whose spent shard cannot be split (its publication, a stage over the whole corpus) is stopped instead.
+    """
     spent = and_(Shard.state == "pending", Shard.attempt >= Shard.attempt_limit)
     with engine.begin() as connection:
         rows = connection.execute(select(Shard).where(spent).with_for_update()).all()
@@ -82,8 +87,8 @@ def bury(engine: Engine, max_attempts: int) -> int:
 
 def _bury_one(connection: Connection, shard: Row[Any], max_attempts: int) -> None:
     this = and_(Shard.job_id == shard.job_id, Shard.id == shard.id)
-    if shard.id == PUBLISH:
-        reason = f"publishing failed {shard.attempt} times: {shard.error}"
+    if whole := _indivisible(connection, shard):
+        reason = f"{whole} failed {shard.attempt} times: {shard.error or WORKER_DIED}"
         stopped = {"state": "stopped", "stop_code": "error", "error": reason}
         connection.execute(update(Job).where(Job.id == shard.job_id).values(**stopped))
         connection.execute(update(Shard).where(this).values(attempt_limit=shard.attempt + max_attempts))
@@ -99,12 +104,21 @@ def _bury_one(connection: Connection, shard: Row[Any], max_attempts: int) -> Non
     _bury_document(connection, shard)
 
 
+def _indivisible(connection: Connection, shard: Row[Any]) -> str | None:
+    """What a shard does that halves of it cannot do; None for the usual one."""
+    if shard.id == PUBLISH:
+        return "publishing"
+    spec = connection.scalar(select(Job.spec).where(Job.id == shard.job_id)) or {}
+    kind: str = spec["stages"][shard.stage]["kind"]
+    return kind if kind in WHOLE_CORPUS else None
+
+
 def _bury_document(connection: Connection, shard: Row[Any]) -> None:
     where = and_(DocumentRow.job_id == shard.job_id, DocumentRow.seq == shard.start)
     document = connection.execute(select(DocumentRow).where(where, DocumentRow.status == "pending")).one_or_none()
     if document is None:
         return
-    reason = shard.error or "its worker died each time it was tried (out of memory? a crash in a library?)"
+    reason = shard.error or WORKER_DIED
     row = {
         "job_id": shard.job_id,
         "stage": shard.stage,

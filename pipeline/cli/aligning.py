@@ -1,0 +1,204 @@
+"""The command `align`: target models answer, a scorer's adapter is trained on the answers, and gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli import interrupts
+from pipeline.cli.shared import (
+    BUDGET,
+    DEAD,
+    EXIT_CODES,
+    Input,
+    Json,
+    Output,
+    Sets,
+    Workers,
+    database,
+    examples,
+    out,
+    print_json,
+    settings,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from pipeline.alignment.answers import Gathered
+    from schemas.align_file import AlignFile
+    from schemas.job import JobSpec
+    from schemas.settings import Settings
+
+commands = typer.Typer()
+
+AlignPath = Annotated[Path, typer.Argument(help="The alignment file (TOML), see docs/alignment.md.", metavar="FILE")]
+
+
+@commands.command(
+    epilog=examples(
+        "contextmill align examples/align.toml",
+        "contextmill align align.toml --dry-run",
+        "contextmill align align.toml --set targets.0.answers.budget_usd=5 --partial",
+        then=EXIT_CODES,
+    )
+)
+def align(
+    file: AlignPath,
+    output: Output = None,
+    input_: Input = None,
+    sets: Sets = None,
+    workers: Workers = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the answers will take.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Where the budget is reached, train on the answers it bought.")
+    ] = False,
+    replace_: Annotated[
+        bool, typer.Option("--replace", help="Give the adapter its name even where another has it.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Teach a scoring model to expect what target models write (LLMLingua, section 3.3); the same command goes on.
+
+    Each target answers the prompts in a job of its own, then one job trains the adapter. Nothing is paid for twice.
+    """
+    from pipeline.cli.running import check_broker, check_hosted, load_align
+
+    spec, given = load_align(file, output, input_, sets), settings()
+    if dry_run:
+        _estimate(spec, given, json_)
+        return
+    for job in spec.answer_jobs():
+        check_hosted(job, given)
+    check_broker(given)
+    recipe = _recipe(spec, given, replace_)
+    engine, opened = database(given, spec.output.path, migrate=True)
+    _Command(engine, opened, workers or given.workers, spec, json_, partial).run(recipe, replace_)
+
+
+def _estimate(spec: AlignFile, given: Settings, json_: bool) -> None:
+    from pipeline.cli.views import print_dry_run
+
+    interrupts.say("interrupted")
+    for job in spec.answer_jobs():
+        print_dry_run(job, given, json_)
+
+
+def _recipe(spec: AlignFile, given: Settings, replace_: bool) -> str:
+    """Says what will be trained on whose answers, before anything is paid. Raises ``ModelError`` if its name is taken.
+
+    Reads the whole input and the models' digests.
+    """
+    from pipeline.models import adapters, digest_of
+    from pipeline.producer import identify
+    from schemas.job import digest
+
+    asked = [identify(job).job_id for job in spec.answer_jobs()]
+    recipe = digest([asked, spec.align.output_settings(), digest_of(spec.align.model, given)])
+    folder = adapters.store_folder(spec.name, given.cache)
+    if not replace_ and (folder / adapters.MANIFEST).is_file() and adapters.read_manifest(folder).recipe != recipe:
+        raise adapters.taken(spec.name, folder)
+    return recipe
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """One run of the command; ``said`` collects the jobs' summaries for ``--json``."""
+
+    engine: Engine
+    settings: Settings
+    workers: int
+    spec: AlignFile
+    json: bool
+    partial: bool
+
+    def run(self, recipe: str, replace_: bool) -> None:
+        """All jobs, one after the other, then the adapter into the store. Ends in ``typer.Exit`` where one fails."""
+        from pipeline.producer import identify
+
+        jobs, summaries, codes = self.spec.answer_jobs(), [], []
+        for number, job in enumerate(jobs, 1):
+            self._say(f"{number} of {len(jobs) + 1}: answers of {job.target.model}")
+            code, summary = self._run_job(job, go_on=(BUDGET,) if self.partial else ())
+            codes.append(code)
+            summaries.append(summary)
+        gathered = self._gather([identify(job).job_id for job in jobs])
+        training = self.spec.training_job(gathered.path)
+        self._say(f"{len(jobs) + 1} of {len(jobs) + 1}: {self.spec.align.model} learns from {gathered.pairs} answers")
+        code, trained = self._run_job(training)
+        self._install(identify(training).job_id, recipe, replace_, [*summaries, trained])
+        if DEAD in (*codes, code):
+            raise typer.Exit(DEAD)
+
+    def _run_job(self, job: JobSpec, go_on: tuple[int, ...] = ()) -> tuple[int, Any]:
+        """Run it to its end: its exit code, and its summary where programs read along. Ends in ``typer.Exit`` if it
+        failed: only 0, dead documents and ``go_on`` let the command go on."""
+        from pipeline.cli.running import run_job
+
+        kept = io.StringIO()
+        code = 0
+        with contextlib.redirect_stdout(kept) if self.json else contextlib.nullcontext():
+            try:
+                run_job(self.engine, self.settings, self.workers, job, self.json)
+            except typer.Exit as ended:
+                code = ended.exit_code
+        summary = json.loads(kept.getvalue()) if kept.getvalue().strip() else None
+        if code in (0, DEAD, *go_on):
+            return code, summary
+        if self.json:
+            print_json({"jobs": [summary], "adapter": None})
+        raise typer.Exit(code)
+
+    def _gather(self, job_ids: list[str]) -> Gathered:
+        from pipeline.alignment.answers import gather
+
+        gathered = gather(self.engine, job_ids, self.spec.output.path, self.spec.name)
+        if gathered.unanswered:
+            self._say(f"{gathered.unanswered} prompts have no answer and are left out")
+        return gathered
+
+    def _install(self, job_id: str, recipe: str, replace_: bool, summaries: list[Any]) -> None:
+        from pipeline.models import adapters
+        from pipeline.storage.jobs import find_job
+
+        with _local(f"{find_job(self.engine, job_id).output}/align/adapter") as folder:
+            manifest = replace(adapters.read_manifest(folder), recipe=recipe)
+            made = adapters.install(folder, self.spec.name, self.settings.cache, manifest, replace=replace_)
+        name = f"{self.spec.align.model}+{self.spec.name}"
+        if self.json:
+            measured = {"nll_before": manifest.nll_before, "nll_after": manifest.nll_after}
+            print_json({"jobs": summaries, "adapter": {"model": name, "folder": str(made), **measured}})
+            return
+        before, after = manifest.nll_before, manifest.nll_after
+        out.print(f"held-out answers: {before:.3f} -> {after:.3f} nats a token", markup=False)
+        out.print(f'score with   model = "{name}"', markup=False, soft_wrap=True)
+        out.print(f"elsewhere    the adapter's folder stands for its name: {made}", markup=False, soft_wrap=True)
+
+    def _say(self, text: str) -> None:
+        if not self.json:
+            out.print(text, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _local(folder: str) -> Any:
+    """``folder`` as a path on this machine: a copy, where it lies on s3."""
+    import pyarrow.fs as pafs
+
+    from pipeline.models.adapters import FILES
+    from pipeline.storage.filesystem import is_local, resolve_path
+
+    fs, root = resolve_path(folder)
+    if is_local(fs):
+        yield Path(root)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in FILES:
+            pafs.copy_files(f"{root}/{name}", f"{copy}/{name}", fs, pafs.LocalFileSystem())
+        yield Path(copy)
