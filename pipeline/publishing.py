@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from sqlalchemy import Engine, select
 
+from pipeline.evaluation.publishing import evaluate_job
 from pipeline.shard_rows import INPUT_STAGE, JobView
 from pipeline.stages import Halt
 from pipeline.storage.filesystem import resolve_path
@@ -37,17 +38,20 @@ def publish_job(engine: Engine, claim: Claim, job: JobView, go_on: Callable[[], 
     last = [f"{root}/{row.path}" for row in rows if row.stage == len(job.spec.stages) - 1]
     known = {row.path.rpartition("/")[2] for row in rows}
     try:
-        publish(fs, root, last or [_write_empty(fs, root, job)], claim.attempt, go_on)
+        files = last or [_write_empty(fs, root, job)]
+        publish(fs, root, files, claim.attempt, go_on)
     except FileNotFoundError as error:
         where = "bring it back and resume the job, or run it anew with another output folder and database"
         raise Halt(f"a part of the results is gone: {where} ({error})") from error
     _write_rejections(engine, fs, root, job)
+    evaluations = evaluate_job(engine, job.id, job.spec, fs, root, files, go_on)
     # Only what is older than our look at the manifest: this publication may have lost its fence long ago, and
     # retry-dead may have brought parts since that it knows nothing of.
     for path in list_orphans(fs, root, known, older_than_seconds=time.time() - began):
         delete(fs, path)
     forget_responses(engine, job.id)
-    return Commit(job={"state": "done", "stop_code": None, "error": None, "finished_at": db_now()})
+    done = {"state": "done", "stop_code": None, "error": None, "finished_at": db_now()}
+    return Commit(job=done, evaluations=evaluations)
 
 
 def _write_empty(fs: pafs.FileSystem, root: str, job: JobView) -> str:

@@ -15,7 +15,7 @@ from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import read_part
 from pipeline.storage.sql import reading
 from schemas.document import Document
-from schemas.records import STAGE_FIELDS
+from schemas.records import ANSWER_DECIDES, STAGE_FIELDS
 from schemas.tables import Job, Usage
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ def taken_over(
     That is the job which worked and paid, however many nights have handed its result on since. A result whose part
     has been deleted since counts as not there: it is computed again.
     """
+    if kind in ANSWER_DECIDES:
+        return {}
     by_hash: dict[str, tuple[Result, str]] = {}
     left = list({document.content_hash for document in documents})
     for rank in range(1, CANDIDATES + 1):

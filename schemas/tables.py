@@ -173,6 +173,29 @@ class Request(Base):
     error: Mapped[str | None] = mapped_column(Text)
 
 
+class Evaluation(Base):
+    """A metric over the documents of a job, from 0 to 1, with its 95% bootstrap interval; one row per metric and rate.
+
+    ``scored`` of ``documents`` rows of the corpus have it: the others were refused on the way, or are dead. Where none
+    has, ``value``, ``low`` and ``high`` are null. Tokens are those of what is scored.
+    """
+
+    __tablename__ = "evaluations"
+    job_id: Mapped[str] = _job()
+    place: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    task: Mapped[str | None]
+    metric: Mapped[str]
+    rate: Mapped[float | None]
+    documents: Mapped[int] = mapped_column(Big)
+    scored: Mapped[int] = mapped_column(Big)
+    value: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    tokens_original: Mapped[int | None] = mapped_column(Big)
+    tokens_compressed: Mapped[int | None] = mapped_column(Big)
+    tokens_prompt: Mapped[int | None] = mapped_column(Big)
+
+
 class Artifact(Base):
     """A file a job made beside its data: the report, the rejections."""
 

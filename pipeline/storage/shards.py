@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, exists, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, Engine, and_, delete, exists, insert, null, or_, select, update
 from sqlalchemy.engine import Connection
 
 from pipeline import collecting
 from pipeline.storage.sql import db_now, insert_ignore
-from schemas.tables import DocumentRow, Job, Part, Rejection, Shard, Usage
+from schemas.tables import DocumentRow, Evaluation, Job, Part, Rejection, Shard, Usage
 
 ACTIVE = ("submitting", "running")
 OPEN = ("pending", "leased")
@@ -49,6 +49,7 @@ class Commit:
     next_shards: Sequence[dict[str, Any]] = ()
     last_stage: bool = False
     job: dict[str, Any] = field(default_factory=dict)  # columns of the job to set, for its publication
+    evaluations: Sequence[dict[str, Any]] = ()  # what its publication found; takes the place of what was there
 
 
 def shard_row(job_id: str, stage: int, start: int, stop: int, attempt_limit: int) -> dict[str, Any]:
@@ -162,6 +163,9 @@ def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
         insert_ignore(connection, Shard, list(commit.next_shards))
         if commit.job:
             connection.execute(update(Job).where(Job.id == claim.job_id).values(**commit.job))
+            connection.execute(delete(Evaluation).where(Evaluation.job_id == claim.job_id))
+        if commit.evaluations:
+            connection.execute(insert(Evaluation), list(commit.evaluations))
     return True
 
 

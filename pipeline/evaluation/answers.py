@@ -1,0 +1,118 @@
+"""What a model's text says the answer is, read as the field reads it for each task.
+
+None of this sees whether the answer is right: of a reference only its kind (a letter, a number, a word) is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+_DECORATION = str.maketrans({"−": "-", **dict.fromkeys("$€£¥*`", None)})
+_NUMBER = re.compile(r"(?:(?<![\w).])-\s?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+_MARKER = re.compile(r"answer\s*(?:is|are|was|would be|[:=])|####|\\boxed\{", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
+_NEXT_QUESTION = re.compile(r"(?:^|\n)[\s*#]*(?:question|q|problem)\b[^\n:]{0,20}:", re.IGNORECASE)
+_LABEL = re.compile(
+    r"(?:(?:so|thus|therefore),?\s+)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s+|a:\s*", re.IGNORECASE
+)
+_OPTION = re.compile(r"^\s*\(([A-Z])\)[ \t]*(.+?)\s*$", re.MULTILINE)
+
+
+def references(answer: str) -> list[str]:
+    """The reference answers in an ``answer`` column: a JSON list of texts is several, anything else is one."""
+    if answer.lstrip().startswith("["):
+        try:
+            found = json.loads(answer)
+        except (ValueError, RecursionError):
+            return [answer]
+        if found and isinstance(found, list) and all(isinstance(one, str) for one in found):
+            return found
+    return [answer]
+
+
+def number(text: str) -> str | None:
+    """The number that a worked solution ends in (GSM8K), as plain digits: ``$1,200.50`` is ``1200.5``.
+
+    The one after the last "answer is", "####" or "\\boxed{" (behind its last "=", where that sentence has one); where
+    there is none, the last number. A question that the model asks itself afterwards, and what follows, do not count.
+    """
+    plain = text.replace("{,}", ",").replace("\\,", "").replace("\\$", "").translate(_DECORATION)
+    for piece in _NEXT_QUESTION.split(plain):
+        numbers = _NUMBER.findall(piece)
+        if numbers:
+            return _canonical(_marked_number(piece) or numbers[-1])
+    return None
+
+
+def _marked_number(text: str) -> str | None:
+    for after in reversed(_after_markers(text)):
+        found = _NUMBER.search(after.rpartition("=")[2]) or _NUMBER.search(after)
+        if found:
+            return found[0]
+    return None
+
+
+def _after_markers(text: str) -> list[str]:
+    """What follows each marker of an answer, to the end of its sentence."""
+    return [_sentence(text[marker.end() :]) for marker in _MARKER.finditer(text)]
+
+
+def _sentence(text: str) -> str:
+    return _SENTENCE_END.split(text.lstrip(" \t\r\n:"), maxsplit=1)[0].strip()
+
+
+def _canonical(digits: str) -> str:
+    digits = "".join(str(int(sign)) if sign.isdecimal() else sign for sign in digits)  # of any script
+    whole, _, fraction = digits.replace(",", "").replace(" ", "").partition(".")
+    sign = "-" if whole.startswith("-") else ""
+    whole, fraction = whole.lstrip("-").lstrip("0") or "0", fraction.rstrip("0")
+    value = whole + (f".{fraction}" if fraction else "")
+    return value if value == "0" else sign + value
+
+
+def choice(text: str, question: str, reference: str) -> str | None:
+    """The answer to a BIG-Bench-Hard question, in the form of ``reference``: "(B)", a number, a word, or plain text.
+
+    The sentence after the last "answer is", as in the benchmark's own prompts, else the last line. An option that is
+    written out in full counts as its letter.
+    """
+    said = _conclusion(text)
+    if re.fullmatch(r"\([A-Z]\)", reference.strip()):
+        return _letter(said, question)
+    if re.fullmatch(r"-?\d+(?:\.\d+)?", reference.strip()):
+        return number(said)
+    if re.fullmatch(r"[A-Za-z]+", reference.strip()):
+        word = re.search(r"[^\W\d_]+", said)
+        return word[0].lower() if word else None
+    return plain_text(said) or None
+
+
+def _conclusion(text: str) -> str:
+    piece = next((piece for piece in _NEXT_QUESTION.split(text.translate(_DECORATION)) if piece.strip()), "")
+    concluded = [said for said in _after_markers(piece) if said]
+    lines = [line.strip() for line in piece.splitlines() if line.strip()]
+    return concluded[-1] if concluded else lines[-1] if lines else ""
+
+
+def _letter(said: str, question: str) -> str | None:
+    if found := re.search(r"\(([A-Z])\)", said) or re.match(r"(?:[Oo]ption\s+)?([A-Z])(?:[).:,]|\s*$)", said):
+        return f"({found[1]})"
+    options = {plain_text(option): letter for letter, option in _OPTION.findall(question)}
+    letter = options.get(plain_text(said))
+    return f"({letter})" if letter else None
+
+
+def plain_text(text: str) -> str:
+    """Text as it is compared: lower case, single spaces, no quotes or full stop around it."""
+    return " ".join(text.lower().split()).strip(" .\"'")
+
+
+def short_answer(text: str) -> str | None:
+    """The answer to a question that asks for a name or a phrase: the first line, without "Answer:" before it.
+
+    Only the first, as Lost in the Middle (Liu et al., 2023) reads it: a model that repeats its context would be right.
+    """
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    label = _LABEL.match(line)
+    return (line[label.end() :] if label else line).strip() or None
