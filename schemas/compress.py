@@ -96,6 +96,14 @@ class LLMLinguaSpec(IterativeSpec):
     method: Literal["llmlingua"] = "llmlingua"
 
 
+class LLMLingua2Spec(CompressSpec):
+    """LLMLingua-2 (arXiv 2403.12968): any encoder with a token-classification head of two labels, remove and keep."""
+
+    method: Literal["llmlingua2"]
+    model: str = Field("llmlingua2-minilm", description="the token classifier that scores")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
 def compress_tag(stage: Mapping[str, Any] | CompressSpec) -> str:
     """What tells the specs apart: the method (LLMLingua where none is named), and whether it is the reference's."""
     said = stage.model_dump(include={"method", "fidelity"}) if isinstance(stage, CompressSpec) else stage

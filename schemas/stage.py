@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, StrictBool, StrictFloat, Tag, field_v
 
 from schemas.align import AlignSpec
 from schemas.base import USD, StageBase, Whole
-from schemas.compress import LLMLinguaSpec, compress_tag
+from schemas.compress import LLMLingua2Spec, LLMLinguaSpec, compress_tag
 from schemas.evaluate import EvaluateSpec
 
 
@@ -78,6 +78,7 @@ def _tag(stage: Any) -> str | None:
 
 StageSpec = Annotated[
     Annotated[LLMLinguaSpec, Tag("llmlingua")]
+    | Annotated[LLMLingua2Spec, Tag("llmlingua2")]
     | Annotated[GenerateSpec, Tag("generate")]
     | Annotated[AlignSpec, Tag("align")]
     | Annotated[EvaluateSpec, Tag("evaluate")]

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from pipeline.models import ModelPool
     from schemas.compress import CompressSpec
 
-METHODS = {"llmlingua": "pipeline.compression.llmlingua:LLMLingua"}
+METHODS = {
+    "llmlingua": "pipeline.compression.llmlingua:LLMLingua",
+    "llmlingua2": "pipeline.compression.classifier_method:LLMLingua2",
+}
 """Name -> class, imported when first used (torch takes seconds)."""
 
 Passed = Callable[[int], None]
