@@ -13,6 +13,7 @@ from pipeline.accounting.speeds import Measured
 from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
 from pipeline.models import resolve
 from pipeline.models.ref import ModelError
+from schemas.align import AlignSpec
 from schemas.compress import CompressSpec
 from schemas.job import JobSpec
 from schemas.settings import Settings
@@ -30,6 +31,8 @@ CALL_RATE = 50.0
 """Tokens/s that one call to a hosted model writes."""
 COMPRESS_PASSES = 2
 """LLMLingua reads a prompt to rank its demonstrations, then again, segment by segment, to choose tokens."""
+LEARNING_PASSES = 3
+"""A pass forward and backward takes about as long as three forward."""
 SCORED_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Logits that are held at once while tokens are scored (``pipeline.compression.scoring``)."""
 
@@ -73,6 +76,10 @@ def estimate_stage(
     if isinstance(spec, CompressSpec) and spec.scoring_models:
         kept, read = _kept(spec, flow), flow.tokens * COMPRESS_PASSES
         return _local(index, spec, spec.scoring_models[0], flow, kept, read, 0, measured, settings)
+    if isinstance(spec, AlignSpec):
+        read = flow.tokens * LEARNING_PASSES * spec.epochs
+        made = _local(index, spec, spec.model, flow, flow.tokens, read, 0, measured, settings)
+        return replace(made, memory_bytes=None)  # what a pass keeps for the way back is not known beforehand
     if not isinstance(spec, GenerateSpec):
         kept = _kept(spec, flow) if isinstance(spec, CompressSpec) else flow.tokens
         return StageEstimate(index, spec.kind, False, "cpu", flow.tokens, kept, 0.0, 0, 0, None, None, None, ())
@@ -95,8 +102,8 @@ def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:
 
 
 def _local(
-    index: int, spec: CompressSpec | GenerateSpec, model: str, flow: Flow, tokens_out: int, read: int, write: int,
-    measured: Measured | None, settings: Settings,
+    index: int, spec: CompressSpec | GenerateSpec | AlignSpec, model: str, flow: Flow, tokens_out: int, read: int,
+    write: int, measured: Measured | None, settings: Settings,
 ) -> StageEstimate:  # fmt: skip
     device = "cuda" if on_gpu(spec.device) else "cpu"
     shape, notes = _shape(model, settings)
@@ -113,9 +120,9 @@ def _local(
     )  # fmt: skip
 
 
-def _rows(spec: CompressSpec | GenerateSpec, shape: Shape, device: str, flow: Flow) -> int:
+def _rows(spec: CompressSpec | GenerateSpec | AlignSpec, shape: Shape, device: str, flow: Flow) -> int:
     """Positions whose logits are held at once: a slice of a scored batch, or the last one of each row generated."""
-    if isinstance(spec, CompressSpec):
+    if not isinstance(spec, GenerateSpec):
         return min(spec.batch_tokens, max(1, SCORED_LOGITS[device] // shape.vocabulary))
     return max(1, min(flow.documents, spec.batch_tokens * flow.documents // max(1, flow.tokens)))
 

@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.models import ModelPool
 from pipeline.stages import STAGES, Outcome, Refusal, Result, Run, Stage, Stopped, build, stage_hashes
+from schemas.align import WHOLE_CORPUS
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
 from schemas.records import STAGE_FIELDS
@@ -33,8 +34,13 @@ CASES: dict[str, dict[str, Any]] = {
     "compress-all": {"kind": "compress", "rate": 0.6, "tau_instruction": 0.85, "tau_question": 0.9},
     "evaluate-numbers": {"kind": "evaluate", "task": "gsm8k"},
     "evaluate-choices": {"kind": "evaluate", "task": "bbh"},
+    "align": {"kind": "align", "epochs": 1, "documents_per_step": 4, "max_tokens": 64, "learning_rate": 1e-2},
     "evaluate-all": {"kind": "evaluate", "task": "qa", "metrics": ALL_METRICS},
 }
+BY_ITSELF = [name for name, case in CASES.items() if case["kind"] not in WHOLE_CORPUS]
+each_document_by_itself = pytest.mark.parametrize("settings", BY_ITSELF, indirect=True)
+"""Cases of stages whose output for a document depends on it alone; the others make a promise of their own below."""
+
 BEFORE = {"evaluate": [{"kind": "generate"}]}
 """What a job must do first for this kind of stage to make sense."""
 
@@ -70,7 +76,7 @@ DOCUMENTS = [document(seq, name) for seq, name in enumerate(PARTS)]
 
 
 def job(settings: dict[str, Any], model: Path) -> JobSpec:
-    stage = settings | ({"model": str(model)} if settings["kind"] == "compress" else {})
+    stage = settings | ({"model": str(model)} if settings["kind"] in ("compress", "align") else {})
     stages = [*BEFORE.get(stage["kind"], []), stage]
     return JobSpec.model_validate({"input": {"path": "x"}, "target": {"model": str(model)}, "stages": stages})
 
@@ -142,6 +148,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "copy": {},
     "generate": {"empty": "empty", "blank": "empty", "huge": "prompt_too_long"},
     "compress": {"empty": "empty", "blank": "empty"},
+    "align": {"empty": "empty", "blank": "empty"},
     "evaluate": {"empty": "no_reference", "blank": "no_reference"},
 }
 NO_NUMBER = {"one letter", "french", "chinese", "arabic", "emoji", "question only", "special tokens", "a null"}
@@ -160,6 +167,7 @@ def test_only_what_cannot_be_done_is_refused_and_with_a_reason(settings: dict[st
     assert all(len(refusal.reason) > 20 and not refusal.dead for refusal in refused.values())
 
 
+@each_document_by_itself
 def test_a_batch_is_as_many_single_documents(
     settings: dict[str, Any], stage: Stage, together: Together, pool: ModelPool
 ) -> None:
@@ -167,6 +175,7 @@ def test_a_batch_is_as_many_single_documents(
         assert output(stage.run([one], Run(pool))[0]) == output(outcome), one.id
 
 
+@each_document_by_itself
 def test_order_and_company_do_not_matter(
     settings: dict[str, Any], stage: Stage, together: Together, pool: ModelPool
 ) -> None:
@@ -175,6 +184,7 @@ def test_order_and_company_do_not_matter(
     assert [output(outcome) for outcome in stage.run(few, Run(pool))] == [expected[one.id] for one in few]
 
 
+@each_document_by_itself
 def test_the_token_budget_of_a_batch_does_not_show(
     settings: dict[str, Any], tiny_model: Path, together: Together, pool: ModelPool
 ) -> None:
@@ -184,11 +194,34 @@ def test_the_token_budget_of_a_batch_does_not_show(
     assert list(map(output, narrow.run(few, Run(pool)))) == list(map(output, expected))
 
 
+@each_document_by_itself
 def test_the_same_document_twice_is_answered_twice_alike(
     settings: dict[str, Any], stage: Stage, together: Together, pool: ModelPool
 ) -> None:
     twice = stage.run([document(0, "prose"), document(1, "prose")], Run(pool))
     assert [output(outcome) for outcome in twice] == [output(together(settings)[0])] * 2
+
+
+@pytest.mark.parametrize("settings", sorted(CASES.keys() - set(BY_ITSELF)), indirect=True)
+def test_a_stage_over_the_whole_corpus_asks_neither_for_order_nor_for_packing(
+    settings: dict[str, Any], stage: Stage, tiny_model: Path, together: Together, pool: ModelPool
+) -> None:
+    expected = list(map(output, together(settings)))
+    assert [output(outcome) for outcome in stage.run(DOCUMENTS[::-1], Run(pool))] == expected[::-1]
+    narrow = built(settings | {"batch_tokens": 100}, tiny_model).run(DOCUMENTS, Run(pool))
+    # Other sums, in another order: equal up to rounding.
+    assert numbers(narrow) == pytest.approx(numbers(together(settings)), rel=1e-4)
+
+
+def numbers(outcomes: list[Outcome]) -> list[float]:
+    """All of them, seconds apart."""
+    rows = [outcome.fields for outcome in outcomes if isinstance(outcome, Result)]
+    return [
+        value
+        for row in rows
+        for name, value in row.items()
+        if isinstance(value, int | float) and not name.endswith("seconds")
+    ]
 
 
 def test_no_documents_no_outcomes(stage: Stage, pool: ModelPool) -> None:
