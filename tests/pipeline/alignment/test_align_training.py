@@ -195,7 +195,7 @@ def test_a_teacher_pulls_the_scorer_towards_its_own_distribution(
 ) -> None:
     (tmp_path / "teacher").mkdir()
     teacher = save_tiny_llama(tmp_path / "teacher", seed=7)
-    outcomes = stage(tiny_model, teacher=str(teacher), kl_weight=1.0).run(DOCUMENTS, run_of(pool, tmp_path))
+    outcomes = stage(tiny_model, epochs=4, teacher=str(teacher), kl_weight=1.0).run(DOCUMENTS, run_of(pool, tmp_path))
     held = {number for number, row in enumerate(written(outcomes)) if row["split"] == "held_out"}
     pairs = list(tokenise([one for one in DOCUMENTS if one.seq in held], pool.causal_lm(str(tiny_model)), 64))
     apart = []
