@@ -11,6 +11,7 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     from pipeline.accounting.prices import PricesMissing, PriceTableError
     from pipeline.accounting.report import ReportMissing
     from pipeline.accounting.summary import NoSuchJob
+    from pipeline.evaluation.comparing import NothingToCompareError
     from pipeline.jobfile import JobFileError
     from pipeline.models import ModelError
     from pipeline.opening import reason
@@ -21,7 +22,8 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     from pipeline.storage.readers import InputError
     from pipeline.storage.sql import DatabaseError
 
-    if isinstance(error, JobFileError | UnknownJobError | JobStateError | NoSuchJob | PathError):
+    usage = JobFileError, UnknownJobError, JobStateError, NoSuchJob, PathError, NothingToCompareError
+    if isinstance(error, usage):
         return str(error), True
     if isinstance(error, ValidationError):  # of the settings: CONTEXTMILL_* variables
         found = error.errors(include_input=False)

@@ -22,14 +22,7 @@ def write_report(engine: Engine, job_id: str, to: Path | None = None) -> str:
     """
     html = render_html(summarise(engine, job_id)).encode()
     if to is not None:
-        building = to.with_name(f".{to.name}.{os.getpid()}")  # whole or not at all: an older report stays
-        try:
-            building.write_bytes(html)
-            building.replace(to)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(to)) from error  # the user's name for it, not ours
-        finally:
-            building.unlink(missing_ok=True)
+        write_whole(to, html)
         return str(to)
     place = f"{find_job(engine, job_id).output}/report.html"
     fs, path = resolve_path(place)
@@ -41,3 +34,15 @@ def write_report(engine: Engine, job_id: str, to: Path | None = None) -> str:
         connection.execute(delete(Artifact).where(Artifact.job_id == job_id, Artifact.name == "report"))
         connection.execute(insert(Artifact), [row])
     return place
+
+
+def write_whole(to: Path, content: bytes) -> None:
+    """Write a file whole or not at all: an older one stays. Raises ``OSError`` with the user's name for it."""
+    building = to.with_name(f".{to.name}.{os.getpid()}")
+    try:
+        building.write_bytes(content)
+        building.replace(to)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(to)) from error
+    finally:
+        building.unlink(missing_ok=True)

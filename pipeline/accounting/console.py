@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.accounting.estimate import Estimate
-from pipeline.accounting.figures import StageFigures, Summary
+from pipeline.accounting.figures import EvaluationFigures, StageFigures, Summary
 from pipeline.accounting.savings import Saving
-from pipeline.accounting.wording import amount, count, duration, money, percent, size
+from pipeline.accounting.wording import amount, count, duration, money, percent, points, ratio, size, span
 
 SHOWN = 5
 """Reasons of failure that are named; the report has them all."""
@@ -36,6 +36,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(_stages(summary.stages, console.width >= WIDE))
     for line in _copied(summary):
         console.print(Text(line))
+    if summary.evaluations:
+        console.print(_evaluations(summary.evaluations))
     if summary.savings:
         console.print(_savings(summary.savings))
     for line in (*_money(summary), *_estimate(summary)):
@@ -95,6 +97,18 @@ def _stages(stages: Iterable[StageFigures], wide: bool) -> Table:
             *(duration(stage.latency[p[1:]]) if stage.latency else "-" for p in latency),
             _cost(stage),
         )
+    return table
+
+
+def _evaluations(rows: Sequence[EvaluationFigures]) -> Table:
+    """Every mean with what it is over: a document that gave no answer is in none of them."""
+    rates = any(row.rate is not None for row in rows)
+    table = _table("points of 100", *(("rate", "ratio") if rates else ()), "mean", "95% interval", "scored")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        rate = (f"{row.rate:g}", ratio(row.ratio)) if rates else ()
+        scored = f"{row.scored:,} of {row.documents:,}"
+        table.add_row(row.metric, *rate, points(row.value), span(row.low, row.high), scored)
     return table
 
 

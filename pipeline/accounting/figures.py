@@ -110,6 +110,34 @@ class Ratios:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationFigures:
+    """One metric of the answers, from 0 to 1, over ``scored`` of ``documents`` rows of the corpus.
+
+    ``low`` to ``high`` is its 95% bootstrap interval; all three are ``None`` where nothing is scored. ``rate`` is there
+    where a job has several.
+    """
+
+    task: str | None
+    metric: str
+    rate: float | None
+    documents: int
+    scored: int
+    value: float | None
+    low: float | None
+    high: float | None
+    tokens_original: int | None
+    tokens_compressed: int | None
+    tokens_prompt: int | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Original over compressed tokens of what is scored; ``None`` without compression."""
+        if not self.tokens_compressed or self.tokens_original is None:
+            return None
+        return self.tokens_original / self.tokens_compressed
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetFigures:
     """The job's money: ``reserved + spent`` stays within ``limit``."""
 
@@ -166,6 +194,7 @@ class Summary:
     budget: BudgetFigures | None
     rejections: tuple[RejectionFigures, ...]
     prices_used: dict[str, int]
+    evaluations: tuple[EvaluationFigures, ...]
     estimate: dict[str, Any] | None
     comparisons: tuple[Comparison, ...]
     places: Places

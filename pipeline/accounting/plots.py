@@ -6,13 +6,14 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from pipeline.accounting.figures import BINS, Ratios, RejectionFigures, StageFigures
 from pipeline.accounting.savings import Saving
@@ -21,6 +22,8 @@ from pipeline.accounting.wording import MINUS, duration, money
 INK, MUTED, GRID = "#1f2933", "#52606d", "#dde3ea"
 BLUE, AMBER, GREEN, RED, GREY = "#1d4ed8", "#b45309", "#15803d", "#b91c1c", "#94a3b8"
 LINES = (BLUE, AMBER, GREEN, RED)
+SERIES = (*LINES, "#7c3aed", "#0e7490", "#be185d", GREY)
+MARKERS = "os^D"
 WIDTH = 5.0
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and set in the reader's own font
@@ -124,6 +127,67 @@ def failure_plot(rejections: Sequence[RejectionFigures], most: int = 12) -> str:
         axes.grid(axis="x")
         pairs = ((f"{r.stage}, {r.code}", f"{r.count:,}") for r in shown)
         return _svg(figure, "failures", "Failures by reason", _said(pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class QualityPoint:
+    """A score from 0 to 1 and its interval, at so many times fewer tokens."""
+
+    series: str
+    ratio: float
+    value: float
+    low: float
+    high: float
+
+
+def quality_plot(points: Sequence[QualityPoint], metric: str) -> str:
+    """Quality over compression ratio, a line per series with 95% intervals. Empty where nothing varies."""
+    if len({(point.series, point.ratio) for point in points}) < 2:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(3.4)
+        names = list(dict.fromkeys(point.series for point in points))
+        for place, name in enumerate(names):
+            _quality_line(axes, [point for point in points if point.series == name], place)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(_few(sorted({point.ratio for point in points}))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}x"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("times fewer tokens")
+        axes.set_ylabel(f"{_label(metric)}, points of 100")
+        axes.grid(axis="both")
+        if len(names) > 1:
+            figure.legend(loc="outside upper left", ncols=2, frameon=False, borderaxespad=0)
+        pairs = ((f"{p.series} at {p.ratio:.3g}x", f"{100 * p.value:.1f}") for p in points)
+        return _svg(figure, f"quality-{_id(metric)}", f"{metric} over compression ratio", _said(pairs))
+
+
+def _quality_line(axes: Any, points: Sequence[QualityPoint], place: int) -> None:
+    ordered = sorted(points, key=lambda point: point.ratio)
+    values = [100 * point.value for point in ordered]
+    errors = [
+        [100 * max(0.0, point.value - point.low) for point in ordered],
+        [100 * max(0.0, point.high - point.value) for point in ordered],
+    ]
+    axes.errorbar(
+        [point.ratio for point in ordered], values, yerr=errors, color=SERIES[place % len(SERIES)],
+        marker=MARKERS[place // len(SERIES) % len(MARKERS)], markersize=4, linewidth=1.5, elinewidth=0.9, capsize=2,
+        label=_label(ordered[0].series),
+    )  # fmt: skip
+
+
+def _few(ratios: Sequence[float]) -> list[float]:
+    """The ratios that have room on a logarithmic axis, the first and the last among them."""
+    room = math.log(ratios[-1] / ratios[0]) / 9
+    kept = [ratios[0]]
+    for ratio in ratios[1:]:
+        if math.log(ratio / kept[-1]) > room:
+            kept.append(ratio)
+    return kept
+
+
+def _id(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", text)
 
 
 def _axes(height: float) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Select, and_, case, func, literal, or_, select
@@ -11,13 +12,14 @@ from pipeline.accounting.figures import (
     BINS,
     BudgetFigures,
     Documents,
+    EvaluationFigures,
     OpenRequest,
     Ratios,
     RejectionFigures,
     RequestFigures,
 )
 from pipeline.accounting.redact import redact
-from schemas.tables import Artifact, Budget, DocumentRow, Job, Part, Rejection, Request, Usage
+from schemas.tables import Artifact, Budget, DocumentRow, Evaluation, Job, Part, Rejection, Request, Usage
 
 PERCENTILES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 100)
 EXAMPLES = 3
@@ -25,15 +27,15 @@ MOST_ROWS = 100
 """Lists that a report shows in full are cut here; their totals are counted apart."""
 
 
-def documents(connection: Connection, job: Any, last_stage: int) -> Documents:
-    """Counts by what became of each row of the input."""
+def documents(connection: Connection, job: Any, reused_stage: int) -> Documents:
+    """Counts by what became of each row of the input; ``reused_stage`` is the last whose results can be taken over."""
     query = select(DocumentRow.status, func.count()).where(DocumentRow.job_id == job.id).group_by(DocumentRow.status)
     by_status = {str(status): int(count) for status, count in connection.execute(query)}
     malformed = _scalar(
         connection, select(func.count()).where(Rejection.job_id == job.id, Rejection.stage == -1), default=0
     )
     reused = select(func.count()).where(
-        Usage.job_id == job.id, Usage.stage == last_stage, Usage.reused_from.is_not(None)
+        Usage.job_id == job.id, Usage.stage == reused_stage, Usage.reused_from.is_not(None)
     )
     return Documents(
         accepted=sum(by_status.values()),
@@ -197,6 +199,13 @@ def rejections(connection: Connection, job_id: str, kinds: list[str]) -> tuple[R
         )
         for row in counted
     )
+
+
+def evaluations(connection: Connection, job_id: str) -> tuple[EvaluationFigures, ...]:
+    """What the job's publication found about its answers, rates in the job file's order."""
+    names = [field.name for field in fields(EvaluationFigures)]
+    query = select(*(getattr(Evaluation, name) for name in names)).where(Evaluation.job_id == job_id)
+    return tuple(EvaluationFigures(*row) for row in connection.execute(query.order_by(Evaluation.place)))
 
 
 def parts(connection: Connection, job_id: str, stage: int) -> tuple[int, int]:

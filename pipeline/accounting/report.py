@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.accounting import wording
 from pipeline.accounting.figures import Summary
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.comparing import Comparison
 
 
 class ReportMissing(RuntimeError):  # noqa: N818
@@ -14,10 +17,31 @@ class ReportMissing(RuntimeError):  # noqa: N818
 
 
 def render_html(summary: Summary) -> str:
-    """The report of a job as one HTML document (UTF-8). Raises ``ReportMissing`` without jinja2 or matplotlib.
+    """The report of a job as one HTML document (UTF-8). Raises ``ReportMissing`` without jinja2 or matplotlib."""
+    environment, plots = _tools()
+    page = environment.get_template("report.html")
+    html: str = page.render(
+        s=summary, spec=json.dumps(summary.spec, indent=2, ensure_ascii=False), **_figures(summary, plots)
+    )
+    return html
 
-    Every text is escaped by the template engine, only our own plots go in as they are; and the page's policy
-    (``Content-Security-Policy``) lets it run no script and load nothing.
+
+def render_comparison(comparison: Comparison) -> str:
+    """Jobs beside each other as one HTML document (UTF-8). Raises ``ReportMissing`` without jinja2 or matplotlib."""
+    environment, plots = _tools()
+    svgs = [
+        (metric, _trusted(plots.quality_plot(_comparison_points(comparison, metric, plots), metric)))
+        for metric in comparison.metrics
+    ]
+    html: str = environment.get_template("compare.html").render(c=comparison, plots=[pair for pair in svgs if pair[1]])
+    return html
+
+
+def _tools() -> tuple[Any, Any]:
+    """The template engine and the plots.
+
+    Every text is escaped by the engine, only our own plots go in as they are; and the pages' policy
+    (``Content-Security-Policy``) lets them run no script and load nothing.
     """
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -34,12 +58,9 @@ def render_html(summary: Summary) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("money", "count", "duration", "percent", "size", "moment", "amount"):
+    for name in ("money", "count", "duration", "percent", "size", "moment", "amount", "points", "span", "ratio"):
         environment.filters[name] = getattr(wording, name)
-    page = environment.get_template("report.html")
-    return page.render(
-        s=summary, spec=json.dumps(summary.spec, indent=2, ensure_ascii=False), **_figures(summary, plots)
-    )
+    return environment, plots
 
 
 def _figures(summary: Summary, plots: Any) -> dict[str, Any]:
@@ -66,8 +87,31 @@ def _figures(summary: Summary, plots: Any) -> dict[str, Any]:
         "savings_svg": _trusted(plots.savings_plot(summary.savings)),
         "ratio_svg": _trusted(plots.ratio_plot(summary.ratios)),
         "latency_svg": _trusted(plots.latency_plot(summary.stages)),
+        "quality_svgs": _quality(summary, plots),
         "failure_svg": _trusted(plots.failure_plot(summary.rejections)),
     }
+
+
+def _quality(summary: Summary, plots: Any) -> list[tuple[str, Any]]:
+    """A plot for each metric of a job with several rates."""
+    rows = [row for row in summary.evaluations if row.ratio is not None and row.value is not None]
+    made = []
+    for metric in dict.fromkeys(row.metric for row in rows):
+        points = [
+            plots.QualityPoint(summary.name, row.ratio, row.value, row.low, row.high)
+            for row in rows
+            if row.metric == metric
+        ]
+        made.append((f"{metric} over compression ratio", _trusted(plots.quality_plot(points, metric))))
+    return [pair for pair in made if pair[1]]
+
+
+def _comparison_points(comparison: Comparison, metric: str, plots: Any) -> list[Any]:
+    return [
+        plots.QualityPoint(side.series, side.ratio, found.value, found.low, found.high)
+        for side in comparison.sides
+        if side.ratio is not None and (found := side.metrics[metric]).value is not None
+    ]
 
 
 def _trusted(svg: str) -> Any:

@@ -18,6 +18,7 @@ from pipeline.storage.sql import db_now, reading
 from schemas.base import StageBase
 from schemas.compress import CompressSpec
 from schemas.job import JobSpec
+from schemas.records import ANSWER_DECIDES
 from schemas.stage import GenerateSpec
 
 __all__ = ["NoSuchJob", "Summary", "summarise"]
@@ -41,7 +42,7 @@ def summarise(engine: Engine, job_id: str, *, price_table: Path | None = None) -
 def _summary(connection: Connection, job: Any, database: str, price_table: Path | None) -> Summary:
     spec = JobSpec.model_validate(job.spec)
     last = len(spec.stages) - 1
-    documents = queries.documents(connection, job, last)
+    documents = queries.documents(connection, job, _last_taken_over(spec))
     stages = _stages(connection, job.id, spec)
     created = datetime.fromtimestamp(job.created_at, UTC).date()
     requests = queries.requests(connection, job.id)
@@ -65,6 +66,7 @@ def _summary(connection: Connection, job: Any, database: str, price_table: Path 
         budget=queries.budget(connection, job.id),
         rejections=queries.rejections(connection, job.id, [stage.kind for stage in spec.stages]),
         prices_used=queries.prices_used(connection, job.id),
+        evaluations=queries.evaluations(connection, job.id),
         estimate=job.estimate,
         comparisons=compare(job.estimate, documents.accepted, stages),
         places=_places(connection, job, database, last),
@@ -73,6 +75,11 @@ def _summary(connection: Connection, job: Any, database: str, price_table: Path 
         input_hash=job.input_hash,
         stage_hashes=tuple(job.stage_hashes),
     )
+
+
+def _last_taken_over(spec: JobSpec) -> int:
+    """The last stage whose results an earlier job may have: scores are worked out by every job itself."""
+    return max(index for index, stage in enumerate(spec.stages) if stage.kind not in ANSWER_DECIDES)
 
 
 def _wall(connection: Connection, job: Any) -> float | None:

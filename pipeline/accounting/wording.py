@@ -41,6 +41,21 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
+def points(value: float | None) -> str:
+    """A score from 0 to 1 in points of 100, as papers print it; a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.1f}".replace("-", MINUS)
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval of scores in points of 100."""
+    return "–" if low is None or high is None else f"{points(low)} to {points(high)}"
+
+
+def ratio(value: float | None) -> str:
+    """How many times shorter: 4.9x; a dash where nothing was shortened."""
+    return "–" if value is None else f"{value:.1f}x"
+
+
 def size(value: int | None) -> str:
     """Bytes as 4.1 KiB, 3.2 GiB."""
     if value is None:
