@@ -202,4 +202,4 @@ def test_a_teacher_pulls_the_scorer_towards_its_own_distribution(
     for name in (str(tiny_model), f"{tiny_model}+{tmp_path / 'adapter'}"):
         loss = Loss(Reader(pool.own_copy(name)), Reader(pool.own_copy(str(teacher))), 1.0)
         apart.append(float(loss.total(pairs)))
-    assert apart[1] < 0.8 * apart[0]
+    assert apart[1] < 0.85 * apart[0]
