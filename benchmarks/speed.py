@@ -1,0 +1,91 @@
+"""One measurement of one of our engines, as the speed benchmarks report it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.engines import Compressor, Texts, watched
+from benchmarks.measuring import Spread, kernel_seconds, timed
+from schemas.document import PromptParts
+
+Count = Callable[[Sequence[str]], list[int]]
+"""Tokens of each text."""
+
+PROFILED = 256
+"""Most prompts in a profiled run: a profile holds every kernel of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds for ``origin_tokens`` in. ``scored`` and ``passed`` are per token in of the scorer's own tokenizer:
+    tokens whose surprisal or label was asked for, and tokens its trunk was given, padding included. ``kept`` is the
+    mean of tokens out. ``busy`` is the share of the wall time in which the GPU ran a kernel.
+    """
+
+    prompts: int
+    origin_tokens: int
+    seconds: Spread
+    tokens_per_second: float
+    scored: float
+    passed: float | None
+    kept: float
+    refused: int
+    busy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Measures engines on ``device`` with the model whose trunk is ``trunk`` and whose tokens ``own`` counts."""
+
+    device: torch.device
+    trunk: Any
+    own: Count
+    runs: int
+    warm_up: int
+
+    def speed(self, compress: Compressor, prompts: Sequence[PromptParts], origin: Sequence[int]) -> tuple[Speed, Texts]:
+        """The figures, and the texts. ``origin`` counts the tokens of each prompt; refused prompts do not count."""
+        compress(prompts[: self.warm_up], lambda tokens: None)
+        scored = 0
+
+        def told(tokens: int) -> None:
+            nonlocal scored
+            scored += tokens
+
+        with watched(self.trunk) as passes:
+            texts, seconds = timed(lambda: compress(prompts, told), self.runs, self.device)
+        made = [text for text in texts if text is not None]
+        tokens = sum(count for count, text in zip(origin, texts, strict=True) if text is not None)
+        own = self.runs * sum(self.own([prompt.render() for prompt in prompts]))
+        return Speed(
+            prompts=len(prompts),
+            origin_tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds.median,
+            scored=scored / own,
+            passed=passes.tokens / own if passes.tokens else None,
+            kept=sum(self.own(made)) / max(1, len(made)),
+            refused=len(texts) - len(made),
+            busy=self._busy(compress, prompts[:PROFILED]),
+        ), texts  # fmt: skip
+
+    def _busy(self, compress: Compressor, prompts: Sequence[PromptParts]) -> float | None:
+        def work() -> Texts:
+            return compress(prompts, lambda tokens: None)
+
+        busy = kernel_seconds(work, self.device)
+        return busy / timed(work, self.runs, self.device)[1].median if busy is not None else None
+
+
+def counter(tokenizer: Any) -> Count:
+    """Counts tokens by a fast tokenizer, special tokens left out."""
+    backend = tokenizer.backend_tokenizer
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(one.ids) for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    return count

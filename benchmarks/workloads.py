@@ -1,0 +1,95 @@
+"""The prompts that speed is measured on, from a folder of real texts: gsm8k, prose, squality and qmsum in it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from schemas.document import PromptParts
+
+INSTRUCTION = "Please reference the following examples to answer the math question,\n"
+SHOTS = 14
+CHARACTERS_PER_TOKEN = 6
+"""More than English has."""
+
+Demonstrations = Literal["drawn", "distinct", "fixed"]
+
+
+def gsm8k(data: Path, count: int, demonstrations: Demonstrations = "drawn", seed: int = 0) -> list[PromptParts]:
+    """Few-shot prompts: 14 solved training questions and one of the test.
+
+    ``drawn``: demonstrations are drawn at random for each prompt, so that some come again in other prompts.
+    ``distinct``: none comes again; where the training questions are used up, they get a number in front.
+    ``fixed``: the same 14 in every prompt.
+    """
+    solved = [f"Question: {row['question']}\nLet's think step by step\n{row['answer']}" for row in _rows(data, "train")]
+    asked = [f"Question: {row['question']}" for row in _rows(data, "test")]
+    draw = random.Random(seed)
+    draw.shuffle(asked)
+    shown = _demonstrations(solved, demonstrations, draw)
+    return [PromptParts(INSTRUCTION, next(shown), asked[place % len(asked)]) for place in range(count)]
+
+
+def _demonstrations(solved: list[str], how: Demonstrations, draw: random.Random) -> Iterator[tuple[str, ...]]:
+    fixed = tuple(draw.sample(solved, SHOTS))
+    while how == "fixed":
+        yield fixed
+    while how == "drawn":
+        yield tuple(draw.sample(solved, SHOTS))
+    stream = _marked(draw.sample(solved, len(solved)))
+    while True:
+        yield tuple(islice(stream, SHOTS))
+
+
+def documents(data: Path, count: int, tokens: int, tokenizer: Any) -> list[PromptParts]:
+    """Single contexts of ``tokens`` tokens: books, stories and meetings end to end, cut without overlap.
+
+    Where the texts are used up, pieces come again with a number in front: no two documents are equal.
+    """
+    text = _at_least(_texts(data), CHARACTERS_PER_TOKEN * count * tokens)
+    return [PromptParts(contexts=(piece,)) for piece in islice(_marked(_pieces(text, tokens, tokenizer)), count)]
+
+
+def _at_least(texts: Iterator[str], characters: int) -> str:
+    taken: list[str] = []
+    while sum(map(len, taken)) < characters and (text := next(texts, None)) is not None:
+        taken.append(text)
+    return "\n\n".join(taken)
+
+
+def _pieces(text: str, tokens: int, tokenizer: Any) -> list[str]:
+    begins = [begin for begin, _ in tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets]
+    cuts = [*begins[::tokens], len(text)] if len(begins) % tokens == 0 else begins[::tokens]
+    return [text[begin:end] for begin, end in pairwise(cuts)]
+
+
+def _texts(data: Path) -> Iterator[str]:
+    for path in sorted((data / "prose").glob("*.txt")):
+        yield path.read_text(encoding="utf-8")
+    for name in ("train", "dev"):
+        yield from (row["document"] for row in _read(data / "squality" / f"{name}.jsonl"))
+    yield from (row["transcript"] for row in _read(data / "qmsum" / "val.jsonl"))
+
+
+def _marked(texts: list[str]) -> Iterator[str]:
+    """The texts over and over, each further time with its number in front."""
+    yield from texts
+    turn = 1
+    while True:
+        yield from (f"({turn}) {text}" for text in texts)
+        turn += 1
+
+
+def _rows(data: Path, name: str) -> list[dict[str, Any]]:
+    return list(_read(data / "gsm8k" / f"{name}.jsonl"))
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise SystemExit(f"{path}: no such file; --data names a folder with gsm8k, prose, squality and qmsum in it")
+    with path.open(encoding="utf-8") as file:
+        yield from (json.loads(row) for row in file if row.strip())
