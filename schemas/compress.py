@@ -14,6 +14,10 @@ from schemas.base import DEFAULT_MODEL, StageBase, Strict, Whole
 
 Share = Annotated[StrictFloat, Field(gt=0, le=1)]
 Unit = Literal["token", "word", "phrase", "sentence"]
+Importance = Annotated[
+    Literal["surprisal", "surprisal-tfidf"],
+    Field(description="what makes a unit worth keeping; surprisal-tfidf: multiplied by the TF-IDF of its words"),
+]
 
 
 def _pairs(value: Any) -> Any:
@@ -102,6 +106,49 @@ class LLMLingua2Spec(CompressSpec):
     method: Literal["llmlingua2"]
     model: str = Field("llmlingua2-minilm", description="the token classifier that scores")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class SelectiveContextSpec(CausalSpec):
+    """Selective-Context (arXiv 2310.06201): units by their self-information in the whole prompt, read once."""
+
+    method: Literal["selective-context"]
+    unit: Unit = Field("phrase", description="what is kept or removed whole (the paper's best: phrases)")
+    importance: Importance = "surprisal"
+
+
+class SentencesSpec(CausalSpec):
+    """Whole sentences, those with the highest mean surprisal within their context."""
+
+    method: Literal["sentences"]
+    unit: Unit = Field("sentence", description="what is kept or removed whole")
+
+
+class TruncationSpec(CompressSpec):
+    """Cut off what is too much."""
+
+    method: Literal["truncation"]
+    cut: Literal["head", "tail", "middle"] = Field("tail", description="what goes; the rest of the text is kept")
+
+
+class RandomSpec(CompressSpec):
+    """Units drawn at random. Which ones follows from the document's text and the seed alone."""
+
+    method: Literal["random"]
+    seed: Whole = Field(0, ge=0)
+
+
+class TFIDFSpec(CompressSpec):
+    """Units by the TF-IDF of their words; whole contexts by their likeness to the question, where there is one."""
+
+    method: Literal["tfidf"]
+
+
+class BM25Spec(CompressSpec):
+    """Contexts, sentences in them and units in these by BM25 against the question, else against the whole text."""
+
+    method: Literal["bm25"]
+    k1: StrictFloat = Field(1.2, ge=0, description="how soon a repeated word counts for nothing more")
+    b: StrictFloat = Field(0.75, ge=0, le=1, description="how much a long passage is held against itself")
 
 
 def compress_tag(stage: Mapping[str, Any] | CompressSpec) -> str:

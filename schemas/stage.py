@@ -10,7 +10,17 @@ from pydantic import Discriminator, Field, StrictBool, StrictFloat, Tag, field_v
 
 from schemas.align import AlignSpec
 from schemas.base import USD, StageBase, Whole
-from schemas.compress import LLMLingua2Spec, LLMLinguaSpec, compress_tag
+from schemas.compress import (
+    BM25Spec,
+    LLMLingua2Spec,
+    LLMLinguaSpec,
+    RandomSpec,
+    SelectiveContextSpec,
+    SentencesSpec,
+    TFIDFSpec,
+    TruncationSpec,
+    compress_tag,
+)
 from schemas.evaluate import EvaluateSpec
 
 
@@ -79,6 +89,12 @@ def _tag(stage: Any) -> str | None:
 StageSpec = Annotated[
     Annotated[LLMLinguaSpec, Tag("llmlingua")]
     | Annotated[LLMLingua2Spec, Tag("llmlingua2")]
+    | Annotated[SelectiveContextSpec, Tag("selective-context")]
+    | Annotated[SentencesSpec, Tag("sentences")]
+    | Annotated[TruncationSpec, Tag("truncation")]
+    | Annotated[RandomSpec, Tag("random")]
+    | Annotated[TFIDFSpec, Tag("tfidf")]
+    | Annotated[BM25Spec, Tag("bm25")]
     | Annotated[GenerateSpec, Tag("generate")]
     | Annotated[AlignSpec, Tag("align")]
     | Annotated[EvaluateSpec, Tag("evaluate")]

@@ -14,7 +14,7 @@ spaces, symbols, emoji); characters that belong to the one before them (marks, j
 
 ZERO_WIDTH_JOINER = 0x200D
 
-_UNSPACED = (
+UNSPACED = (
     (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x2FDF), (0x3005, 0x312F), (0x31F0, 0x31FF),
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF),
 )  # fmt: skip
@@ -50,7 +50,7 @@ def _kind(point: int) -> int:
     if category in ("Mn", "Mc", "Me", "Cf") or 0x1F3FB <= point <= 0x1F3FF:
         return JOINING
     if category[0] in "LN":
-        unspaced = any(first <= point <= last for first, last in _UNSPACED)
+        unspaced = any(first <= point <= last for first, last in UNSPACED)
         return SINGLE if unspaced else WORD
     if category == "So":
         return SINGLE

@@ -41,6 +41,7 @@ class _Search:
     ranked: Ints
     costs: Ints
     high: int
+    strict: bool = False
     low: int = 0
     guess: int = 0
     rounds: int = 0
@@ -90,7 +91,9 @@ def fit(prompts: Sequence[Prompt], rankings: Sequence[Ranking], target: Tokenisi
 
 
 def _filled(search: _Search, target: Tokenising) -> Fitted:
-    """The next unit in rank does not fit: fill what is left with lower ones that do."""
+    """The next unit in rank does not fit: fill what is left with lower ones that do, where that is wanted."""
+    if search.strict:
+        return search.best
     budget, costs = search.prompt.budget, search.prompt.costs()
     rest = search.ranked[search.low :]
     small = rest[costs[rest] <= budget - search.best.tokens]
@@ -108,7 +111,8 @@ def _begin(prompt: Prompt, ranking: Ranking) -> _Search:
     forced = prompt.forced()
     ranked = np.flatnonzero(np.isfinite(ranking.margins) & ~forced)
     ranked = ranked[np.argsort(-ranking.margins[ranked], kind="stable")]
-    search = _Search(prompt, ranking.order, forced, ranked, np.cumsum(prompt.costs()[ranked]), high=len(ranked) + 1)
+    costs = np.cumsum(prompt.costs()[ranked])
+    search = _Search(prompt, ranking.order, forced, ranked, costs, len(ranked) + 1, ranking.strict)
     if forced.any():
         spans = search.spans(0)
         search.best = Fitted(text_of(prompt.text, spans), prompt.fixed, spans)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 METHODS = {
     "llmlingua": "pipeline.compression.llmlingua:LLMLingua",
     "llmlingua2": "pipeline.compression.classifier_method:LLMLingua2",
+    "selective-context": "pipeline.compression.methods.selective_context:SelectiveContext",
+    "sentences": "pipeline.compression.methods.sentences:Sentences",
+    "truncation": "pipeline.compression.methods.truncation:Truncation",
+    "random": "pipeline.compression.methods.chance:Random",
+    "tfidf": "pipeline.compression.methods.tfidf:TFIDF",
+    "bm25": "pipeline.compression.methods.bm25:BM25",
 }
 """Name -> class, imported when first used (torch takes seconds)."""
 
@@ -32,11 +38,13 @@ class Ranking:
 
     ``margins``: one number for every unit of every part, in order; the highest are kept, as many as fit, those of
     ``-inf`` never. Units that must stay do, whatever they have here. ``order``: the places of all parts as they are to
-    stand, where that is another order.
+    stand, where that is another order. ``strict``: no unit is kept without all that rank above it, though some of the
+    budget be left (a truncated text has no gaps).
     """
 
     margins: NDArray[np.float64]
     order: tuple[int, ...] | None = None
+    strict: bool = False
 
 
 class Method(Protocol):

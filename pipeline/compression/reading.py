@@ -1,0 +1,57 @@
+"""Surprisal of every token of whole texts, each read once: what needs no iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.batching import run_packed
+from pipeline.compression.registry import Passed
+from pipeline.compression.scoring import Scorer, Window, padded, windows_of
+
+Ints = NDArray[np.int64]
+Nats = NDArray[np.float32]
+
+ENOUGH = {"cpu": 512, "cuda": 8192}
+"""Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
+
+
+def surprisals(scorer: Scorer, texts: Sequence[Ints], passed: Passed) -> list[Nats]:
+    """Nats of every token of each text but its first, the start token.
+
+    A text beyond ``Scorer.prefix`` tokens is read in windows of that length that overlap by half: every token sees all
+    tokens before it, or at least half a window of them, whatever it is batched with.
+    """
+    windows = [(place, window) for place, ids in enumerate(texts) for window in windows_of(ids, scorer.prefix)]
+    nats = read(scorer, [window for _, window in windows], passed)
+    found: list[list[Nats]] = [[] for _ in texts]
+    for (place, _), some in zip(windows, nats, strict=True):
+        found[place].append(some)
+    return [np.concatenate(some) for some in found]
+
+
+def read(scorer: Scorer, windows: Sequence[Window], passed: Passed) -> list[Nats]:
+    """Nats of the scored tokens of every window."""
+    return run_packed(
+        [len(window.ids) for window in windows],
+        scorer.batch_tokens,
+        lambda rows: _pass(scorer, [windows[row] for row in rows], passed),
+        enough=ENOUGH[scorer.device.type],
+    )
+
+
+@torch.inference_mode()
+def _pass(scorer: Scorer, windows: Sequence[Window], passed: Passed) -> list[Nats]:
+    """One forward pass. Padding stands on the right, where a causal model never looks."""
+    lengths = np.array([len(window.ids) for window in windows])
+    scored = np.array([window.scored for window in windows])
+    ids = padded(np.concatenate([window.ids for window in windows]), lengths)
+    place = np.arange(ids.shape[1])
+    wanted = (place >= scored[:, None]) & (place < lengths[:, None])
+    hidden = scorer.trunk(input_ids=torch.from_numpy(ids).to(scorer.device), use_cache=False).last_hidden_state
+    nats = scorer.surprisal_at(hidden, np.flatnonzero(wanted) - 1, ids[wanted])
+    passed(len(nats))
+    return np.split(nats, np.cumsum(lengths - scored)[:-1])
