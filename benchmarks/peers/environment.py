@@ -22,8 +22,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.settings import Settings
-
 REQUIREMENTS = Path(__file__).parent / "llmlingua" / "requirements.txt"
 RUNNER = Path(__file__).parent / "llmlingua" / "run.py"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux2010_x86_64")
@@ -93,7 +91,7 @@ def build(into: Path | None = None, wheels: Path | None = None) -> Environment:
 
     Raises ``RuntimeError`` with pip's words where a package cannot be had, and for data that is not what it should be.
     """
-    made = Environment((into or Settings().cache / "peers" / f"llmlingua-{_stamp()}").resolve())
+    made = Environment((into or _cached()).resolve())
     if made.ready:
         return made
     partial = made.folder.with_name(f".partial-{made.folder.name}")
@@ -114,6 +112,12 @@ def pack(folder: Path, python: str) -> dict[str, int]:
     _data(folder, None)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _cached() -> Path:
+    from schemas.settings import Settings  # not needed where a folder is named: a bare Python can build there
+
+    return Settings().cache / "peers" / f"llmlingua-{_stamp()}"
 
 
 def _data(folder: Path, packed: Path | None) -> None:
