@@ -95,14 +95,10 @@ def _works(arguments: argparse.Namespace, tokenizer: Any) -> list[Work]:
 
 
 def _ask_peer(arguments: argparse.Namespace, works: Sequence[Work], device: str) -> dict[str, Any]:
-    """Fills in the answers and the counts of origin tokens; facts of the peer's processes."""
-    environment = build(arguments.peer, arguments.wheels)
-    with tempfile.TemporaryDirectory() as temporary:
-        model = convert(resolve(arguments.model).folder, Path(temporary))
-        peer = Peer(environment, model, device, arguments.dtype, arguments.threads)
-        timed = [case(0, one, **OPTIONS[work.kind]) for work in works for one in work.prompts[: work.peer]]
-        counted = [case(0, one, "count") for work in works for one in work.prompts]
-        found, answers = peer.answers([*timed, *counted], arguments.warm_up_peer, _tell)
+    """Fills in the answers and the counts of origin tokens; facts of the peer's process."""
+    timed = [case(0, one, **OPTIONS[work.kind]) for work in works for one in work.prompts[: work.peer]]
+    counted = [case(0, one, "count") for work in works for one in work.prompts]
+    found, answers = _answers(arguments, device, arguments.dtype, [*timed, *counted], arguments.warm_up_peer)
     rest = iter(answers)
     for work in works:
         work.answers = list(islice(rest, work.peer))
@@ -113,23 +109,30 @@ def _ask_peer(arguments: argparse.Namespace, works: Sequence[Work], device: str)
 
 def _check(arguments: argparse.Namespace, pool: ModelPool, works: Sequence[Work]) -> dict[str, str]:
     """Share of equal texts, by work: reference fidelity against the library, both in float32."""
-    environment = build(arguments.peer, arguments.wheels)
-    device = pool.causal_lm(arguments.model, "float32").device.type
-    shares = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        peer = Peer(environment, convert(resolve(arguments.model).folder, Path(temporary)), device, "float32")
-        for work in works:
-            prompts = work.prompts[: min(work.peer, arguments.check)]
-            if not prompts:
-                continue
-            if arguments.dtype == "float32":
-                answers = work.answers[: len(prompts)]
-            else:
-                answers = peer.answers([case(0, one, **OPTIONS[work.kind]) for one in prompts], 0, _tell)[1]
+    checked = {work.name: (work, work.prompts[: min(work.peer, arguments.check)]) for work in works}
+    if arguments.dtype == "float32":
+        answers = [answer for work, prompts in checked.values() for answer in work.answers[: len(prompts)]]
+    else:
+        device = pool.causal_lm(arguments.model, "float32").device.type
+        cases = [case(0, one, **OPTIONS[work.kind]) for work, prompts in checked.values() for one in prompts]
+        answers = _answers(arguments, device, "float32", cases)[1] if cases else []
+    rest, shares = iter(answers), {}
+    for name, (work, prompts) in checked.items():
+        if prompts:
             compress = reference(pool, arguments.model, "float32", arguments.batch_tokens, OPTIONS[work.kind])
-            shares[work.name] = _equal(compress(prompts, lambda tokens: None), answers)
-            _tell(f"{work.name}: {shares[work.name]} texts equal in float32")
+            texts = compress(prompts, lambda tokens: None)
+            shares[name] = _equal(texts, list(islice(rest, len(prompts))))
+            _tell(f"{name}: {shares[name]} texts equal in float32")
     return shares
+
+
+def _answers(
+    arguments: argparse.Namespace, device: str, dtype: str, cases: Sequence[dict[str, Any]], warm_up: int = 0
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    with tempfile.TemporaryDirectory() as temporary:
+        model = convert(resolve(arguments.model).folder, Path(temporary))
+        peer = Peer(build(arguments.peer, arguments.wheels), model, device, dtype, arguments.threads)
+        return peer.answers(cases, warm_up, _tell)
 
 
 def _engines(
