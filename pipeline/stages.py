@@ -27,6 +27,7 @@ STAGES = {
     "compress": "pipeline.compression.stage:Compress",
     "generate": "pipeline.generation.stage:Generate",
     "align": "pipeline.alignment.stage:Align",
+    "recover": "pipeline.compression.recover_stage:Recover",
     "evaluate": "pipeline.evaluation.stage:Evaluate",
 }
 """Kind of stage -> the class behind it, imported only when such a stage runs (torch takes seconds)."""

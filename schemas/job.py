@@ -112,6 +112,13 @@ class JobSpec(Strict):
             raise ValueError("evaluate scores what generate wrote: put a generate stage before it")
         return self
 
+    @model_validator(mode="after")
+    def _answers_before_recovery(self) -> JobSpec:
+        kinds = [stage.kind for stage in self.stages]
+        if "recover" in kinds and not {"compress", "generate"} <= set(kinds[: kinds.index("recover")]):
+            raise ValueError("recover undoes in answers what compress cut: put compress and generate before it")
+        return self
+
     def output_settings(self) -> dict[str, Any]:
         """What decides the rows a job writes; where they go, prices and speed settings are left out."""
         return {

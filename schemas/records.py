@@ -75,6 +75,13 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("align_seconds", pa.float64(), nullable=False),
         ]
     ),
+    "recover": pa.schema(
+        [
+            pa.field("recovered", pa.string()),  # ``generated`` in the original's words; null where ``kept`` is
+            # What was replaced, four numbers each: characters of ``generated`` (from, to), then of ``text``.
+            pa.field("recovered_from", pa.list_(pa.field("element", pa.int32()))),
+        ]
+    ),
     "evaluate": pa.schema(
         [
             pa.field("prediction", pa.string()),  # the answer as it was read out of ``generated``; null: none in it
@@ -93,8 +100,9 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
 }
 """The columns a kind of stage makes. Seconds and money say what it took to make the row, in whatever job."""
 
-ANSWER_DECIDES = frozenset({"align", "evaluate"})
-"""Kinds of stage whose columns follow from the reference answer too, which no content hash covers: never taken over."""
+ANSWER_DECIDES = frozenset({"align", "evaluate", "recover"})
+"""Kinds of stage whose columns follow from the reference answer, or from the one sampled answer that stands in the row:
+no content hash covers them, so they are never taken over."""
 
 REUSED_FROM = {
     kind: f"{kind}_reused_from" for kind, made in STAGE_FIELDS.items() if made.names and kind not in ANSWER_DECIDES

@@ -22,6 +22,7 @@ from schemas.compress import (
     compress_tag,
 )
 from schemas.evaluate import EvaluateSpec
+from schemas.recover import RecoverSpec
 
 
 class GenerateSpec(StageBase):
@@ -97,6 +98,7 @@ StageSpec = Annotated[
     | Annotated[BM25Spec, Tag("bm25")]
     | Annotated[GenerateSpec, Tag("generate")]
     | Annotated[AlignSpec, Tag("align")]
+    | Annotated[RecoverSpec, Tag("recover")]
     | Annotated[EvaluateSpec, Tag("evaluate")]
     | Annotated[CopySpec, Tag("copy")],
     Discriminator(_tag),

@@ -18,9 +18,6 @@ from pipeline.compression.runs import Runs, words_of
 
 Ints = NDArray[np.int64]
 
-REACH = 200
-"""Where a stage recovers: most characters that were cut between two words which still count as one run."""
-
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
@@ -37,8 +34,13 @@ def recover(original: str, kept: Sequence[int] | Ints, answer: str, reach: int |
     that were cut between two words of a run; None: any number. What is not found stays as it is. Time is about linear
     in both texts. Raises ``ValueError`` for spans that are not of this text.
     """
+    return replaced(original, answer, recovered(original, kept, answer, reach))
+
+
+def replaced(original: str, answer: str, found: Sequence[Recovered]) -> str:
+    """``answer`` with each of the runs ``found`` in it replaced."""
     pieces, place = [], 0
-    for one in recovered(original, kept, answer, reach):
+    for one in found:
         pieces += [answer[place : one.answer[0]], original[slice(*one.original)]]
         place = one.answer[1]
     return "".join([*pieces, answer[place:]])

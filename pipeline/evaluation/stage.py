@@ -49,7 +49,8 @@ class Evaluate:
 
 def _outcome(scorer: Scorer, document: Document) -> Outcome:
     began = time.perf_counter()
-    generated = document.fields.get("generated")
+    recovered = document.fields.get("recovered")
+    generated = document.fields.get("generated") if recovered is None else recovered
     if not isinstance(generated, str):
         raise Halt("evaluate found no answers to score: it needs a generate stage before it")
     if document.answer is None or not document.answer.strip():

@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "compress-rate": {"kind": "compress", "rate": 0.5},
     "compress-tokens": {"kind": "compress", "target_tokens": 60},
     "compress-all": {"kind": "compress", "rate": 0.6, "tau_instruction": 0.85, "tau_question": 0.9},
+    "recover": {"kind": "recover"},
     "evaluate-numbers": {"kind": "evaluate", "task": "gsm8k"},
     "evaluate-choices": {"kind": "evaluate", "task": "bbh"},
     "align": {"kind": "align", "epochs": 1, "documents_per_step": 4, "max_tokens": 64, "learning_rate": 1e-2},
@@ -41,7 +42,10 @@ BY_ITSELF = [name for name, case in CASES.items() if case["kind"] not in WHOLE_C
 each_document_by_itself = pytest.mark.parametrize("settings", BY_ITSELF, indirect=True)
 """Cases of stages whose output for a document depends on it alone; the others make a promise of their own below."""
 
-BEFORE = {"evaluate": [{"kind": "generate"}]}
+BEFORE: dict[str, list[dict[str, Any]]] = {
+    "evaluate": [{"kind": "generate"}],
+    "recover": [{"kind": "compress", "method": "random", "rate": 0.5}, {"kind": "generate"}],
+}
 """What a job must do first for this kind of stage to make sense."""
 
 CODE = 'def total(rows: list[int]) -> int:\n    """Sum."""\n    return sum(row for row in rows if row % 2 == 0)\n' * 3
@@ -66,9 +70,9 @@ PARTS = {
 
 
 def document(seq: int, name: str) -> Document:
-    """As a stage gets it after ``generate``, whose answer is the prompt once more."""
+    """As a stage gets it after ``generate``, whose answer is the prompt once more; half of it was kept."""
     text = PARTS[name].render()
-    fields = {"generated": f"{text}\nThe answer is 48."}
+    fields = {"generated": f"{text}\nThe answer is 48.", "kept": [0, len(text) // 2]}
     return Document(seq, name, PARTS[name], PARTS[name].content_hash(), answer=text, fields=fields)
 
 
@@ -149,6 +153,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "generate": {"empty": "empty", "blank": "empty", "huge": "prompt_too_long"},
     "compress": {"empty": "empty", "blank": "empty"},
     "align": {"empty": "empty", "blank": "empty"},
+    "recover": {},
     "evaluate": {"empty": "no_reference", "blank": "no_reference"},
 }
 NO_NUMBER = {"one letter", "french", "chinese", "arabic", "emoji", "question only", "special tokens", "a null"}
@@ -238,7 +243,7 @@ def test_tokens_and_seconds_are_accounted_for(settings: dict[str, Any], stage: S
     assert sum(documents for documents, _ in counted) == len(few)
     assert all(documents >= 0 and tokens >= 0 for documents, tokens in counted)
     assert sum(result.seconds for result in results) <= elapsed
-    if settings["kind"] in ("copy", "evaluate"):  # neither counts tokens
+    if settings["kind"] in ("copy", "recover", "evaluate"):  # neither counts tokens
         return
     assert all(result.tokens_in > 0 and result.tokens_out > 0 for result in results)
     assert sum(result.seconds for result in results) > 0
