@@ -1,0 +1,138 @@
+"""Losses of many texts at once, as the library computes them: text by text from its first token on.
+
+loss[j] is -log p(token j+1 | tokens 0..j) in nats: the library ascribes it to token j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.batching import run_packed
+from pipeline.compression.prefix import Passes
+from pipeline.compression.registry import Passed
+from pipeline.compression.scoring import Scorer, padded
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_ENOUGH = {"cpu": 512, "cuda": 8192}
+"""Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """``ids`` to be read; its score is the mean of loss[first:], ``first`` as Python reads it."""
+
+    ids: Ints
+    first: int = 0
+
+
+def most_positions(scorer: Scorer) -> int:
+    """The model's max_position_embeddings: what the library takes for its window."""
+    return int(getattr(scorer.config, "max_position_embeddings", scorer.window))
+
+
+def mean_losses(scorer: Scorer, texts: Sequence[Text], passed: Passed) -> list[float]:
+    """The score of each text: nats per token, of at most the model's window; nan where no token has a loss."""
+    most = most_positions(scorer)
+    cut = [text.ids[:most] for text in texts]
+    first = [range(max(0, len(ids) - 1))[text.first :].start for ids, text in zip(cut, texts, strict=True)]
+    return run_packed(
+        [len(ids) for ids in cut],
+        scorer.batch_tokens,
+        lambda rows: _means(scorer, [cut[row] for row in rows], np.array([first[row] for row in rows]), passed),
+        enough=_ENOUGH[scorer.device.type],
+    )
+
+
+@torch.inference_mode()
+def _means(scorer: Scorer, texts: Sequence[Ints], first: Ints, passed: Passed) -> list[float]:
+    lengths = np.array([len(ids) for ids in texts])
+    ids = torch.from_numpy(padded(np.concatenate(texts), lengths)).to(scorer.device)
+    place = np.arange(ids.shape[1])
+    wanted = (place >= first[:, None]) & (place < (lengths - 1)[:, None])
+    nats = _nats(scorer, _trunk(scorer, ids), ids, np.flatnonzero(wanted))
+    counts = wanted.sum(1)
+    rows = torch.from_numpy(np.repeat(np.arange(len(texts)), counts)).to(scorer.device)
+    sums = torch.zeros(len(texts), dtype=torch.float64, device=scorer.device).index_add_(0, rows, nats.double())
+    passed(int(lengths.sum()))
+    means: list[float] = (sums / torch.from_numpy(counts).to(scorer.device)).tolist()
+    return means
+
+
+def _trunk(scorer: Scorer, ids: torch.Tensor) -> torch.Tensor:
+    """Hidden states ``[rows, tokens, d]``. Padding stands on the right, where a causal model never looks."""
+    hidden: torch.Tensor = scorer.trunk(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _nats(scorer: Scorer, hidden: torch.Tensor, ids: torch.Tensor, places: Ints) -> torch.Tensor:
+    """The losses at ``places`` of the rectangle ``ids``, counted row by row."""
+    at = torch.from_numpy(places).to(scorer.device)
+    return scorer.surprisal(hidden.flatten(0, 1)[at], ids.flatten()[at + 1])
+
+
+class Reading:
+    """Texts that shrink while they are read: their losses, and the keys and values of what is decided.
+
+    Row r has losses ``loss[r, :scored[r]]``; ``cached[r]`` of its tokens have keys and values. ``loss`` is 0 behind
+    what is scored. Losses of removed tokens are taken out by whoever removes them; the others stay until they are
+    computed anew, however much of the text before them is gone.
+    """
+
+    def __init__(self, scorer: Scorer, rows: int, width: int, passed: Passed) -> None:
+        self._scorer, self._passed = scorer, passed
+        self._most = most_positions(scorer)
+        self.passes = Passes(scorer, rows)
+        exact = torch.float64 if scorer.head.weight.dtype is torch.float64 else torch.float32
+        self.loss = torch.zeros(rows, width, dtype=exact, device=scorer.device)
+        self.scored = np.zeros(rows, np.int64)
+        self.cached = np.zeros(rows, np.int64)
+
+    def read_all(self, ids: torch.Tensor, lengths: Ints) -> None:
+        """The first pass: every text ``ids[r, :lengths[r]]`` as a whole, up to the model's window; nothing is kept."""
+        taken = np.minimum(lengths, self._most)
+        run_packed(
+            taken.tolist(),
+            self._scorer.batch_tokens,
+            lambda rows: self._read_some(ids, np.array(rows), taken[rows]),
+            enough=_ENOUGH[self._scorer.device.type],
+        )
+        self.scored = np.maximum(0, taken - 1)
+
+    def _read_some(self, ids: torch.Tensor, rows: Ints, lengths: Ints) -> list[None]:
+        which = torch.from_numpy(rows).to(self._scorer.device)
+        some = ids[which, : int(lengths.max())]
+        row, column = np.nonzero(np.arange(some.shape[1]) < (lengths - 1)[:, None])
+        nats = _nats(self._scorer, _trunk(self._scorer, some), some, row * some.shape[1] + column)
+        self._write(rows[row], column, nats)
+        self._passed(int(lengths.sum()))
+        return [None] * len(rows)
+
+    def read_on(self, rows: Ints, ids: torch.Tensor, ends: Ints, keep: Ints) -> None:
+        """The tokens from ``cached`` to ``ends`` of these rows of ``ids``, after those that are cached.
+
+        Their losses are computed anew; keys and values up to place ``keep`` are kept. Every row has at least two
+        tokens to be read.
+        """
+        device, cached = self._scorer.device, self.cached[rows]
+        feed = ends - cached
+        column = torch.arange(self.passes.round(int(feed.max())), device=device)
+        where = (torch.from_numpy(cached).to(device)[:, None] + column).clamp(max=ids.shape[1] - 1)
+        some = ids[torch.from_numpy(rows).to(device)[:, None], where]
+        hidden = self.passes.run(rows, some, cached, np.maximum(0, keep - cached))
+        row, place = np.nonzero(np.arange(some.shape[1]) < (feed - 1)[:, None])
+        nats = _nats(self._scorer, hidden, some, row * some.shape[1] + place)
+        self._write(rows[row], cached[row] + place, nats)
+        self.scored[rows] = np.maximum(self.scored[rows], ends - 1)
+        self.cached[rows] = keep
+        self._passed(int(feed.sum()))
+
+    def _write(self, rows: Ints, columns: Ints, nats: torch.Tensor) -> None:
+        device = self._scorer.device
+        self.loss[torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)] = nats

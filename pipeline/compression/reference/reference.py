@@ -1,0 +1,199 @@
+"""llmlingua 0.2.2 for many documents at once: the library's steps, each over all documents before the next.
+
+What one step decides on one document never depends on the others: together they only fill the model's passes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pipeline.compression.reference import jsonpairs, punkt, sentences
+from pipeline.compression.reference.codec import Codec, Ints
+from pipeline.compression.reference.contexts import AFTERTHOUGHT, choose
+from pipeline.compression.reference.crash import Crash
+from pipeline.compression.reference.decisions import Watch
+from pipeline.compression.reference.fallback import shortened, shortened_json
+from pipeline.compression.reference.iteration import Iterating, Stream
+from pipeline.compression.reference.prefix import fitted, tokens_of
+from pipeline.compression.reference.reading import most_positions
+from pipeline.compression.reference.scores import Scores
+from pipeline.compression.reference.tags import merged
+from pipeline.compression.reference.windows import BETWEEN, Window, plain_windows, tagged_windows
+from pipeline.compression.reference.work import Work, attempt, begin, encode_each, live, plain
+from pipeline.compression.registry import Passed
+from pipeline.compression.scoring import Scorer
+from pipeline.stages import Refusal
+from schemas.document import PromptParts
+from schemas.reference import ReferenceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceResult:
+    """A compressed prompt. Tokens are the scorer's, without special ones, of the whole text before and after.
+
+    ``contexts`` are the places of the contexts that stayed, in output order. ``crashed`` says why the library would
+    have raised an exception; the text is then ``fallback``'s.
+    """
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    contexts: tuple[int, ...]
+    crashed: str | None = None
+
+
+class Reference:
+    """``compress`` is compress_prompt, structured_compress_prompt or compress_json, by what ``options`` say.
+
+    ``watch`` sees every decision on a token.
+    """
+
+    def __init__(self, scorer: Scorer, tokenizer: Any, options: ReferenceOptions, watch: Watch | None = None) -> None:
+        self._options = _effective(options)
+        self._codec = Codec(tokenizer, options.clean_up_tokenization_spaces)
+        self._scores = Scores(scorer, self._codec, options.condition)
+        self._most = most_positions(scorer)
+        self._iterating = Iterating(
+            scorer, options.iterative_size, options.condition_compare, options.keep_split, watch
+        )
+        self._splitter = punkt.load() if options.use_sentence_level_filter else None
+
+    def compress(
+        self, sources: Sequence[PromptParts], passed: Passed = lambda tokens: None
+    ) -> list[ReferenceResult | Refusal]:
+        """One result a document, in order; a refusal for white space and for half surrogate pairs."""
+        refused = [_unusable(source) for source in sources]
+        works = begin([one for one, no in zip(sources, refused, strict=True) if no is None], self._codec, self._options)
+        if self._options.use_context_level_filter:
+            self._filter_contexts(works, passed)
+        if self._splitter is not None:
+            self._filter_sentences(works, passed)
+        self._compress_tokens(works, passed)
+        done = iter(self._results(works))
+        return [no or next(done) for no in refused]
+
+    def _filter_contexts(self, works: Sequence[Work], passed: Passed) -> None:
+        some = [work for work in live(works) if len(work.contexts) > 1]
+        texts = [[context.text for context in work.contexts] for work in some]
+        for work, scores in zip(some, self._scores.of(some, texts, AFTERTHOUGHT, passed), strict=True):
+            attempt([work], partial(self._choose, scores=scores))
+
+    def _choose(self, work: Work, scores: Sequence[float]) -> None:
+        choice = choose(scores, work.lengths, work.target, self._options, work.forced)
+        if self._options.tagged and len(choice.used) < len(choice.shifts):
+            raise Crash("a forced context is not there")
+        work.used, work.shifts = choice.used, choice.shifts
+        work.contexts = [work.contexts[place] for place in choice.used]
+
+    def _filter_sentences(self, works: Sequence[Work], passed: Passed) -> None:
+        """A document of one sentence stays as it is."""
+        attempt(works, self._split)
+        some = [work for work in live(works) if len(work.sentences.texts) != 1]
+        texts = [work.sentences.texts for work in some]
+        scores = self._scores.of(some, texts, "", passed)
+        lengths = encode_each(some, self._codec, lambda work: work.sentences.texts, special=True)
+        for work, found, ids in zip(some, scores, lengths, strict=True):
+            work.contexts = sentences.keep(work.sentences, found, [*map(len, ids)], work.target, self._options)
+
+    def _split(self, work: Work) -> None:
+        assert self._splitter is not None
+        work.sentences = sentences.split(work.contexts, self._splitter)
+
+    def _compress_tokens(self, works: Sequence[Work], passed: Passed) -> None:
+        if self._options.conditioned:
+            attempt(works, self._set_question)
+        if not self._options.use_token_level_filter:
+            attempt(works, _join)
+            return
+        some = live(works)
+        lengths = encode_each(some, self._codec, lambda work: [context.text for context in work.contexts])
+        whole = encode_each(some, self._codec, lambda work: [BETWEEN.join(work.texts)])
+        for work, counts, (ids,) in zip(some, lengths, whole, strict=True):
+            attempt([work], partial(self._plan, counts=[*map(len, counts)], ids=ids))
+        self._run(live(some), passed)
+
+    def _set_question(self, work: Work) -> None:
+        source = work.source
+        text = source.question + BETWEEN + source.instruction if self._options.add_instruction else source.question
+        work.question = fitted(self._codec, text, self._options.iterative_size, self._most)
+        work.start = tokens_of(self._codec, work.question, work.contexts[0].text)
+
+    def _plan(self, work: Work, counts: Sequence[int], ids: Ints) -> None:
+        if not len(ids):
+            raise Crash("nothing is left of the contexts")
+        size, plan = self._options.iterative_size, list[Window]()
+        if self._options.tagged:
+            texts, segments = [one.text for one in work.contexts], [merged(one.segments) for one in work.contexts]
+            plan = tagged_windows(self._codec, ids[work.start :], texts, segments, size)
+        else:
+            plan = plain_windows(counts, work.target, size, work.shifts)
+        work.stream = Stream(ids, work.start, tuple(plan))
+
+    def _run(self, works: Sequence[Work], passed: Passed) -> None:
+        """Equal streams are compressed once: few-shot corpora share their demonstrations."""
+        keys = [(work.ready.ids.tobytes(), work.ready.start, work.ready.plan) for work in works]
+        streams = dict(zip(keys, (work.ready for work in works), strict=True))
+        found = dict(zip(streams, self._iterating.run(list(streams.values()), passed), strict=True))
+        kept = [found[key] for key in keys]
+        ids = [work.ready.ids[[] if isinstance(one, Crash) else one] for work, one in zip(works, kept, strict=True)]
+        for work, one, text in zip(works, kept, self._codec.decode_many(ids), strict=True):
+            work.text = text.replace("<s> ", "").replace("<s>", "")
+            work.crash = one if isinstance(one, Crash) else None
+
+    def _results(self, works: Sequence[Work]) -> list[ReferenceResult]:
+        attempt(works, self._assemble)
+        before = [work.source.render() for work in works]
+        tokens_in = [len(ids) for ids in self._codec.encode(before)]
+        for work, count in zip(works, tokens_in, strict=True):
+            if work.crash is not None:
+                work.text = self._fallback(work, count)
+        tokens_out = [len(ids) for ids in self._codec.encode([work.text for work in works])]
+        return [
+            ReferenceResult(work.text, one, two, work.used, str(work.crash) if work.crash else None)
+            for work, one, two in zip(works, tokens_in, tokens_out, strict=True)
+        ]
+
+    def _assemble(self, work: Work) -> None:
+        source, options = work.source, self._options
+        parts = [source.instruction, work.text if work.text.strip() else ""]
+        work.text = BETWEEN.join(part for part in [*parts, source.question * options.concate_question] if part)
+        if options.json_config is not None:
+            work.text = json.dumps(jsonpairs.restored(work.text), ensure_ascii=False)
+
+    def _fallback(self, work: Work, tokens: int) -> str:
+        options, source = self._options, work.source
+        budget = int(options.target_token) if options.target_token >= 0 else int(tokens * options.rate)
+        if options.json_config is not None:
+            return shortened_json(self._codec, "".join(source.contexts), options.json_config, budget)
+        question = source.question if options.concate_question else ""
+        return shortened(self._codec, source.instruction, plain(source), question, budget)
+
+
+def _effective(options: ReferenceOptions) -> ReferenceOptions:
+    """What compress_json makes of its options."""
+    if options.json_config is None:
+        return options
+    return options.model_copy(update={
+        "use_context_level_filter": options.use_keyvalue_level_filter, "reorder_context": options.reorder_keyvalue,
+        "add_instruction": False, "concate_question": False, "strict_preserve_uncompressed": False,
+        "force_context_ids": None, "force_context_number": None, "dynamic_context_compression_ratio": 0.0,
+    })  # fmt: skip
+
+
+def _join(work: Work) -> None:
+    work.text = BETWEEN.join(context.text for context in work.contexts)
+
+
+def _unusable(source: PromptParts) -> Refusal | None:
+    text = source.render()
+    if not text or text.isspace():
+        return Refusal("empty", "the prompt is empty or only white space: there is nothing to compress")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return Refusal("invalid_unicode", f"the prompt holds half a surrogate pair at character {error.start}; mend it")
+    return None

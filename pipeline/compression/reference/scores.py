@@ -1,0 +1,68 @@
+"""Scores of contexts and sentences: mean surprisal, of the text itself or of it and the question together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from pipeline.compression.reference.codec import Codec, Ints
+from pipeline.compression.reference.crash import Crash
+from pipeline.compression.reference.reading import Text, mean_losses
+from pipeline.compression.reference.work import Work
+from pipeline.compression.registry import Passed
+from pipeline.compression.scoring import Scorer
+
+REMEMBERED = 2**16
+"""Most scores kept from call to call."""
+
+
+class Scores:
+    """``condition``: none; after (the question's surprisal after the text); before (the text's after the question).
+
+    Equal texts are scored once, and not again in later calls.
+    """
+
+    def __init__(self, scorer: Scorer, codec: Codec, condition: str) -> None:
+        self._scorer, self._codec, self._condition = scorer, codec, condition
+        self._known: dict[tuple[bytes, int], float] = {}
+
+    def of(
+        self, works: Sequence[Work], texts: Sequence[Sequence[str]], suffix: str, passed: Passed
+    ) -> list[list[float]]:
+        """A score for each of some texts of every document, whose questions end with ``suffix`` here.
+
+        Documents with a text of no tokens crash.
+        """
+        pairs = [
+            (text, work.source.question + suffix) for work, some in zip(works, texts, strict=True) for text in some
+        ]
+        asked = iter(self._asked(pairs))
+        by_work = [list(islice(asked, len(some))) for some in texts]
+        for work, some in zip(works, by_work, strict=True):
+            if not all(len(text.ids) for text in some):
+                work.crash = Crash("a text to be ranked has no tokens")
+        means = iter(self._means([text for some in by_work for text in some], passed))
+        return [list(islice(means, len(some))) for some in by_work]
+
+    def _asked(self, pairs: Sequence[tuple[str, str]]) -> list[Text]:
+        if self._condition == "none":
+            return [Text(ids) for ids in self._encode([text for text, _ in pairs])]
+        if self._condition == "before":
+            pairs = [(question, text) for text, question in pairs]
+        whole = self._encode([first + last for first, last in pairs])
+        begins = [len(ids) - 1 for ids in self._encode([first for first, _ in pairs])]
+        return [Text(ids, begin) for ids, begin in zip(whole, begins, strict=True)]
+
+    def _encode(self, texts: Sequence[str]) -> list[Ints]:
+        different = list(dict.fromkeys(texts))
+        ids = dict(zip(different, self._codec.encode(different, special=True), strict=True))
+        return [ids[text] for text in texts]
+
+    def _means(self, texts: Sequence[Text], passed: Passed) -> list[float]:
+        if len(self._known) > REMEMBERED:
+            self._known.clear()
+        keys = [(text.ids.tobytes(), text.first) for text in texts]
+        pairs = zip(keys, texts, strict=True)
+        new = {key: text for key, text in pairs if len(text.ids) and key not in self._known}
+        self._known.update(zip(new, mean_losses(self._scorer, list(new.values()), passed), strict=True))
+        return [self._known.get(key, float("nan")) for key in keys]
