@@ -50,6 +50,9 @@ class CompressSpec(StageBase):
     rate: Share | None = Field(None, description="compressed / original tokens")
     target_tokens: Whole | None = Field(None, ge=1, description="most tokens of the whole compressed prompt")
     rates: tuple[Share, ...] = Field((), description="every document once at each of these rates, in one job")
+    budget: Literal["prompt", "contexts"] = Field(
+        "prompt", description="what it is of: the whole prompt, or its contexts, beside which the rest counts in full"
+    )
     unit: Unit = Field("word", description="what is kept or removed whole")
     tau_instruction: Share = Field(1.0, description="share of the instruction that stays; 1: verbatim (paper: 0.85)")
     tau_question: Share = Field(1.0, description="share of the question that stays; 1: verbatim (paper: 0.9)")

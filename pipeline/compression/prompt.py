@@ -123,8 +123,8 @@ class Preparing:
         found = {parts: self._pieces(parts) for parts in {source.parts: None for source in sources}}
         pieces = [found[source.parts] for source in sources]  # shared by the same document at several rates
         texts = ["" if isinstance(one, Refusal) else _render(one) for one in pieces]
-        counts = self.target.count(texts)
-        budgets = [self._budget(source, count) for source, count in zip(sources, counts, strict=True)]
+        counts, beside = self.target.count(texts), self._beside(pieces)
+        budgets = [self._budget(*one) for one in zip(sources, counts, beside, strict=True)]
         work = {
             place: one
             for place, one in enumerate(pieces)
@@ -161,9 +161,16 @@ class Preparing:
         found = [piece for piece in found if piece.marked.text]
         return found if any(not piece.marked.text.isspace() for piece in found) else _EMPTY
 
-    def _budget(self, source: Source, count: int) -> int:
+    def _beside(self, pieces: Sequence[list[_Piece] | Refusal]) -> Sequence[int]:
+        """Tokens that the budget does not cover: those of instruction and question, where it is of contexts alone."""
+        if self.spec.budget == "prompt":
+            return [0] * len(pieces)
+        rest = [[] if isinstance(one, Refusal) else [part for part in one if part.role != "context"] for one in pieces]
+        return self.target.count([_render(one) for one in rest])
+
+    def _budget(self, source: Source, count: int, beside: int) -> int:
         rate = self.spec.rate if source.rate is None else source.rate
-        return tokens_asked(count, rate, None if source.rate else self.spec.target_tokens)
+        return beside + tokens_asked(count - beside, rate, None if source.rate else self.spec.target_tokens)
 
     def _fixed(self, made: list[Ready]) -> list[Ready]:
         """Count what must stay in each prompt, and refuse the budgets that cannot hold it."""
