@@ -78,8 +78,12 @@ def _summary(connection: Connection, job: Any, database: str, price_table: Path 
 
 
 def _last_taken_over(spec: JobSpec) -> int:
-    """The last stage whose results an earlier job may have: scores are worked out by every job itself."""
-    return max(index for index, stage in enumerate(spec.stages) if stage.kind not in ANSWER_DECIDES)
+    """The last stage whose results an earlier job may have: scores are worked out by every job itself.
+
+    Where every stage is such a one it is the last: nothing is taken over there.
+    """
+    shared = [index for index, stage in enumerate(spec.stages) if stage.kind not in ANSWER_DECIDES]
+    return shared[-1] if shared else len(spec.stages) - 1
 
 
 def _wall(connection: Connection, job: Any) -> float | None:

@@ -8,7 +8,20 @@ import time
 import pytest
 from command import User
 
-COMMANDS = "run", "submit", "worker", "status", "resume", "cancel", "retry-dead", "report", "export", "models", "doctor"
+COMMANDS = (
+    "run",
+    "submit",
+    "align",
+    "worker",
+    "status",
+    "resume",
+    "cancel",
+    "retry-dead",
+    "report",
+    "export",
+    "models",
+    "doctor",
+)
 
 
 def test_help_is_quick_and_names_every_command(user: User) -> None:
