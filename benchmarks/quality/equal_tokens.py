@@ -1,0 +1,39 @@
+"""The budgets at which another method keeps as many tokens as one that misses its own."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+
+from benchmarks.quality.corpora import read
+from benchmarks.quality.matrix import Planned
+from pipeline.evaluation.results import read_scores
+from pipeline.models import load_tokenizer
+from pipeline.storage.filesystem import resolve_path
+from pipeline.storage.jobs import find_job
+from schemas.document import SEPARATOR
+
+
+def achieved_rates(engine: Engine, job: str, planned: Planned) -> tuple[float, ...]:
+    """Per rate of the job, the share of the contexts' tokens that it kept: compressed and original, both without what
+    stands verbatim beside the contexts. At most 1."""
+    tokenizer = load_tokenizer(planned.spec.target.tokenizer_model)
+    beside = {row["id"]: len(tokenizer.encode(_beside(row), add_special_tokens=False)) for row in _rows(planned)}
+    fs, root = resolve_path(find_job(engine, job).output)
+    rates = []
+    for scores in read_scores(fs, f"{root}/data", planned.spec):
+        verbatim = sum(beside[doc_id] for doc_id in scores.ids)
+        original, compressed = scores.total("tokens_original"), scores.total("tokens_compressed")
+        if original and compressed and original > verbatim:
+            rates.append(round(min(1.0, max(1e-4, (compressed - verbatim) / (original - verbatim))), 6))
+    return tuple(dict.fromkeys(rates))
+
+
+def _rows(planned: Planned) -> list[dict[str, str]]:
+    (path,) = planned.spec.input.path
+    from pathlib import Path
+
+    return list(read(Path(path)))
+
+
+def _beside(row: dict[str, str]) -> str:
+    return SEPARATOR.join(part for part in (row["instruction"], row["question"]) if part)

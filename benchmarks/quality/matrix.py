@@ -1,0 +1,165 @@
+"""Methods times ratios times tasks as job specs: one job per task and method, all ratios in it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from benchmarks.quality.corpora import write
+from benchmarks.quality.tasks import TASKS, Task
+from schemas.job import JobSpec
+
+METHODS = Path(__file__).with_name("methods.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of the table, see ``methods.toml``."""
+
+    name: str
+    settings: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
+    ratios: tuple[float, ...] = ()
+    corpus: str | None = None
+    scorer: str | None = None
+    like: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all jobs share: where everything lies, the models, and how they run here."""
+
+    data: Path
+    out: Path
+    target: str
+    scorer: str
+    documents: int | None = None  # of each task; None: as many as the task says
+    max_new_tokens: int | None = None
+    generate: Mapping[str, Any] = field(default_factory=dict)
+    compress: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A job to run. ``method`` is None for a prompt that is sent as it is."""
+
+    task: str
+    corpus: str
+    method: Method | None
+    rates: tuple[float, ...]
+    spec: JobSpec
+
+
+def read_methods(path: Path = METHODS) -> list[Method]:
+    """The methods of a file. Raises ``SystemExit`` that names what is wrong with it."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return [Method(name, **_tuples(table)) for name, table in tables.items()]
+    except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise SystemExit(f"{path}: {error}") from error
+
+
+def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+
+
+def plan(setup: Setup, tasks: Sequence[str], methods: Sequence[Method]) -> Iterator[Planned]:
+    """The jobs: first each task's prompts as they are, then its methods. Corpora are written on the way.
+
+    A method that this version does not know is left out with a word.
+    """
+    for name in tasks:
+        task = TASKS[name]
+        for corpus in task.corpora:
+            yield Planned(name, corpus, None, (), job(setup, name, corpus, None, ()))
+        for method in methods:
+            ratios = [ratio for ratio in task.ratios if not method.ratios or ratio in method.ratios]
+            if method.like is not None or not ratios or (method.tasks and name not in method.tasks):
+                continue
+            rates = tuple(round(1 / ratio, 6) for ratio in ratios)
+            planned = planned_or_none(setup, name, method, rates)
+            if planned is not None:
+                yield planned
+
+
+def planned_or_none(setup: Setup, task: str, method: Method, rates: tuple[float, ...]) -> Planned | None:
+    """The job of a method at these rates."""
+    corpus = method.corpus or TASKS[task].full
+    try:
+        return Planned(task, corpus, method, rates, job(setup, task, corpus, method, rates))
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        print(f"{task}: {method.name} is left out: {reasons}", flush=True)
+        return None
+
+
+def job(setup: Setup, task: str, corpus: str, method: Method | None, rates: Sequence[float]) -> JobSpec:
+    """One job; its corpus and its job file, which `contextmill run` takes, are written beside the results.
+
+    Raises ``ValidationError`` for settings that this version does not know.
+    """
+    its = TASKS[task]
+    name = f"{task}-{method.name if method else corpus}"
+    raw: dict[str, Any] = {
+        "name": name,
+        "input": {"path": [str(_corpus(setup, task, its, corpus))]},
+        "output": {"path": str(setup.out)},
+        "target": {"model": setup.target},
+        "stages": [
+            *_compress(setup, method, rates),
+            _generate(setup, its),
+            {"kind": "evaluate", "task": its.scored_as},
+        ],
+    }
+    spec = JobSpec.model_validate(raw)
+    path = setup.out / "jobs" / f"{name}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(toml(raw), encoding="utf-8")
+    return spec
+
+
+def _compress(setup: Setup, method: Method | None, rates: Sequence[float]) -> list[dict[str, Any]]:
+    if method is None:
+        return []
+    scorer = setup.scorer if method.scorer is None else method.scorer
+    model = {"model": scorer} if scorer else {}
+    shared = setup.compress if scorer else {key: value for key, value in setup.compress.items() if key != "dtype"}
+    return [{"kind": "compress", **model, **shared, **method.settings, "rates": list(rates), "budget": "contexts"}]
+
+
+def _generate(setup: Setup, task: Task) -> dict[str, Any]:
+    most = min(task.max_new_tokens, setup.max_new_tokens or task.max_new_tokens)
+    plain = {"kind": "generate", "chat": False, "max_new_tokens": most, "stop": list(task.stop)}
+    return {**plain, **setup.generate}
+
+
+def _corpus(setup: Setup, task: str, its: Task, corpus: str) -> Path:
+    number = min(its.documents, setup.documents or its.documents)
+    path = setup.out / "corpora" / f"{task}-{corpus}-{number}.jsonl"
+    if not path.exists():
+        write(path, islice(its.corpora[corpus](setup.data), number))
+    return path
+
+
+def toml(job: Mapping[str, Any]) -> str:
+    """A job as a job file: TOML writes plain values as JSON does."""
+    lines = [
+        f"{key} = {_value(value)}" for key, value in job.items() if not isinstance(value, dict) and key != "stages"
+    ]
+    tables = [(f"[{key}]", value) for key, value in job.items() if isinstance(value, dict)]
+    for head, table in [*tables, *(("[[stages]]", stage) for stage in job["stages"])]:
+        lines += ["", head, *(f"{key} = {_value(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_value(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)
