@@ -45,6 +45,7 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             # Characters of ``text`` that were kept: from, to, from, to, ... in their order here. Joined, they are
             # ``compressed``. Null where a method does not cut its text out of the original.
             pa.field("kept", pa.list_(pa.field("element", pa.int32()))),  # "element": what Parquet calls it
+            pa.field("rate_asked", pa.float64()),  # of several, this copy's; null where the budget is in tokens
             pa.field("tokens_original", pa.int64(), nullable=False),  # target tokenizer, whole prompt
             pa.field("tokens_asked", pa.int64(), nullable=False),  # the budget
             pa.field("tokens_compressed", pa.int64(), nullable=False),  # target tokenizer, whole compressed prompt

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.compression.prompt import Copied
     from pipeline.models import ModelPool
 
-VERSION = 2
+VERSION = 3
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 _CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 500_000}
@@ -55,8 +55,9 @@ class Compress:
         passed(0)
         outcomes: dict[int, Outcome] = {}
         sources = [Source(document.parts, document.rate) for document in documents]
+        rates = [self.spec.rate if source.rate is None else source.rate for source in sources]
         for batch in self.engine(run.models).run(sources, passed):
-            outcomes.update(self._outcomes(batch))
+            outcomes.update(self._outcomes(batch, rates))
             run.progress(len(batch.places), 0)
         return [outcomes[place] for place in range(len(documents))]
 
@@ -74,7 +75,7 @@ class Compress:
         same = method.tokenising == target or counting in map(_tokenizer_digest, self.spec.scoring_models)
         return Engine(Preparing(self.spec, method.tokenising, target, build_marking(self.spec), same), method)
 
-    def _outcomes(self, batch: Batch) -> dict[int, Outcome]:
+    def _outcomes(self, batch: Batch, rates: Sequence[float | None]) -> dict[int, Outcome]:
         """Results with each document's share of the batch's seconds: by its tokens, where the model worked on it."""
         from pipeline.compression.engine import Compressed
 
@@ -85,11 +86,11 @@ class Compress:
         ]
         each = batch.seconds / max(1, sum(weights))
         return {
-            place: one if isinstance(one, Refusal) else self._result(one, weight * each, batch.seconds)
+            place: one if isinstance(one, Refusal) else self._result(one, rates[place], weight * each, batch.seconds)
             for place, one, weight in zip(batch.places, batch.made, weights, strict=True)
         }
 
-    def _result(self, one: Compressed | Copied, seconds: float, latency: float) -> Result:
+    def _result(self, one: Compressed | Copied, rate: float | None, seconds: float, latency: float) -> Result:
         from pipeline.compression.layout import in_source
         from pipeline.compression.prompt import Copied
 
@@ -102,6 +103,7 @@ class Compress:
             "compressed": text,
             "compress_method": self.spec.method,
             "kept": in_source(spans, one.markup).ravel().tolist(),
+            "rate_asked": rate,
             "tokens_original": one.original,
             "tokens_asked": one.budget,
             "tokens_compressed": tokens,

@@ -33,8 +33,9 @@ LOCAL, _ = resolve_path("/")
 def row(seq: int, **changed: Any) -> dict[str, Any]:
     whole = {
         "seq": seq, "doc_id": f"d{seq}", "content_hash": "h", "text": f"text {seq}", "answer": None,
-        "compressed": "t", "compress_method": "llmlingua", "kept": [0, 1], "tokens_original": 10, "tokens_asked": 5,
-        "tokens_compressed": 5, "copied": False, "compress_seconds": 0.5, "compress_reused_from": None,
+        "compressed": "t", "compress_method": "llmlingua", "kept": [0, 1], "rate_asked": 0.5,
+        "tokens_original": 10, "tokens_asked": 5, "tokens_compressed": 5, "copied": False, "compress_seconds": 0.5,
+        "compress_reused_from": None,
         "generated": "g", "generate_model": "m", "finish_reason": "stop", "tokens_prompt": 6, "tokens_generated": 2,
         "tokens_cached": None, "generate_seconds": 1, "latency_seconds": 1.5, "cost_usd": Decimal("0.000123"),
         "generate_reused_from": "j0",
