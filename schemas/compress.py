@@ -14,6 +14,7 @@ from schemas.base import DEFAULT_MODEL, StageBase, Strict, Whole
 
 Share = Annotated[StrictFloat, Field(gt=0, le=1)]
 Unit = Literal["token", "word", "phrase", "sentence"]
+RankContexts = Literal["question", "perplexity", "bm25", "random"]
 Importance = Annotated[
     Literal["surprisal", "surprisal-tfidf"],
     Field(description="what makes a unit worth keeping; surprisal-tfidf: multiplied by the TF-IDF of its words"),
@@ -95,12 +96,36 @@ class IterativeSpec(CausalSpec):
 
     iterative_size: Whole = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
     granular_k: StrictFloat = Field(2.0, ge=1, description="the paper's k: how far demonstrations overfill")
+    rank_contexts_by: RankContexts = Field("perplexity", description="which contexts are taken first")
+    importance: Importance = "surprisal"
+    skim: StrictFloat = Field(
+        0.0, ge=0, lt=1, description="share of a context's tokens that TF-IDF removes before the model reads"
+    )
+    iterative: StrictBool = Field(True, description="false: what was taken is read once (the paper's ablation)")
+    budget_controller: StrictBool = Field(True, description="false: all contexts are taken (the paper's ablation)")
+    dynamic_ratio: StrictBool = Field(
+        True, description="false: one rate for all parts that may be compressed (the paper's ablation)"
+    )
 
 
 class LLMLinguaSpec(IterativeSpec):
     """LLMLingua (arXiv 2310.05736)."""
 
     method: Literal["llmlingua"] = "llmlingua"
+    rank_contexts_by: Literal["perplexity", "bm25", "random"] = Field(
+        "perplexity", description="which contexts are taken first (paper: perplexity; random: its ablation)"
+    )
+
+
+class LongLLMLinguaSpec(IterativeSpec):
+    """LongLLMLingua (arXiv 2310.06839). Prompts without a question are compressed by LLMLingua."""
+
+    method: Literal["longllmlingua"]
+    iterative_size: Whole = Field(200, ge=2, description="tokens in a segment of iterative compression (paper: 200)")
+    rank_contexts_by: RankContexts = Field("question", description="which contexts are taken first (paper: question)")
+    contrastive: StrictBool = Field(True, description="score units by what the question does to their surprisal")
+    delta_tau: StrictFloat = Field(0.3, ge=0, le=1, description="how much more the best context keeps; 0: off")
+    reorder: StrictBool = Field(True, description="contexts in the order of their rank, the best first")
 
 
 class LLMLingua2Spec(CompressSpec):

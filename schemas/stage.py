@@ -14,6 +14,7 @@ from schemas.compress import (
     BM25Spec,
     LLMLingua2Spec,
     LLMLinguaSpec,
+    LongLLMLinguaSpec,
     RandomSpec,
     SelectiveContextSpec,
     SentencesSpec,
@@ -89,6 +90,7 @@ def _tag(stage: Any) -> str | None:
 
 StageSpec = Annotated[
     Annotated[LLMLinguaSpec, Tag("llmlingua")]
+    | Annotated[LongLLMLinguaSpec, Tag("longllmlingua")]
     | Annotated[LLMLingua2Spec, Tag("llmlingua2")]
     | Annotated[SelectiveContextSpec, Tag("selective-context")]
     | Annotated[SentencesSpec, Tag("sentences")]

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
+from pipeline.compression.contrast import Contrasted
 from pipeline.compression.prefix import Prefixes
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
@@ -30,7 +31,9 @@ class Stream:
     ``start`` goes before everything (start token, verbatim instruction). Unit i has ``counts[i]`` of the scorer's
     tokens in ``ids``, costs ``costs[i]`` of the target's, may keep the share ``rates[i]`` of them, and is decided on in
     segment ``segments[i]`` (0, 1, ... without gaps). A ``locked`` unit is kept and not ranked; what it costs is taken
-    off what the others of its segment, and then of later ones, may keep.
+    off what the others of its segment, and then of later ones, may keep. Surprisals are multiplied by ``weights``,
+    where there are some. ``contrast``: tokens of a question, start token first; what counts is the surprisal after
+    ``start`` less that after ``contrast`` and ``start``.
     """
 
     start: Ints
@@ -40,6 +43,8 @@ class Stream:
     rates: Floats
     segments: Ints
     locked: NDArray[np.bool_]
+    weights: Floats | None = None
+    contrast: Ints | None = None
 
 
 def segment_of(counts: Ints, groups: Ints, size: int) -> Ints:
@@ -56,7 +61,7 @@ def segment_of(counts: Ints, groups: Ints, size: int) -> Ints:
 def rank(scorer: Scorer, streams: Sequence[Stream], size: int, passed: Passed) -> list[Floats]:
     """For every unit of every stream how far its surprisal lies above its segment's threshold (kept: positive).
 
-    ``size`` is the segments' length in tokens.
+    ``size`` is the segments' length in tokens. Either all streams have a contrast or none.
     """
     order = sorted(range(len(streams)), key=lambda place: (-_steps(streams[place]), -len(streams[place].ids)))
     ordered = [streams[place] for place in order]
@@ -81,7 +86,8 @@ def _widths(scorer: Scorer, streams: Sequence[Stream], size: int) -> list[int]:
     need = [min(scorer.prefix, len(one.start) + int((one.rates * one.counts).sum())) for one in streams]
     share = CACHE[scorer.device.type]
     most = np.maximum.accumulate(need[::-1])[::-1].tolist()
-    return [max(2 * (size + MAX_TOKENS), -(-held // share)) for held in most]
+    readings = 1 if streams and streams[0].contrast is None else 2
+    return [readings * max(2 * (size + MAX_TOKENS), -(-held // share)) for held in most]
 
 
 class _Iteration:
@@ -89,7 +95,7 @@ class _Iteration:
 
     def __init__(self, scorer: Scorer, streams: Sequence[Stream], passed: Passed) -> None:
         self._passed = passed
-        self._prefixes = Prefixes(scorer, [stream.start for stream in streams])
+        self._prefixes = _prefixes(scorer, streams)
         self._most = max(1, scorer.batch_tokens // len(streams) // 2)
         self._spare = np.zeros(len(streams))
         lengths = np.array([len(stream.counts) for stream in streams])
@@ -102,6 +108,7 @@ class _Iteration:
         self._costs = np.concatenate([stream.costs for stream in streams])[self._order]
         self._rates = np.concatenate([stream.rates for stream in streams])[self._order]
         self._locked = np.concatenate([stream.locked for stream in streams])[self._order]
+        self._weights = np.concatenate([_weights(stream) for stream in streams])[self._order]
         self._steps = np.searchsorted(segments[self._order], np.arange(int(segments.max()) + 2))
         ids = np.concatenate([stream.ids for stream in streams])
         first = np.cumsum(np.concatenate([stream.counts for stream in streams]))[self._order] - self._counts
@@ -126,7 +133,7 @@ class _Iteration:
         self._prefixes.make_room(rows, lengths)
         self._prefixes.catch_up(rows, self._most)
         nats = self._prefixes.score(rows, ids, lengths).astype(np.float64)
-        scores = np.add.reduceat(nats, np.cumsum(counts) - counts) / counts
+        scores = np.add.reduceat(nats, np.cumsum(counts) - counts) / counts * self._weights[first:last]
         kept = self._decide(first, last, scores, rows, local)
         tokens = np.repeat(kept, counts)
         self._prefixes.extend(np.repeat(unit_rows, counts)[tokens], ids[tokens])
@@ -142,6 +149,16 @@ class _Iteration:
         self._margins[first:last][free] = above
         self._margins[first:last][locked] = np.inf
         return self._margins[first:last] > 0
+
+
+def _prefixes(scorer: Scorer, streams: Sequence[Stream]) -> Prefixes:
+    starts = [stream.start for stream in streams]
+    contrasts = [stream.contrast for stream in streams if stream.contrast is not None]
+    return Contrasted(scorer, starts, contrasts) if contrasts else Prefixes(scorer, starts)
+
+
+def _weights(stream: Stream) -> Floats:
+    return np.ones(len(stream.counts)) if stream.weights is None else stream.weights
 
 
 def _ragged(first: Ints, counts: Ints) -> Ints:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from schemas.compress import CompressSpec
 
 METHODS = {
-    "llmlingua": "pipeline.compression.llmlingua:LLMLingua",
+    "llmlingua": "pipeline.compression.methods.llmlingua:LLMLingua",
+    "longllmlingua": "pipeline.compression.methods.longllmlingua:LongLLMLingua",
     "llmlingua2": "pipeline.compression.classifier_method:LLMLingua2",
     "selective-context": "pipeline.compression.methods.selective_context:SelectiveContext",
     "sentences": "pipeline.compression.methods.sentences:Sentences",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.compression.methods.lexical import Counts, Words, bm25, bm25_idf, context_relevance
+from pipeline.compression.lexical import Counts, Words, bm25, bm25_idf, context_relevance
 from pipeline.compression.methods.shared import Floats, Plain, ranked
 from pipeline.compression.prompt import Prompt
 from pipeline.compression.tokens import Tokenising

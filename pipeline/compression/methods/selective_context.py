@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.methods.lexical import Words, unit_weights
+from pipeline.compression.lexical import Words, unit_weights
 from pipeline.compression.methods.shared import distinct
 from pipeline.compression.prompt import Part, Prompt
 from pipeline.compression.reading import surprisals

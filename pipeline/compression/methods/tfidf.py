@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.compression.methods.lexical import Words, context_relevance, likeness, unit_weights
+from pipeline.compression.lexical import Words, context_relevance, likeness, unit_weights
 from pipeline.compression.methods.shared import Floats, Plain, ranked
 from pipeline.compression.prompt import Prompt
 from pipeline.compression.tokens import Tokenising

@@ -10,6 +10,7 @@ from compress_models import TOKENIZERS, WORDS, Compressing, document, stage_of, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.compression import contexts, reading
 from pipeline.compression.registry import build_method
 from pipeline.compression.tokens import Tokenising
 from pipeline.compression.units import MAX_TOKENS
@@ -280,16 +281,14 @@ def test_seconds_are_shared_by_tokens(compressing: Compressing) -> None:
 
 
 def test_equal_contexts_are_scored_once(compressing: Compressing, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.compression.scoring import Scorer
-
     scored: list[int] = []
-    real = Scorer.mean_surprisal
+    real = reading.surprisals
 
-    def counting(self: Scorer, texts: Any, *rest: Any) -> Any:
+    def counting(scorer: Any, texts: Any, *rest: Any) -> Any:
         scored.append(len(texts))
-        return real(self, texts, *rest)
+        return real(scorer, texts, *rest)
 
-    monkeypatch.setattr(Scorer, "mean_surprisal", counting)
+    monkeypatch.setattr(contexts, "surprisals", counting)
     compressing(PROMPT, PROMPT, PROMPT, target_tokens=60)
     assert sum(scored) == len(set(PROMPT.contexts))
 

@@ -1,0 +1,134 @@
+"""Prompts -> the streams of tokens that a scorer reads, and margins of streams back to those of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compression.iterative import Stream, segment_of
+from pipeline.compression.prompt import Part, Prompt
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+SETTLED = -1e6
+"""Margin of what was removed before any scoring: under all that was scored, over nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a prompt is read: which parts, in which order, at which rate each.
+
+    ``weights``: one number per unit of the prompt, by which its surprisal is multiplied. ``gone``: units that are not
+    read, because they are removed already. ``contrast`` as in ``Stream``. ``apart``: no segment spans two contexts.
+    """
+
+    scored: tuple[int, ...]
+    rates: tuple[float, ...]
+    weights: Floats | None = None
+    gone: NDArray[np.bool_] | None = None
+    contrast: Ints | None = None
+    apart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part or a separator on its way into a stream. Segments never span two groups (equation 6 has one rate each)."""
+
+    ids: Ints
+    counts: Ints
+    costs: Ints
+    rates: Floats
+    locked: NDArray[np.bool_]
+    weights: Floats
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """``start``: the start token; ``separator``: the tokens of a blank line; ``size``: tokens in a segment."""
+
+    start: int
+    separator: Ints
+    size: int
+
+    def of(self, prompt: Prompt, plan: Plan) -> Stream:
+        """The parts to be scored, a locked separator before each that has something before it."""
+        before = [part for part in prompt.parts[: min(plan.scored)] if part.verbatim]
+        start = np.concatenate([[self.start], *(ids for part in before for ids in (part.ids, self.separator))])
+        pieces: list[_Piece] = []
+        for place, rate in zip(plan.scored, plan.rates, strict=True):
+            if pieces:
+                pieces.append(self._blank(pieces[-1].group))
+            pieces.append(_piece(prompt, place, rate, plan))
+        return _joined(start, pieces, self.size, plan)
+
+    def _blank(self, group: str) -> _Piece:
+        one = np.ones(1)
+        return _Piece(
+            self.separator, np.array([len(self.separator)]), np.zeros(1, np.int64), one, np.ones(1, bool), one, group
+        )
+
+
+def spread(prompt: Prompt, plan: Plan, ranked: Floats | None) -> Floats:
+    """Margins of a stream's units (None: it had none) -> margins of all the prompt's units; -inf in parts not read."""
+    found = [np.full(len(part.places), -np.inf) for part in prompt.parts]
+    gone, place = _by_part(prompt, plan.gone), 0
+    for number, part in enumerate(plan.scored):
+        assert ranked is not None
+        place += number > 0  # the separator
+        read = ~gone[part]
+        found[part][:] = SETTLED
+        found[part][read] = ranked[place : place + int(read.sum())]
+        place += int(read.sum())
+    return np.concatenate(found)
+
+
+def _piece(prompt: Prompt, place: int, rate: float, plan: Plan) -> _Piece:
+    part = prompt.parts[place]
+    counts = np.diff(np.append(part.first, len(part.ids)))
+    read = ~_by_part(prompt, plan.gone)[place]
+    weights = np.ones(len(counts)) if plan.weights is None else np.split(plan.weights, _bounds(prompt))[place]
+    group = f"{part.role} {place}" if plan.apart else part.role
+    ids = part.ids[np.repeat(read, counts)]
+    rates = _rates(part, rate, read)
+    return _Piece(ids, counts[read], part.costs[read], rates, part.forced[read], weights[read], group)
+
+
+def _rates(part: Part, rate: float, read: NDArray[np.bool_]) -> Floats:
+    """The rates of the units that are read: their own, else the part's, raised by what is gone already."""
+    costs = int(part.costs[read].sum())
+    raised = min(1.0, rate * part.length / costs) if costs else rate
+    own: Floats = np.where(np.isnan(part.rates), raised, part.rates)[read]
+    return own
+
+
+def _joined(start: Ints, pieces: Sequence[_Piece], size: int, plan: Plan) -> Stream:
+    names = {name: number for number, name in enumerate(dict.fromkeys(piece.group for piece in pieces))}
+    counts = np.concatenate([piece.counts for piece in pieces])
+    groups = np.repeat([names[piece.group] for piece in pieces], [len(piece.counts) for piece in pieces])
+    return Stream(
+        start=start,
+        ids=np.concatenate([piece.ids for piece in pieces]),
+        counts=counts,
+        costs=np.concatenate([piece.costs for piece in pieces]),
+        rates=np.concatenate([piece.rates for piece in pieces]),
+        segments=segment_of(counts, groups, size),
+        locked=np.concatenate([piece.locked for piece in pieces]),
+        weights=None if plan.weights is None else np.concatenate([piece.weights for piece in pieces]),
+        contrast=plan.contrast,
+    )
+
+
+def _by_part(prompt: Prompt, gone: NDArray[np.bool_] | None) -> list[NDArray[np.bool_]]:
+    """Which units of each part are gone."""
+    if gone is None:
+        return [np.zeros(len(part.places), bool) for part in prompt.parts]
+    return np.split(gone, _bounds(prompt))
+
+
+def _bounds(prompt: Prompt) -> Ints:
+    return np.cumsum([len(part.places) for part in prompt.parts])[:-1]
