@@ -1,11 +1,13 @@
-"""Batches of prompts through tokenising, scoring and fitting, the first and the last beside the model's work."""
+"""Batches of prompts through tokenising, scoring and fitting, a few at once."""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,9 @@ class Compressed:
 
 Made = Compressed | Copied | Refusal
 
+LANES = 3
+"""Batches in hand: one is prepared, one scored, one decided on or fitted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -55,6 +60,21 @@ class _Reading:
         self.passed(read)
 
 
+@dataclass(slots=True)
+class _Gate:
+    """``passed`` for several threads: one at a time, and none once the work has ended."""
+
+    passed: Passed
+    shut: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, tokens: int) -> None:
+        with self.lock:
+            if self.shut:
+                raise CancelledError
+            self.passed(tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """``method`` on a device with tokenisers and budget (``preparing``)."""
@@ -65,30 +85,31 @@ class Engine:
     def run(self, sources: Sequence[Source], passed: Passed) -> Iterator[Batch]:
         """All sources, longest first, batch by batch. ``passed`` is told their original tokens as they are read.
 
-        While the model scores one batch, a thread tokenises the next and fits the one before: both are mostly the
-        tokenizer's compiled code, which does not hold the interpreter.
+        A few batches are in hand at once: while the model scores one, others are tokenised and fitted, which is mostly
+        the tokenizer's compiled code and does not hold the interpreter; and while one's segment is decided on, the
+        device has another's to read.
         """
         batches = _by_length(sources, self.method.abreast)
         since = time.perf_counter()
-        with ThreadPoolExecutor(1, "compress") as beside:
-            ahead = beside.submit(self._prepare, sources, batches[0]) if batches else None
-            behind: tuple[tuple[int, ...], Future[list[Made]]] | None = None
-            for number, places in enumerate(batches):
-                assert ahead is not None
-                ready = ahead.result()
-                if number + 1 < len(batches):
-                    ahead = beside.submit(self._prepare, sources, batches[number + 1])
-                rankings = self._score(ready, passed)
-                if behind:
-                    since, seconds = _lap(since)
-                    yield Batch(behind[0], tuple(behind[1].result()), seconds)
-                behind = places, beside.submit(self._finish, ready, rankings)
-            if behind:
-                made = tuple(behind[1].result())
-                yield Batch(behind[0], made, _lap(since)[1])
+        gate = _Gate(passed)
+        with ThreadPoolExecutor(LANES, "compress") as lanes:
+            hand: deque[tuple[tuple[int, ...], Future[list[Made]]]] = deque()
+            try:
+                for places in batches:
+                    hand.append((places, lanes.submit(self._make, [sources[place] for place in places], gate)))
+                    if len(hand) >= LANES:
+                        since, batch = _ended(since, hand)
+                        yield batch
+                while hand:
+                    since, batch = _ended(since, hand)
+                    yield batch
+            finally:
+                gate.shut = True  # whatever ended this, the other lanes end at their next pass
 
-    def _prepare(self, sources: Sequence[Source], places: tuple[int, ...]) -> list[Ready]:
-        return self.preparing.prepare([sources[place] for place in places])
+    def _make(self, sources: Sequence[Source], gate: _Gate) -> list[Made]:
+        gate(0)
+        ready = self.preparing.prepare(sources)
+        return self._finish(ready, self._score(ready, gate))
 
     def _score(self, ready: Sequence[Ready], passed: Passed) -> list[Ranking]:
         reading = _Reading(sum(one.original for one in ready if not isinstance(one, Refusal)), passed)
@@ -109,9 +130,12 @@ def _compressed(prompt: Prompt, fitted: Fitted | Refusal) -> Made:
     return Compressed(fitted, prompt.markup, prompt.original, prompt.budget)
 
 
-def _lap(since: float) -> tuple[float, float]:
+def _ended(since: float, hand: deque[tuple[tuple[int, ...], Future[list[Made]]]]) -> tuple[float, Batch]:
+    """The oldest batch in hand, once it is made, and the time then."""
+    places, made = hand.popleft()
+    outcomes = tuple(made.result())
     now = time.perf_counter()
-    return now, now - since
+    return now, Batch(places, outcomes, now - since)
 
 
 def _by_length(sources: Sequence[Source], rows: int) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from pipeline.compression.scoring import Scorer
+from pipeline.compression.scoring import Scorer, on_device
 from pipeline.models import ModelError
 
 Ints = NDArray[np.int64]
@@ -119,22 +119,22 @@ class Passes:
         from_row = np.repeat(np.arange(len(rows)), kept)
         from_column = np.arange(len(from_row)) - np.repeat(np.cumsum(kept) - kept, kept)
         write = _Write(*(
-            torch.from_numpy(one).to(device)
+            on_device(one, device)
             for one in (from_row, from_column, rows[from_row], cached[from_row] + from_column)
         ))  # fmt: skip
         leading = np.array_equal(rows, np.arange(len(rows)))
-        which: Any = slice(0, len(rows)) if leading else torch.from_numpy(rows).to(device)
+        which: Any = slice(0, len(rows)) if leading else on_device(rows, device)
         room = -(-int((cached + kept).max()) // 256) * 256
         layers = [
             _Layer(self.store, layer, which, width, write, room)
             for layer in range(self._scorer.config.num_hidden_layers)
         ]
-        positions = torch.from_numpy(np.minimum(cached[:, None] + np.arange(ids.shape[1]), self._scorer.window - 1))
-        positions = positions.to(device)
+        stored = on_device(cached, device)
+        positions = (stored[:, None] + torch.arange(ids.shape[1], device=device)).clamp(max=self._scorer.window - 1)
         output = self._scorer.trunk(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=self._mask(positions, torch.from_numpy(cached).to(device), width),
+            attention_mask=self._mask(positions, stored, width),
             past_key_values=Cache(layers=layers),
             use_cache=True,
         )
@@ -216,8 +216,8 @@ class Prefixes:
         if segment is not None:
             ids[asked] = segment
         kept = np.minimum(feed, self.length[rows] - 1 - cached)
-        hidden = self._passes.run(rows, torch.from_numpy(ids).to(self._scorer.device), cached, kept)
+        hidden = self._passes.run(rows, on_device(ids, self._scorer.device), cached, kept)
         self.cached[rows] = cached + kept
         if segment is None:
             return np.zeros(0, np.float32)
-        return self._scorer.surprisal_at(hidden, np.flatnonzero(asked) - 1, segment)
+        return self._scorer.surprisal_at(hidden, np.flatnonzero(asked) - 1, segment)()

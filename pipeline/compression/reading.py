@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
 from pipeline.compression.registry import Passed
-from pipeline.compression.scoring import Scorer, Window, padded, windows_of
+from pipeline.compression.scoring import Fetch, Scorer, Window, on_device, padded, windows_of
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Nats = NDArray[np.float32]
 
 ENOUGH = {"cpu": 512, "cuda": 8192}
@@ -33,25 +34,53 @@ def surprisals(scorer: Scorer, texts: Sequence[Ints], passed: Passed) -> list[Na
     return [np.concatenate(some) for some in found]
 
 
+def mean_surprisal(scorer: Scorer, texts: Sequence[Ints], passed: Passed = lambda tokens: None) -> Floats:
+    """The logarithm of each text's perplexity: mean nats over its tokens. A text begins with a start token.
+
+    Texts beyond the model's window are read in windows that overlap by half, as in ``surprisals``.
+    """
+    windows = [(place, window) for place, ids in enumerate(texts) for window in windows_of(ids, scorer.window)]
+    sums = [nats.sum(dtype=np.float64) for nats in read(scorer, [window for _, window in windows], passed)]
+    places = np.array([place for place, _ in windows], dtype=np.int64)
+    totals = np.bincount(places, weights=sums, minlength=len(texts))
+    return totals / np.maximum(1, [len(ids) - 1 for ids in texts])
+
+
 def read(scorer: Scorer, windows: Sequence[Window], passed: Passed) -> list[Nats]:
-    """Nats of the scored tokens of every window."""
-    return run_packed(
-        [len(window.ids) for window in windows],
-        scorer.batch_tokens,
-        lambda rows: _pass(scorer, [windows[row] for row in rows], passed),
-        enough=ENOUGH[scorer.device.type],
-    )
+    """Nats of the scored tokens of every window.
+
+    One pass is in hand while the one before it comes back: the device never waits for the host's bookkeeping.
+    """
+    found: dict[int, Nats] = {}
+    waiting: list[tuple[list[int], Fetch, Ints]] = []
+
+    def settle() -> None:
+        rows, fetched, counts = waiting.pop(0)
+        nats = fetched()
+        passed(len(nats))
+        found.update(zip(rows, np.split(nats, np.cumsum(counts)[:-1]), strict=True))
+
+    def work(rows: list[int]) -> list[int]:
+        waiting.append((rows, *_pass(scorer, [windows[row] for row in rows])))
+        if len(waiting) > 1:
+            settle()
+        return rows
+
+    lengths = [len(window.ids) for window in windows]
+    run_packed(lengths, scorer.batch_tokens, work, enough=ENOUGH[scorer.device.type])
+    while waiting:
+        settle()
+    return [found[row] for row in range(len(windows))]
 
 
 @torch.inference_mode()
-def _pass(scorer: Scorer, windows: Sequence[Window], passed: Passed) -> list[Nats]:
-    """One forward pass. Padding stands on the right, where a causal model never looks."""
+def _pass(scorer: Scorer, windows: Sequence[Window]) -> tuple[Fetch, Ints]:
+    """One forward pass, and how many tokens of each window it scores. Padding stands on the right, where a causal model
+    never looks."""
     lengths = np.array([len(window.ids) for window in windows])
     scored = np.array([window.scored for window in windows])
     ids = padded(np.concatenate([window.ids for window in windows]), lengths)
     place = np.arange(ids.shape[1])
     wanted = (place >= scored[:, None]) & (place < lengths[:, None])
-    hidden = scorer.trunk(input_ids=torch.from_numpy(ids).to(scorer.device), use_cache=False).last_hidden_state
-    nats = scorer.surprisal_at(hidden, np.flatnonzero(wanted) - 1, ids[wanted])
-    passed(len(nats))
-    return np.split(nats, np.cumsum(lengths - scored)[:-1])
+    hidden = scorer.trunk(input_ids=on_device(ids, scorer.device), use_cache=False).last_hidden_state
+    return scorer.surprisal_at(hidden, np.flatnonzero(wanted) - 1, ids[wanted]), lengths - scored

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batching import run_packed
-from pipeline.compression.registry import Passed
+from pipeline.models import ModelError
 
 if TYPE_CHECKING:
     from pipeline.models import LoadedModel
@@ -21,9 +20,6 @@ Floats = NDArray[np.float64]
 
 _LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Most logits held at once (float32: 32 MiB and 512 MiB), by kind of device: what fills its cores."""
-
-_ENOUGH = {"cpu": 512, "cuda": 8192}
-"""Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
 
 WINDOW = 2**15
 """Most tokens of a text scored at once, however long the model's own window: they must fit in memory."""
@@ -47,11 +43,14 @@ class Scorer:
     def __init__(self, loaded: LoadedModel, batch_tokens: int) -> None:
         self.device, self.batch_tokens = loaded.device, batch_tokens
         self.window, self.prefix = min(loaded.window, WINDOW), min(loaded.window, PREFIX)
-        model: Any = loaded.model
-        self.trunk: Any = model.get_decoder()
-        self.head: Any = model.get_output_embeddings()
-        self.config: Any = model.config.get_text_config()
+        self.model: Any = loaded.model
+        self.trunk: Any = self.model.get_decoder()
+        self.head: Any = self.model.get_output_embeddings()
+        self.config: Any = self.model.config.get_text_config()
         self._softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        if self.device.type == "cuda":
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and all batches differ
+        self._check_head()
 
     def surprisal(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """-log p(target | what the hidden state has seen): (n, d) and (n,) -> (n,) float32, in nats.
@@ -61,50 +60,58 @@ class Scorer:
         rows = max(1, _LOGITS[self.device.type] // self.head.weight.shape[0])
         found = [torch.empty(0, device=self.device)]
         for first in range(0, len(targets), rows):
-            logits = self.head(hidden[first : first + rows]).float()
+            logits = self.head(hidden[first : first + rows])
             if self._softcap is not None:
-                logits = torch.tanh(logits / self._softcap) * self._softcap
-            found.append(torch.logsumexp(logits, -1) - logits.gather(-1, targets[first : first + rows, None])[:, 0])
+                logits = torch.tanh(logits.float() / self._softcap) * self._softcap
+            # One kernel reads half precision and writes float32; a cast of its own would double what memory moves.
+            chances = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            found.append(-chances.gather(-1, targets[first : first + rows, None])[:, 0])
         return torch.cat(found)
 
-    def surprisal_at(self, hidden: torch.Tensor, places: Ints, targets: Ints) -> NDArray[np.float32]:
+    def surprisal_at(self, hidden: torch.Tensor, places: Ints, targets: Ints) -> Fetch:
         """``surprisal`` of ``targets`` after the ``places`` of ``hidden`` ``[rows, tokens, d]``, counted row by row."""
         # Places, not a mask: a mask would make the device report how many there are before work goes on.
-        states = hidden.flatten(0, 1)[torch.from_numpy(places).to(self.device)]
-        nats: NDArray[np.float32] = self.surprisal(states, torch.from_numpy(targets).to(self.device)).cpu().numpy()
-        return nats
-
-    def mean_surprisal(self, texts: Sequence[Ints], passed: Passed = lambda tokens: None) -> Floats:
-        """The logarithm of each text's perplexity: mean nats over its tokens. A text begins with a start token.
-
-        Texts beyond the model's window are scored in windows that overlap by half, so that every token sees all
-        tokens before it or at least half a window of them.
-        """
-        windows = [(place, window) for place, ids in enumerate(texts) for window in windows_of(ids, self.window)]
-        sums = run_packed(
-            [len(window.ids) for _, window in windows],
-            self.batch_tokens,
-            lambda rows: self._window_sums([windows[row][1] for row in rows], passed),
-            enough=_ENOUGH[self.device.type],
-        )
-        places = np.array([place for place, _ in windows], dtype=np.int64)
-        totals = np.bincount(places, weights=sums, minlength=len(texts))
-        return totals / np.maximum(1, [len(ids) - 1 for ids in texts])
+        states = hidden.flatten(0, 1)[on_device(places, self.device)]
+        return fetch(self.surprisal(states, on_device(targets, self.device)))
 
     @torch.inference_mode()
-    def _window_sums(self, windows: Sequence[Window], passed: Passed) -> list[float]:
-        """Nats of each window's scored tokens. Padding stands on the right, where a causal model never looks."""
-        lengths = np.array([len(window.ids) for window in windows])
-        scored = np.array([window.scored for window in windows])
-        ids = padded(np.concatenate([window.ids for window in windows]), lengths)
-        place = np.arange(ids.shape[1])
-        wanted = (place >= scored[:, None]) & (place < lengths[:, None])
-        hidden = self.trunk(input_ids=torch.from_numpy(ids).to(self.device), use_cache=False).last_hidden_state
-        nats = self.surprisal_at(hidden, np.flatnonzero(wanted) - 1, ids[wanted])
-        passed(len(nats))
-        rows = np.repeat(np.arange(len(windows)), lengths - scored)
-        sums: list[float] = np.bincount(rows, weights=nats, minlength=len(windows)).tolist()
-        return sums
+    def _check_head(self) -> None:
+        """Some models scale their logits between head and output: their surprisal would come out wrong, unseen."""
+        ids = torch.arange(min(8, self.head.weight.shape[0]), device=self.device)[None]
+        logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        theirs = -torch.log_softmax(logits, -1)[:-1].gather(-1, ids[0, 1:, None])[:, 0]
+        ours = self.surprisal(self.trunk(input_ids=ids, use_cache=False).last_hidden_state[0, :-1], ids[0, 1:])
+        if not torch.allclose(ours.float(), theirs, rtol=0.05, atol=0.05):
+            raise ModelError(
+                f"{self.config.model_type}: something scales its logits after its last layer, which would go unseen "
+                "here; score with another model"
+            )
+
+
+Fetch = Callable[[], NDArray[np.float32]]
+"""Gives the numbers once the device has them, and waits for nothing else."""
+
+
+def on_device(array: Ints, device: torch.device) -> torch.Tensor:
+    """``array`` on ``device``. From pinned memory: else the copy would wait until the GPU has done all it was given."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def fetch(nats: torch.Tensor) -> Fetch:
+    """``nats`` on its way to the host, while the device goes on with what it is given next."""
+    if nats.device.type != "cuda":
+        return nats.numpy
+    host = torch.empty(nats.shape, dtype=nats.dtype, pin_memory=True).copy_(nats, non_blocking=True)
+    there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there.record()
+
+    def wait() -> NDArray[np.float32]:
+        there.synchronize()
+        numbers: NDArray[np.float32] = host.numpy()
+        return numbers
+
+    return wait
 
 
 def windows_of(ids: Ints, size: int) -> Iterator[Window]:

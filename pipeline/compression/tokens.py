@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compression.selection import running_sums
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -44,6 +46,56 @@ def _own(tokenizer: PreTrainedTokenizerFast) -> Any:
     return inner
 
 
+@functools.lru_cache(maxsize=4)
+def _widths(tokenizer: PreTrainedTokenizerFast) -> Ints | None:
+    """Bytes that each token of a byte-level tokenizer stands for; None for tokenizers of other kinds.
+
+    Their tokens, joined, are the text byte for byte, so lengths alone say where each one stands: asking the library for
+    places costs ten times as much as tokenising.
+    """
+    inner = _own(tokenizer)
+    if type(inner.decoder).__name__ != "ByteLevel" or inner.normalizer is not None:
+        return None
+    added = {number: len(token.content.encode()) for number, token in inner.get_added_tokens_decoder().items()}
+    vocabulary = inner.get_vocab(with_added_tokens=True)
+    widths = np.zeros(max(vocabulary.values(), default=0) + 1, np.int64)
+    for token, number in vocabulary.items():
+        widths[number] = added.get(number, len(token))  # one character of the byte-level alphabet is one byte
+    return widths
+
+
+def _by_bytes(inner: Any, widths: Ints, texts: list[str]) -> dict[int, Tokens]:
+    """The tokens of those texts that come out byte for byte (none may have been trimmed or added), by place."""
+    encodings = inner.encode_batch_fast(texts, add_special_tokens=False)
+    sizes = np.array([len(one) for one in encodings])
+    ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), np.int64, int(sizes.sum()))
+    data = [text.encode() for text in texts]
+    lengths = np.array([len(one) for one in data])
+    rows = np.repeat(np.arange(len(texts)), sizes)
+    whole = np.bincount(rows, weights=widths[ids], minlength=len(texts)).astype(np.int64) == lengths
+    starts = np.cumsum(lengths) - lengths
+    begins = running_sums(widths[ids], rows) - widths[ids] + starts[rows]
+    characters = np.cumsum((np.frombuffer(b"".join(data), np.uint8) & 0xC0) != 0x80, dtype=np.int64)
+    first = np.append(0, characters)[starts]  # characters before each text
+    begins = np.minimum(begins, len(characters) - 1)
+    ends = np.minimum(begins + widths[ids] - 1, len(characters) - 1)
+    spans = np.stack([characters[begins] - 1, characters[ends]], 1) - first[rows][:, None]
+    bounds = np.cumsum(sizes)[:-1]
+    named = zip(np.split(ids, bounds), np.split(spans.astype(np.int32), bounds), strict=True)
+    return {place: Tokens(*one) for place, one in enumerate(named) if whole[place]}
+
+
+def _by_offsets(inner: Any, texts: list[str]) -> list[Tokens]:
+    """The tokens of texts, at the places that the tokenizer itself names."""
+    encodings = inner.encode_batch(texts, add_special_tokens=False)
+    sizes = [len(one) for one in encodings]
+    ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), np.int64, sum(sizes))
+    ends = chain.from_iterable(chain.from_iterable(one.offsets for one in encodings))
+    spans = np.fromiter(ends, np.int32, 2 * len(ids)).reshape(-1, 2)
+    bounds = np.cumsum(sizes)[:-1]
+    return [Tokens(*one) for one in zip(np.split(ids, bounds), np.split(spans, bounds), strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenising:
     """One tokenizer, without special tokens added, padding or truncation. Safe to use from several threads.
@@ -57,9 +109,11 @@ class Tokenising:
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
         """Ids and places of every text; a text in which the tokenizer finds nothing has no tokens."""
         pieces = [(index, start, piece) for index, text in enumerate(texts) for start, piece in _pieces(text)]
+        made = dict(self._encode([piece for *_, piece in pieces]))
         found: list[list[Tokens]] = [[] for _ in texts]
-        for index, start, tokens in self._encode(pieces):
-            found[index].append(Tokens(tokens.ids, tokens.spans + np.int32(start)))
+        for place, (index, start, _) in enumerate(pieces):
+            tokens = made[place]
+            found[index].append(Tokens(tokens.ids, tokens.spans + np.int32(start)) if start else tokens)
         return [_joined(parts) for parts in found]
 
     def count(self, texts: Sequence[str]) -> list[int]:
@@ -107,17 +161,17 @@ class Tokenising:
         tokens = self.tokenise(["\n"])[0].ids
         return int(tokens[-1]) if len(tokens) else 0
 
-    def _encode(self, pieces: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, int, Tokens]]:
-        for group in _groups([piece for _, _, piece in pieces]):
-            encodings = _own(self.tokenizer).encode_batch(
-                [pieces[place][2] for place in group], add_special_tokens=False
-            )
-            ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), np.int64)
-            ends = chain.from_iterable(chain.from_iterable(one.offsets for one in encodings))
-            spans = np.fromiter(ends, np.int32, 2 * len(ids)).reshape(-1, 2)
-            bounds = np.cumsum([len(one) for one in encodings])[:-1]
-            for place, some, where in zip(group, np.split(ids, bounds), np.split(spans, bounds), strict=True):
-                yield *pieces[place][:2], Tokens(some, where)
+    def _encode(self, texts: Sequence[str]) -> Iterator[tuple[int, Tokens]]:
+        """Places in ``texts`` and what stands there, in any order."""
+        widths = _widths(self.tokenizer)
+        for group in _groups(texts):
+            some = [texts[place] for place in group]
+            made = _by_bytes(_own(self.tokenizer), widths, some) if widths is not None else {}
+            yield from ((group[number], tokens) for number, tokens in made.items())
+            rest = [number for number in range(len(some)) if number not in made]
+            if rest:
+                named = _by_offsets(_own(self.tokenizer), [some[number] for number in rest])
+                yield from ((group[number], tokens) for number, tokens in zip(rest, named, strict=True))
 
 
 def _pieces(text: str) -> Iterator[tuple[int, str]]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.compression import scoring
 from pipeline.compression.iterative import Stream, rank, segment_of
 from pipeline.compression.prefix import Passes
+from pipeline.compression.reading import mean_surprisal
 from pipeline.compression.scoring import Scorer, windows_of
 from pipeline.models import ModelError, ModelPool
 
@@ -44,7 +45,7 @@ def test_mean_surprisal_of_ragged_texts(scorer: Scorer, pool: ModelPool, monkeyp
     monkeypatch.setitem(scoring._LOGITS, "cpu", 2000)  # a few rows at a time
     texts = [random_ids(length, length) for length in (2, 90, 17, 1, 255, 3, 64)]
     expected = [plain(scorer, pool, ids).mean() if len(ids) > 1 else 0.0 for ids in texts]
-    np.testing.assert_allclose(scorer.mean_surprisal(texts), expected, atol=2e-5)
+    np.testing.assert_allclose(mean_surprisal(scorer, texts), expected, atol=2e-5)
 
 
 def test_beyond_the_window_every_token_sees_half_a_window(scorer: Scorer, pool: ModelPool) -> None:
@@ -54,7 +55,7 @@ def test_beyond_the_window_every_token_sees_half_a_window(scorer: Scorer, pool: 
     for begin in range(half, 700 - half, half):
         nats += list(plain(scorer, pool, ids[begin : begin + size])[half - 1 :])
     assert len(nats) == 699
-    assert scorer.mean_surprisal([ids])[0] == pytest.approx(np.mean(nats), abs=2e-5)
+    assert mean_surprisal(scorer, [ids])[0] == pytest.approx(np.mean(nats), abs=2e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 15, 16, 21, 30, 31])
