@@ -16,8 +16,8 @@ Tensor = torch.Tensor
 SPLIT = 13
 """The token that ``keep_split`` keeps in runs: a line break in Llama 1 and 2. The library fixes its number."""
 
-Watch = Callable[[Tensor, Tensor, Tensor], None]
-"""Sees the places of the tokens, which of them stay, and how far their values lie above the threshold."""
+Probe = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(values, where they are valid, ratios) -> the values to decide by: to see how close decisions are, and turn them."""
 
 
 @dataclass(slots=True)
@@ -54,20 +54,20 @@ class Deciding:
     end: Tensor
     crashed: Tensor
 
-    def cut(self, size: int, count: Tensor, ratio: Tensor, active: Tensor, watch: Watch | None) -> None:
+    def cut(self, size: int, count: Tensor, ratio: Tensor, active: Tensor, probe: Probe | None) -> None:
         """Decide on the next ``count`` tokens of a window of ``size``, of which the share ``ratio`` may stay.
 
         A token stays if the loss of the token after it exceeds the threshold, which is taken over all losses of the
         text: of what was decided and of what is far ahead, too.
         """
         values, valid = self._values()
+        if probe is not None:
+            values = probe(values, valid & active[:, None], ratio)
         threshold, empty = thresholds(values, valid, ratio)
         self.crashed |= active & empty
         end = self.end - size + count
         losses = self._stay(values, threshold, end, count) | ~active[:, None]
         tokens = self._with_splits(losses, end - count, end) | ~active[:, None]
-        if watch is not None:
-            watch(self.text.places, tokens | ~before(self.text.length, tokens), values - threshold[:, None])
         gone = ~tokens & before(sliced(end, self.text.length), tokens)
         self.end = torch.where(active, self.end + count - gone.sum(1), self.end)
         self._remove(tokens, losses)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.batching import run_packed
 from pipeline.compression.iterative import CACHE
 from pipeline.compression.reference.crash import Crash
-from pipeline.compression.reference.decisions import SPLIT, Deciding, Texts, Watch
+from pipeline.compression.reference.decisions import SPLIT, Deciding, Probe, Texts
 from pipeline.compression.reference.reading import Reading, most_positions
 from pipeline.compression.reference.windows import Window
 from pipeline.compression.registry import Passed
@@ -45,7 +45,7 @@ class Iterating:
     size: int
     contrast: bool = False
     keep_split: bool = False
-    watch: Watch | None = None
+    probe: Probe | None = None
 
     def run(self, streams: Sequence[Stream], passed: Passed) -> list[Ints | Crash]:
         """The places of the tokens that stay of each text, the question before it left out."""
@@ -153,7 +153,7 @@ class _Batch:
         most = most_positions(self._how.scorer)
         over = int(self._end[row]) - most
         sinks = min(SINKS + int(self._start[row]), most)
-        self._popped[row].append(self._places[row, :over].cpu().numpy())
+        self._popped[row].append(self._places[row, :over].cpu().numpy().copy())  # on the CPU it is a view
         self._drop(self._read, row, sinks, over)
         self._places[row] = self._places[row].roll(-over)
         if self._splits is not None:
@@ -187,7 +187,7 @@ class _Batch:
             count = self._to_device(np.array([one[0] if one else 0 for one in now]))
             ratio = self._to_device(np.array([one[1] if one else 1.0 for one in now]))
             active = self._to_device(np.array([one is not None for one in now]))
-            deciding.cut(self._how.size, count, ratio, active, self._how.watch)
+            deciding.cut(self._how.size, count, ratio, active, self._how.probe)
         text, alone, wide = deciding.text, deciding.alone, deciding.text.places.shape[1]
         self._places[which, :wide], self._read.loss[which, :wide] = text.places, text.loss
         found = [deciding.end, deciding.crashed.long(), text.length, text.scored]

@@ -15,10 +15,10 @@ from pipeline.compression.reference import jsonpairs, punkt, sentences
 from pipeline.compression.reference.codec import Codec, Ints
 from pipeline.compression.reference.contexts import AFTERTHOUGHT, choose
 from pipeline.compression.reference.crash import Crash
-from pipeline.compression.reference.decisions import Watch
 from pipeline.compression.reference.fallback import shortened, shortened_json
 from pipeline.compression.reference.iteration import Iterating, Stream
 from pipeline.compression.reference.prefix import fitted, tokens_of
+from pipeline.compression.reference.probe import Probe
 from pipeline.compression.reference.reading import most_positions
 from pipeline.compression.reference.scores import Scores
 from pipeline.compression.reference.tags import merged
@@ -49,16 +49,21 @@ class ReferenceResult:
 class Reference:
     """``compress`` is compress_prompt, structured_compress_prompt or compress_json, by what ``options`` say.
 
-    ``watch`` sees every decision on a token.
+    ``probe`` sees every decision, and may turn it.
     """
 
-    def __init__(self, scorer: Scorer, tokenizer: Any, options: ReferenceOptions, watch: Watch | None = None) -> None:
+    def __init__(self, scorer: Scorer, tokenizer: Any, options: ReferenceOptions, probe: Probe | None = None) -> None:
         self._options = _effective(options)
         self._codec = Codec(tokenizer, options.clean_up_tokenization_spaces)
         self._scores = Scores(scorer, self._codec, options.condition)
+        self._probe = probe
         self._most = most_positions(scorer)
         self._iterating = Iterating(
-            scorer, options.iterative_size, options.condition_compare, options.keep_split, watch
+            scorer,
+            options.iterative_size,
+            options.condition_compare,
+            options.keep_split,
+            probe.values if probe else None,
         )
         self._splitter = punkt.load() if options.use_sentence_level_filter else None
 
@@ -83,7 +88,7 @@ class Reference:
             attempt([work], partial(self._choose, scores=scores))
 
     def _choose(self, work: Work, scores: Sequence[float]) -> None:
-        choice = choose(scores, work.lengths, work.target, self._options, work.forced)
+        choice = choose(self._seen(scores), work.lengths, work.target, self._options, work.forced)
         if self._options.tagged and len(choice.used) < len(choice.shifts):
             raise Crash("a forced context is not there")
         work.used, work.shifts = choice.used, choice.shifts
@@ -97,7 +102,12 @@ class Reference:
         scores = self._scores.of(some, texts, "", passed)
         lengths = encode_each(some, self._codec, lambda work: work.sentences.texts, special=True)
         for work, found, ids in zip(some, scores, lengths, strict=True):
-            work.contexts = sentences.keep(work.sentences, found, [*map(len, ids)], work.target, self._options)
+            work.contexts = sentences.keep(
+                work.sentences, self._seen(found), [*map(len, ids)], work.target, self._options
+            )
+
+    def _seen(self, scores: Sequence[float]) -> Sequence[float]:
+        return scores if self._probe is None else self._probe.scores(scores)
 
     def _split(self, work: Work) -> None:
         assert self._splitter is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from pipeline.compression.reference.contexts import LEAST, ranked
 from pipeline.compression.reference.crash import Crash
@@ -77,7 +78,7 @@ def _whole(sentences: Sequence[str], text: str) -> list[str]:
     """The sentences with what stands between them added to the one before."""
     found: list[str] = []
     begin = 0
-    for sentence, after in zip(sentences, [*sentences[1:], None], strict=True):
+    for sentence, after in zip_longest(sentences, sentences[1:]):
         if not text.startswith(sentence, begin):
             raise Crash("a sentence does not stand where the one before it ends")
         end = len(text) if after is None else text.find(after[:5], begin + len(sentence))
