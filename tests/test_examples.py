@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from schemas.align_file import AlignFile
 from schemas.document import PromptParts
 from schemas.job import JobSpec
 from schemas.stage import GenerateSpec
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-JOBS = sorted(EXAMPLES.glob("*.toml"))
+ALIGN = EXAMPLES / "align.toml"
+JOBS = sorted(set(EXAMPLES.glob("*.toml")) - {ALIGN})
 Row = dict[str, Any]
 
 
@@ -41,6 +43,15 @@ def test_every_job_file_is_valid_and_its_input_exists(path: Path) -> None:
     assert shipped or path.stem == "nightly"  # that one reads the user's own folder
 
 
+def test_the_alignment_file_is_valid_and_its_input_exists() -> None:
+    text = ALIGN.read_text(encoding="utf-8")
+    spec = AlignFile.model_validate(tomllib.loads(text))
+    assert all((ROOT / name).is_file() for name in spec.input.path)
+    assert len(spec.answer_jobs()) == 1 and f"{spec.align.model}+{spec.name}" in text
+    more = re.sub(r"^# (?=\[|teacher|kl_weight|model|backend|max_new|budget)", "", text, flags=re.MULTILINE)
+    assert len(AlignFile.model_validate(tomllib.loads(more)).targets) == 2
+
+
 def test_the_prompts_are_24_and_one_all_different() -> None:
     corpus, more = rows("gsm8k.jsonl"), rows("gsm8k-one-more.jsonl")
     assert (len(corpus), len(more)) == (24, 1)
@@ -61,7 +72,7 @@ def test_every_prompt_is_a_worked_few_shot_prompt() -> None:
 
 
 def test_no_job_file_holds_a_key() -> None:
-    for path in JOBS:
+    for path in (*JOBS, ALIGN):
         assert not re.search(r"sk-|api_key\s*=", path.read_text(encoding="utf-8"))
 
 
