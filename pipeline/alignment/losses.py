@@ -57,7 +57,7 @@ class Loss:
     def __init__(self, scorer: Reader, teacher: Reader | None = None, kl_weight: float = 0.0) -> None:
         self.scorer, self.teacher, self.kl_weight = scorer, teacher, kl_weight
         if teacher is not None:
-            check_vocabularies(scorer, teacher)
+            check_vocabularies(scorer.name, scorer.tokenizer, teacher.name, teacher.tokenizer)
 
     def nats(self, pairs: Sequence[Pair]) -> torch.Tensor:
         """-log p of each answer token under the scorer: (n,) float32."""
@@ -104,10 +104,10 @@ def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(logits, -1) - logits.gather(-1, targets[:, None])[:, 0]
 
 
-def check_vocabularies(scorer: Reader, teacher: Reader) -> None:
-    """Raise ``Halt`` unless both models mean the same by every token: else their KL would teach nonsense."""
-    if scorer.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+def check_vocabularies(scorer: str, its: Any, teacher: str, theirs: Any) -> None:
+    """Raise ``Halt`` unless both tokenizers mean the same by every token: else their KL would teach nonsense."""
+    if its.get_vocab() != theirs.get_vocab():
         raise Halt(
-            f"teacher {teacher.name} has another vocabulary than {scorer.name}: leave teacher and kl_weight out, so "
-            "that answers alone are learned from, or name a teacher of the same family"
+            f"teacher {teacher} has another vocabulary than {scorer}: leave teacher and kl_weight out, so that answers "
+            "alone are learned from, or name a teacher of the same family"
         )

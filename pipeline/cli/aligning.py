@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from pipeline.cli.shared import (
     BUDGET,
     DEAD,
     EXIT_CODES,
+    FAILURE,
     Input,
     Json,
     Output,
@@ -24,6 +26,7 @@ from pipeline.cli.shared import (
     Workers,
     database,
     examples,
+    fail,
     out,
     print_json,
     settings,
@@ -78,6 +81,7 @@ def align(
     for job in spec.answer_jobs():
         check_hosted(job, given)
     check_broker(given)
+    _check_training(spec)
     recipe = _recipe(spec, given, replace_)
     engine, opened = database(given, spec.output.path, migrate=True)
     _Command(engine, opened, workers or given.workers, spec, json_, partial).run(recipe, replace_)
@@ -89,6 +93,18 @@ def _estimate(spec: AlignFile, given: Settings, json_: bool) -> None:
     interrupts.say("interrupted")
     for job in spec.answer_jobs():
         print_dry_run(job, given, json_)
+
+
+def _check_training(spec: AlignFile) -> None:
+    """What would fail the training is to be known before answers are paid for. Raises ``Halt``, ``ModelError``."""
+    if find_spec("peft") is None:
+        fail("training needs peft: pip install 'contextmill[align]'", FAILURE)
+    if spec.align.teacher is not None:
+        from pipeline.alignment.losses import check_vocabularies
+        from pipeline.models import load_tokenizer
+
+        names = spec.align.model, spec.align.teacher
+        check_vocabularies(names[0], load_tokenizer(names[0]), names[1], load_tokenizer(names[1]))
 
 
 def _recipe(spec: AlignFile, given: Settings, replace_: bool) -> str:
