@@ -24,8 +24,8 @@ from schemas.compress import LLMLingua2Spec
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-LONG_TOKEN, PIECE = 64, 16
-"""A token that names more characters than the first is taken as several of as many as the second."""
+LONG_TOKEN, PIECE = 64, 4
+"""A token that names more characters than the first is taken as several of as many as the second, as words have."""
 
 SHORT_TEXT = 2**13
 """Characters of texts that may well come again (demonstrations): their scores are remembered."""

@@ -1,0 +1,99 @@
+"""Token classifiers by name: what is none is refused, and says what would be one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForTokenClassification, BertModel, PreTrainedTokenizerFast
+
+from pipeline.models import ModelError, ModelPool
+from schemas.settings import Settings
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, folder: Path) -> Path:
+    """A random BERT with a head of two labels."""
+    return _save(tmp_path / "encoder", folder, BertForTokenClassification)
+
+
+@pytest.fixture
+def pool(settings: Settings) -> ModelPool:
+    return ModelPool("cpu", settings=settings)
+
+
+def _save(target: Path, tokenizer_of: Path, kind: Any, **options: Any) -> Path:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_of)
+    tokenizer.save_pretrained(target)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=40, **options,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    kind(config).save_pretrained(target)
+    return target
+
+
+def test_it_is_ready_for_inference_and_kept(encoder: Path, pool: ModelPool) -> None:
+    loaded = pool.token_classifier(str(encoder))
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.window == 40
+    assert pool.token_classifier(str(encoder)) is loaded
+    half = pool.token_classifier(str(encoder), "bfloat16").model
+    assert half.dtype == torch.bfloat16
+    assert half.classifier.weight.dtype == torch.float32
+
+
+def test_a_tokenizer_of_fewer_tokens_bounds_the_window(encoder: Path, pool: ModelPool) -> None:
+    path = encoder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 32}))
+    assert pool.token_classifier(str(encoder)).window == 32
+
+
+def test_a_causal_lm_is_no_token_classifier(folder: Path, pool: ModelPool) -> None:
+    with pytest.raises(ModelError, match=r"is a causal LM without a head .*Llama.*llmlingua2-minilm"):
+        pool.token_classifier(str(folder))
+
+
+def test_a_token_classifier_is_no_causal_lm(encoder: Path, pool: ModelPool) -> None:
+    with pytest.raises(ModelError, match=r"is a token classifier.*llmlingua2"):
+        pool.causal_lm(str(encoder))
+
+
+def test_an_encoder_without_a_head_gets_no_random_one(tmp_path: Path, folder: Path, pool: ModelPool) -> None:
+    bare = _save(tmp_path / "bare", folder, BertModel)
+    with pytest.raises(ModelError, match=r"is an encoder without a head .*BertModel.*llmlingua2-minilm"):
+        pool.token_classifier(str(bare))
+    config = json.loads((bare / "config.json").read_text())
+    del config["architectures"]  # nothing says what it is: its tensors do
+    (bare / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"classifier\.(bias|weight).*llmlingua2-minilm"):
+        pool.token_classifier(str(bare))
+
+
+def test_a_lost_tensor_is_not_made_up(encoder: Path, pool: ModelPool) -> None:
+    weights = load_file(encoder / "model.safetensors")
+    del weights["bert.encoder.layer.0.output.dense.weight"]
+    save_file(weights, encoder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 tensors .* missing .*output\.dense\.weight"):
+        pool.token_classifier(str(encoder))
+
+
+def test_three_labels_are_not_remove_and_keep(tmp_path: Path, folder: Path, pool: ModelPool) -> None:
+    tagger = _save(tmp_path / "tagger", folder, BertForTokenClassification, num_labels=3)
+    with pytest.raises(ModelError, match="3 labels, but remove and keep are two"):
+        pool.token_classifier(str(tagger))
+
+
+def test_an_unknown_architecture_says_so(encoder: Path, pool: ModelPool, tmp_path: Path) -> None:
+    shutil.copytree(encoder, tmp_path / "odd")
+    config = json.loads((encoder / "config.json").read_text()) | {"model_type": "no-such-thing"}
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"cannot load .* as a token classifier"):
+        pool.token_classifier(str(tmp_path / "odd"))
