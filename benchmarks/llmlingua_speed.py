@@ -8,6 +8,10 @@ then, our paper fidelity the whole prompt, so it is measured at 200 tokens and a
 ``documents``: single documents of 4,096 tokens at rate 0.25. The library is timed, then the texts of reference fidelity
 are compared with its texts in float32, then ours is timed. Origin tokens are cl100k's for both, counted by the
 library's tokenizer; with ``--no-peer`` they are our scorer's.
+
+Columns (``benchmarks/speed.py``): scored and passed tokens per token in; ``of forward``: tokens passed per second over
+the bare forward pass; ``bound``: 75% of (forward and head rate / scored), in origin tokens per second; kept: mean
+tokens out; busy: kernel time / wall time.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"gsm8k": {"target_token": 200}, "documents
 LENGTH = 4096
 COLUMNS = (
     "work", "engine", "prompts", "tokens", "seconds", "lowest", "highest", "tokens/s", "x peer", "scored", "passed",
-    "kept", "refused", "equal", "busy",
+    "of forward", "bound", "kept", "refused", "equal", "busy",
 )  # fmt: skip
 
 
@@ -77,7 +81,9 @@ def main() -> None:
     for work in works:
         for name, compress in _engines(arguments, pool, work, figures["rows"]).items():
             _tell(f"{work.name}: {name}")
-            figures["rows"].append(_our_row(work, name, *bench.speed(compress, work.prompts, work.origin)))
+            speed, texts = bench.speed(compress, work.prompts, work.origin)
+            row = _our_row(work, name, speed, texts) | _against(speed, figures["ceilings"])
+            figures["rows"].append(row)
             save(arguments.json, figures)
     _print(figures)
 
@@ -179,6 +185,16 @@ def _our_row(work: Work, engine: str, speed: Speed, texts: Texts) -> dict[str, A
     return row
 
 
+def _against(speed: Speed, ceilings: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Tokens passed per second over the bare model's, and 75% of what its full passes would allow, in origin tokens."""
+    own = speed.own_tokens / speed.seconds.median
+    forward, with_head = (max(one[name] for one in ceilings.values()) for name in ("forward", "forward_and_head"))
+    return {
+        "of_forward": own * (speed.passed or speed.scored) / forward,
+        "bound": 0.75 * with_head / speed.scored * speed.tokens_per_second / own,
+    }
+
+
 def _equal(texts: Texts, answers: Sequence[dict[str, Any]]) -> str:
     same = sum(text == answer.get("compressed_prompt") for text, answer in zip(texts, answers, strict=True))
     return f"{same}/{len(answers)}"
@@ -199,7 +215,7 @@ def _shown(row: dict[str, Any], peer: float | None) -> dict[str, Any]:
     seconds = row.get("seconds") or row["seconds_a_prompt"]
     return {
         **row, "tokens": row["origin_tokens"], "tokens/s": row["tokens_per_second"], "seconds": seconds["median"],
-        "lowest": seconds["lowest"], "highest": seconds["highest"],
+        "of forward": row.get("of_forward"), "lowest": seconds["lowest"], "highest": seconds["highest"],
         "x peer": row["tokens_per_second"] / peer if peer else None,
     }  # fmt: skip
 

@@ -21,13 +21,16 @@ PROFILED = 256
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Seconds for ``origin_tokens`` in. ``scored`` and ``passed`` are per token in of the scorer's own tokenizer:
-    tokens whose surprisal or label was asked for, and tokens its trunk was given, padding included. ``kept`` is the
-    mean of tokens out. ``busy`` is the share of the wall time in which the GPU ran a kernel.
+    """Seconds for ``origin_tokens`` in, and for ``own_tokens``: those of the scorer's own tokenizer.
+
+    Per own token in, ``scored`` are tokens whose surprisal or label was asked for, ``passed`` tokens the trunk was
+    given, padding included (None where graphs are replayed: nobody counts there). ``kept`` is the mean of own tokens
+    out, ``busy`` the share of the wall time in which the GPU ran a kernel.
     """
 
     prompts: int
     origin_tokens: int
+    own_tokens: int
     seconds: Spread
     tokens_per_second: float
     scored: float
@@ -60,14 +63,15 @@ class Bench:
             texts, seconds = timed(lambda: compress(prompts, told), self.runs, self.device)
         made = [text for text in texts if text is not None]
         tokens = sum(count for count, text in zip(origin, texts, strict=True) if text is not None)
-        own = self.runs * sum(self.own([prompt.render() for prompt in prompts]))
+        own = sum(self.own([prompt.render() for prompt in prompts]))
         return Speed(
             prompts=len(prompts),
             origin_tokens=tokens,
+            own_tokens=own,
             seconds=seconds,
             tokens_per_second=tokens / seconds.median,
-            scored=scored / own,
-            passed=passes.tokens / own if passes.tokens else None,
+            scored=scored / self.runs / own,
+            passed=passes.tokens / self.runs / own if passes.tokens else None,
             kept=sum(self.own(made)) / max(1, len(made)),
             refused=len(texts) - len(made),
             busy=self._busy(compress, prompts[:PROFILED]),
