@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models import load_tokenizer
+from schemas.base import DEFAULT_MODEL
 from schemas.document import PromptParts
-from schemas.stage import DEFAULT_MODEL
 
 SEED = 20261122
 PROMPTS = 24

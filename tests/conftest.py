@@ -145,8 +145,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_cache() -> Path:
     """The user's own cache folder with the bundled default model in it, for tests marked ``model``."""
     from pipeline.models import pull
+    from schemas.base import DEFAULT_MODEL
     from schemas.settings import Settings
-    from schemas.stage import DEFAULT_MODEL
 
     pull(DEFAULT_MODEL)
     return Settings().cache

@@ -15,8 +15,8 @@ from hosted_rig import documents, generator, results, rows, run_with, wait_for
 from sqlalchemy import Engine
 
 from pipeline.models import load_tokenizer, resolve
+from schemas.base import DEFAULT_MODEL
 from schemas.document import Document, PromptParts
-from schemas.stage import DEFAULT_MODEL
 
 pytestmark = pytest.mark.model
 
