@@ -1,0 +1,98 @@
+"""The scoring model of the reference outputs, in any precision."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import pre_tokenizers
+
+from benchmarks.parity.cases import Case
+from pipeline.compression.reference.probe import Probe
+from pipeline.compression.reference.reference import Reference, ReferenceResult
+from pipeline.compression.scoring import Scorer
+from pipeline.models import LoadedModel, ModelPool, load_tokenizer, resolve
+from schemas.document import PromptParts
+
+
+@contextlib.contextmanager
+def folder_of_the_reference(model: str) -> Iterator[Path]:
+    """The model with the tokenizer that the outputs were made with: bytes alone, where ours sets digits apart.
+
+    transformers 4.35 does not know what kind of tokenizer the model's GGUF file names, and takes the plain one.
+    """
+    source = resolve(model).folder
+    tokenizer = copy.deepcopy(load_tokenizer(model))
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        for file in ("config.json", *(path.name for path in source.glob("*.safetensors*"))):
+            (folder / file).symlink_to(source / file)
+        yield folder
+
+
+class Scoring:
+    """The engine over one model folder."""
+
+    def __init__(self, folder: Path, device: str, dtype: str, batch_tokens: int) -> None:
+        self._loaded: LoadedModel = ModelPool(device).causal_lm(str(folder), dtype)
+        self._scorer = Scorer(self._loaded, batch_tokens)
+
+    def compress(self, cases: Sequence[Case]) -> list[str]:
+        """The texts of cases of equal options."""
+        return self._texts(cases, self._scorer, None)
+
+    def compress_exactly(self, case: Case, probe: Probe) -> str:
+        """The text of one case in float64."""
+        (text,) = self._texts([case], self._exact, probe)
+        return text
+
+    def within_budget(self, case: Case, text: str) -> bool:
+        """Whether a text has no more of the scorer's tokens than were asked for, or than must stay."""
+        parts, options = case.parts, case.options
+        fixed = self._count(PromptParts(parts.instruction, (), parts.question).render())
+        asked = options.target_token if options.target_token >= 0 else self._count(parts.render()) * options.rate
+        return self._count(text) <= max(asked, fixed)
+
+    def _count(self, text: str) -> int:
+        return len(self._loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _texts(self, cases: Sequence[Case], scorer: Scorer, probe: Probe | None) -> list[str]:
+        reference = Reference(scorer, self._loaded.tokenizer, cases[0].options, probe)
+        results = reference.compress([case.parts for case in cases])
+        return [one.text if isinstance(one, ReferenceResult) else "" for one in results]
+
+    @cached_property
+    def _exact(self) -> Scorer:
+        model = copy.deepcopy(self._loaded.model).double()
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+                module.forward = _norm(module)
+        return _ExactScorer(replace(self._loaded, model=model), self._scorer.batch_tokens)
+
+
+def _norm(module: Any) -> Any:
+    """transformers' own norm goes through float32, whatever the model's precision."""
+    return lambda states: torch.nn.functional.rms_norm(
+        states, module.weight.shape, module.weight, module.variance_epsilon
+    )
+
+
+class _ExactScorer(Scorer):
+    """Float64 from the embeddings to the losses. Angles of positions stay float32's: they define the model."""
+
+    def surprisal(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """-log p(target | what the hidden state has seen), in nats."""
+        found = [torch.empty(0, dtype=torch.float64, device=hidden.device)]
+        for first in range(0, len(targets), 128):
+            logits = self.head(hidden[first : first + 128])
+            found.append(torch.nn.functional.cross_entropy(logits, targets[first : first + 128], reduction="none"))
+        return torch.cat(found)
