@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,3 +58,24 @@ class Codec:
             for found, put in _CLEAN:
                 text = text.replace(found, put)
         return text
+
+
+class Ids:
+    """The ids of texts, each tokenised once however often it is asked for."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._known: dict[tuple[str, bool], Ints] = {}
+
+    def of(self, texts: Sequence[str], special: bool = False) -> list[Ints]:
+        """The ids of each text; with ``special``, with what the tokenizer adds around a text."""
+        special = special and self._codec.special > 0
+        new = [text for text in dict.fromkeys(texts) if (text, special) not in self._known]
+        encoded = self._codec.encode(new, special)
+        self._known.update(((text, special), ids) for text, ids in zip(new, encoded, strict=True))
+        return [self._known[text, special] for text in texts]
+
+    def of_each(self, groups: Sequence[Sequence[str]], special: bool = False) -> list[list[Ints]]:
+        """``of`` for the texts of each group, all in one go."""
+        found = iter(self.of([text for group in groups for text in group], special))
+        return [list(islice(found, len(group))) for group in groups]

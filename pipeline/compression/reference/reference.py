@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.compression.reference import jsonpairs, punkt, sentences
-from pipeline.compression.reference.codec import Codec, Ints
+from pipeline.compression.reference.codec import Codec, Ids, Ints
 from pipeline.compression.reference.contexts import AFTERTHOUGHT, choose
 from pipeline.compression.reference.crash import Crash
 from pipeline.compression.reference.fallback import shortened, shortened_json
@@ -23,7 +23,7 @@ from pipeline.compression.reference.reading import most_positions
 from pipeline.compression.reference.scores import Scores
 from pipeline.compression.reference.tags import merged
 from pipeline.compression.reference.windows import BETWEEN, Window, plain_windows, tagged_windows
-from pipeline.compression.reference.work import Work, attempt, begin, encode_each, live, plain
+from pipeline.compression.reference.work import Work, attempt, begin, live, plain
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
 from pipeline.stages import Refusal
@@ -33,17 +33,24 @@ from schemas.reference import ReferenceOptions
 
 @dataclass(frozen=True, slots=True)
 class ReferenceResult:
-    """A compressed prompt. Tokens are the scorer's, without special ones, of the whole text before and after.
+    """A compressed prompt.
 
     ``contexts`` are the places of the contexts that stayed, in output order. ``crashed`` says why the library would
     have raised an exception; the text is then ``fallback``'s.
     """
 
     text: str
-    tokens_in: int
-    tokens_out: int
     contexts: tuple[int, ...]
     crashed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Documents ready for the model, and those that are refused."""
+
+    refused: tuple[Refusal | None, ...]
+    works: tuple[Work, ...]
+    ids: Ids
 
 
 class Reference:
@@ -55,36 +62,42 @@ class Reference:
     def __init__(self, scorer: Scorer, tokenizer: Any, options: ReferenceOptions, probe: Probe | None = None) -> None:
         self._options = _effective(options)
         self._codec = Codec(tokenizer, options.clean_up_tokenization_spaces)
-        self._scores = Scores(scorer, self._codec, options.condition)
+        self._scores = Scores(scorer, options.condition)
         self._probe = probe
         self._most = most_positions(scorer)
-        self._iterating = Iterating(
-            scorer,
-            options.iterative_size,
-            options.condition_compare,
-            options.keep_split,
-            probe.values if probe else None,
-        )
+        values, contrast = None if probe is None else probe.values, options.condition_compare
+        self._iterating = Iterating(scorer, options.iterative_size, contrast, options.keep_split, values)
         self._splitter = punkt.load() if options.use_sentence_level_filter else None
 
     def compress(
         self, sources: Sequence[PromptParts], passed: Passed = lambda tokens: None
     ) -> list[ReferenceResult | Refusal]:
         """One result a document, in order; a refusal for white space and for half surrogate pairs."""
-        refused = [_unusable(source) for source in sources]
-        works = begin([one for one, no in zip(sources, refused, strict=True) if no is None], self._codec, self._options)
-        if self._options.use_context_level_filter:
-            self._filter_contexts(works, passed)
-        if self._splitter is not None:
-            self._filter_sentences(works, passed)
-        self._compress_tokens(works, passed)
-        done = iter(self._results(works))
-        return [no or next(done) for no in refused]
+        return self.run(self.prepare(sources), passed)
 
-    def _filter_contexts(self, works: Sequence[Work], passed: Passed) -> None:
+    def prepare(self, sources: Sequence[PromptParts]) -> Prepared:
+        """What needs no model: may be done in another thread while the batch before is with the model."""
+        refused = tuple(_unusable(source) for source in sources)
+        usable = [source for source, no in zip(sources, refused, strict=True) if no is None]
+        ids = Ids(self._codec)
+        return Prepared(refused, tuple(begin(usable, self._codec, ids, self._options)), ids)
+
+    def run(self, prepared: Prepared, passed: Passed = lambda tokens: None) -> list[ReferenceResult | Refusal]:
+        """The results of prepared documents, in order."""
+        works = prepared.works
+        if self._options.use_context_level_filter:
+            self._filter_contexts(works, prepared.ids, passed)
+        if self._splitter is not None:
+            self._filter_sentences(works, prepared.ids, passed)
+        self._compress_tokens(works, prepared.ids, passed)
+        attempt(works, self._assemble)
+        done = iter(works)
+        return [no or self._result(next(done)) for no in prepared.refused]
+
+    def _filter_contexts(self, works: Sequence[Work], ids: Ids, passed: Passed) -> None:
         some = [work for work in live(works) if len(work.contexts) > 1]
         texts = [[context.text for context in work.contexts] for work in some]
-        for work, scores in zip(some, self._scores.of(some, texts, AFTERTHOUGHT, passed), strict=True):
+        for work, scores in zip(some, self._scores.of(some, texts, AFTERTHOUGHT, ids, passed), strict=True):
             attempt([work], partial(self._choose, scores=scores))
 
     def _choose(self, work: Work, scores: Sequence[float]) -> None:
@@ -94,17 +107,15 @@ class Reference:
         work.used, work.shifts = choice.used, choice.shifts
         work.contexts = [work.contexts[place] for place in choice.used]
 
-    def _filter_sentences(self, works: Sequence[Work], passed: Passed) -> None:
+    def _filter_sentences(self, works: Sequence[Work], ids: Ids, passed: Passed) -> None:
         """A document of one sentence stays as it is."""
         attempt(works, self._split)
         some = [work for work in live(works) if len(work.sentences.texts) != 1]
         texts = [work.sentences.texts for work in some]
-        scores = self._scores.of(some, texts, "", passed)
-        lengths = encode_each(some, self._codec, lambda work: work.sentences.texts, special=True)
-        for work, found, ids in zip(some, scores, lengths, strict=True):
-            work.contexts = sentences.keep(
-                work.sentences, self._seen(found), [*map(len, ids)], work.target, self._options
-            )
+        scores = self._scores.of(some, texts, "", ids, passed)
+        for work, found, encoded in zip(some, scores, ids.of_each(texts, special=True), strict=True):
+            lengths = [*map(len, encoded)]
+            work.contexts = sentences.keep(work.sentences, self._seen(found), lengths, work.target, self._options)
 
     def _seen(self, scores: Sequence[float]) -> Sequence[float]:
         return scores if self._probe is None else self._probe.scores(scores)
@@ -113,17 +124,17 @@ class Reference:
         assert self._splitter is not None
         work.sentences = sentences.split(work.contexts, self._splitter)
 
-    def _compress_tokens(self, works: Sequence[Work], passed: Passed) -> None:
+    def _compress_tokens(self, works: Sequence[Work], ids: Ids, passed: Passed) -> None:
         if self._options.conditioned:
             attempt(works, self._set_question)
         if not self._options.use_token_level_filter:
             attempt(works, _join)
             return
         some = live(works)
-        lengths = encode_each(some, self._codec, lambda work: [context.text for context in work.contexts])
-        whole = encode_each(some, self._codec, lambda work: [BETWEEN.join(work.texts)])
-        for work, counts, (ids,) in zip(some, lengths, whole, strict=True):
-            attempt([work], partial(self._plan, counts=[*map(len, counts)], ids=ids))
+        parts = ids.of_each([[context.text for context in work.contexts] for work in some])
+        whole = ids.of([BETWEEN.join(work.texts) for work in some])
+        for work, own, joined in zip(some, parts, whole, strict=True):
+            attempt([work], partial(self._plan, counts=[*map(len, own)], ids=joined))
         self._run(live(some), passed)
 
     def _set_question(self, work: Work) -> None:
@@ -154,18 +165,10 @@ class Reference:
             work.text = text.replace("<s> ", "").replace("<s>", "")
             work.crash = one if isinstance(one, Crash) else None
 
-    def _results(self, works: Sequence[Work]) -> list[ReferenceResult]:
-        attempt(works, self._assemble)
-        before = [work.source.render() for work in works]
-        tokens_in = [len(ids) for ids in self._codec.encode(before)]
-        for work, count in zip(works, tokens_in, strict=True):
-            if work.crash is not None:
-                work.text = self._fallback(work, count)
-        tokens_out = [len(ids) for ids in self._codec.encode([work.text for work in works])]
-        return [
-            ReferenceResult(work.text, one, two, work.used, str(work.crash) if work.crash else None)
-            for work, one, two in zip(works, tokens_in, tokens_out, strict=True)
-        ]
+    def _result(self, work: Work) -> ReferenceResult:
+        if work.crash is None:
+            return ReferenceResult(work.text, work.used)
+        return ReferenceResult(self._fallback(work.source), work.used, str(work.crash))
 
     def _assemble(self, work: Work) -> None:
         source, options = work.source, self._options
@@ -174,12 +177,15 @@ class Reference:
         if options.json_config is not None:
             work.text = json.dumps(jsonpairs.restored(work.text), ensure_ascii=False)
 
-    def _fallback(self, work: Work, tokens: int) -> str:
-        options, source = self._options, work.source
-        budget = int(options.target_token) if options.target_token >= 0 else int(tokens * options.rate)
+    def _fallback(self, source: PromptParts) -> str:
+        options = self._options
+        question = source.question if options.concate_question else ""
+        budget = int(options.target_token)
+        if budget < 0:
+            (whole,) = self._codec.encode([source.render()])
+            budget = int(len(whole) * options.rate)
         if options.json_config is not None:
             return shortened_json(self._codec, "".join(source.contexts), options.json_config, budget)
-        question = source.question if options.concate_question else ""
         return shortened(self._codec, source.instruction, plain(source), question, budget)
 
 

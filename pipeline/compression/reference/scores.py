@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from pipeline.compression.reference.codec import Codec, Ints
+from pipeline.compression.reference.codec import Ids
 from pipeline.compression.reference.crash import Crash
 from pipeline.compression.reference.reading import Text, mean_losses
 from pipeline.compression.reference.work import Work
@@ -22,12 +22,12 @@ class Scores:
     Equal texts are scored once, and not again in later calls.
     """
 
-    def __init__(self, scorer: Scorer, codec: Codec, condition: str) -> None:
-        self._scorer, self._codec, self._condition = scorer, codec, condition
+    def __init__(self, scorer: Scorer, condition: str) -> None:
+        self._scorer, self._condition = scorer, condition
         self._known: dict[tuple[bytes, int], float] = {}
 
     def of(
-        self, works: Sequence[Work], texts: Sequence[Sequence[str]], suffix: str, passed: Passed
+        self, works: Sequence[Work], texts: Sequence[Sequence[str]], suffix: str, ids: Ids, passed: Passed
     ) -> list[list[float]]:
         """A score for each of some texts of every document, whose questions end with ``suffix`` here.
 
@@ -36,7 +36,7 @@ class Scores:
         pairs = [
             (text, work.source.question + suffix) for work, some in zip(works, texts, strict=True) for text in some
         ]
-        asked = iter(self._asked(pairs))
+        asked = iter(self._asked(pairs, ids))
         by_work = [list(islice(asked, len(some))) for some in texts]
         for work, some in zip(works, by_work, strict=True):
             if not all(len(text.ids) for text in some):
@@ -44,19 +44,14 @@ class Scores:
         means = iter(self._means([text for some in by_work for text in some], passed))
         return [list(islice(means, len(some))) for some in by_work]
 
-    def _asked(self, pairs: Sequence[tuple[str, str]]) -> list[Text]:
+    def _asked(self, pairs: Sequence[tuple[str, str]], ids: Ids) -> list[Text]:
         if self._condition == "none":
-            return [Text(ids) for ids in self._encode([text for text, _ in pairs])]
+            return [Text(one) for one in ids.of([text for text, _ in pairs], special=True)]
         if self._condition == "before":
             pairs = [(question, text) for text, question in pairs]
-        whole = self._encode([first + last for first, last in pairs])
-        begins = [len(ids) - 1 for ids in self._encode([first for first, _ in pairs])]
-        return [Text(ids, begin) for ids, begin in zip(whole, begins, strict=True)]
-
-    def _encode(self, texts: Sequence[str]) -> list[Ints]:
-        different = list(dict.fromkeys(texts))
-        ids = dict(zip(different, self._codec.encode(different, special=True), strict=True))
-        return [ids[text] for text in texts]
+        whole = ids.of([first + last for first, last in pairs], special=True)
+        begins = ids.of([first for first, _ in pairs], special=True)
+        return [Text(one, len(begin) - 1) for one, begin in zip(whole, begins, strict=True)]
 
     def _means(self, texts: Sequence[Text], passed: Passed) -> list[float]:
         if len(self._known) > REMEMBERED:

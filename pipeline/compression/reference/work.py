@@ -6,19 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.compression.reference import jsonpairs
-from pipeline.compression.reference.codec import Codec
+from pipeline.compression.reference.codec import Codec, Ids
 from pipeline.compression.reference.crash import Crash
 from pipeline.compression.reference.iteration import Stream
 from pipeline.compression.reference.sentences import NO_SENTENCES, Sentences
 from pipeline.compression.reference.tags import Tagged, parse
 from schemas.document import PromptParts
 from schemas.reference import ReferenceOptions
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -70,26 +65,16 @@ def live(works: Sequence[Work]) -> list[Work]:
     return [work for work in works if work.crash is None]
 
 
-def begin(sources: Sequence[PromptParts], codec: Codec, options: ReferenceOptions) -> list[Work]:
+def begin(sources: Sequence[PromptParts], codec: Codec, ids: Ids, options: ReferenceOptions) -> list[Work]:
     """The documents with contexts, lengths and budget."""
     works = [Work(source, float(options.target_token), [], []) for source in sources]
     attempt(works, lambda work: _set_contexts(work, options))
     if options.tagged:
-        _read_tags(live(works), codec, options)
-    _measure(live(works), codec, options)
+        _read_tags(live(works), codec, ids, options)
+    _measure(live(works), ids, options)
     for work in live(works):
         work.used, work.shifts = tuple(range(len(work.contexts))), (0.0,) * len(work.contexts)
     return works
-
-
-def encode_each(
-    works: Sequence[Work], codec: Codec, texts: Callable[[Work], Sequence[str]], special: bool = False
-) -> list[list[Ints]]:
-    """The ids of some texts of every document, all tokenised in one go and equal ones once."""
-    asked = [texts(work) for work in works]
-    different = list(dict.fromkeys(text for some in asked for text in some))
-    ids = dict(zip(different, codec.encode(different, special), strict=True))
-    return [[ids[text] for text in some] for some in asked]
 
 
 def plain(source: PromptParts) -> list[str]:
@@ -108,12 +93,12 @@ def _set_contexts(work: Work, options: ReferenceOptions) -> None:
     work.contexts = [Tagged(text, ()) for text in texts]
 
 
-def _read_tags(works: list[Work], codec: Codec, options: ReferenceOptions) -> None:
+def _read_tags(works: list[Work], codec: Codec, ids: Ids, options: ReferenceOptions) -> None:
     """Tags into segments. The library tokenises and decodes first, and counts the budget with the tags in the text."""
-    ids = encode_each(works, codec, lambda work: [context.text for context in work.contexts])
-    for work, rows in zip(works, ids, strict=True):
+    encoded = ids.of_each([[context.text for context in work.contexts] for work in works])
+    for work, rows in zip(works, encoded, strict=True):
         work.contexts = [Tagged(text, ()) for text in codec.decode_many(rows)]
-    _measure(works, codec, options)
+    _measure(works, ids, options)
 
     def read(work: Work) -> None:
         rate: float = options.rate
@@ -129,16 +114,11 @@ def _read_tags(works: list[Work], codec: Codec, options: ReferenceOptions) -> No
     attempt(works, read)
 
 
-def _measure(works: list[Work], codec: Codec, options: ReferenceOptions) -> None:
+def _measure(works: list[Work], ids: Ids, options: ReferenceOptions) -> None:
     """Lengths of the contexts, and the budget where it is to be worked out from the rate."""
-    counts = encode_each(
-        works,
-        codec,
-        lambda work: [work.source.instruction, work.source.question, *(one.text for one in work.contexts)],
-        special=True,
-    )
-    for work, ids in zip(works, counts, strict=True):
-        instruction, question, *work.lengths = map(len, ids)
+    texts = [[work.source.instruction, work.source.question, *(one.text for one in work.contexts)] for work in works]
+    for work, encoded in zip(works, ids.of_each(texts, special=True), strict=True):
+        instruction, question, *work.lengths = map(len, encoded)
         if work.target == -1:
             whole = (instruction + question + sum(work.lengths)) * options.rate
             work.target = whole - instruction - (question if options.concate_question else 0)
