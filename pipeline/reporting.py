@@ -10,6 +10,7 @@ from sqlalchemy import Engine, delete, insert
 
 from pipeline.accounting.report import render_html
 from pipeline.accounting.summary import summarise
+from pipeline.cuts import typical_cuts
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.jobs import find_job
 from schemas.tables import Artifact
@@ -20,7 +21,7 @@ def write_report(engine: Engine, job_id: str, to: Path | None = None) -> str:
 
     Raises ``ReportMissing`` where the packages for it are not installed.
     """
-    html = render_html(summarise(engine, job_id)).encode()
+    html = render_html(summarise(engine, job_id), typical_cuts(engine, job_id)).encode()
     if to is not None:
         write_whole(to, html)
         return str(to)

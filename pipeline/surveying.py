@@ -57,7 +57,9 @@ def estimate_job(spec: JobSpec, settings: Settings) -> tuple[Estimate, Survey, d
     hashes = stage_hashes(spec)
     engine = _database(spec, settings)
     known = measured(engine, hashes) if engine else {}
-    made = estimate(spec, seen.documents, seen.characters, sample=seen.sample, measured=known, settings=settings)
+    copies = max(1, len(spec.rates))  # every document goes through once at each rate
+    counts = seen.documents * copies, seen.characters * copies
+    made = estimate(spec, *counts, sample=seen.sample, measured=known, settings=settings)
     bases = {
         stage.kind: _measured_in(engine, hashes[stage.index]) if engine and stage.index in known else _assumed(stage)
         for stage in made.stages

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.accounting.estimate import Estimate
-from pipeline.accounting.figures import EvaluationFigures, StageFigures, Summary
+from pipeline.accounting.figures import EvaluationFigures, RateFigures, StageFigures, Summary
 from pipeline.accounting.savings import Saving
 from pipeline.accounting.wording import amount, count, duration, money, percent, points, ratio, size, span
 
@@ -40,6 +40,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(_evaluations(summary.evaluations))
     if summary.savings:
         console.print(_savings(summary.savings))
+    if summary.rates:
+        console.print(_rates(summary.rates))
     for line in (*_money(summary), *_estimate(summary)):
         console.print(Text(line))
     console.print(_places(summary), soft_wrap=True)
@@ -129,6 +131,22 @@ def _savings(savings: Sequence[Saving], heading: str = "saved at") -> Table:
             money(saving.gross_microusd),
             Text(money(saving.net_microusd), style=style),
             "-" if saving.break_even is None else count(saving.break_even),
+        )
+    return table
+
+
+def _rates(rates: Sequence[RateFigures]) -> Table:
+    """One line per rate, with what it alone would save at the first known price."""
+    known = next((place for place, saving in enumerate(rates[0].savings) if saving.net_microusd is not None), None)
+    table = _table("rate", "documents", "before", "asked for", "achieved", "kept", "seconds", "net saved")
+    for one in rates:
+        table.add_row(
+            f"{one.rate:g}",
+            f"{one.compressed:,}" + ("" if one.compressed == one.documents else f" of {one.documents:,}"),
+            *map(count, (one.tokens_in, one.tokens_asked, one.tokens_out)),
+            percent(one.tokens_out, one.tokens_in),
+            f"{one.seconds:,.1f}",
+            "-" if known is None else money(one.savings[known].net_microusd),
         )
     return table
 

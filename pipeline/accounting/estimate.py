@@ -79,8 +79,12 @@ def estimate(
         expected_microusd=_all([stage.expected_microusd for stage in hosted], sum),
         worst_microusd=_all([stage.worst_microusd for stage in hosted], sum),
         savings=_savings(job, stages, day, settings.price_table),
-        notes=(note, "documents that an earlier job has done are taken over, for no time and no money"),
+        notes=(note, *_copies(job), "documents that an earlier job has done are taken over, for no time and no money"),
     )
+
+
+def _copies(job: JobSpec) -> list[str]:
+    return [f"every document counts once at each of {len(job.rates)} rates"] if job.rates else []
 
 
 def _savings(job: JobSpec, stages: Sequence[StageEstimate], day: date, table: Path | None) -> tuple[Saving, ...]:

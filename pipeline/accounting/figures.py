@@ -62,6 +62,24 @@ class StageFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class RateFigures:
+    """One rate of a job of several: ``compressed`` of ``documents`` have a compressed prompt, whose tokens these are.
+
+    ``savings``: as of the job, were every prompt sent once at this rate; ``seconds`` is this rate's share of the time
+    that all rates took together.
+    """
+
+    rate: float
+    documents: int
+    compressed: int
+    tokens_in: int
+    tokens_asked: int
+    tokens_out: int
+    seconds: float
+    savings: tuple[Saving, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFigures:
     """Calls to a hosted endpoint in one state, and their money."""
 
@@ -188,6 +206,7 @@ class Summary:
     stages: tuple[StageFigures, ...]
     ratios: Ratios
     savings: tuple[Saving, ...]
+    rates: tuple[RateFigures, ...]
     gpu_usd_per_hour: str
     requests: tuple[RequestFigures, ...]
     open_requests: tuple[OpenRequest, ...]

@@ -9,19 +9,32 @@ from pipeline.accounting import wording
 from pipeline.accounting.figures import Summary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.cuts import Cut
     from pipeline.evaluation.comparing import Comparison
+
+
+SHOWN = 3_000
+"""Characters of a document that the report shows: it stays a page, however long the documents are."""
 
 
 class ReportMissing(RuntimeError):  # noqa: N818
     """The packages that make the HTML report are not installed."""
 
 
-def render_html(summary: Summary) -> str:
-    """The report of a job as one HTML document (UTF-8). Raises ``ReportMissing`` without jinja2 or matplotlib."""
+def render_html(summary: Summary, cuts: Sequence[tuple[str, Cut]] = ()) -> str:
+    """The report of a job as one HTML document (UTF-8). Raises ``ReportMissing`` without jinja2 or matplotlib.
+
+    ``cuts``: documents to be shown with what was removed, and what each of them is an example of.
+    """
     environment, plots = _tools()
     page = environment.get_template("report.html")
     html: str = page.render(
-        s=summary, spec=json.dumps(summary.spec, indent=2, ensure_ascii=False), **_figures(summary, plots)
+        s=summary,
+        spec=json.dumps(summary.spec, indent=2, ensure_ascii=False),
+        cuts=[(what, cut, SHOWN) for what, cut in cuts],
+        **_figures(summary, plots),
     )
     return html
 
@@ -58,7 +71,19 @@ def _tools() -> tuple[Any, Any]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("money", "count", "duration", "percent", "size", "moment", "amount", "points", "span", "ratio"):
+    for name in (
+        "money",
+        "count",
+        "duration",
+        "percent",
+        "size",
+        "moment",
+        "amount",
+        "points",
+        "span",
+        "ratio",
+        "visible",
+    ):
         environment.filters[name] = getattr(wording, name)
     return environment, plots
 

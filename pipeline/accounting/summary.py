@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.engine import Connection
 
 from pipeline.accounting import queries
+from pipeline.accounting.by_rate import by_rate
 from pipeline.accounting.compare import compare
 from pipeline.accounting.figures import Places, StageFigures, Summary
 from pipeline.accounting.redact import redact, redact_all
@@ -60,6 +61,7 @@ def _summary(connection: Connection, job: Any, database: str, price_table: Path 
         stages=stages,
         ratios=queries.ratios(connection, job.id),
         savings=_savings(spec, stages, created, price_table),
+        rates=by_rate(connection, job.id, spec, created, price_table),
         gpu_usd_per_hour=spec.target.gpu_usd_per_hour,
         requests=requests,
         open_requests=queries.open_requests(connection, job.id) if requests else (),

@@ -77,3 +77,15 @@ def amount(value: float | None, unit: str) -> str:
     if unit == "seconds":
         return duration(value)
     return money(None if value is None else round(value)) if unit == "microusd" else count(value)
+
+
+def visible(text: str) -> str:
+    """The text with control characters made visible: a terminal would obey them, HTML and XML may not hold them."""
+    return text.replace("\r\n", "\n").translate(_VISIBLE)
+
+
+_VISIBLE = {
+    **{point: chr(0x2400 + point) for point in range(0x20) if chr(point) not in "\n\t"},
+    0x7F: "\u2421",
+    **{point: f"\\x{point:02x}" for point in range(0x80, 0xA0)},
+}
