@@ -70,3 +70,27 @@ def save_tiny_llama(folder: Path, seed: int = 0, window: int = 2048) -> Path:
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def save_tiny_classifier(folder: Path, model: Path) -> Path:
+    """Write a random token classifier of two labels into ``folder``, with the tokenizer of ``model``."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.4,
+        num_labels=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertForTokenClassification(config).save_pretrained(folder)
+    return folder

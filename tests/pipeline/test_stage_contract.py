@@ -15,13 +15,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from tiny_models import save_tiny_classifier
 
+from pipeline.compression.registry import METHODS
 from pipeline.models import ModelPool
 from pipeline.stages import STAGES, Outcome, Refusal, Result, Run, Stage, Stopped, build, stage_hashes
 from schemas.align import WHOLE_CORPUS
+from schemas.compress import compress_tag
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
 from schemas.records import STAGE_FIELDS
+from schemas.stage import SPECS
 
 ALL_METRICS = ["exact_match", "token_f1", "contains_answer", "bleu4", "rouge1", "rouge2", "rougeL"]
 CASES: dict[str, dict[str, Any]] = {
@@ -32,6 +36,14 @@ CASES: dict[str, dict[str, Any]] = {
     "compress-rate": {"kind": "compress", "rate": 0.5},
     "compress-tokens": {"kind": "compress", "target_tokens": 60},
     "compress-all": {"kind": "compress", "rate": 0.6, "tau_instruction": 0.85, "tau_question": 0.9},
+    "longllmlingua": {"kind": "compress", "method": "longllmlingua", "rate": 0.5},
+    "llmlingua2": {"kind": "compress", "method": "llmlingua2", "rate": 0.5},
+    "selective-context": {"kind": "compress", "method": "selective-context", "rate": 0.5},
+    "sentences": {"kind": "compress", "method": "sentences", "rate": 0.5},
+    "truncation": {"kind": "compress", "method": "truncation", "rate": 0.5},
+    "random": {"kind": "compress", "method": "random", "rate": 0.5},
+    "tfidf": {"kind": "compress", "method": "tfidf", "rate": 0.5},
+    "bm25": {"kind": "compress", "method": "bm25", "rate": 0.5},
     "recover": {"kind": "recover"},
     "evaluate-numbers": {"kind": "evaluate", "task": "gsm8k"},
     "evaluate-choices": {"kind": "evaluate", "task": "bbh"},
@@ -56,7 +68,7 @@ PARTS = {
     "empty": PromptParts(),
     "one letter": PromptParts(contexts=("x",)),
     "blank": PromptParts(contexts=(" \n\t ",)),
-    "huge": PromptParts(contexts=(WORDS * 2_000,), question="How many?"),
+    "huge": PromptParts(contexts=(WORDS * 400,), question="How many?"),
     "french": PromptParts(contexts=("Où est passée la bibliothèque de l'été dernier ? " * 5,)),
     "chinese": PromptParts("请回答。", ("图书馆在火车站的左边，银行在右边。" * 6,), "银行在哪里？"),
     "arabic": PromptParts(contexts=("المكتبة على يسار المحطة والبنك على يمينها. " * 5,)),
@@ -80,9 +92,17 @@ DOCUMENTS = [document(seq, name) for seq, name in enumerate(PARTS)]
 
 
 def job(settings: dict[str, Any], model: Path) -> JobSpec:
-    stage = settings | ({"model": str(model)} if settings["kind"] in ("compress", "align") else {})
+    tag = compress_tag(settings) if settings["kind"] == "compress" else settings["kind"]
+    scorer = classifier_of(model) if tag == "llmlingua2" else model
+    stage = settings | ({"model": str(scorer)} if "model" in SPECS[tag].model_fields else {})
     stages = [*BEFORE.get(stage["kind"], []), stage]
     return JobSpec.model_validate({"input": {"path": "x"}, "target": {"model": str(model)}, "stages": stages})
+
+
+def classifier_of(model: Path) -> Path:
+    """A small random token classifier with the tokenizer of ``model``."""
+    folder = model.parent / f"{model.name}-classifier"
+    return folder if folder.exists() else save_tiny_classifier(folder, model)
 
 
 def built(settings: dict[str, Any], model: Path) -> Stage:
@@ -135,6 +155,7 @@ def output(outcome: Outcome) -> Any:
 
 def test_every_kind_of_stage_is_under_contract() -> None:
     assert {case["kind"] for case in CASES.values()} == set(STAGES) == set(STAGE_FIELDS)
+    assert {case.get("method", "llmlingua") for case in CASES.values() if case["kind"] == "compress"} == set(METHODS)
 
 
 def test_one_outcome_per_document_with_the_columns_of_its_kind(settings: dict[str, Any], together: Together) -> None:
