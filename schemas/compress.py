@@ -6,7 +6,7 @@ A method's own options live in its own class, so that an option of another metho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, field_validator, model_validator
 
@@ -41,9 +41,25 @@ class Keep(Strict):
             raise ValueError("an empty text stands everywhere; leave it out")
         return value
 
+    @field_validator("patterns")
+    @classmethod
+    def _regular(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            import regex  # type: ignore[import-untyped]
+
+            for number, pattern in enumerate(value):
+                try:
+                    regex.compile(pattern)
+                except regex.error as error:
+                    raise ValueError(f"patterns[{number}] is no regular expression: {error}") from None
+        return value
+
 
 class CompressSpec(StageBase):
     """Shorten prompts. Exactly one of ``rate``, ``target_tokens``, ``rates``: a hard budget over the whole prompt."""
+
+    RANKS_BY_TAU: ClassVar[bool] = False
+    """Whether the method itself sees to ``tau_instruction`` and ``tau_question``."""
 
     kind: Literal["compress"]
     method: str
@@ -61,6 +77,11 @@ class CompressSpec(StageBase):
     structure: Literal["none", "tags", "json"] = Field("none", description="what the contexts hold beside prose")
     key_rates: Annotated[tuple[tuple[str, Share], ...], BeforeValidator(_pairs)] = Field(
         (), description='rates of the values of JSON keys: {title = 1.0, "items.body" = 0.3}'
+    )
+
+    hierarchy: StrictBool = Field(False, description="budgets for paragraphs and sentences by importance, too")
+    removed_phrases: Whole = Field(
+        0, ge=0, le=100, description="list so many of the most important removed phrases after the contexts"
     )
 
     @model_validator(mode="after")
@@ -93,6 +114,8 @@ class CausalSpec(CompressSpec):
 
 class IterativeSpec(CausalSpec):
     """What LLMLingua and LongLLMLingua share: the choice of contexts and iterative compression."""
+
+    RANKS_BY_TAU: ClassVar[bool] = True
 
     iterative_size: Whole = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
     granular_k: StrictFloat = Field(2.0, ge=1, description="the paper's k: how far demonstrations overfill")

@@ -88,14 +88,17 @@ def stripped(text: str, spans: Ints) -> Ints:
 
 def in_source(spans: Ints, markup: Ints) -> Ints:
     """Spans of a text -> spans of the source it was before its markup was taken out (``Marked.markup``)."""
-    if not len(markup):
+    if not len(markup) or not len(spans):
         return spans
-    places, removed = markup[:, 0], np.append(0, np.cumsum(markup[:, 1]))
-    pieces = []
-    for begin, end in spans.tolist():
-        inner = places[(places > begin) & (places < end)]
-        ends = np.append(inner, end)
-        begins = np.append(begin, inner)
-        shifts = removed[np.searchsorted(places, begins, side="right")]
-        pieces.append(np.stack([begins, ends], 1) + shifts[:, None])
-    return np.concatenate(pieces) if pieces else spans
+    places, removed = np.unique(markup[:, 0]), np.append(0, np.cumsum(markup[:, 1]))
+    shifts = removed[np.append(0, np.searchsorted(markup[:, 0], places, side="right"))]
+    low = np.searchsorted(places, spans[:, 0], side="right")  # markup before a span shifts it; within, it parts it
+    high = np.maximum(low, np.searchsorted(places, spans[:, 1], side="left"))
+    cuts = high - low
+    span = np.repeat(np.arange(len(spans)), cuts + 1)
+    number = np.arange(len(span)) - np.repeat(np.cumsum(cuts + 1) - cuts - 1, cuts + 1)
+    shift = shifts[low[span] + number]
+    begins = np.where(number == 0, spans[span, 0], places[np.minimum(low[span] + number - 1, len(places) - 1)])
+    ends = np.where(number == cuts[span], spans[span, 1], places[np.minimum(low[span] + number, len(places) - 1)])
+    found: Ints = np.stack([begins, ends], 1) + shift[:, None]
+    return found

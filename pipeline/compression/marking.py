@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.compression.json_text import KeyRates, json_marked
+from pipeline.compression.marked import Marked, UnmarkableError
+from pipeline.compression.protect import Protection
+from pipeline.compression.tags import untagged
 from schemas.compress import CompressSpec
 
-Ints = NDArray[np.int64]
-
-_NONE = np.zeros((0, 2), np.int64)
+__all__ = ["Marked", "Marking", "UnmarkableError", "build_marking"]
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
-    """A part without its markup.
+class Marking:
+    """Marks parts. Both methods raise ``UnmarkableError``."""
 
-    ``protected``: characters ``[n, 2]`` of ``text`` (from, to; sorted, disjoint) that come out byte for byte.
-    ``rates``: spans with a rate of their own (from, to, rate). ``markup``: ``[n, 2]``, places in ``text`` before which
-    markup of so many characters stood in the source.
-    """
+    structure: Literal["none", "tags", "json"]
+    key_rates: KeyRates
+    protection: Protection
 
-    text: str
-    protected: Ints = field(default_factory=lambda: _NONE)
-    rates: tuple[tuple[int, int, float], ...] = ()
-    markup: Ints = field(default_factory=lambda: _NONE)
+    def context(self, text: str) -> Marked:
+        """A context: it has the structure."""
+        if self.structure == "json":
+            return json_marked(text, self.key_rates, self.protection)
+        return self.plain(untagged(text) if self.structure == "tags" else Marked(text))
 
-
-class UnmarkableError(ValueError):
-    """The part is not what the spec says it is (no JSON, an open tag). ``code`` is short and stable."""
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-Marking = Callable[[str], Marked]
-"""A context -> what must stay in it. Raises ``UnmarkableError``."""
+    def plain(self, marked: Marked) -> Marked:
+        """``marked`` with what is to be kept anywhere."""
+        return replace(marked, kept=self.protection.spans(marked.text))
 
 
 def build_marking(spec: CompressSpec) -> Marking:
     """The marking that ``spec.keep`` and ``spec.structure`` ask for."""
-    del spec
-    return Marked
+    return Marking(spec.structure, KeyRates(spec.key_rates), Protection.of(spec.keep))

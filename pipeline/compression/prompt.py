@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline.compression.budget import tokens_asked
 from pipeline.compression.layout import Layout, text_of
-from pipeline.compression.marking import Marked, Marking, UnmarkableError
+from pipeline.compression.marked import Marked, UnmarkableError
+from pipeline.compression.marking import Marking
+from pipeline.compression.quota import Quota
+from pipeline.compression.shares import own_budget, quota_of
 from pipeline.compression.tokens import Tokenising, Tokens
 from pipeline.compression.units import Cut, cut
 from pipeline.stages import Refusal
@@ -37,7 +41,8 @@ class Part:
 
     ``ids`` are the scoring model's tokens. Unit i begins at token ``first[i]`` and character ``places[i]``, costs
     ``costs[i]`` tokens of the target's tokenizer, must stay if ``forced[i]``, and has the rate ``rates[i]`` of its own
-    (nan: the prompt's). A verbatim part is one forced unit.
+    (nan: the prompt's), which it shares with all units of ``regions[i]`` (-1: none; 1 is verbatim). A verbatim part is
+    one forced unit.
     """
 
     role: Role
@@ -49,6 +54,7 @@ class Part:
     costs: Ints
     forced: NDArray[np.bool_]
     rates: Floats
+    regions: Ints
 
     @property
     def length(self) -> int:
@@ -61,7 +67,8 @@ class Prompt:
     """A prompt to be shortened to ``budget`` of its ``original`` tokens; what must stay in it takes ``fixed`` alone.
 
     ``text`` is the whole prompt without markup, laid out by ``layout``; ``markup`` as in ``Marked``, but for the whole.
-    ``separator``: tokens of a blank line.
+    ``separator``: tokens of a blank line. ``quota``: what each region may keep, where there are several.
+    ``phrases``: most removed phrases that are listed after the contexts.
     """
 
     parts: tuple[Part, ...]
@@ -72,6 +79,8 @@ class Prompt:
     budget: int
     fixed: int
     separator: int
+    quota: Quota | None = None
+    phrases: int = 0
 
     def costs(self) -> Ints:
         """Tokens of the target's tokenizer for every unit of every part, in order."""
@@ -101,11 +110,12 @@ Ready = Prompt | Copied | Refusal
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part that is not empty, before it is cut."""
+    """A part that is not empty, before it is cut. ``source``: its characters, markup included."""
 
     role: Role
     verbatim: bool
     marked: Marked
+    source: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +138,20 @@ class Preparing:
         work = {
             place: one
             for place, one in enumerate(pieces)
-            if not isinstance(one, Refusal) and budgets[place] < counts[place]
+            if not isinstance(one, Refusal) and (budgets[place] < counts[place] or _has_own(one))
         }
-        parts = dict(zip(work, self._parts(list(work.values())), strict=True))
+        parts = dict(zip(work, self._parts([_said(one) for one in work.values()]), strict=True))
         (separator,) = self.target.count([SEPARATOR])
         made: list[Ready] = []
         for place, (one, text, count, budget) in enumerate(zip(pieces, texts, counts, budgets, strict=True)):
             if isinstance(one, Refusal):
                 made.append(one)
             elif place in parts:
-                made.append(
-                    Prompt(parts[place], text, _layout(parts[place]), _markup(one), count, budget, 0, separator)
-                )
+                layout = _layout(parts[place])
+                made.append(Prompt(parts[place], text, layout, _markup(one), count, budget, 0, separator))
             else:
                 made.append(Copied(text, _markup(one), count, budget))
-        return self._fixed(made)
+        return self._fixed(sources, made)
 
     def _pieces(self, source: PromptParts) -> list[_Piece] | Refusal:
         if no := _unusable(source):
@@ -151,15 +160,18 @@ class Preparing:
         roles: list[tuple[Role, bool, str]] = [("instruction", spec.tau_instruction == 1, source.instruction)]
         roles += [("context", False, text) for text in source.contexts]
         roles.append(("question", spec.tau_question == 1, source.question))
-        try:
-            found = [
-                _Piece(role, verbatim, Marked(text) if verbatim else self.marking(text))
-                for role, verbatim, text in roles
-            ]
-        except UnmarkableError as error:
-            return Refusal(error.code, str(error))
-        found = [piece for piece in found if piece.marked.text]
-        return found if any(not piece.marked.text.isspace() for piece in found) else _EMPTY
+        found: list[_Piece] = []
+        for number, (role, verbatim, text) in enumerate(roles):
+            try:
+                found += [_Piece(role, verbatim, self._marked(role, verbatim, text), len(text))] if text else []
+            except UnmarkableError as error:
+                return Refusal(error.code, f"{f'contexts[{number - 1}]' if role == 'context' else role}, {error}")
+        return found if any(piece.marked.text and not piece.marked.text.isspace() for piece in found) else _EMPTY
+
+    def _marked(self, role: Role, verbatim: bool, text: str) -> Marked:
+        if verbatim:
+            return Marked(text)
+        return self.marking.context(text) if role == "context" else self.marking.plain(Marked(text))
 
     def _beside(self, pieces: Sequence[list[_Piece] | Refusal]) -> Sequence[int]:
         """Tokens that the budget does not cover: those of instruction and question, where it is of contexts alone."""
@@ -172,13 +184,27 @@ class Preparing:
         rate = self.spec.rate if source.rate is None else source.rate
         return beside + tokens_asked(count - beside, rate, None if source.rate else self.spec.target_tokens)
 
-    def _fixed(self, made: list[Ready]) -> list[Ready]:
-        """Count what must stay in each prompt, and refuse the budgets that cannot hold it."""
+    def _fixed(self, sources: Sequence[Source], made: list[Ready]) -> list[Ready]:
+        """Count what must stay in each prompt, set its shares, and refuse the budgets that cannot hold it."""
         work = [(place, one) for place, one in enumerate(made) if isinstance(one, Prompt)]
         texts = [text_of(prompt.text, prompt.layout.spans(prompt.forced())) for _, prompt in work]
         for (place, prompt), least in zip(work, self.target.count(texts), strict=True):
-            made[place] = too_small(prompt.budget, least) if least > prompt.budget else replace(prompt, fixed=least)
+            made[place] = self._shared(prompt, least, sources[place].rate or self.spec.rate)
         return made
+
+    def _shared(self, prompt: Prompt, least: int, rate: float | None) -> Ready:
+        """The prompt with its shares. Its own rates may lower the budget that a rate gives, and never raise it."""
+        budget = prompt.budget
+        if rate is not None and any((part.rates < 1).any() for part in prompt.parts):
+            own = math.floor(own_budget(prompt.parts, rate, prompt.separator, self.spec) + 1e-6)
+            budget = min(budget, max(own, least))
+        if least > budget:
+            return too_small(budget, least)
+        if budget >= prompt.original:
+            return Copied(prompt.text, prompt.markup, prompt.original, budget)
+        share = rate if rate is not None else budget / prompt.original
+        quota = quota_of(prompt.parts, budget, share, prompt.separator, self.spec)
+        return replace(prompt, budget=budget, fixed=least, quota=quota, phrases=self.spec.removed_phrases)
 
     def _parts(self, prompts: Sequence[list[_Piece]]) -> list[tuple[Part, ...]]:
         """The pieces of every prompt, tokenised and cut; equal ones (documents at several rates) once."""
@@ -200,25 +226,25 @@ class Preparing:
         return Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]], np.int32))
 
 
-_WHOLE = Cut(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, bool))
+_WHOLE = Cut(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, bool), np.full(1, -1))
 
 
 def _cut(pieces: Sequence[_Piece], tokens: Sequence[Tokens], unit: Unit) -> list[Cut]:
     """The units of every piece; a verbatim one is whole."""
     free = [place for place, piece in enumerate(pieces) if not piece.verbatim]
-    texts = [pieces[place].marked.text for place in free]
-    protected = [pieces[place].marked.protected for place in free]
-    cuts = dict(zip(free, cut(texts, [tokens[place].spans for place in free], protected, unit), strict=True))
+    marked = [pieces[place].marked for place in free]
+    cuts = dict(zip(free, cut(marked, [tokens[place].spans for place in free], unit), strict=True))
     return [cuts.get(place, _WHOLE) for place in range(len(pieces))]
 
 
 def _part(piece: _Piece, tokens: Tokens, counted: Tokens, units: Cut) -> Part:
     costs = _costs(counted, units.places)
-    rates = np.full(len(units.places), np.nan)
-    for begin, end, rate in piece.marked.rates:
-        rates[np.searchsorted(units.places, begin) : np.searchsorted(units.places, end)] = rate
+    rates = np.array([*(own.rate for own in piece.marked.rates), np.nan])[units.owned]  # -1 is the last
+    regions = np.array([*(own.region for own in piece.marked.rates), -1])[units.owned]
     text = piece.marked.text
-    return Part(piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates)
+    return Part(
+        piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates, regions
+    )
 
 
 def _costs(tokens: Tokens, places: Ints) -> Ints:
@@ -233,16 +259,31 @@ def _layout(parts: Sequence[Part]) -> Layout:
     return Layout.of([part.places for part in parts], [len(part.text) for part in parts])
 
 
+def _said(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Without those of which only markup was there."""
+    return [piece for piece in pieces if piece.marked.text]
+
+
+def _has_own(pieces: Sequence[_Piece]) -> bool:
+    return any(own.rate < 1 for piece in pieces for own in piece.marked.rates)
+
+
 def _render(pieces: Sequence[_Piece]) -> str:
-    return SEPARATOR.join(piece.marked.text for piece in pieces)
+    return SEPARATOR.join(piece.marked.text for piece in _said(pieces))
 
 
 def _markup(pieces: Sequence[_Piece]) -> Ints:
-    """The markup of all parts, with places in the whole text."""
-    starts = np.cumsum([0, *(len(piece.marked.text) + len(SEPARATOR) for piece in pieces)])
-    return np.concatenate([
-        piece.marked.markup + np.array([start, 0]) for start, piece in zip(starts[:-1].tolist(), pieces, strict=True)
-    ])  # fmt: skip
+    """The markup of all parts, at places in the whole text. A part of nothing else goes with its blank line."""
+    found = [np.zeros((0, 2), np.int64)]
+    start = gone = 0
+    for piece in pieces:
+        if not piece.marked.text:
+            gone += piece.source + len(SEPARATOR)
+            continue
+        found += [np.array([[start, gone]])] if gone else []
+        found.append(piece.marked.markup + np.array([start, 0]))
+        start, gone = start + len(piece.marked.text) + len(SEPARATOR), 0
+    return np.concatenate(found)
 
 
 def too_small(budget: int, least: int) -> Refusal:

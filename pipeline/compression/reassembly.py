@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compression.characters import SPACE, kinds_of
 from pipeline.compression.layout import stripped, text_of
 from pipeline.compression.prompt import Prompt, too_small
 from pipeline.compression.registry import Ranking
+from pipeline.compression.removed import SHARE, listed, phrases_of, with_list
 from pipeline.compression.tokens import Tokenising
 from pipeline.stages import Refusal
+from schemas.document import SEPARATOR
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 ENOUGH = 0.99  # of the budget: a nearer fit is not worth another count
 GUESSES = 6  # by planned costs; then the search halves its bracket
+FILLS = 24  # most counts to fill what is left
+TRIES = 16  # units of which the cheapest is looked for
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """The compressed prompt, its tokens, counted on this very text, and the characters it has of the original.
 
-    ``spans`` is ``[n, 2]`` (from, to), in the order of the text: joined, they are the text.
+    ``spans`` is ``[n, 2]`` (from, to), in the order of the text: joined, they are the text. None where the text holds a
+    list of what was removed. ``kept``: which units it has.
     """
 
     text: str
     tokens: int
-    spans: Ints
+    spans: Ints | None
+    kept: Bools
 
 
 @dataclass(slots=True)
@@ -37,34 +45,32 @@ class _Search:
 
     prompt: Prompt
     order: tuple[int, ...] | None
-    forced: NDArray[np.bool_]
+    forced: Bools
     ranked: Ints
     costs: Ints
     high: int
-    strict: bool = False
+    strict: bool
+    best: Fitted
     low: int = 0
     guess: int = 0
     rounds: int = 0
-    best: Fitted = field(default_factory=lambda: Fitted("", 0, np.zeros((0, 2), np.int64)))
     done: bool = False
 
-    def spans(self, count: int, more: Ints | None = None) -> Ints:
-        """What the ``count`` best units, and the units ``more``, take beside those that must stay."""
+    def kept(self, count: int) -> Bools:
+        """The ``count`` best units beside those that must stay."""
         kept = self.forced.copy()
         kept[self.ranked[:count]] = True
-        if more is not None:
-            kept[more] = True
-        return self.prompt.layout.spans(kept, self.order)
+        return kept
 
-    def learn(self, text: str, tokens: int, spans: Ints) -> None:
+    def learn(self, found: Fitted) -> None:
         """Narrow the bracket with what the guess's text counted, and guess again."""
-        room = self.prompt.budget - tokens
+        room = self.prompt.budget - found.tokens
         if room >= 0:
-            self.low, self.best = self.guess, Fitted(text, tokens, spans)
+            self.low, self.best = self.guess, found
         else:
             self.high = self.guess
         self.rounds += 1
-        self.done = self.high - self.low <= 1 or (room >= 0 and tokens >= ENOUGH * self.prompt.budget)
+        self.done = self.high - self.low <= 1 or (room >= 0 and found.tokens >= ENOUGH * self.prompt.budget)
         if not self.done:
             self.guess = self._next(room)
 
@@ -81,30 +87,61 @@ def fit(prompts: Sequence[Prompt], rankings: Sequence[Ranking], target: Tokenisi
 
     What is counted is the final text itself, so the budget holds whatever the joints do to the tokens.
     """
+    ranked = [_shared(prompt, ranking) for prompt, ranking in zip(prompts, rankings, strict=True)]
+    fitted = _fit(prompts, ranked, target)
+    return [
+        _listing(prompt, ranking, one, target) if prompt.phrases and isinstance(one, Fitted) else one
+        for prompt, ranking, one in zip(prompts, ranked, fitted, strict=True)
+    ]
+
+
+def _shared(prompt: Prompt, ranking: Ranking) -> Ranking:
+    """The ranking that keeps to the prompt's shares."""
+    if prompt.quota is None:
+        return ranking
+    return replace(ranking, margins=prompt.quota.loads(ranking.margins, prompt.costs(), prompt.forced()))
+
+
+def _fit(prompts: Sequence[Prompt], rankings: Sequence[Ranking], target: Tokenising) -> list[Fitted | Refusal]:
     searches = [_begin(prompt, ranking) for prompt, ranking in zip(prompts, rankings, strict=True)]
     while waiting := [search for search in searches if not search.done]:
-        spans = [search.spans(search.guess) for search in waiting]
-        texts = [text_of(search.prompt.text, some) for search, some in zip(waiting, spans, strict=True)]
-        for search, text, tokens, some in zip(waiting, texts, target.count(texts), spans, strict=True):
-            search.learn(text, tokens, some)
+        kept = [search.kept(search.guess) for search in waiting]
+        for search, found in zip(waiting, _counted(waiting, kept, target), strict=True):
+            search.learn(found)
     return [_filled(search, target) if search.best.text.strip() else _least(search, target) for search in searches]
 
 
+def _counted(searches: Sequence[_Search], kept: Sequence[Bools], target: Tokenising) -> list[Fitted]:
+    """The texts of the units that are kept, and their tokens."""
+    spans = [search.prompt.layout.spans(one, search.order) for search, one in zip(searches, kept, strict=True)]
+    texts = [text_of(search.prompt.text, some) for search, some in zip(searches, spans, strict=True)]
+    return [Fitted(*one) for one in zip(texts, target.count(texts), spans, kept, strict=True)]
+
+
 def _filled(search: _Search, target: Tokenising) -> Fitted:
-    """The next unit in rank does not fit: fill what is left with lower ones that do, where that is wanted."""
+    """The next unit in rank does not fit: fill what is left with lower ones that do, where that is wanted.
+
+    In the end no unit is left that costs less than the room, as far as its planned cost tells; or the counts are spent.
+    """
     if search.strict:
         return search.best
-    budget, costs = search.prompt.budget, search.prompt.costs()
-    rest = search.ranked[search.low :]
-    small = rest[costs[rest] <= budget - search.best.tokens]
-    count = int(np.searchsorted(np.cumsum(costs[small]), budget - search.best.tokens, side="right"))
-    while count and search.best.tokens < ENOUGH * budget:
-        spans = search.spans(search.low, small[:count])
-        text = text_of(search.prompt.text, spans)
-        if (tokens := target.count([text])[0]) <= budget:
-            return Fitted(text, tokens, spans)
-        count //= 2
-    return search.best
+    budget, costs, best = search.prompt.budget, search.prompt.costs(), search.best
+    rest, most = search.ranked[search.low :], len(search.ranked)
+    for _ in range(FILLS):
+        rest = rest[costs[rest] <= budget - best.tokens]
+        if not len(rest) or best.tokens >= ENOUGH * budget:
+            break
+        some = rest[: max(1, min(most, np.searchsorted(np.cumsum(costs[rest]), budget - best.tokens, side="right")))]
+        kept = best.kept.copy()
+        kept[some] = True
+        (found,) = _counted([search], [kept], target)
+        if found.tokens <= budget:
+            best, rest = found, rest[len(some) :]
+        elif len(some) == 1:
+            rest = rest[1:]  # at its joints it costs more than planned
+        else:
+            most = len(some) // 2
+    return best
 
 
 def _begin(prompt: Prompt, ranking: Ranking) -> _Search:
@@ -112,10 +149,9 @@ def _begin(prompt: Prompt, ranking: Ranking) -> _Search:
     ranked = np.flatnonzero(np.isfinite(ranking.margins) & ~forced)
     ranked = ranked[np.argsort(-ranking.margins[ranked], kind="stable")]
     costs = np.cumsum(prompt.costs()[ranked])
-    search = _Search(prompt, ranking.order, forced, ranked, costs, len(ranked) + 1, ranking.strict)
-    if forced.any():
-        spans = search.spans(0)
-        search.best = Fitted(text_of(prompt.text, spans), prompt.fixed, spans)
+    spans = prompt.layout.spans(forced, ranking.order)
+    best = Fitted(text_of(prompt.text, spans), prompt.fixed, spans, forced)
+    search = _Search(prompt, ranking.order, forced, ranked, costs, len(ranked) + 1, ranking.strict, best)
     joints = prompt.separator * max(0, sum(part.role == "context" for part in prompt.parts) - 1)
     search.guess = int(np.searchsorted(search.costs, prompt.budget - prompt.fixed - joints, side="right"))
     search.guess = min(max(search.guess, 1), len(ranked))
@@ -125,15 +161,39 @@ def _begin(prompt: Prompt, ranking: Ranking) -> _Search:
 
 def _least(search: _Search, target: Tokenising) -> Fitted | Refusal:
     """What fitted says nothing: the cheapest unit that does, beside what must stay (white space), if even that fits."""
-    prompt, tokens = search.prompt, search.prompt.original
-    for unit in np.argsort(prompt.costs(), kind="stable").tolist():
-        spans = search.spans(0, np.array([unit]))
-        if not text_of(prompt.text, spans).strip():
-            continue
+    prompt = search.prompt
+    solid = np.append(0, np.cumsum(kinds_of(prompt.text)[0] != SPACE))[prompt.layout.edges]
+    cells = prompt.layout.cells
+    saying = np.flatnonzero(solid[cells + 1] > solid[cells])
+    tries: list[Fitted] = []
+    for unit in saying[np.argsort(prompt.costs()[saying], kind="stable")][:TRIES].tolist():
+        kept = search.forced.copy()
+        kept[unit] = True
+        spans = prompt.layout.spans(kept, search.order)
         spans = spans if search.forced.any() else stripped(prompt.text, spans)
-        text = text_of(prompt.text, spans)
+        tries.append(Fitted(text_of(prompt.text, spans), 0, spans, kept))
+    counts = target.count([one.text for one in tries])
+    counted = [replace(one, tokens=count) for one, count in zip(tries, counts, strict=True)]
+    found = min(counted, key=lambda one: one.tokens)
+    return found if found.tokens <= prompt.budget else too_small(prompt.budget, found.tokens)
+
+
+def _listing(prompt: Prompt, ranking: Ranking, fitted: Fitted, target: Tokenising) -> Fitted:
+    """``fitted`` anew, with the list of what was removed from it; as it is where there is no room for one."""
+    phrases = phrases_of(prompt, ranking, fitted.kept)
+    while phrases and target.count([listed(phrases)])[0] * SHARE > prompt.budget - prompt.fixed:
+        phrases.pop()
+    margins = ranking.margins.copy()
+    for phrase in phrases:
+        margins[phrase.first : phrase.end] = -np.inf
+    room = prompt.budget - target.count([listed(phrases) + SEPARATOR])[0]
+    for _ in range(FILLS if phrases else 0):
+        (found,) = _fit([replace(prompt, budget=room)], [replace(ranking, margins=margins)], target)
+        if isinstance(found, Refusal) or room < prompt.fixed:
+            break
+        text = with_list(prompt, ranking, found.kept, listed(phrases))
         tokens = target.count([text])[0]
         if tokens <= prompt.budget:
-            return Fitted(text, tokens, spans)
-        break
-    return too_small(prompt.budget, tokens)
+            return Fitted(text, tokens, None, found.kept)
+        room -= tokens - prompt.budget
+    return fitted

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.models import digest_of, expects_gpu, load_tokenizer
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
@@ -95,6 +96,7 @@ class Compress:
         from pipeline.compression.prompt import Copied
 
         copied = isinstance(one, Copied)
+        spans: NDArray[np.int64] | None
         if isinstance(one, Copied):
             text, tokens, spans = one.text, one.original, np.array([[0, len(one.text)]])
         else:
@@ -102,7 +104,7 @@ class Compress:
         fields = {
             "compressed": text,
             "compress_method": self.spec.method,
-            "kept": in_source(spans, one.markup).ravel().tolist(),
+            "kept": None if spans is None else in_source(spans, one.markup).ravel().tolist(),
             "rate_asked": rate,
             "tokens_original": one.original,
             "tokens_asked": one.budget,

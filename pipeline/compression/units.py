@@ -8,13 +8,17 @@ neighbours together, because white space leads the word it stands before:
 - in scripts without spaces, and among emoji, every token is a unit; marks and joined emoji stay with their base;
 - a unit longer than ``MAX_TOKENS`` is cut after its inner punctuation, and where that is not enough, between tokens
   at a character's edge: otherwise a megabyte without a space would be all or nothing. None exceeds ``2 * MAX_TOKENS``
-  unless a single character does.
+  unless a single character, or an escape of JSON, does.
+
+Phrases (words up to punctuation, a line break or a conjunction) and sentences are runs of such words; where they exceed
+``MOST`` tokens they are cut into the next smaller kind. ``token``: whatever whole characters a token holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,81 +34,219 @@ from pipeline.compression.characters import (
     kinds_of,
     last_kept,
 )
+from pipeline.compression.marked import Marked
+from pipeline.compression.sentences import conjunctions, sentence_ends
 from schemas.compress import Unit
 
 MAX_TOKENS = 16
+MOST = {"phrase": 2 * MAX_TOKENS, "sentence": 16 * MAX_TOKENS}
+
+_OPENERS = '([{«“‘"–—•'
+_CLOSERS = ',;:.!?…)]}»”"–—，、。；：！？）」』】》،؛؟।'
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 Places = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A text's units: the ``first`` token and the first character (``places``) of each, and which are ``forced``."""
+    """A text's units: the ``first`` token and the first character (``places``) of each, and which are ``forced``.
+
+    ``owned``: the number of the span with a rate of its own that a unit's first word is in; -1: in none.
+    """
 
     first: Ints
     places: Ints
-    forced: NDArray[np.bool_]
+    forced: Bools
+    owned: Ints
 
 
-def cut(texts: Sequence[str], spans: Sequence[Places], protected: Sequence[Ints], unit: Unit = "word") -> list[Cut]:
-    """Cut texts (none empty, each with tokens) into units; token i of text t is characters ``spans[t][i]`` (from, to).
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """All texts, a space between them, and their tokens, end to end: array work once instead of once per text.
+
+    ``kinds``, ``points``: of each character, and ``solid`` the next place that is no white space. ``starts``, ``ends``:
+    the characters of each token; ``heads``: the first token of each text; ``inside``: may begin a unit, were it only
+    for the character's edge; ``held``: must stay; ``kept``: must stay with its word; ``owned``: as in ``Cut``, numbered
+    through all texts.
+    """
+
+    text: str
+    kinds: NDArray[np.uint8]
+    points: NDArray[np.uint32]
+    solid: Ints
+    starts: Places
+    ends: Places
+    heads: Ints
+    inside: Bools
+    held: Bools
+    kept: Bools
+    owned: Ints
+
+
+def cut(parts: Sequence[Marked], spans: Sequence[Places], unit: Unit = "word") -> list[Cut]:
+    """Cut parts (none empty, each with tokens) into units; token i of part t is characters ``spans[t][i]`` (from, to).
 
     Units cover text and tokens without a gap: characters that no token names (trimmed white space) belong to the token
-    after them. Those that hold anything of ``protected`` (characters ``[n, 2]`` of each text) are forced.
+    after them. Those that hold anything protected are forced, and so is the white space before it.
     """
-    if not texts:
+    if not parts:
         return []
-    # All texts at once, a space between them: one pass of array work instead of one per text.
     sizes = np.array([len(one) for one in spans])
     heads = np.cumsum(sizes) - sizes
-    offsets = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])], dtype=np.int32)
+    offsets = np.cumsum([0, *(len(part.text) + 1 for part in parts[:-1])], dtype=np.int32)
     shift = np.repeat(offsets, sizes)
     flat = np.concatenate(spans) + shift[:, None]
     ends = np.maximum.accumulate(flat[:, 1])
     starts = np.roll(ends, 1)
     starts[heads] = offsets
-    held = _touching(
-        starts, ends, np.concatenate([one + offset for one, offset in zip(protected, offsets, strict=True)])
-    )
-    first = np.flatnonzero(_begins(" ".join(texts), starts, ends, flat[:, 0] >= starts, heads, held, unit))
-    forced = np.logical_or.reduceat(held, first)
+    line = _line(parts, offsets, starts, ends, heads, flat[:, 0] >= starts)
+    begins, held = _begins(line, unit)
+    first = np.flatnonzero(begins)
     bounds = np.searchsorted(first, heads[1:])
-    tokens = np.split(first - np.repeat(heads, sizes)[first], bounds)
-    places = np.split((starts - shift)[first].astype(np.int64), bounds)
-    return [Cut(*one) for one in zip(tokens, places, np.split(forced, bounds), strict=True)]
+    owns = np.repeat(np.cumsum([0, *(len(part.rates) for part in parts[:-1])]), sizes)
+    return [
+        Cut(*one)
+        for one in zip(
+            np.split(first - np.repeat(heads, sizes)[first], bounds),
+            np.split((starts - shift)[first].astype(np.int64), bounds),
+            np.split(np.logical_or.reduceat(held, first), bounds),
+            np.split(np.where(line.owned < 0, -1, line.owned - owns)[first], bounds),
+            strict=True,
+        )
+    ]
 
 
-def _touching(starts: Places, ends: Places, spans: Ints) -> NDArray[np.bool_]:
+def _line(parts: Sequence[Marked], offsets: Places, starts: Places, ends: Places, heads: Ints, apart: Bools) -> _Line:
+    """``apart``: shares no character with a token before it."""
+    text = " ".join(part.text if part.reading is None else part.reading for part in parts)
+    kinds, points = kinds_of(text)
+    solid = _next_solid(kinds)
+    protected = np.concatenate([part.protected + at for part, at in zip(parts, offsets, strict=True)])
+    atoms = np.concatenate([part.atoms + at for part, at in zip(parts, offsets, strict=True)])
+    owned = [
+        (own.begin + at, own.end + at) for part, at in zip(parts, offsets.tolist(), strict=True) for own in part.rates
+    ]
+    last = offsets + np.array([len(part.text) for part in parts]) - 1
+    sizes = np.diff(np.append(heads, len(starts)))
+    words = np.minimum(solid[np.minimum(starts, len(text) - 1)], np.repeat(last, sizes))
+    inside = (starts > 0) & (starts < len(text)) & (ends > starts) & apart
+    inside &= ~_touching(starts, starts + 1, np.stack([atoms[:, 0] + 1, atoms[:, 1]], 1))
+    held = _touching(starts, ends, protected)
+    # Without the white space before it a number would run into the one before.
+    blank = solid[np.minimum(starts, len(text) - 1)] >= ends
+    blank[np.append(heads[1:], len(starts)) - 1] = False
+    held |= blank & (last_kept(held[::-1].view(np.int8), ~blank[::-1])[::-1] > 0)
+    kept = _touching(starts, ends, np.concatenate([part.kept + at for part, at in zip(parts, offsets, strict=True)]))
+    within = _within(words, np.array(owned, dtype=np.int64).reshape(-1, 2))
+    return _Line(text, kinds, points, solid, starts, ends, heads, inside, held, kept, within)
+
+
+def _touching(starts: Places, ends: Places, spans: Ints) -> Bools:
     """Which tokens share a character with one of ``spans`` (sorted, disjoint)."""
     if not len(spans):
         return np.zeros(len(starts), dtype=bool)
     after = np.minimum(np.searchsorted(spans[:, 1], starts, side="right"), len(spans) - 1)
-    touching: NDArray[np.bool_] = (spans[after, 0] < ends) & (spans[after, 1] > starts)
+    touching: Bools = (spans[after, 0] < ends) & (spans[after, 1] > starts)
     return touching
 
 
-def _begins(
-    text: str, starts: Places, ends: Places, apart: NDArray[np.bool_], heads: Ints, held: NDArray[np.bool_], unit: Unit
-) -> NDArray[np.bool_]:
-    """Which tokens begin a unit. ``apart``: shares no character with a token before it; ``held``: must stay."""
-    kinds, points = kinds_of(text)
-    inside = (starts > 0) & (starts < len(text)) & (ends > starts) & apart
-    places = np.minimum(starts, len(text) - 1)
-    safe = inside & (kinds[places] != JOINING) & (points[places - 1] != ZERO_WIDTH_JOINER)
-    begins: NDArray[np.bool_] = safe if unit == "token" else safe & _word_edges(kinds)[places]
+def _within(places: Places, spans: Ints) -> Ints:
+    """The number of the span (sorted, disjoint) that each place lies in; -1: in none."""
+    if not len(spans):
+        return np.full(len(places), -1)
+    number = np.searchsorted(spans[:, 0], places, side="right") - 1
+    return np.where((number >= 0) & (places < spans[number, 1]), number, -1)
+
+
+def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
+    """Which tokens begin a unit, and which must stay."""
+    starts, kinds = line.starts, line.kinds
+    places = np.minimum(starts, len(kinds) - 1)
+    safe = line.inside & (kinds[places] != JOINING) & (line.points[places - 1] != ZERO_WIDTH_JOINER)
     # Around what must stay, too: else a quotation mark of JSON would hold the word beside it. But never in a word.
     whole = (kinds[places - 1] == WORD) & (kinds[places] == WORD)
-    begins = begins | (safe & np.diff(held, prepend=held[:1]) & ~whole)
-    begins[heads] = True
-    if (long := _overlong(begins)).any():
-        begins |= long & safe & (kinds[places - 1] == PUNCT) & (kinds[places] == WORD)
-        begins |= _every(begins, safe | begins) & _overlong(begins)
-        begins |= _every(begins, inside | begins) & _overlong(begins, 2 * MAX_TOKENS)
+    around = safe & (_changes(line.held) | _changes(line.owned)) & ~whole
+    around[line.heads] = True
+    edges = _word_edges(kinds)
+    words = _either(safe & edges[places], around)
+    if (long := _overlong(words)).any():
+        words |= long & safe & (kinds[places - 1] == PUNCT) & (kinds[places] == WORD)
+        words |= _every(words, safe | words) & _overlong(words)
+        words |= _every(words, line.inside | words) & _overlong(words, 2 * MAX_TOKENS)
+    held = line.held
+    if line.kept.any():
+        first = np.flatnonzero(words)
+        kept = np.logical_or.reduceat(line.kept, first)
+        held = held | np.repeat(kept, np.diff(np.append(first, len(words))))
+    around |= words & _changes(held)
+    if unit == "token":
+        return _either(safe, around), held
+    return (words if unit == "word" else _long_units(line, unit, words, edges, safe, around)), held
+
+
+def _long_units(line: _Line, unit: Unit, words: Bools, edges: Bools, safe: Bools, around: Bools) -> Bools:
+    """Which tokens begin a phrase or a sentence; ``edges``: characters that begin words, ``around``: any unit."""
+    phrases = _at_tokens(_phrase_edges(line, edges), line, safe) | around
+    if unit == "phrase":
+        return _either(phrases, words & _overlong(phrases, MOST["phrase"]))
+    ends = np.zeros(len(line.kinds) + 1, dtype=bool)
+    ends[np.fromiter(sentence_ends(line.text), np.int64)] = True
+    begins = _at_tokens(ends[:-1], line, safe) | around
+    begins |= phrases & _overlong(begins, MOST["sentence"])
+    return _either(begins, words & _overlong(begins, MOST["sentence"]))
+
+
+def _changes(values: NDArray[Any]) -> Bools:
+    """Where a value differs from the one before."""
+    return np.append(False, values[1:] != values[:-1])
+
+
+def _either(one: Bools, other: Bools) -> Bools:
+    found: Bools = one | other
+    return found
+
+
+def _next_solid(kinds: NDArray[np.uint8]) -> Ints:
+    """For every character the place of the first at or after it that is no white space; the end where there is none."""
+    count = len(kinds)
+    found = np.where(kinds == SPACE, count, np.arange(count))
+    return np.minimum.accumulate(found[::-1])[::-1]
+
+
+def _at_tokens(edges: Bools, line: _Line, safe: Bools) -> Bools:
+    """Edges of characters -> the tokens that begin there, or before the white space there ends.
+
+    Some tokenizers put a full stop and the line break after it into one token.
+    """
+    starts, wanted = line.starts, np.flatnonzero(edges)
+    found = np.minimum(np.searchsorted(starts, wanted), len(starts) - 1)
+    near = (starts[found] >= wanted) & (starts[found] <= line.solid[wanted]) & safe[found]
+    begins = np.zeros(len(starts), dtype=bool)
+    begins[found[near]] = True
     return begins
 
 
-def _word_edges(kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _phrase_edges(line: _Line, words: Bools) -> Bools:
+    """The word edges after closing punctuation or a line break, before opening punctuation and conjunctions."""
+    points, solid, count = line.points, line.solid, len(line.points)
+    places = np.flatnonzero(words)
+    ahead = np.minimum(solid[places], count - 1)
+    opened = np.zeros(count, dtype=bool)
+    opened[np.fromiter(conjunctions(line.text), np.int64)] = True
+    opened |= np.isin(points, [ord(char) for char in _OPENERS])
+    closed = np.isin(points, [ord(char) for char in _CLOSERS])
+    breaks = np.append(0, np.cumsum(points == 10))
+    broken = breaks[np.minimum(solid[places], count)] > breaks[places]
+    # A closing mark ends the phrase before it: what stands between it and a word is no edge.
+    begins = (closed[places - 1] | opened[ahead] | broken) & ~(closed[ahead] & ~opened[ahead])
+    edges = np.zeros(count, dtype=bool)
+    edges[places[begins]] = True
+    return edges
+
+
+def _word_edges(kinds: NDArray[np.uint8]) -> Bools:
     """Whether a word-like unit may begin at each character."""
     kinds = np.concatenate([np.array([SPACE], np.uint8), kinds])  # a text begins as if white space stood before it
     before, kinds = last_kept(kinds, kinds != JOINING)[:-1], kinds[1:]
@@ -114,18 +256,18 @@ def _word_edges(kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
     # What follows a run of punctuation: only a run before white space or the end trails its word.
     after = last_kept(kinds[::-1], (kinds != PUNCT)[::-1])[::-1]
     trailing = (kinds == PUNCT) & (before == WORD) & ((after == SPACE) | (after == 0))
-    edges: NDArray[np.bool_] = to_space | alone | (flags & (before != SPACE)) | trailing
+    edges: Bools = to_space | alone | (flags & (before != SPACE)) | trailing
     return edges & np.not_equal(kinds, JOINING)
 
 
-def _overlong(begins: NDArray[np.bool_], limit: int = MAX_TOKENS) -> NDArray[np.bool_]:
+def _overlong(begins: Bools, limit: int = MAX_TOKENS) -> Bools:
     """Which tokens lie in a unit of more than ``limit`` tokens."""
     first = np.flatnonzero(begins)
     lengths = np.diff(np.append(first, len(begins)))
     return np.repeat(lengths > limit, lengths)
 
 
-def _every(begins: NDArray[np.bool_], allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _every(begins: Bools, allowed: Bools) -> Bools:
     """Every ``MAX_TOKENS``-th token of each unit, moved on to the next one at a character's edge."""
     index = np.arange(len(begins))
     wanted = (index - last_kept(index, begins)) % MAX_TOKENS == 0

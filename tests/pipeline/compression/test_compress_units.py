@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 
 from pipeline.compression import tokens as tokens_module
 from pipeline.compression.tokens import PIECE, Tokenising
+from pipeline.compression.marked import Marked
 from pipeline.compression.units import MAX_TOKENS, cut
 
 SMALL = Tokenising(tokenizer_of(500))
 
 
-FREE = np.zeros((0, 2), np.int64)  # nothing is protected
+
 
 
 def units_of(text: str) -> list[str]:
-    (one,) = cut([text], [SMALL.tokenise([text])[0].spans], [FREE])
+    (one,) = cut([Marked(text)], [SMALL.tokenise([text])[0].spans])
     assert len(one.first) == len(one.places) and not one.forced.any()
     return [text[a:b] for a, b in zip(one.places, [*one.places[1:], len(text)], strict=True)]
 
@@ -45,7 +46,7 @@ def test_units_are_words(text: str, units: list[str]) -> None:
 @pytest.mark.parametrize("text", ["a" * 5000, "e" + "\u0301" * 300, "{" * 300, "1" * 300, "\u200d" * 300, "🇩🇪" * 90])
 def test_no_unit_is_endless(text: str) -> None:
     tokens = SMALL.tokenise([text])[0]
-    (one,) = cut([text], [tokens.spans], [FREE])
+    (one,) = cut([Marked(text)], [tokens.spans])
     assert np.diff([*one.first, len(tokens.ids)]).max() <= 2 * MAX_TOKENS
 
 
@@ -69,8 +70,8 @@ def test_units_cover_any_text(text: str) -> None:
 @given(st.lists(st.text(min_size=1, max_size=60), min_size=2, max_size=5))
 def test_texts_are_cut_together_as_they_are_alone(texts: list[str]) -> None:
     spans = [SMALL.tokenise([text])[0].spans for text in texts]
-    for text, one, span in zip(texts, cut(texts, spans, [FREE] * len(texts)), spans, strict=True):
-        (alone,) = cut([text], [span], [FREE])
+    for text, one, span in zip(texts, cut(list(map(Marked, texts)), spans), spans, strict=True):
+        (alone,) = cut([Marked(text)], [span])
         assert one.first.tolist() == alone.first.tolist()
         assert one.places.tolist() == alone.places.tolist()
 
