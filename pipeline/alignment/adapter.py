@@ -20,7 +20,9 @@ def write_adapter(adapted: Any, base: str, base_digest: str, before: float, afte
     """
     from peft import get_peft_model_state_dict
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in get_peft_model_state_dict(adapted).items()}
+    # Told that no embeddings are to be kept, peft does not ask the hub whether they were changed.
+    found = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in found.items()}
     config = {**adapted.peft_config["default"].to_dict(), "inference_mode": True}
     files = {
         CONFIG: json.dumps(config, indent=1, sort_keys=True, default=sorted).encode(),  # default: sets of names
