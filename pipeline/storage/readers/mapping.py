@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -123,8 +124,11 @@ def _id(value: Any, column: str) -> str | None:
 
 
 def _answer(value: Any, column: str) -> str | None:
+    """One answer, or several right ones as a JSON list (``pipeline.evaluation.answers.references``)."""
     if value is None:
         return None
+    if isinstance(value, list):
+        return json.dumps(_strings(value, column), ensure_ascii=False)
     return str(value) if type(value) is int else _string(value, column)
 
 

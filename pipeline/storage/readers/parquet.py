@@ -122,7 +122,7 @@ def _check_type(file: InputFile, mapper: RowMapper, name: str, schema: Any) -> N
         return
     if name in (mapper.id, mapper.answer) and types.is_integer(found):
         return
-    if name == mapper.parts[1] and _is_list(found) and _is_text(found.value_type):
+    if name in (mapper.parts[1], mapper.answer) and _is_list(found) and _is_text(found.value_type):
         return
     wanted = "strings or whole numbers" if name in (mapper.id, mapper.answer) else "strings"
     raise InputError(f"{file.name}: column {name!r} holds {found}, not {wanted}; map another column or convert it")

@@ -59,6 +59,16 @@ def test_a_mapping_reads_what_it_names_and_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_several_right_answers_are_kept_as_a_json_list(tmp_path: Path, kind: str) -> None:
+    path, row = tmp_path / f"a.{kind}", {"text": "When?", "answer": ["2019", "im März"]}
+    if kind == "jsonl":
+        write(path, json.dumps(row))
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    assert [document.answer for document in documents(path)] == ['["2019", "im März"]']
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_parquet_reads_as_jsonl_does(tmp_path: Path, kind: str) -> None:
     table = [FULL, {**FULL, "id": None, "instruction": None, "answer": None}, {**FULL, "contexts": []}]
     path = tmp_path / f"a.{kind}"
@@ -92,7 +102,7 @@ BAD_LINES: list[tuple[bytes, str, str]] = [
     (b'{"contexts": ["a", 3]}', "wrong_type", "item 1"),
     (b'{"contexts": {"a": "b"}}', "wrong_type", "an object"),
     (b'{"question": ["q"]}', "wrong_type", "'question'"),
-    (b'{"text": "x", "answer": ["a"]}', "wrong_type", "'answer'"),
+    (b'{"text": "x", "answer": ["a", 1]}', "wrong_type", "'answer'"),
     (b'{"text": "x", "id": 1.5}', "wrong_type", "1.5"),
     (b'{"text": "x", "id": true}', "wrong_type", "a boolean"),
     (b'{"text": "x", "id": "a\\u0000b"}', "bad_id", "\\x00"),
