@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from sqlalchemy import Engine
 
 from benchmarks.quality.corpora import read
@@ -17,7 +20,9 @@ def achieved_rates(engine: Engine, job: str, planned: Planned) -> tuple[float, .
     """Per rate of the job, the share of the contexts' tokens that it kept: compressed and original, both without what
     stands verbatim beside the contexts. At most 1."""
     tokenizer = load_tokenizer(planned.spec.target.tokenizer_model)
-    beside = {row["id"]: len(tokenizer.encode(_beside(row), add_special_tokens=False)) for row in _rows(planned)}
+    (corpus,) = planned.spec.input.path
+    rows = read(Path(corpus))
+    beside = {row["id"]: len(tokenizer.encode(_beside(row), add_special_tokens=False)) for row in rows}
     fs, root = resolve_path(find_job(engine, job).output)
     rates = []
     for scores in read_scores(fs, f"{root}/data", planned.spec):
@@ -28,12 +33,5 @@ def achieved_rates(engine: Engine, job: str, planned: Planned) -> tuple[float, .
     return tuple(dict.fromkeys(rates))
 
 
-def _rows(planned: Planned) -> list[dict[str, str]]:
-    (path,) = planned.spec.input.path
-    from pathlib import Path
-
-    return list(read(Path(path)))
-
-
-def _beside(row: dict[str, str]) -> str:
+def _beside(row: Mapping[str, str]) -> str:
     return SEPARATOR.join(part for part in (row["instruction"], row["question"]) if part)

@@ -48,7 +48,9 @@ TASKS = {
         800, (5, 14, 20, 30), 400, ("\n\nQuestion:", "\nQuestion:"),
     ),
     "bbh": Task(
-        "bbh", {"full": bbh.few_shot, "zero-shot": partial(bbh.few_shot, shots=0)}, 300, (3, 5, 7), 300, ("\n\nQ:", "\nQ:")
+        "bbh",
+        {"full": bbh.few_shot, "zero-shot": partial(bbh.few_shot, shots=0)},
+        300, (3, 5, 7), 300, ("\n\nQ:", "\nQ:"),
     ),
     "nq": Task(
         "qa",
