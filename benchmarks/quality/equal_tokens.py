@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -18,19 +18,26 @@ from schemas.document import SEPARATOR
 
 def achieved_rates(engine: Engine, job: str, planned: Planned) -> tuple[float, ...]:
     """Per rate of the job, the share of the contexts' tokens that it kept: compressed and original, both without what
-    stands verbatim beside the contexts. At most 1."""
+    stands verbatim beside the contexts; the rate asked for, where nothing was scored. As many as the job has."""
     tokenizer = load_tokenizer(planned.spec.target.tokenizer_model)
     (corpus,) = planned.spec.input.path
     rows = read(Path(corpus))
     beside = {row["id"]: len(tokenizer.encode(_beside(row), add_special_tokens=False)) for row in rows}
     fs, root = resolve_path(find_job(engine, job).output)
-    rates = []
-    for scores in read_scores(fs, f"{root}/data", planned.spec):
+    rates: list[float] = []
+    for scores, asked in zip(read_scores(fs, f"{root}/data", planned.spec), planned.rates, strict=True):
         verbatim = sum(beside[doc_id] for doc_id in scores.ids)
         original, compressed = scores.total("tokens_original"), scores.total("tokens_compressed")
-        if original and compressed and original > verbatim:
-            rates.append(round(min(1.0, max(1e-4, (compressed - verbatim) / (original - verbatim))), 6))
-    return tuple(dict.fromkeys(rates))
+        rate = asked if not original or not compressed else (compressed - verbatim) / max(1, original - verbatim)
+        rates.append(_another(round(min(1.0, max(1e-4, rate)), 6), rates))
+    return tuple(rates)
+
+
+def _another(rate: float, taken: Sequence[float]) -> float:
+    """The rate, or the next smaller one that is free: a job has each rate once."""
+    while rate in taken:
+        rate = round(rate - 1e-6, 6)
+    return rate
 
 
 def _beside(row: Mapping[str, str]) -> str:

@@ -13,6 +13,9 @@ from pydantic import ValidationError
 from sqlalchemy import Engine, func, select, update
 
 from pipeline.storage.jobs import find_job, resume_job
+from pipeline.storage.schema import migrate
+from pipeline.storage.sql import open_engine
+from schemas.base import DEFAULT_MODEL
 from schemas.job import JobSpec
 from schemas.records import EVALUATION
 from schemas.tables import Evaluation, Rejection, Usage
@@ -131,3 +134,28 @@ def test_each_rate_of_a_job_has_its_own_result(engine: Engine, tmp_path: Path, t
 def test_what_cannot_be_evaluated_is_refused_before_anything_runs(stages: list[Row], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         JobSpec.model_validate({"input": {"path": "x"}, "stages": stages})
+
+
+FACTS = {
+    "The capital of France is Paris. It lies on the Seine.": ("What is the capital of France?", "Paris"),
+    "The bridge was built in 1883 by John Roebling.": ("In which year was the bridge built?", "1883"),
+    "Anna keeps three cats, and Tom keeps a green parrot.": ("What colour is Tom's parrot?", "green"),
+}
+
+
+@pytest.mark.usefixtures("model_cache")
+@pytest.mark.model
+def test_the_real_model_answers_what_it_has_just_read(sqlite_url: str, tmp_path: Path) -> None:
+    engine = open_engine(sqlite_url)
+    migrate(engine)
+    rows = [
+        {"id": str(n), "contexts": [text], "question": f"Question: {asked}\nAnswer:", "answer": answer}
+        for n, (text, (asked, answer)) in enumerate(FACTS.items())
+    ]
+    generate = {"kind": "generate", "chat": False, "max_new_tokens": 12, "stop": ["\n"]}
+    job = worked(engine, tmp_path, Path(DEFAULT_MODEL), rows, generate, {"kind": "evaluate", "task": "qa"}, name="real")
+    found = {row["metric"]: row for row in evaluations(engine, job)}
+    assert found["contains_answer"]["value"] == 1.0
+    assert 0 < found["token_f1"]["value"] <= 1
+    assert all(row["scored"] == row["documents"] == 3 for row in found.values())
+    engine.dispose()
