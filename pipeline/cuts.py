@@ -61,11 +61,15 @@ class Cut:
 
     def pieces(self, characters: int | None = None) -> Iterator[tuple[str, bool]]:
         """The text, or its first ``characters``, in stretches, and whether each was kept."""
-        end = len(self.text) if characters is None else min(characters, len(self.text))
-        spans = sorted([*((*span, True) for span in self.kept or ()), *((*span, False) for span in self.removed)])
-        for begin, stop, kept in spans:
-            if begin < end:
-                yield self.text[begin : min(stop, end)], kept
+        length = len(self.text) if characters is None else min(characters, len(self.text))
+        place = 0
+        for begin, end in (*(self.kept or ()), (len(self.text), len(self.text))):
+            for stop, kept in ((begin, False), (end, True)):
+                if place < (stop := min(stop, length)):
+                    yield self.text[place:stop], kept
+                    place = stop
+            if place == length:
+                return
 
 
 def merged(kept: Sequence[int]) -> tuple[Span, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,13 @@ def assert_found(engine: Engine, job: str, newer: str) -> None:
     shares = [one.tokens_compressed / one.tokens_original for _, one in typical]
     assert shares == sorted(shares, reverse=True)
     assert render_html(summarise(engine, job), typical).count("<del>") > 10
+    folder = Path(find_job(engine, newer).output)
+    shutil.rmtree(folder / "_parts")  # as users do: data/ has the rows, too
+    assert find_cut(engine, "d1@0.4")[0] == cut
+    shutil.rmtree(folder / "data")
+    assert typical_cuts(engine, newer) == []
+    with pytest.raises(NotCutError, match="the row of document d1@0.4 cannot be read in "):
+        find_cut(engine, "d1@0.4")
 
 
 def test_a_dry_run_counts_every_copy(tmp_path: Path, tiny_model: Path) -> None:
