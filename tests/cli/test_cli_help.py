@@ -18,6 +18,7 @@ COMMANDS = (
     "cancel",
     "retry-dead",
     "report",
+    "show",
     "export",
     "models",
     "doctor",

@@ -143,7 +143,7 @@ def assert_found(engine: Engine, job: str, newer: str) -> None:
     assert find_cut(engine, "d1@0.4")[0] == cut
     shutil.rmtree(folder / "data")
     assert typical_cuts(engine, newer) == []
-    with pytest.raises(NotCutError, match="the row of document d1@0.4 cannot be read in "):
+    with pytest.raises(NotCutError, match=r"the row of document d1@0\.4 cannot be read in "):
         find_cut(engine, "d1@0.4")
 
 
