@@ -15,6 +15,7 @@ from pipeline.models import resolve
 from pipeline.models.ref import ModelError
 from schemas.align import AlignSpec
 from schemas.compress import CompressSpec
+from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
 from schemas.settings import Settings
 from schemas.stage import GenerateSpec
@@ -81,8 +82,9 @@ def estimate_stage(
         made = _local(index, spec, spec.model, flow, flow.tokens, read, 0, measured, settings)
         return replace(made, memory_bytes=None)  # what a pass keeps for the way back is not known beforehand
     if not isinstance(spec, GenerateSpec):
-        kept = _kept(spec, flow) if isinstance(spec, CompressSpec) else flow.tokens
-        return StageEstimate(index, spec.kind, False, "cpu", flow.tokens, kept, 0.0, 0, 0, None, None, None, ())
+        read = 0 if isinstance(spec, EvaluateSpec) else flow.tokens  # it counts no tokens
+        kept = _kept(spec, flow) if isinstance(spec, CompressSpec) else read
+        return StageEstimate(index, spec.kind, False, "cpu", read, kept, 0.0, 0, 0, None, None, None, ())
     written = _written(spec, flow, measured)
     if spec.backend == "openai":
         return _hosted(job, index, spec, flow, written, measured, day, settings)

@@ -12,6 +12,7 @@ from evaluated_jobs import EXACT, GENERATE, Row, data, questions, with_answers, 
 from pydantic import ValidationError
 from sqlalchemy import Engine, func, select, update
 
+from pipeline.accounting.estimate import estimate
 from pipeline.storage.jobs import find_job, resume_job
 from pipeline.storage.schema import migrate
 from pipeline.storage.sql import open_engine
@@ -134,6 +135,13 @@ def test_each_rate_of_a_job_has_its_own_result(engine: Engine, tmp_path: Path, t
 def test_what_cannot_be_evaluated_is_refused_before_anything_runs(stages: list[Row], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         JobSpec.model_validate({"input": {"path": "x"}, "stages": stages})
+
+
+def test_an_estimate_spends_nothing_on_scores(tiny_model: Path) -> None:
+    target = {"model": str(tiny_model)}
+    spec = JobSpec.model_validate({"input": {"path": "x"}, "target": target, "stages": [GENERATE, EXACT]})
+    scoring = estimate(spec, 100, 40_000).stages[1]
+    assert (scoring.tokens_in, scoring.tokens_out, scoring.seconds, scoring.expected_microusd) == (0, 0, 0.0, None)
 
 
 FACTS = {
