@@ -88,8 +88,8 @@ class CompressSpec(StageBase):
     def _one_budget(self) -> CompressSpec:
         if [self.rate is None, self.target_tokens is None, not self.rates].count(False) != 1:
             raise ValueError("give exactly one of rate, target_tokens and rates")
-        if len(set(self.rates)) < len(self.rates):
-            raise ValueError("rates: each of them once")
+        if len({f"{rate:g}" for rate in self.rates}) < len(self.rates):  # as they stand in the copies' ids
+            raise ValueError("rates: each of them once, different in their first six digits")
         return self
 
     @model_validator(mode="after")

@@ -34,7 +34,10 @@ def test_without_rates_a_row_is_one_document() -> None:
     assert only.content_hash == RAW.parts.content_hash()
 
 
-@pytest.mark.parametrize("settings", [{"rates": [0.5, 0.5]}, {"rates": [0.5], "rate": 0.5}, {"rates": []}, {}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"rates": [0.5, 0.5]}, {"rates": [0.3333333, 0.33333333]}, {"rates": [0.5], "rate": 0.5}, {"rates": []}, {}],
+)
 def test_there_is_one_budget_and_no_rate_twice(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="rates"):
         job(**settings)
