@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.align import AlignSpec
 from schemas.base import Strict
@@ -40,6 +40,13 @@ class AlignFile(Strict):
     @classmethod
     def _aligned(cls, value: Any) -> Any:
         return {"kind": "align", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _targets_differ(self) -> AlignFile:
+        asked = [(target.model, target.answers.output_settings()) for target in self.targets]
+        if any(one in asked[:number] for number, one in enumerate(asked)):
+            raise ValueError("two targets are the same: leave one out, or give it another seed and a temperature")
+        return self
 
     def answer_jobs(self) -> tuple[JobSpec, ...]:
         """One ordinary generate job per target, over all prompts."""

@@ -40,11 +40,11 @@ class Checkpoints:
         self._fs, self._root = resolve_path(folder)
         self._key = key
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write it, then let go of all but the last two. Raises ``OSError``."""
+    def save(self, checkpoint: Checkpoint, kept: int = KEPT) -> None:
+        """Write it, then let go of all but the last ``kept``. Raises ``OSError``."""
         said = {"key": self._key, "step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
         write_whole(self._fs, f"{self._root}/step-{checkpoint.step:08}{SUFFIX}", save(checkpoint.tensors, said))
-        for path in self._paths()[KEPT:]:
+        for path in self._paths()[kept:]:
             delete(self._fs, path)
 
     def latest(self) -> Checkpoint | None:
@@ -59,11 +59,6 @@ class Checkpoints:
             if found is not None:
                 return found
         return None
-
-    def clear(self) -> None:
-        """Delete them all: the training is over."""
-        for path in self._paths():
-            delete(self._fs, path)
 
     def _read(self, data: bytes) -> Checkpoint | None:
         tensors = load(data)  # checks that the file is as long as its header says

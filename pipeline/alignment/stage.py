@@ -14,7 +14,9 @@ from schemas.document import Document
 from schemas.job import TargetSpec, digest
 
 if TYPE_CHECKING:
-    from pipeline.alignment.checkpoints import Checkpoints
+    import torch
+
+    from pipeline.alignment.checkpoints import Checkpoint, Checkpoints
     from pipeline.alignment.pairs import Pair
     from pipeline.alignment.training import Trainer
 
@@ -104,6 +106,7 @@ class _Session:
         except Stopped:
             self._save()
             raise
+        self._save_last()
         after = self.trainer.measure(self.held)
         self._publish(after)
         self.meter.finish()
@@ -143,15 +146,22 @@ class _Session:
         self.meter.skip(sum(len(pair.ids) - 1 for pair in self.held) + 3 * sum(len(pair.ids) - 1 for pair in done))
 
     def _save(self) -> None:
+        self.saved = time.perf_counter()
+        if self.checkpoints is not None and self.before:
+            self.checkpoints.save(self._checkpoint(self.trainer.tensors()))
+
+    def _save_last(self) -> None:
+        """For an attempt after this one there is nothing to learn: the weights alone, and nothing beside them."""
+        if self.checkpoints is not None:
+            self.checkpoints.save(self._checkpoint(self.trainer.tensors(optimiser=False)), kept=1)
+
+    def _checkpoint(self, tensors: dict[str, torch.Tensor]) -> Checkpoint:
         import torch
 
         from pipeline.alignment.checkpoints import Checkpoint
 
-        self.saved = time.perf_counter()
-        if self.checkpoints is None or not self.before:
-            return
-        tensors = self.trainer.tensors() | {"before": torch.tensor(self.before, dtype=torch.float64)}
-        self.checkpoints.save(Checkpoint(self.step, self._seconds(), tensors))
+        before = torch.tensor(self.before, dtype=torch.float64)
+        return Checkpoint(self.step, self._seconds(), {**tensors, "before": before})
 
     def _seconds(self) -> float:
         return self.before_seconds + time.perf_counter() - self.began

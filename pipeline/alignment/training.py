@@ -98,10 +98,10 @@ class Trainer:
         self._optimiser.step()
         return loss
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self, *, optimiser: bool = True) -> dict[str, torch.Tensor]:
         """Weights and optimiser state by name, on the CPU."""
         kept = {f"weight.{name}": value.detach() for name, value in self._named.items()}
-        for name, value in self._named.items():
+        for name, value in self._named.items() if optimiser else ():
             state = self._optimiser.state.get(value, {})
             kept.update({f"{part}.{name}": state[part] for part in OPTIMISER if part in state})
         return {name: tensor.cpu().clone() for name, tensor in kept.items()}
@@ -175,6 +175,9 @@ def with_adapter(loaded: LoadedModel, spec: AlignSpec) -> Any:
     try:
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, at what peft asks of it
+            warnings.filterwarnings(
+                "ignore", "fan_in_fan_out is set to False"
+            )  # peft mends that itself
             torch.manual_seed(spec.seed)
             adapted = get_peft_model(loaded.model, config)
     except ValueError as error:

@@ -170,11 +170,13 @@ def merge(model: PreTrainedModel, folder: Path) -> None:
     for down in [name for name in tensors if name.endswith(".lora_A.weight")]:
         name = down.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         a, b = tensors[down].float(), tensors[down.replace(".lora_A.", ".lora_B.")].float()
-        weight = getattr(modules.get(name), "weight", None)
-        if weight is None or weight.shape != (b.shape[0], a.shape[1]):
+        weight, change = getattr(modules.get(name), "weight", None), scale * (b @ a)
+        if type(modules.get(name)).__name__ == "Conv1D":  # GPT-2's linear layer: its weight lies the other way round
+            change = change.T
+        if weight is None or weight.shape != change.shape:
             raise ModelError(f"{folder}: does not fit the model: {name} is missing or has another shape")
         with torch.no_grad():
-            weight.copy_(weight.float() + scale * (b @ a).to(weight.device))
+            weight.copy_(weight.float() + change.to(weight.device))
 
 
 def _check_plain(folder: Path, config: dict[str, Any]) -> None:

@@ -163,5 +163,7 @@ def test_align_stands_alone_in_its_job(tiny_model: Path) -> None:
     stages = [{"kind": "copy"}, {"kind": "align", "model": str(tiny_model)}]
     with pytest.raises(ValidationError, match="a job of its own \\(`contextmill align` makes them\\)"):
         JobSpec.model_validate({"input": {"path": "x"}, "stages": stages})
+    with pytest.raises(ValidationError, match="two targets are the same"):
+        AlignFile.model_validate({"name": "x", "input": {"path": "x"}, "targets": [{"model": "x"}, {"model": "x"}]})
     with pytest.raises(ValidationError, match="teacher and kl_weight"):
         JobSpec.model_validate({"input": {"path": "x"}, "stages": [{"kind": "align", "teacher": "x"}]})

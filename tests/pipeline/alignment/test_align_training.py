@@ -13,7 +13,7 @@ import pytest
 import torch
 from align_pairs import DOCUMENTS, document, spec, stage
 from safetensors.torch import load_file
-from tiny_models import save_tiny_llama
+from tiny_models import save_tiny_llama, save_tokenizer
 
 from pipeline.alignment.losses import Loss, Reader
 from pipeline.alignment.pairs import Pair, divide, tokenise
@@ -49,6 +49,46 @@ def whole(pool: ModelPool, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     """An uninterrupted training: its folder and what it wrote of each document."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, written(stage(tiny_model).run(DOCUMENTS, run_of(pool, folder)))
+
+
+def test_what_is_left_in_the_end_is_small_and_leads_to_the_same_result(
+    whole: tuple[Path, list[Any]], pool: ModelPool, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker may die after the training, before its shard is committed."""
+    (last,) = (whole[0] / "checkpoints").iterdir()
+    assert {name.partition(".")[0] for name in load_file(last)} == {"weight", "before"}
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("there is nothing left to learn"))
+    assert written(stage(tiny_model).run(DOCUMENTS, run_of(pool, whole[0]))) == whole[1]
+
+
+def test_layers_that_lie_the_other_way_round_are_trained_and_merged(pool: ModelPool, tmp_path: Path) -> None:
+    """GPT-2's; a square one does not show it by its shape."""
+    folder = save_tiny_gpt2(tmp_path / "gpt2")
+    outcomes = stage(folder).run(DOCUMENTS, run_of(pool, tmp_path))
+    held = {number for number, row in enumerate(written(outcomes)) if row["split"] == "held_out"}
+    adapted = pool.causal_lm(f"{folder}+{tmp_path / 'adapter'}")
+    pairs = list(tokenise([one for one in DOCUMENTS if one.seq in held], adapted, 64))
+    nats = torch.split(Loss(Reader(adapted)).nats(pairs), [pair.answer_tokens for pair in pairs])
+    after = {pair.document.seq: float(one.mean()) for pair, one in zip(pairs, nats, strict=True)}
+    rows = [row for row in written(outcomes) if row["split"] == "held_out"]
+    assert list(after.values()) == pytest.approx([rows[place]["nll_after"] for place in order(pairs, held)], rel=1e-4)
+    assert all(row["nll_after"] < row["nll_before"] for row in rows)
+
+
+def order(pairs: list[Pair], held: set[int]) -> list[int]:
+    """Where each pair's row stands among those held out."""
+    return [sorted(held).index(pair.document.seq) for pair in pairs]
+
+
+def save_tiny_gpt2(folder: Path) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder.mkdir()
+    config = GPT2Config(vocab_size=save_tokenizer(folder), n_embd=64, n_layer=2, n_head=4, n_positions=128)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
 
 
 def test_it_learns(whole: tuple[Path, list[Any]]) -> None:
