@@ -175,9 +175,7 @@ def with_adapter(loaded: LoadedModel, spec: AlignSpec) -> Any:
     try:
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, at what peft asks of it
-            warnings.filterwarnings(
-                "ignore", "fan_in_fan_out is set to False"
-            )  # peft mends that itself
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # peft mends that itself
             torch.manual_seed(spec.seed)
             adapted = get_peft_model(loaded.model, config)
     except ValueError as error:
