@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.encoders import fetch
 from benchmarks.minilm import labels, passages
 from pipeline.models import ModelPool, load_tokenizer, resolve_device
 from pipeline.models.heads import build_classifier
@@ -31,6 +32,7 @@ PIECE = 4096
 def main() -> None:
     arguments = _parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.encoder = arguments.encoder or fetch("minilm")
     steps = {
         "passages": _passages, "labels": _labels, "train": _train, "evaluate": _evaluate, "downstream": _downstream
     }  # fmt: skip
@@ -172,7 +174,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("step", choices=["passages", "labels", "train", "evaluate", "downstream"])
     parser.add_argument("--work", type=Path, required=True, help="folder of the steps' results")
     parser.add_argument("--data", type=Path, help="folder with corpus/ and gsm8k/")
-    parser.add_argument("--encoder", type=Path, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--encoder", type=Path, help="folder of all-MiniLM-L6-v2; default: fetched into the cache")
     parser.add_argument("--scorer", default="smollm2-135m-instruct", help="the teacher's model")
     parser.add_argument("--name", default="head", help="of the head, and of the files that belong to it")
     parser.add_argument("--characters", type=int, default=24_000_000)

@@ -20,9 +20,6 @@ from schemas.job import JobSpec
 RATES = (0.5, 0.33, 0.2)
 """The teacher's. Bit i of a label: kept at rate i."""
 
-LONGEST = 510
-"""Tokens of a passage that the encoder reads at once, special tokens aside."""
-
 Spans = NDArray[np.int64]
 
 
@@ -65,9 +62,9 @@ def label(passages: Sequence[Passage], teacher: dict[str, Any], encoder: Tokenis
         if not len(found.ids) or any(spans is None for spans in choices):
             continue
         rows.append(place)
-        ids.append(found.ids[:LONGEST])
+        ids.append(found.ids)
         bits = [
-            covered(spans, found.spans[:LONGEST], len(passage.text)) << bit
+            covered(spans, found.spans, len(passage.text)) << bit
             for bit, spans in enumerate(choices)
             if spans is not None
         ]

@@ -18,8 +18,9 @@ SHARES = {
 }  # fmt: skip
 """Of the characters, by source: the corpus is two thirds novels, prompts are not."""
 
-SHORTEST, LONGEST = 300, 2400
-"""Characters of a passage: up to about the 510 tokens that the encoder reads at once."""
+SHORTEST, LONGEST = 300, 4500
+"""Characters of a passage, evenly spread on a logarithmic scale: most prompts' parts are short, and every source text
+is no longer. The long ones are twice what the encoder reads at once: it must not learn that a window begins a text."""
 
 HELD_OUT = 0.04
 NOTES = re.compile(r"<<.*?>>")
@@ -57,7 +58,7 @@ def cut(text: str, rng: np.random.Generator) -> Iterator[tuple[int, str]]:
     """The text in passages of random lengths, cut where a paragraph, a line, a sentence or at least a word ends."""
     begin = 0
     while begin < len(text):
-        end = begin + int(rng.integers(SHORTEST, LONGEST))
+        end = begin + int(np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST))))
         if end < len(text):
             least = begin + (end - begin) * 2 // 3
             ends = (text.rfind(mark, least, end) + len(mark) for mark in ("\n\n", "\n", ". ", " "))

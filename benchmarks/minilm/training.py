@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,13 @@ from torch.nn.utils import parametrize
 
 from benchmarks.minilm.labels import RATES, Labelled
 
+Ints = NDArray[np.int64]
+
 CLS, SEP, PAD = 101, 102, 0
 """Special tokens of every uncased BERT vocabulary."""
+
+WINDOW = 510
+"""Tokens of a text that the encoder reads at once, special tokens aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +123,31 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def batches(data: Labelled, recipe: Recipe, epoch: int) -> Iterator[Batch]:
     """Ids [rows, tokens] with special tokens, what is no padding, and the labels laid end to end; shuffled."""
     rng = np.random.default_rng([recipe.seed, epoch])
+    begins, lengths = windows(data, rng)
     # Of like length in a batch; a little noise so that each epoch has other neighbours.
-    order = np.argsort(data.lengths + rng.uniform(0, 32, len(data.lengths)))
-    padded = data.lengths[order] + 2
+    order = np.argsort(lengths + rng.uniform(0, 32, len(lengths)))
+    padded = lengths[order] + 2
     groups: list[list[int]] = [[]]
     for row, length in zip(order.tolist(), padded.tolist(), strict=True):
         if groups[-1] and length * (len(groups[-1]) + 1) > recipe.batch_tokens:
             groups.append([])
         groups[-1].append(row)
-    begins = np.cumsum(data.lengths) - data.lengths
     shares = targets(data.labels)
     for number in rng.permutation(len(groups)).tolist():
-        yield _batch(data, begins, shares, np.array(groups[number]))
+        rows = np.array(groups[number])
+        yield _batch(data.ids, shares, begins[rows], lengths[rows])
+
+
+def windows(data: Labelled, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Where in ``data.ids`` the epoch's rows begin, and their lengths: long passages are cut, each time elsewhere."""
+    starts = np.cumsum(data.lengths) - data.lengths
+    begins, lengths = [], []
+    for start, length in zip(starts.tolist(), data.lengths.tolist(), strict=True):
+        first = length if length <= WINDOW else int(rng.integers(1, WINDOW + 1))
+        edges = [0, *range(first, length, WINDOW), length]
+        begins += [start + edge for edge in edges[:-1]]
+        lengths += [end - begin for begin, end in pairwise(edges)]
+    return np.array(begins), np.array(lengths)
 
 
 def targets(labels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -137,15 +156,14 @@ def targets(labels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return shares
 
 
-def _batch(data: Labelled, begins: NDArray[np.int64], shares: NDArray[np.float32], rows: NDArray[np.int64]) -> Batch:
-    lengths = data.lengths[rows]
+def _batch(tokens: NDArray[np.int32], shares: NDArray[np.float32], begins: Ints, lengths: Ints) -> Batch:
     place = np.arange(int(lengths.max()))
     inside = place < lengths[:, None]
-    flat = (begins[rows][:, None] + place)[inside]
-    ids = np.full((len(rows), len(place) + 2), PAD, dtype=np.int64)
+    flat = (begins[:, None] + place)[inside]
+    ids = np.full((len(lengths), len(place) + 2), PAD, dtype=np.int64)
     ids[:, 0] = CLS
-    ids[:, 1:-1][inside] = data.ids[flat]
-    ids[np.arange(len(rows)), lengths + 1] = SEP
+    ids[:, 1:-1][inside] = tokens[flat]
+    ids[np.arange(len(lengths)), lengths + 1] = SEP
     mask = np.arange(len(place) + 2) < lengths[:, None] + 2
     return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(shares[flat])
 
