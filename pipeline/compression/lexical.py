@@ -7,7 +7,7 @@ another. Words are runs of letters and digits, without their case; in scripts wi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from pipeline.compression.characters import UNSPACED
 from pipeline.compression.prompt import Prompt
+from pipeline.compression.sentences import sentence_ends
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _SINGLE = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 _WORD = re.compile(f"[{_SINGLE}]|[^\\W_{_SINGLE}]+")
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+|[。！？]+[”’」』）]*|\n\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Words:
         for place, part in enumerate(prompt.parts):
             found = [(one.start(), one.group().casefold()) for one in _WORD.finditer(part.text)]
             begins = np.array([start for start, _ in found], dtype=np.int64)
-            heads = np.fromiter(_sentences(part.text), np.int64)
+            heads = _sentences(part.text)
             rows: Iterable[Ints] = (
                 np.array([numbers.setdefault(word, len(numbers)) for _, word in found], dtype=np.int64),
                 units + np.searchsorted(part.places, begins, side="right") - 1,
@@ -170,7 +170,6 @@ def _idf(counts: Counts) -> Floats:
     return 1 + np.log((1 + counts.size) / (1 + counts.passages_with()))
 
 
-def _sentences(text: str) -> Iterator[int]:
-    """Where sentences begin; a line break ends one, too."""
-    yield 0
-    yield from (one.end() for one in _SENTENCE_END.finditer(text) if one.end() < len(text))
+def _sentences(text: str) -> Ints:
+    """Where sentences begin, the white space before them included."""
+    return np.unique(np.array([0, *(end for end in sentence_ends(text) if end < len(text))], dtype=np.int64))

@@ -13,14 +13,13 @@ from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Fetch, Scorer, Window, on_device, padded, windows_of
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Nats = NDArray[np.float32]
 
 ENOUGH = {"cpu": 512, "cuda": 8192}
 """Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
 
 
-def surprisals(scorer: Scorer, texts: Sequence[Ints], passed: Passed) -> list[Nats]:
+def surprisals(scorer: Scorer, texts: Sequence[Ints], passed: Passed = lambda tokens: None) -> list[Nats]:
     """Nats of every token of each text but its first, the start token.
 
     A text beyond ``Scorer.prefix`` tokens is read in windows of that length that overlap by half: every token sees all
@@ -32,18 +31,6 @@ def surprisals(scorer: Scorer, texts: Sequence[Ints], passed: Passed) -> list[Na
     for (place, _), some in zip(windows, nats, strict=True):
         found[place].append(some)
     return [np.concatenate(some) for some in found]
-
-
-def mean_surprisal(scorer: Scorer, texts: Sequence[Ints], passed: Passed = lambda tokens: None) -> Floats:
-    """The logarithm of each text's perplexity: mean nats over its tokens. A text begins with a start token.
-
-    Texts beyond the model's window are read in windows that overlap by half, as in ``surprisals``.
-    """
-    windows = [(place, window) for place, ids in enumerate(texts) for window in windows_of(ids, scorer.window)]
-    sums = [nats.sum(dtype=np.float64) for nats in read(scorer, [window for _, window in windows], passed)]
-    places = np.array([place for place, _ in windows], dtype=np.int64)
-    totals = np.bincount(places, weights=sums, minlength=len(texts))
-    return totals / np.maximum(1, [len(ids) - 1 for ids in texts])
 
 
 def read(scorer: Scorer, windows: Sequence[Window], passed: Passed) -> list[Nats]:

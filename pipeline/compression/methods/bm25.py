@@ -17,7 +17,8 @@ class BM25(Plain):
     """Best contexts first, whole as long as they fit; of the next its best sentences; of the next its best units.
 
     Contexts and sentences are ranked by BM25 against the question (without one: against all contexts, which favours
-    what the document is about). In a sentence, words the question asks for come first, then rare ones.
+    what is mentioned again, though not everywhere). In a sentence, words the question asks for come first, then rare
+    ones.
     """
 
     k1: float

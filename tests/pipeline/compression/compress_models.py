@@ -17,8 +17,10 @@ from transformers import (
 )
 
 from pipeline.stages import Outcome, Result, Stage, build
+from schemas.compress import compress_tag
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
+from schemas.stage import SPECS
 
 WORDS = (
     "Question: Sam bought 12 boxes with 30 pens each, then sold 5 boxes at $3 per box.\n"
@@ -109,7 +111,9 @@ def document(parts: PromptParts, seq: int = 0) -> Document:
 
 def stage_of(model: str, target: str | None = None, **settings: Any) -> Stage:
     """The compress stage over ``model``, for prompts counted by ``target`` (default: the same)."""
-    stage = {"kind": "compress", "model": model, "device": "cpu", **settings}
+    stage = {"kind": "compress", "device": "cpu", **settings}
+    if "model" in SPECS[compress_tag(stage)].model_fields:
+        stage = {"model": model, **stage}
     job = {"input": {"path": "x"}, "target": {"model": target or model}, "stages": [stage]}
     return build(JobSpec.model_validate(job), 0)
 

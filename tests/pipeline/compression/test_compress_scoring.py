@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.compression import scoring
 from pipeline.compression.iterative import Stream, rank, segment_of
 from pipeline.compression.prefix import Passes
-from pipeline.compression.reading import mean_surprisal
+from pipeline.compression.reading import surprisals
 from pipeline.compression.scoring import Scorer, windows_of
 from pipeline.models import ModelError, ModelPool
 
@@ -41,21 +41,21 @@ def random_ids(length: int, seed: int) -> Ints:
     return np.random.default_rng(seed).integers(1, 400, length)
 
 
-def test_mean_surprisal_of_ragged_texts(scorer: Scorer, pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_surprisals_of_ragged_texts(scorer: Scorer, pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(scoring._LOGITS, "cpu", 2000)  # a few rows at a time
     texts = [random_ids(length, length) for length in (2, 90, 17, 1, 255, 3, 64)]
-    expected = [plain(scorer, pool, ids).mean() if len(ids) > 1 else 0.0 for ids in texts]
-    np.testing.assert_allclose(mean_surprisal(scorer, texts), expected, atol=2e-5)
+    for ids, nats in zip(texts, surprisals(scorer, texts), strict=True):
+        np.testing.assert_allclose(nats, plain(scorer, pool, ids), atol=5e-5)
 
 
 def test_beyond_the_window_every_token_sees_half_a_window(scorer: Scorer, pool: ModelPool) -> None:
-    ids, size = random_ids(700, 1), scorer.window
+    ids, size = random_ids(700, 1), scorer.prefix
     half = size // 2
     nats = list(plain(scorer, pool, ids[:size]))
     for begin in range(half, 700 - half, half):
         nats += list(plain(scorer, pool, ids[begin : begin + size])[half - 1 :])
     assert len(nats) == 699
-    assert mean_surprisal(scorer, [ids])[0] == pytest.approx(np.mean(nats), abs=2e-5)
+    np.testing.assert_allclose(surprisals(scorer, [ids])[0], nats, atol=5e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 15, 16, 21, 30, 31])
