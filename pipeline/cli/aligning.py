@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import tempfile
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -184,7 +183,7 @@ class _Command:
         from pipeline.models import adapters
         from pipeline.storage.jobs import find_job
 
-        with _local(f"{find_job(self.engine, job_id).output}/align/adapter") as folder:
+        with adapters.at_hand(f"{find_job(self.engine, job_id).output}/align/adapter") as folder:
             manifest = replace(adapters.read_manifest(folder), recipe=recipe)
             made = adapters.install(folder, self.spec.name, self.settings.cache, manifest, replace=replace_)
         name = f"{self.spec.align.model}+{self.spec.name}"
@@ -200,21 +199,3 @@ class _Command:
     def _say(self, text: str) -> None:
         if not self.json:
             out.print(text, markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _local(folder: str) -> Any:
-    """``folder`` as a path on this machine: a copy, where it lies on s3."""
-    import pyarrow.fs as pafs
-
-    from pipeline.models.adapters import FILES
-    from pipeline.storage.filesystem import is_local, resolve_path
-
-    fs, root = resolve_path(folder)
-    if is_local(fs):
-        yield Path(root)
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        for name in FILES:
-            pafs.copy_files(f"{root}/{name}", f"{copy}/{name}", fs, pafs.LocalFileSystem())
-        yield Path(copy)

@@ -6,11 +6,14 @@ names the model it was trained on by digest. It lies in the store under its name
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +138,23 @@ def install(source: Path, name: str, cache: Path, manifest: AdapterManifest, *, 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def at_hand(folder: str) -> Iterator[Path]:
+    """An adapter's folder, local or ``s3://``, as a path on this machine for the length of the block."""
+    from pyarrow import fs as pafs
+
+    from pipeline.storage.filesystem import is_local, resolve_path
+
+    filesystem, root = resolve_path(folder)
+    if is_local(filesystem):
+        yield Path(root)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in FILES:
+            pafs.copy_files(f"{root}/{name}", f"{copy}/{name}", filesystem, pafs.LocalFileSystem())
+        yield Path(copy)
 
 
 def taken(name: str, folder: Path) -> ModelError:
