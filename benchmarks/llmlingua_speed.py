@@ -11,7 +11,7 @@ library's tokenizer; with ``--no-peer`` they are our scorer's.
 
 Columns (``benchmarks/speed.py``): scored and passed tokens per token in; ``of forward``: tokens passed per second over
 the bare forward pass; ``bound``: 75% of (forward and head rate / scored), in origin tokens per second; kept: mean
-tokens out; busy: kernel time / wall time.
+tokens out; busy: kernel time / wall time. The library's spread by prompt is in the JSON.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ OPTIONS: dict[str, dict[str, Any]] = {"gsm8k": {"target_token": 200}, "documents
 
 LENGTH = 4096
 COLUMNS = (
-    "work", "engine", "prompts", "tokens", "seconds", "lowest", "highest", "tokens/s", "x peer", "scored", "passed",
-    "of forward", "bound", "kept", "refused", "equal", "busy",
+    "work", "engine", "prompts", "tokens", "seconds", "lowest", "highest", "cpu s", "tokens/s", "x peer", "scored",
+    "passed", "of forward", "bound", "kept", "refused", "equal", "busy",
 )  # fmt: skip
 
 
@@ -165,6 +165,8 @@ def _budgets(work: Work, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def _peer_row(work: Work, count: Any) -> dict[str, Any]:
     done = [one for one in work.answers if "error" not in one]
+    if not done:
+        raise SystemExit(f"{work.name}: the library failed on all prompts: {work.answers[0]['error']}")
     seconds, tokens = sum(one["seconds"] for one in done), sum(one["origin_tokens"] for one in done)
     each = Spread.of([one["seconds"] for one in done])
     kept = count([one["compressed_prompt"] for one in done])
@@ -172,7 +174,8 @@ def _peer_row(work: Work, count: Any) -> dict[str, Any]:
     scored = sum(one["scored"] for one in done) / own
     return {
         "work": work.name, "kind": work.kind, "engine": "llmlingua", "prompts": len(done), "origin_tokens": tokens,
-        "total_seconds": seconds, "seconds_a_prompt": asdict(each), "tokens_per_second": tokens / seconds,
+        "seconds": {"median": seconds}, "seconds_a_prompt": asdict(each), "tokens_per_second": tokens / seconds,
+        "cpu_seconds": sum(one["cpu_seconds"] for one in done),
         "scored": scored, "passed": scored, "kept": sum(kept) / len(kept), "refused": len(work.answers) - len(done),
         "compressed_cl100k": sum(one["compressed_tokens"] for one in done) / len(done),
     }  # fmt: skip
@@ -212,11 +215,11 @@ def _print(figures: dict[str, Any]) -> None:
 
 
 def _shown(row: dict[str, Any], peer: float | None) -> dict[str, Any]:
-    seconds = row.get("seconds") or row["seconds_a_prompt"]
+    seconds = row["seconds"]
     return {
         **row, "tokens": row["origin_tokens"], "tokens/s": row["tokens_per_second"], "seconds": seconds["median"],
-        "of forward": row.get("of_forward"), "lowest": seconds["lowest"], "highest": seconds["highest"],
-        "x peer": row["tokens_per_second"] / peer if peer else None,
+        "lowest": seconds.get("lowest"), "highest": seconds.get("highest"), "cpu s": row["cpu_seconds"],
+        "x peer": row["tokens_per_second"] / peer if peer else None, "of forward": row.get("of_forward"),
     }  # fmt: skip
 
 

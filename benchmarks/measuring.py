@@ -85,10 +85,11 @@ def covered(spans: np.ndarray[Any, np.dtype[np.int64]]) -> float:
 
 
 @torch.inference_mode()
-def ceilings(scorer: Scorer, length: int, runs: int = 5) -> dict[str, float]:
+def ceilings(scorer: Scorer, length: int) -> dict[str, float]:
     """Tokens per second of the bare model over full batches of ``length``: the trunk alone, and with head and
     log-sum-exp over the vocabulary. No cache, no padding, no selection."""
-    rows = max(1, (scorer.batch_tokens if scorer.device.type == "cuda" else 1024) // length)
+    tokens, runs = (scorer.batch_tokens, 5) if scorer.device.type == "cuda" else (1024, 2)
+    rows = max(1, tokens // length)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, scorer.head.weight.shape[0], (rows, length)))
     ids = ids.to(scorer.device)
 
@@ -101,7 +102,7 @@ def ceilings(scorer: Scorer, length: int, runs: int = 5) -> dict[str, float]:
 
     rates = {}
     for name, work in (("forward", trunk), ("forward_and_head", with_head)):
-        timed(work, 2, scorer.device)
+        timed(work, 1, scorer.device)
         rates[name] = round(ids.numel() / timed(work, runs, scorer.device)[1].median, 1)
     return rates
 

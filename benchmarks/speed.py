@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ class Speed:
 
     Per own token in, ``scored`` are tokens whose surprisal or label was asked for, ``passed`` tokens the trunk was
     given, padding included (None where graphs are replayed: nobody counts there). ``kept`` is the mean of own tokens
-    out, ``busy`` the share of the wall time in which the GPU ran a kernel.
+    out, ``busy`` the share of the wall time in which the GPU ran a kernel. ``cpu_seconds`` are this process's, of all
+    its threads, in a run: what is left to compare on a CPU that others use, too.
     """
 
     prompts: int
@@ -33,6 +35,7 @@ class Speed:
     own_tokens: int
     seconds: Spread
     tokens_per_second: float
+    cpu_seconds: float
     scored: float
     passed: float | None
     kept: float
@@ -59,8 +62,10 @@ class Bench:
             nonlocal scored
             scored += tokens
 
+        begun = time.process_time()
         with watched(self.trunk) as passes:
             texts, seconds = timed(lambda: compress(prompts, told), self.runs, self.device)
+        cpu = time.process_time() - begun
         made = [text for text in texts if text is not None]
         tokens = sum(count for count, text in zip(origin, texts, strict=True) if text is not None)
         own = sum(self.own([prompt.render() for prompt in prompts]))
@@ -70,6 +75,7 @@ class Bench:
             own_tokens=own,
             seconds=seconds,
             tokens_per_second=tokens / seconds.median,
+            cpu_seconds=cpu / self.runs,
             scored=scored / self.runs / own,
             passed=passes.tokens / self.runs / own if passes.tokens else None,
             kept=sum(self.own(made)) / max(1, len(made)),

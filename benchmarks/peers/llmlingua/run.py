@@ -2,8 +2,9 @@
 
 A case is ``{id, function, context, instruction, question, kwargs}``: ``function`` is ``compress_prompt`` (default),
 ``structured_compress_prompt`` or ``compress_json``, whose ``context`` is the JSON text (or its one element). An answer
-is ``{id, compressed_prompt, origin_tokens, compressed_tokens, scored, seconds}``, or ``{id, error, seconds}`` where the
-library raises. Tokens are cl100k's, as the library counts them; ``scored`` are the scorer's, in all its forward passes.
+is ``{id, compressed_prompt, origin_tokens, compressed_tokens, scored, seconds, cpu_seconds}``, or ``{id, error,
+seconds}`` where the library raises. Tokens are cl100k's, as the library counts them; ``scored`` are the scorer's, in
+all its forward passes; ``cpu_seconds`` are those of all threads.
 ``count`` is a function, too: ``origin_tokens`` alone, without the model. The first line written is ``{"facts": ...}``.
 """
 
@@ -67,14 +68,14 @@ def load(model: Path, device: str, dtype: str, *, llmlingua2: bool = False) -> P
 def answer(peer: Peer, case: dict[str, Any]) -> dict[str, Any]:
     """What the library makes of one case, and the seconds it took."""
     peer.scored = 0
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     try:
         made = _call(peer, copy.deepcopy(case))  # the library changes its arguments
     except Exception as error:  # noqa: BLE001  it crashes on some inputs, in many ways: that is its answer
         return {"id": case.get("id"), "error": f"{type(error).__name__}: {error}"[:500], "seconds": _since(begun)}
-    seconds = _since(begun)
+    seconds, worked = _since(begun), time.process_time() - worked
     shown: dict[str, Any] = {key: made[key] for key in SHOWN if key in made}
-    return {"id": case.get("id"), **shown, "scored": peer.scored, "seconds": seconds}
+    return {"id": case.get("id"), **shown, "scored": peer.scored, "seconds": seconds, "cpu_seconds": worked}
 
 
 def _call(peer: Peer, case: dict[str, Any]) -> dict[str, Any]:
