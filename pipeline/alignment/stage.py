@@ -75,6 +75,8 @@ class _Session:
 
         self.spec, self.run, self.began = stage.spec, run, time.perf_counter()
         loaded = run.models.own_copy(self.spec.model, "float32", self.spec.device)
+        if loaded.ref.adapter is not None:
+            raise Halt(f"align: {self.spec.model} has an adapter already, and a model takes one: align its base anew")
         most = min(self.spec.max_tokens, loaded.window)
         self.pairs = list(tokenise(documents, loaded, most, self._alive))
         self.trained, self.held = divide(self.pairs, self.spec.held_out)

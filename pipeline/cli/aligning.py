@@ -18,6 +18,7 @@ from pipeline.cli.shared import (
     DEAD,
     EXIT_CODES,
     FAILURE,
+    USAGE,
     Input,
     Json,
     Output,
@@ -96,8 +97,12 @@ def _estimate(spec: AlignFile, given: Settings, json_: bool) -> None:
 
 def _check_training(spec: AlignFile) -> None:
     """What would fail the training is to be known before answers are paid for. Raises ``Halt``, ``ModelError``."""
+    from pipeline.models import adapters
+
     if find_spec("peft") is None:
         fail("training needs peft: pip install 'contextmill[align]'", FAILURE)
+    if adapters.split(spec.align.model):
+        fail(f"{spec.align.model} has an adapter already, and a model takes one: align its base anew", USAGE)
     if spec.align.teacher is not None:
         from pipeline.alignment.losses import check_vocabularies
         from pipeline.models import load_tokenizer

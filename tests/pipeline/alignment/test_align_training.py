@@ -221,11 +221,15 @@ def test_an_epoch_goes_through_every_pair_once_and_the_rate_warms_up_and_falls(t
     assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 1e-3
 
 
-def test_what_cannot_be_learned_from_is_refused_with_a_reason(pool: ModelPool, tiny_model: Path) -> None:
+def test_what_cannot_be_learned_from_is_refused_with_a_reason(
+    whole: tuple[Path, list[Any]], pool: ModelPool, tiny_model: Path
+) -> None:
     documents = [document(0, ""), document(1), document(2)]
     first, *others = stage(tiny_model, epochs=1).run(documents, Run(pool))
     assert isinstance(first, Refusal) and first.code == "no_answer" and "input.columns.answer" in first.reason
     assert all(isinstance(one, Result) for one in others)
+    with pytest.raises(Halt, match="has an adapter already"):
+        stage(f"{tiny_model}+{whole[0] / 'adapter'}").run(documents, Run(pool))
     with pytest.raises(Halt, match="at least two different prompts"):
         stage(tiny_model).run([document(1), document(1)], Run(pool))
 
