@@ -59,7 +59,7 @@ TASKS = {
             "closed-book": partial(passages.natural_questions, shown="none"),
             "gold-passage": partial(passages.natural_questions, shown="gold"),
         },
-        500, (2, 3, 5), 40, ("\n",),
+        500, (2, 3, 5), 40, ("\nQuestion:",),
     ),
     "squad": Task(
         "qa",
@@ -68,7 +68,7 @@ TASKS = {
             "closed-book": partial(passages.squad, shown="none"),
             "gold-passage": partial(passages.squad, shown="gold"),
         },
-        500, (2, 3, 5), 40, ("\n",),
+        500, (2, 3, 5), 40, ("\nQuestion:",),
     ),
     "qmsum": Task("summary", {"full": meetings.summaries}, 237, (3, 5, 10), 200, ("\n\nQuery:", "\nQuery:")),
 }  # fmt: skip

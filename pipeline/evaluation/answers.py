@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 _DECORATION = str.maketrans({"−": "-", **dict.fromkeys("$€£¥*`", None)})
 _NUMBER = re.compile(r"(?:(?<![\w).])-\s?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _MARKER = re.compile(r"answer\s*(?:is|are|was|would be|[:=])|####|\\boxed\{", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
-_NEXT_QUESTION = re.compile(r"(?:^|\n)[\s*#]*(?:question|q|problem)\b[^\n:]{0,20}:", re.IGNORECASE)
+_SENTENCE = re.compile(r"[\s:]*((?:[^\n.!?]|[.!?](?!\s|$))*)")
+_NEXT_QUESTION = re.compile(r"(?:^|\n)[ \t*#>]*(?:question|q|problem)\b[^\n:]{0,20}:", re.IGNORECASE)
 _LABEL = re.compile(
-    r"(?:(?:so|thus|therefore),?\s+)?(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s+|a:\s*", re.IGNORECASE
+    r"(?:(?:so|thus|therefore),?\s+)?(?:the\s+)?(?:final\s+)?answer(?:\s+is\b\s*:?|\s*:)\s*|a:\s*", re.IGNORECASE
 )
-_OPTION = re.compile(r"^\s*\(([A-Z])\)[ \t]*(.+?)\s*$", re.MULTILINE)
+_OPTION = re.compile(r"^[ \t]*\(([A-Z])\)(.*)$", re.MULTILINE)
 
 
 def references(answer: str) -> list[str]:
@@ -46,20 +47,19 @@ def number(text: str) -> str | None:
 
 
 def _marked_number(text: str) -> str | None:
-    for after in reversed(_after_markers(text)):
-        found = _NUMBER.search(after.rpartition("=")[2]) or _NUMBER.search(after)
+    for said in _conclusions(text):
+        found = _NUMBER.search(said.rpartition("=")[2]) or _NUMBER.search(said)
         if found:
             return found[0]
     return None
 
 
-def _after_markers(text: str) -> list[str]:
-    """What follows each marker of an answer, to the end of its sentence."""
-    return [_sentence(text[marker.end() :]) for marker in _MARKER.finditer(text)]
-
-
-def _sentence(text: str) -> str:
-    return _SENTENCE_END.split(text.lstrip(" \t\r\n:"), maxsplit=1)[0].strip()
+def _conclusions(text: str) -> Iterator[str]:
+    """What follows each marker of an answer, to the end of its sentence; the last one first."""
+    for marker in reversed(list(_MARKER.finditer(text))):
+        sentence = _SENTENCE.match(text, marker.end())
+        if sentence and sentence[1].strip():
+            yield sentence[1].strip()
 
 
 def _canonical(digits: str) -> str:
@@ -90,9 +90,8 @@ def choice(text: str, question: str, reference: str) -> str | None:
 
 def _conclusion(text: str) -> str:
     piece = next((piece for piece in _NEXT_QUESTION.split(text.translate(_DECORATION)) if piece.strip()), "")
-    concluded = [said for said in _after_markers(piece) if said]
     lines = [line.strip() for line in piece.splitlines() if line.strip()]
-    return concluded[-1] if concluded else lines[-1] if lines else ""
+    return next(_conclusions(piece), lines[-1] if lines else "")
 
 
 def _letter(said: str, question: str) -> str | None:
@@ -113,6 +112,7 @@ def short_answer(text: str) -> str | None:
 
     Only the first, as Lost in the Middle (Liu et al., 2023) reads it: a model that repeats its context would be right.
     """
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    label = _LABEL.match(line)
-    return (line[label.end() :] if label else line).strip() or None
+    plain = text.strip()
+    label = _LABEL.match(plain)
+    said = plain[label.end() :] if label else plain
+    return next((line.strip() for line in said.splitlines() if line.strip()), None)

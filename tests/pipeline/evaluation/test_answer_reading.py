@@ -98,6 +98,10 @@ def test_the_answer_among_options(text: str, reference: str, expected: str | Non
         "A: 1973": "1973",
         "A: The answer is 1973": "The answer is 1973",
         "Answers vary": "Answers vary",
+        "Answer the call": "Answer the call",
+        "The answer isn't known": "The answer isn't known",
+        "The answer is:\n\n Paris\nIt is": "Paris",
+        "The answer is:": None,
         "  \n ": None,
     }.items(),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import time
 
 import pytest
 from hypothesis import given
@@ -120,3 +121,24 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.Mon
     assert versions(["exact_match", "rouge1"]) == []
     with pytest.raises(MetricsMissing, match="pip install sacrebleu rouge-score"):
         versions(["bleu4"])
+
+
+ENDLESS = {
+    "one letter": "a", "spaces": " ", "line breaks": "\n", "digits": "7", "thousands": "1,", "markers": "answer is ",
+    "boxes": "\\boxed{", "questions": "\nQuestion", "options": "\n(A) ", "full stops": ". ", "words": "pen ",
+    "brackets": "[", "marked numbers": "The answer is 4 = ", "chinese": "银",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize("task", ["gsm8k", "bbh", "qa", "summary"])
+def test_no_text_takes_for_ever(task: str, piece: str) -> None:
+    """A model may repeat itself to its limit, and a document may be anything: what is quadratic takes minutes."""
+    text = piece * (60_000 // len(piece))
+    scorer = Scorer(EvaluateSpec.model_validate({"kind": "evaluate", "task": task}))
+    began = time.perf_counter()
+    for answer in ("(A)", "12", "word"):
+        if task != "gsm8k" or answer == "12":
+            row = scorer(text, answer, text)
+            assert row["exact_match" if task != "summary" else "rouge1"] is not None
+    assert time.perf_counter() - began < 20
