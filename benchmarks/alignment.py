@@ -56,7 +56,9 @@ def main() -> None:
     arguments = _parse()
     adapter, found = align(arguments)
     print(json.dumps({"adapter": adapter, **asdict(found)}, indent=1), flush=True)
-    (arguments.out / "likelihood.json").write_text(json.dumps(asdict(found), indent=1))
+    results: Path = arguments.out / arguments.name  # several scorers may share the answers that lie in --out
+    results.mkdir(exist_ok=True)
+    (results / "likelihood.json").write_text(json.dumps(asdict(found), indent=1))
     if arguments.documents == 0:
         return
     setup = _setup(arguments)
@@ -68,7 +70,7 @@ def main() -> None:
             if made is None:
                 raise SystemExit(1)
             done.append((planned, made))
-    print(report(engine, arguments.out, TASK, done))
+    print(report(engine, results, TASK, done))
     for line in differences(engine, *done[-2:]):
         print(line)
 
