@@ -30,6 +30,7 @@ class Method:
     corpus: str | None = None
     scorer: str | None = None
     like: str | None = None
+    recover: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +108,14 @@ def job(setup: Setup, task: str, corpus: str, method: Method | None, rates: Sequ
     """
     its = TASKS[task]
     name = f"{task}-{method.name if method else corpus}"
+    recover = [{"kind": "recover"}] if method and method.recover else []
+    evaluate = {"kind": "evaluate", "task": its.scored_as}
     raw: dict[str, Any] = {
         "name": name,
         "input": {"path": [str(_corpus(setup, task, its, corpus))]},
         "output": {"path": str(setup.out)},
         "target": {"model": setup.target},
-        "stages": [
-            *_compress(setup, method, rates),
-            _generate(setup, its),
-            {"kind": "evaluate", "task": its.scored_as},
-        ],
+        "stages": [*_compress(setup, method, rates), _generate(setup, its), *recover, evaluate],
     }
     spec = JobSpec.model_validate(raw)
     path = setup.out / "jobs" / f"{name}.toml"

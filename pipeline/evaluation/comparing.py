@@ -107,9 +107,10 @@ def compare(engine: Engine, names: Sequence[str], baseline: str | None = None) -
     A side is set against the baseline at its own rate, where the baseline has it, else against the only one there is.
     Raises ``NothingToCompareError``, ``UnknownJobError``.
     """
-    jobs = [job for name in dict.fromkeys(names) for job in _load(engine, name)]
-    bases = _load(engine, baseline) if baseline else [job for job in jobs if job.id == jobs[0].id]
-    jobs = [base for base in bases if base.label not in {job.label for job in jobs}] + jobs
+    bases = _load(engine, baseline or names[0])
+    found = {job.label: job for name in names for job in _load(engine, name)}
+    first = [base for base in bases if base.label not in found]
+    jobs = [*first, *found.values()]
     metrics = _same_metrics(jobs)
     longest = max((job.tokens or 0.0 for job in jobs if job.compress is None), default=0.0)
     series = _series(jobs)

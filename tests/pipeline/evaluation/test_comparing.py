@@ -95,7 +95,8 @@ def test_every_rate_stands_beside_the_full_prompt(jobs: Jobs) -> None:
 def test_the_baseline_may_be_any_job_or_rate(jobs: Jobs) -> None:
     found = compare(jobs.engine, [f"{jobs.rates}@0.5", jobs.full[:10]], baseline=f"{jobs.rates}@0.9")
     assert [(side.rate, side.baseline) for side in found.sides] == [(0.9, True), (0.5, False), (None, False)]
-    other = compare(jobs.engine, [jobs.full, f"{jobs.rates}@0.9"])
+    other = compare(jobs.engine, [jobs.full, f"{jobs.rates}@0.9", jobs.full[:9], f"{jobs.rates}@0.9"])
+    assert len(other.sides) == 2
     gap = other.sides[1].metrics["exact_match"].difference
     assert found.sides[2].metrics["exact_match"].difference == pytest.approx(-known(gap))
 
