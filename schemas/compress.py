@@ -93,9 +93,11 @@ class CompressSpec(StageBase):
         return self
 
     @model_validator(mode="after")
-    def _key_rates_need_json(self) -> CompressSpec:
+    def _structure_fits(self) -> CompressSpec:
         if self.key_rates and self.structure != "json":
             raise ValueError('key_rates need structure = "json"')
+        if self.removed_phrases and self.structure == "json":
+            raise ValueError("removed_phrases: a list after the contexts would be no JSON")
         return self
 
     @property

@@ -6,6 +6,7 @@ never parted, and what it says decides where words end. Several values, one a li
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.compression.marked import Ints, Marked, Own, UnmarkableError, place_of, spans_of
+from pipeline.compression.marked import Marked, Own, UnmarkableError, place_of, spans_of
 from pipeline.compression.protect import Protection
 
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]')
@@ -21,7 +22,6 @@ _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]')
 
 _ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.")
 _FILLER = "\u2060"  # joins the character before it: an escape reads as one character
-_LONE = re.compile("[\ud800-\udfff]")
 
 Path = tuple[str, ...]
 
@@ -47,52 +47,74 @@ class KeyRates:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Escape:
+    """Characters from ``begin`` to ``end`` of the source that say one: ``char``."""
+
+    begin: int
+    end: int
+    char: str
+
+
 def json_marked(source: str, key_rates: KeyRates, protection: Protection) -> Marked:
     """``source`` with everything protected but its string values. Raises ``UnmarkableError`` where it is no JSON."""
     _check(source)
-    free: list[tuple[int, int]] = []
-    kept: list[list[int]] = []
-    rates: list[Own] = []
-    atoms: list[tuple[int, int]] = []
-    reading: list[str] = []
+    free, kept, rates, escapes = [0], [], [], []
     known: dict[Path, tuple[float, int] | None] = {}
-    done = 0
     for begin, end, path in _values(source):
-        says = source[begin:end]
-        places = None
-        if "\\" in says:
-            says, places = _decoded(says, begin)
-            if _LONE.search(says):  # half a surrogate pair might meet its other half
-                continue
-        if path not in known:
-            known[path] = key_rates.find(path)
-        own = known[path]
-        if begin == end or (own and own[0] == 1):
+        own = known[path] if path in known else known.setdefault(path, key_rates.find(path))
+        escaped = _escapes(source, begin, end)
+        halves = any("\ud800" <= one.char <= "\udfff" for one in escaped)  # one might meet its other half
+        if begin == end or (own and own[0] == 1) or halves:
             continue
-        free.append((begin, end))
-        if own:
-            rates.append(Own(begin, end, *own))
-        inner = protection.spans(says)
-        kept += (inner + begin if places is None else places[inner]).tolist()
-        if places is not None:
-            sizes = np.diff(places)
-            atoms += [
-                (at, at + size) for at, size in zip(places[:-1].tolist(), sizes.tolist(), strict=True) if size > 1
-            ]
-            fillers = (char + _FILLER * (size - 1) for char, size in zip(says, sizes.tolist(), strict=True))
-            reading += [source[done:begin], "".join(fillers)]
-            done = end
-    reading.append(source[done:])
-    fixed = np.array([0, *(edge for span in free for edge in span), len(source)]).reshape(-1, 2)
-    rates += [Own(begin, end, 1.0, -1) for begin, end in fixed.tolist() if end > begin]
+        free += [begin, end]
+        rates += [Own(begin, end, *own)] if own else []
+        kept += _kept(source, begin, end, escaped, protection) if protection.active else []
+        escapes += escaped
+    fixed = np.array([*free, len(source)]).reshape(-1, 2).tolist()
+    rates += [Own(begin, end, 1.0, -1) for begin, end in fixed if end > begin]
     return Marked(
         source,
-        protected=spans_of(fixed.tolist()),
+        protected=spans_of(fixed),
         kept=spans_of(kept),
         rates=tuple(sorted(rates, key=lambda own: own.begin)),
-        reading="".join(reading) if atoms else None,
-        atoms=np.array(atoms, dtype=np.int64).reshape(-1, 2),
+        reading=_reading(source, escapes) if escapes else None,
+        atoms=np.array([(one.begin, one.end) for one in escapes], dtype=np.int64).reshape(-1, 2),
     )
+
+
+def _escapes(source: str, begin: int, end: int) -> list[_Escape]:
+    """The escapes inside a string."""
+    if source.find("\\", begin, end) < 0:
+        return []
+    return [_Escape(*one.span(), _char(one[0])) for one in _ESCAPE.finditer(source, begin, end)]
+
+
+@functools.lru_cache(4096)
+def _char(escape: str) -> str:
+    return str(json.loads(f'"{escape}"'))
+
+
+def _reading(source: str, escapes: list[_Escape]) -> str:
+    """``source`` with every escape read: its character, and fillers up to its length."""
+    pieces = []
+    done = 0
+    for one in escapes:
+        pieces += [source[done : one.begin], one.char, _FILLER * (one.end - one.begin - 1)]
+        done = one.end
+    return "".join([*pieces, source[done:]])
+
+
+def _kept(source: str, begin: int, end: int, escapes: list[_Escape], protection: Protection) -> list[list[int]]:
+    """What must stay of a string's inside: found in what it says, given as places in the source."""
+    says, sizes, done = [], [], begin
+    for one in [*escapes, _Escape(end, end, "")]:
+        says += [source[done : one.begin], one.char]
+        sizes += [1] * (one.begin - done) + [one.end - one.begin] * len(one.char)
+        done = one.end
+    places = begin + np.cumsum([0, *sizes])
+    found: list[list[int]] = places[protection.spans("".join(says))].tolist()
+    return found
 
 
 def _check(source: str) -> None:
@@ -147,22 +169,3 @@ def _values(source: str) -> Iterator[tuple[int, int, Path]]:
                 keys[-1] = json.loads(token[0])
             case _:
                 yield token.start() + 1, token.end() - 1, tuple(key for key in keys if key is not None)
-
-
-def _decoded(raw: str, begin: int) -> tuple[str, Ints]:
-    """What the inside of a string says, and where each of its characters begins in the source, and the last ends.
-
-    ``begin``: where ``raw`` begins there.
-    """
-    says: list[str] = []
-    sizes: list[int] = []
-    done = 0
-    for found in [*_ESCAPE.finditer(raw), None]:
-        plain = raw[done : found.start() if found else len(raw)]
-        says.append(plain)
-        sizes += [1] * len(plain)
-        if found:
-            says.append(json.loads(f'"{found[0]}"'))
-            sizes.append(len(found[0]))
-            done = found.end()
-    return "".join(says), begin + np.cumsum([0, *sizes])

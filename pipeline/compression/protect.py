@@ -43,9 +43,14 @@ class Protection:
         fixed = [_NUMBER] * keep.digits + list(_IDENTIFIERS) * keep.identifiers
         return cls(keep.words, tuple(fixed), tuple(regex.compile(one) for one in keep.patterns))
 
+    @property
+    def active(self) -> bool:
+        """Whether it protects anything."""
+        return bool(self.words or self.fixed or self.patterns)
+
     def spans(self, text: str) -> Ints:
         """Characters ``[n, 2]`` of ``text`` that must stay: sorted, disjoint. Raises ``UnmarkableError``."""
-        if not (self.words or self.fixed or self.patterns):
+        if not self.active:
             return NO_SPANS
         return spans_of(self._found(text))
 

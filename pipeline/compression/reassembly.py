@@ -108,7 +108,7 @@ def _fit(prompts: Sequence[Prompt], rankings: Sequence[Ranking], target: Tokenis
         kept = [search.kept(search.guess) for search in waiting]
         for search, found in zip(waiting, _counted(waiting, kept, target), strict=True):
             search.learn(found)
-    return [_filled(search, target) if search.best.text.strip() else _least(search, target) for search in searches]
+    return [_ended(search, target) for search in searches]
 
 
 def _counted(searches: Sequence[_Search], kept: Sequence[Bools], target: Tokenising) -> list[Fitted]:
@@ -118,15 +118,23 @@ def _counted(searches: Sequence[_Search], kept: Sequence[Bools], target: Tokenis
     return [Fitted(*one) for one in zip(texts, target.count(texts), spans, kept, strict=True)]
 
 
-def _filled(search: _Search, target: Tokenising) -> Fitted:
+def _ended(search: _Search, target: Tokenising) -> Fitted | Refusal:
+    """What the search found, filled up; where that says nothing, something that does, if it fits."""
+    if (found := _filled(search, search.best, target)).text.strip():
+        return found
+    least = _least(search, target)
+    return least if isinstance(least, Refusal) else _filled(search, least, target)
+
+
+def _filled(search: _Search, best: Fitted, target: Tokenising) -> Fitted:
     """The next unit in rank does not fit: fill what is left with lower ones that do, where that is wanted.
 
     In the end no unit is left that costs less than the room, as far as its planned cost tells; or the counts are spent.
     """
     if search.strict:
-        return search.best
-    budget, costs, best = search.prompt.budget, search.prompt.costs(), search.best
-    rest, most = search.ranked[search.low :], len(search.ranked)
+        return best
+    budget, costs = search.prompt.budget, search.prompt.costs()
+    rest, most = search.ranked[~best.kept[search.ranked]], len(search.ranked)
     for _ in range(FILLS):
         rest = rest[costs[rest] <= budget - best.tokens]
         if not len(rest) or best.tokens >= ENOUGH * budget:

@@ -220,11 +220,11 @@ def _at_tokens(edges: Bools, line: _Line, safe: Bools) -> Bools:
 
     Some tokenizers put a full stop and the line break after it into one token.
     """
-    starts, wanted = line.starts, np.flatnonzero(edges)
-    found = np.minimum(np.searchsorted(starts, wanted), len(starts) - 1)
-    near = (starts[found] >= wanted) & (starts[found] <= line.solid[wanted]) & safe[found]
-    begins = np.zeros(len(starts), dtype=bool)
-    begins[found[near]] = True
+    wanted, some = np.flatnonzero(edges), np.flatnonzero(safe)
+    starts = np.append(line.starts[some], len(edges) + 1)
+    found = np.searchsorted(starts, wanted)
+    begins = np.zeros(len(safe), dtype=bool)
+    begins[some[found[starts[found] <= line.solid[wanted]]]] = True
     return begins
 
 
@@ -240,7 +240,7 @@ def _phrase_edges(line: _Line, words: Bools) -> Bools:
     breaks = np.append(0, np.cumsum(points == 10))
     broken = breaks[np.minimum(solid[places], count)] > breaks[places]
     # A closing mark ends the phrase before it: what stands between it and a word is no edge.
-    begins = (closed[places - 1] | opened[ahead] | broken) & ~(closed[ahead] & ~opened[ahead])
+    begins = (closed[places - 1] | opened[ahead] | broken) & ~(closed[ahead] & (~opened[ahead] | (ahead == places)))
     edges = np.zeros(count, dtype=bool)
     edges[places[begins]] = True
     return edges

@@ -11,14 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.compression import tokens as tokens_module
-from pipeline.compression.tokens import PIECE, Tokenising
 from pipeline.compression.marked import Marked
+from pipeline.compression.tokens import PIECE, Tokenising
 from pipeline.compression.units import MAX_TOKENS, cut
 
 SMALL = Tokenising(tokenizer_of(500))
-
-
-
 
 
 def units_of(text: str) -> list[str]:

@@ -1,0 +1,140 @@
+"""The promises of the stage for every unit, tokenizer, budget and option, on any text; no model scores here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from compress_models import TOKENIZERS, WORDS
+from compress_shrink import check, compressed, result, shrink
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.compression.marking import build_marking
+from pipeline.compression.prompt import Preparing, Prompt, Source
+from pipeline.compression.reassembly import Fitted, fit
+from pipeline.compression.registry import Ranking
+from pipeline.compression.tokens import Tokenising
+from pipeline.models import load_tokenizer
+from pipeline.stages import Refusal, Result
+from schemas.compress import RandomSpec
+from schemas.document import PromptParts
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SNIPPETS = [
+    "word",
+    "12*3=36",
+    "你好。",
+    "👨‍👩‍👧‍👦",
+    "\n\n",
+    "  ",
+    "Mr. x.y(z)!",
+    "é",
+    "<|x|>",
+    "\u202eab\u200f",
+    "\x00\x1b",
+]
+texts = st.one_of(st.text(max_size=120), st.lists(st.sampled_from(SNIPPETS), max_size=40).map(" ".join))
+prompts = st.builds(PromptParts, texts, st.lists(texts, max_size=4).map(tuple), texts)
+units = st.sampled_from(["token", "word", "phrase", "sentence"])
+
+
+@quick
+@given(prompts, st.floats(0.02, 1), units, st.sampled_from(["tiny", *TOKENIZERS]), st.booleans())
+def test_promises_hold_for_every_unit_and_tokenizer(
+    tiny: str, counters: dict[str, str], parts: PromptParts, rate: float, unit: str, kind: str, hierarchy: bool
+) -> None:
+    target = counters.get(kind, tiny)
+    outcome = shrink(target, parts, rate=rate, unit=unit, hierarchy=hierarchy)
+    check(parts, outcome)
+    if isinstance(outcome, Result):
+        inner = load_tokenizer(target).backend_tokenizer
+        assert outcome.tokens_out == len(inner.encode(compressed(outcome), add_special_tokens=False))
+        assert compressed(outcome).startswith(parts.instruction)
+        assert compressed(outcome).endswith(parts.question)
+
+
+@quick
+@example(parts=PromptParts(contexts=("parallel to his own. On the one hand, nothing.",)), rate=0.6, unit="sentence")
+@given(parts=prompts, rate=st.floats(0.02, 1), unit=units)
+def test_no_removed_unit_that_costs_no_more_than_the_room_is_left_out(
+    tiny: str, parts: PromptParts, rate: float, unit: str
+) -> None:
+    """What a budget of which less than 97% is used could still hold: nothing that is as cheap as planned."""
+    spec = RandomSpec.model_validate({"kind": "compress", "method": "random", "rate": rate, "unit": unit})
+    tokenising = Tokenising(load_tokenizer(tiny))
+    (prompt,) = Preparing(spec, tokenising, tokenising, build_marking(spec), True).prepare([Source(parts)])
+    if not isinstance(prompt, Prompt):
+        return
+    ranking = Ranking(np.random.default_rng(0).random(len(prompt.costs())))
+    (fitted,) = fit([prompt], [ranking], tokenising)
+    if isinstance(fitted, Refusal) or fitted.tokens >= 0.97 * prompt.budget:
+        return
+    assert isinstance(fitted, Fitted)
+    for unit_ in np.flatnonzero(~fitted.kept & (prompt.costs() <= prompt.budget - fitted.tokens)).tolist():
+        more = fitted.kept.copy()
+        more[unit_] = True
+        text = "".join(prompt.text[a:b] for a, b in prompt.layout.spans(more).tolist())
+        tokens = tokenising.count([text])[0]
+        assert tokens > prompt.budget or tokens == fitted.tokens
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "phrase", "sentence"])
+def test_nothing_changes_at_rate_1(tiny: str, unit: str) -> None:
+    parts = PromptParts("Do it.", (WORDS, " \n", "你好。"), "Why?")
+    outcome = shrink(tiny, parts, rate=1.0, unit=unit)
+    assert compressed(outcome) == parts.render()
+    assert result(outcome).fields["copied"]
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.33, 0.5, 0.75, 0.98])
+@pytest.mark.parametrize("unit", ["token", "word", "phrase", "sentence"])
+def test_the_budget_is_used(tiny: str, rate: float, unit: str) -> None:
+    parts = PromptParts(contexts=tuple(f"{n}. {WORDS}" for n in range(8)))
+    outcome = result(shrink(tiny, parts, rate=rate, unit=unit))
+    check(parts, outcome)
+    assert outcome.tokens_asked is not None
+    assert outcome.tokens_out >= min(0.97 * outcome.tokens_asked, outcome.tokens_asked - 20)
+
+
+def test_a_megabyte_of_one_character(tiny: str) -> None:
+    for unit in ("word", "sentence"):
+        parts = PromptParts(contexts=("a" * 10**6,))
+        outcome = shrink(tiny, parts, rate=0.5, unit=unit)
+        check(parts, outcome)
+        assert result(outcome).tokens_out >= 0.97 * (result(outcome).tokens_asked or 0)
+
+
+LONG = PromptParts(
+    "Answer briefly.",
+    ("Ada Lovelace wrote the first program, for the analytical engine of Charles Babbage. " * 2, WORDS[:400]),
+    "Who wrote it?",
+)
+
+
+def test_the_most_important_removed_phrases_are_listed_before_the_question(tiny: str) -> None:
+    outcome = result(shrink(tiny, LONG, method="tfidf", rate=0.6, removed_phrases=3))
+    head, _, listing = compressed(outcome).removesuffix("\n\nWho wrote it?").rpartition("\n\nLeft out above: ")
+    phrases = listing.split("; ")
+    assert 1 <= len(phrases) <= 3
+    assert all(phrase in " ".join(LONG.render().split()) and phrase not in head for phrase in phrases)
+    assert outcome.fields["kept"] is None
+    assert 0.9 * (outcome.tokens_asked or 0) <= outcome.tokens_out <= (outcome.tokens_asked or 0)
+
+
+def test_no_list_where_there_is_no_room_or_nothing_to_list(tiny: str) -> None:
+    for rate in (0.12, 1.0):
+        outcome = shrink(tiny, LONG, removed_phrases=3, rate=rate)
+        check(LONG, outcome)
+        assert isinstance(outcome, Refusal) or "Left out" not in compressed(outcome)
+
+
+@quick
+@given(prompts, st.floats(0.05, 0.95), st.integers(1, 5))
+def test_the_budget_holds_with_a_list(tiny: str, parts: PromptParts, rate: float, phrases: int) -> None:
+    outcome = shrink(tiny, parts, rate=rate, removed_phrases=phrases)
+    if isinstance(outcome, Result):
+        assert outcome.tokens_out <= (outcome.tokens_asked or 0)
+        assert outcome.tokens_out == Tokenising(load_tokenizer(tiny)).count([compressed(outcome)])[0]
+        assert compressed(outcome).endswith(parts.question)
+        if outcome.fields["kept"] is not None:
+            check(parts, outcome)
