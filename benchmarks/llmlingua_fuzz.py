@@ -35,11 +35,12 @@ Row = dict[str, Any]
 def main() -> None:
     arguments = _parse()
     rnd = Random(arguments.seed)
-    groups = [rnd.group(rnd.randint(1, 5), f"{arguments.seed}-{number}") for number in range(arguments.groups)]
+    name = f"{arguments.window}-{arguments.seed}"
+    groups = [rnd.group(rnd.randint(1, 5), f"{name}-{number}") for number in range(arguments.groups)]
     peer = Environment(arguments.peer) if arguments.peer else build()
-    with tempfile.TemporaryDirectory() as name:
-        folder = save(Path(name) / "ours", arguments.window)
-        said = answers(peer, convert(folder, Path(name) / "theirs"), [case for group in groups for case in group])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save(Path(temporary) / "ours", arguments.window)
+        said = answers(peer, convert(folder, Path(temporary) / "theirs"), [case for group in groups for case in group])
         loaded = ModelPool("cpu").causal_lm(str(folder))
     counts = Counter[str]()
     for group in groups:
