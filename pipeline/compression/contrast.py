@@ -16,7 +16,8 @@ Ints = NDArray[np.int64]
 class Contrasted(Prefixes):
     """Row r of n is a prefix as it is, row n + r the same after ``questions[r]``; both grow alike.
 
-    What is asked and done is in terms of the first n rows. However long the compressed text gets, the question stays
+    Both begin with a start token, which the second has from its question. What is asked and done is in terms of the
+    first n rows. However long the compressed text gets, the question stays
     before it: at most a quarter of ``Scorer.prefix``, its end where it is longer.
     """
 
@@ -24,7 +25,7 @@ class Contrasted(Prefixes):
         most = scorer.prefix // 4
         questions = [one[-most:] for one in questions]
         whole = [
-            np.concatenate([question, start[-(scorer.prefix - len(question)) :]])
+            np.concatenate([question, start[1:][-(scorer.prefix - len(question)) :]])
             for question, start in zip(questions, starts, strict=True)
         ]
         super().__init__(scorer, [*starts, *whole])

@@ -21,7 +21,7 @@ def rank_once(scorer: Scorer, streams: Sequence[Stream], passed: Passed) -> list
     found = _read(scorer, streams, [stream.start for stream in streams], passed)
     contrasted = [stream for stream in streams if stream.contrast is not None]
     if contrasted:
-        starts = [np.concatenate([one.contrast, one.start]) for one in contrasted if one.contrast is not None]
+        starts = [np.concatenate([one.contrast, one.start[1:]]) for one in contrasted if one.contrast is not None]
         after = _read(scorer, contrasted, starts, passed)
         found = [one - other for one, other in zip(found, after, strict=True)]
     return [_margins(stream, scores) for stream, scores in zip(streams, found, strict=True)]
