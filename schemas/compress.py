@@ -55,15 +55,27 @@ class Keep(Strict):
         return value
 
 
-class CompressSpec(StageBase):
+class CompressBase(StageBase):
+    """What paper and reference fidelity share."""
+
+    kind: Literal["compress"]
+    method: str
+    fidelity: Literal["paper", "reference"]
+
+    @property
+    def scoring_models(self) -> tuple[str, ...]:
+        """Names of the models whose weights decide the output."""
+        model = getattr(self, "model", None)
+        return (model,) if model else ()
+
+
+class CompressSpec(CompressBase):
     """Shorten prompts. Exactly one of ``rate``, ``target_tokens``, ``rates``: a hard budget over the whole prompt."""
 
     RANKS_BY_TAU: ClassVar[bool] = False
     """Whether the method itself sees to ``tau_instruction`` and ``tau_question``."""
 
-    kind: Literal["compress"]
-    method: str
-    fidelity: Literal["paper", "reference"] = "paper"
+    fidelity: Literal["paper"] = "paper"
     rate: Share | None = Field(None, description="compressed / original tokens")
     target_tokens: Whole | None = Field(None, ge=1, description="most tokens of the whole compressed prompt")
     rates: tuple[Share, ...] = Field((), description="every document once at each of these rates, in one job")
@@ -99,12 +111,6 @@ class CompressSpec(StageBase):
         if self.removed_phrases and self.structure == "json":
             raise ValueError("removed_phrases: a list after the contexts would be no JSON")
         return self
-
-    @property
-    def scoring_models(self) -> tuple[str, ...]:
-        """Names of the models whose weights decide the output."""
-        model = getattr(self, "model", None)
-        return (model,) if model else ()
 
 
 class CausalSpec(CompressSpec):
@@ -204,8 +210,8 @@ class BM25Spec(CompressSpec):
     b: StrictFloat = Field(0.75, ge=0, le=1, description="how much a long passage is held against itself")
 
 
-def compress_tag(stage: Mapping[str, Any] | CompressSpec) -> str:
+def compress_tag(stage: Mapping[str, Any] | CompressBase) -> str:
     """What tells the specs apart: the method (LLMLingua where none is named), and whether it is the reference's."""
-    said = stage.model_dump(include={"method", "fidelity"}) if isinstance(stage, CompressSpec) else stage
+    said = stage.model_dump(include={"method", "fidelity"}) if isinstance(stage, CompressBase) else stage
     method = str(said.get("method", "llmlingua"))
     return f"{method}:reference" if said.get("fidelity") == "reference" else method

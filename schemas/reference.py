@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
 
-from schemas.base import Strict, Whole
+from schemas.base import DEFAULT_MODEL, Strict, Whole
+from schemas.compress import CompressBase
 
 Share = Annotated[StrictFloat | StrictInt, Field(ge=0, le=1)]
 Number = StrictInt | StrictFloat
@@ -127,3 +128,13 @@ class ReferenceOptions(Strict):
         for one, way in zip(terms[1:], sign[1:], strict=True):
             total = total + one if way > 0 else total - one
         return total
+
+
+class ReferenceSpec(CompressBase):
+    """llmlingua 0.2.2 exactly, with its own options: for comparisons. It may overshoot, as the library does."""
+
+    method: Literal["llmlingua"] = "llmlingua"
+    fidelity: Literal["reference"]
+    model: str = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    options: ReferenceOptions = ReferenceOptions()

@@ -24,6 +24,7 @@ from schemas.compress import (
 )
 from schemas.evaluate import EvaluateSpec
 from schemas.recover import RecoverSpec
+from schemas.reference import ReferenceSpec
 
 
 class GenerateSpec(StageBase):
@@ -90,6 +91,7 @@ def _tag(stage: Any) -> str | None:
 
 StageSpec = Annotated[
     Annotated[LLMLinguaSpec, Tag("llmlingua")]
+    | Annotated[ReferenceSpec, Tag("llmlingua:reference")]
     | Annotated[LongLLMLinguaSpec, Tag("longllmlingua")]
     | Annotated[LLMLingua2Spec, Tag("llmlingua2")]
     | Annotated[SelectiveContextSpec, Tag("selective-context")]

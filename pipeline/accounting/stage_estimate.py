@@ -14,9 +14,10 @@ from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
 from pipeline.models import resolve
 from pipeline.models.ref import ModelError
 from schemas.align import AlignSpec
-from schemas.compress import CompressSpec
+from schemas.compress import CompressBase, CompressSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
+from schemas.reference import ReferenceSpec
 from schemas.settings import Settings
 from schemas.stage import GenerateSpec
 
@@ -74,7 +75,7 @@ def estimate_stage(
 ) -> StageEstimate:
     """The estimate of the stage at ``index``, which gets ``flow``."""
     spec = job.stages[index]
-    if isinstance(spec, CompressSpec) and spec.scoring_models:
+    if isinstance(spec, CompressBase) and spec.scoring_models:
         kept, read = _kept(spec, flow), flow.tokens * COMPRESS_PASSES
         return _local(index, spec, spec.scoring_models[0], flow, kept, read, 0, measured, settings)
     if isinstance(spec, AlignSpec):
@@ -83,7 +84,7 @@ def estimate_stage(
         return replace(made, memory_bytes=None)  # what a pass keeps for the way back is not known beforehand
     if not isinstance(spec, GenerateSpec):
         read = 0 if isinstance(spec, EvaluateSpec) else flow.tokens  # it counts no tokens
-        kept = _kept(spec, flow) if isinstance(spec, CompressSpec) else read
+        kept = _kept(spec, flow) if isinstance(spec, CompressBase) else read
         return StageEstimate(index, spec.kind, False, "cpu", read, kept, 0.0, 0, 0, None, None, None, ())
     written = _written(spec, flow, measured)
     if spec.backend == "openai":
@@ -91,7 +92,11 @@ def estimate_stage(
     return _local(index, spec, job.target.model, flow, written, flow.tokens, written, measured, settings)
 
 
-def _kept(spec: CompressSpec, flow: Flow) -> int:
+def _kept(spec: CompressBase, flow: Flow) -> int:
+    if isinstance(spec, ReferenceSpec):
+        asked = int(spec.options.target_token)
+        return int(spec.options.rate * flow.tokens) if asked < 0 else min(flow.tokens, asked * flow.documents)
+    assert isinstance(spec, CompressSpec)
     rates = spec.rates or ((spec.rate,) if spec.rate is not None else ())
     if rates:
         return int(sum(rates) / len(rates) * flow.tokens)
@@ -104,7 +109,7 @@ def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:
 
 
 def _local(
-    index: int, spec: CompressSpec | GenerateSpec | AlignSpec, model: str, flow: Flow, tokens_out: int, read: int,
+    index: int, spec: CompressBase | GenerateSpec | AlignSpec, model: str, flow: Flow, tokens_out: int, read: int,
     write: int, measured: Measured | None, settings: Settings,
 ) -> StageEstimate:  # fmt: skip
     device = "cuda" if on_gpu(spec.device) else "cpu"
@@ -122,7 +127,7 @@ def _local(
     )  # fmt: skip
 
 
-def _rows(spec: CompressSpec | GenerateSpec | AlignSpec, shape: Shape, device: str, flow: Flow) -> int:
+def _rows(spec: CompressBase | GenerateSpec | AlignSpec, shape: Shape, device: str, flow: Flow) -> int:
     """Positions whose logits are held at once: a slice of a scored batch, or the last one of each row generated."""
     if not isinstance(spec, GenerateSpec):
         return min(spec.batch_tokens, max(1, SCORED_LOGITS[device] // shape.vocabulary))

@@ -17,7 +17,7 @@ from pipeline.accounting.redact import redact, redact_all
 from pipeline.accounting.savings import Removed, savings, targets_of
 from pipeline.storage.sql import db_now, reading
 from schemas.base import StageBase
-from schemas.compress import CompressSpec
+from schemas.compress import CompressBase
 from schemas.job import JobSpec
 from schemas.records import ANSWER_DECIDES
 from schemas.stage import GenerateSpec
@@ -142,8 +142,8 @@ def _cost(stage: StageBase, row: Any, paid: Any) -> tuple[int | None, int]:
 
 
 def _method(stage: StageBase, spec: JobSpec) -> str:
-    if isinstance(stage, CompressSpec):
-        return " ".join([stage.method, *(f"({model})" for model in stage.scoring_models)])
+    if isinstance(stage, CompressBase):
+        return " ".join([stage.method, *(["as the library has it"] if stage.fidelity == "reference" else []), *(f"({model})" for model in stage.scoring_models)])
     if isinstance(stage, GenerateSpec):
         return f"{spec.target.model} ({'hosted' if stage.backend == 'openai' else 'local'})"
     return ""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.models import digest_of, expects_gpu, load_tokenizer
+from pipeline.models import digest_of, expects_gpu, load_tokenizer, resolve_device
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.compress import CompressSpec
 from schemas.document import Document
 from schemas.job import TargetSpec
+from schemas.reference import ReferenceSpec
 
 if TYPE_CHECKING:
     from pipeline.compression.engine import Batch, Compressed, Engine
@@ -31,7 +33,7 @@ _CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 500_000}
 class Compress:
     """Shortens prompts by ``spec.method`` to a budget that the target's tokenizer counts."""
 
-    spec: CompressSpec
+    spec: CompressSpec | ReferenceSpec
     target: TargetSpec
 
     def identity(self) -> Any:
@@ -51,30 +53,43 @@ class Compress:
                 raise Stopped("compress: the worker is stopping, or the job was cancelled")
             run.progress(0, tokens)
 
+        passed(0)
+        if isinstance(self.spec, ReferenceSpec):
+            from pipeline.compression.reference.outcomes import outcomes_of
+
+            return outcomes_of(self.spec, self.target, documents, run, passed)
+        return self._run(self.spec, documents, run, passed)
+
+    def _run(
+        self, spec: CompressSpec, documents: Sequence[Document], run: Run, passed: Callable[[int], None]
+    ) -> list[Outcome]:
         from pipeline.compression.prompt import Source
 
-        passed(0)
         outcomes: dict[int, Outcome] = {}
         sources = [Source(document.parts, document.rate) for document in documents]
-        rates = [self.spec.rate if source.rate is None else source.rate for source in sources]
+        rates = [spec.rate if source.rate is None else source.rate for source in sources]
         for batch in self.engine(run.models).run(sources, passed):
             outcomes.update(self._outcomes(batch, rates))
             run.progress(len(batch.places), 0)
         return [outcomes[place] for place in range(len(documents))]
 
     def engine(self, models: ModelPool) -> Engine:
-        """The bare engine, its models loaded."""
+        """The bare engine of paper fidelity, its models loaded."""
         from pipeline.compression.engine import Engine
         from pipeline.compression.marking import build_marking
         from pipeline.compression.prompt import Preparing
         from pipeline.compression.registry import build_method
         from pipeline.compression.tokens import Tokenising
 
+        spec = self.spec
+        assert isinstance(spec, CompressSpec)
         target = Tokenising(load_tokenizer(self.target.tokenizer_model))
-        method = build_method(self.spec, models, target)
+        method = build_method(spec, models, target)
         counting = _tokenizer_digest(self.target.tokenizer_model)
-        same = method.tokenising == target or counting in map(_tokenizer_digest, self.spec.scoring_models)
-        return Engine(Preparing(self.spec, method.tokenising, target, build_marking(self.spec), same), method)
+        same = method.tokenising == target or counting in map(_tokenizer_digest, spec.scoring_models)
+        at_once = 2 if resolve_device(spec.device).startswith("cuda") else 1  # a GPU reads one while one is decided on
+        preparing = Preparing(spec, method.tokenising, target, build_marking(spec), same)
+        return Engine(preparing, method, threading.Semaphore(at_once))
 
     def _outcomes(self, batch: Batch, rates: Sequence[float | None]) -> dict[int, Outcome]:
         """Results with each document's share of the batch's seconds: by its tokens, where the model worked on it."""

@@ -16,7 +16,7 @@ from pipeline.evaluation.results import Scores, evaluate_spec, metrics_of, read_
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.jobs import find_job
 from pipeline.storage.sql import reading
-from schemas.compress import CompressSpec
+from schemas.compress import CompressBase
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
 from schemas.tables import Evaluation
@@ -92,8 +92,8 @@ class _Job:
         return self.id if self.scores.rate is None else f"{self.id}@{self.scores.rate:g}"
 
     @property
-    def compress(self) -> CompressSpec | None:
-        return next((stage for stage in self.spec.stages if isinstance(stage, CompressSpec)), None)
+    def compress(self) -> CompressBase | None:
+        return next((stage for stage in self.spec.stages if isinstance(stage, CompressBase)), None)
 
     @property
     def tokens(self) -> float | None:

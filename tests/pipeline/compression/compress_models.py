@@ -112,7 +112,8 @@ def document(parts: PromptParts, seq: int = 0) -> Document:
 def stage_of(model: str, target: str | None = None, **settings: Any) -> Stage:
     """The compress stage over ``model``, for prompts counted by ``target`` (default: the same)."""
     stage = {"kind": "compress", "device": "cpu", **settings}
-    if "model" in SPECS[compress_tag(stage)].model_fields:
+    spec = SPECS.get(compress_tag(stage))
+    if spec is None or "model" in spec.model_fields:
         stage = {"model": model, **stage}
     job = {"input": {"path": "x"}, "target": {"model": target or model}, "stages": [stage]}
     return build(JobSpec.model_validate(job), 0)

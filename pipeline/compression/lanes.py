@@ -1,0 +1,84 @@
+"""A few batches in hand at once: while one is read by the model, others are prepared, decided on and put together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pipeline.compression.registry import Passed
+
+T = TypeVar("T")
+
+LANES = 3
+"""Batches in hand: one is prepared, one scored, one decided on or put together."""
+
+CHARACTERS = 2**23
+"""Most characters of a batch, unless one document has more: bounds the memory of its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """A batch: its places among all documents, what came of it, and the seconds since the batch before it was done."""
+
+    places: tuple[int, ...]
+    made: T
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Gate:
+    """``passed`` for several threads: one at a time, and none once the work has ended."""
+
+    passed: Passed
+    shut: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, tokens: int) -> None:
+        with self.lock:
+            if self.shut:
+                raise CancelledError
+            self.passed(tokens)
+
+
+def in_lanes(
+    batches: Sequence[tuple[int, ...]], make: Callable[[tuple[int, ...], Passed], T], passed: Passed
+) -> Iterator[Done[T]]:
+    """``make(places, passed)`` of every batch, each in a thread of its own, in the order of ``batches``.
+
+    What ends one (``passed`` may raise) ends all, at their next call of ``passed``.
+    """
+    gate = _Gate(passed)
+    hand: deque[tuple[tuple[int, ...], Future[T]]] = deque()
+    waiting = deque(batches)
+    since = time.perf_counter()
+    with ThreadPoolExecutor(LANES, "compress") as lanes:
+        try:
+            while waiting or hand:
+                while waiting and len(hand) < LANES:
+                    places = waiting.popleft()
+                    hand.append((places, lanes.submit(make, places, gate)))
+                places, future = hand.popleft()
+                made = future.result()
+                before, since = since, time.perf_counter()
+                yield Done(places, made, since - before)
+        finally:
+            gate.shut = True
+
+
+def by_length(lengths: Sequence[int], rows: int) -> list[tuple[int, ...]]:
+    """Batches of at most ``rows`` documents of similar length in characters, longest first: the least padding, and
+    memory trouble early rather than late."""
+    batches: list[list[int]] = []
+    total = 0
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if not batches or len(batches[-1]) >= rows or total + lengths[place] > CHARACTERS:
+            batches.append([])
+            total = 0
+        batches[-1].append(place)
+        total += lengths[place]
+    return [tuple(batch) for batch in batches]

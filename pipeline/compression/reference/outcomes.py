@@ -1,0 +1,81 @@
+"""The compress stage with ``fidelity = "reference"``: the library's prompts, counted by the target's tokenizer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from pipeline.compression.lanes import Done, by_length, in_lanes
+from pipeline.compression.reference.reference import Reference, ReferenceResult
+from pipeline.compression.registry import Passed
+from pipeline.compression.scoring import Scorer
+from pipeline.compression.tokens import Tokenising
+from pipeline.models import load_tokenizer
+from pipeline.stages import Outcome, Refusal, Result, Run
+from schemas.document import Document
+from schemas.job import TargetSpec
+from schemas.reference import ReferenceOptions, ReferenceSpec
+
+Made = list[ReferenceResult | Refusal]
+
+
+def outcomes_of(
+    spec: ReferenceSpec, target: TargetSpec, documents: Sequence[Document], run: Run, passed: Passed
+) -> list[Outcome]:
+    """One outcome a document, in order."""
+    loaded = run.models.causal_lm(spec.model, spec.dtype, spec.device)
+    reference = Reference(Scorer(loaded, spec.batch_tokens), loaded.tokenizer, spec.options)
+    counting = Tokenising(load_tokenizer(target.tokenizer_model))
+    rows = max(1, spec.batch_tokens // (2 * spec.options.iterative_size))
+    turn = threading.Lock()
+
+    def make(places: tuple[int, ...], gate: Passed) -> Made:
+        gate(0)
+        prepared = reference.prepare([documents[place].parts for place in places])
+        with turn:  # scores of contexts are shared from batch to batch
+            return reference.run(prepared, gate)
+
+    outcomes: dict[int, Outcome] = {}
+    for done in in_lanes(by_length([_characters(one) for one in documents], rows), make, passed):
+        outcomes.update(_rows(spec, done, documents, counting))
+        run.progress(len(done.places), 0)
+    return [outcomes[place] for place in range(len(documents))]
+
+
+def _characters(document: Document) -> int:
+    parts = document.parts
+    return sum(map(len, (parts.instruction, *parts.contexts, parts.question)))
+
+
+def _rows(
+    spec: ReferenceSpec, done: Done[Made], documents: Sequence[Document], counting: Tokenising
+) -> dict[int, Outcome]:
+    """Outcomes with each document's share of the batch's seconds, by its tokens."""
+    texts = [documents[place].parts.render() for place in done.places]
+    before = counting.count(texts)
+    after = counting.count(["" if isinstance(one, Refusal) else one.text for one in done.made])
+    each = done.seconds / max(1, sum(before))
+    made: dict[int, Outcome] = {}
+    for place, one, text, original, tokens in zip(done.places, done.made, texts, before, after, strict=True):
+        if isinstance(one, Refusal):
+            made[place] = one
+            continue
+        asked = asked_of(spec.options, original)
+        fields = {
+            "compressed": one.text,
+            "compress_method": spec.method,
+            "kept": None,  # the library decodes its text from tokens
+            "rate_asked": spec.options.rate if spec.options.target_token < 0 else None,
+            "tokens_original": original,
+            "tokens_asked": asked,
+            "tokens_compressed": tokens,
+            "copied": one.text == text,
+            "compress_seconds": original * each,
+        }
+        made[place] = Result(fields, original, tokens, asked, original * each, latency_seconds=done.seconds)
+    return made
+
+
+def asked_of(options: ReferenceOptions, original: int) -> int:
+    """What the options ask for: tokens of the whole prompt by rate, of the contexts alone by ``target_token``."""
+    return int(options.target_token) if options.target_token >= 0 else int(original * options.rate)
