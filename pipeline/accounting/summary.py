@@ -143,7 +143,8 @@ def _cost(stage: StageBase, row: Any, paid: Any) -> tuple[int | None, int]:
 
 def _method(stage: StageBase, spec: JobSpec) -> str:
     if isinstance(stage, CompressBase):
-        return " ".join([stage.method, *(["as the library has it"] if stage.fidelity == "reference" else []), *(f"({model})" for model in stage.scoring_models)])
+        whose = ["as the library has it"] if stage.fidelity == "reference" else []
+        return " ".join([stage.method, *whose, *(f"({model})" for model in stage.scoring_models)])
     if isinstance(stage, GenerateSpec):
         return f"{spec.target.model} ({'hosted' if stage.backend == 'openai' else 'local'})"
     return ""
