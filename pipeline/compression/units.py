@@ -66,16 +66,14 @@ class Cut:
 class _Line:
     """All texts, a space between them, and their tokens, end to end: array work once instead of once per text.
 
-    ``kinds``, ``points``: of each character, and ``solid`` the next place that is no white space. ``starts``, ``ends``:
-    the characters of each token; ``heads``: the first token of each text; ``inside``: may begin a unit, were it only
-    for the character's edge; ``held``: must stay; ``kept``: must stay with its word; ``owned``: as in ``Cut``, numbered
-    through all texts.
+    ``kinds``, ``points``: of each character. ``starts``, ``ends``: the characters of each token; ``heads``: the first
+    token of each text; ``inside``: may begin a unit, were it only for the character's edge; ``held``: must stay;
+    ``kept``: must stay with its word; ``owned``: as in ``Cut``, numbered through all texts.
     """
 
     text: str
     kinds: NDArray[np.uint8]
     points: NDArray[np.uint32]
-    solid: Ints
     starts: Places
     ends: Places
     heads: Ints
@@ -122,25 +120,25 @@ def _line(parts: Sequence[Marked], offsets: Places, starts: Places, ends: Places
     """``apart``: shares no character with a token before it."""
     text = " ".join(part.text if part.reading is None else part.reading for part in parts)
     kinds, points = kinds_of(text)
-    solid = _next_solid(kinds)
-    protected = np.concatenate([part.protected + at for part, at in zip(parts, offsets, strict=True)])
-    atoms = np.concatenate([part.atoms + at for part, at in zip(parts, offsets, strict=True)])
-    owned = [
-        (own.begin + at, own.end + at) for part, at in zip(parts, offsets.tolist(), strict=True) for own in part.rates
-    ]
-    last = offsets + np.array([len(part.text) for part in parts]) - 1
-    sizes = np.diff(np.append(heads, len(starts)))
-    words = np.minimum(solid[np.minimum(starts, len(text) - 1)], np.repeat(last, sizes))
     inside = (starts > 0) & (starts < len(text)) & (ends > starts) & apart
+    atoms = _shifted([part.atoms for part in parts], offsets)
     inside &= ~_touching(starts, starts + 1, np.stack([atoms[:, 0] + 1, atoms[:, 1]], 1))
-    held = _touching(starts, ends, protected)
-    # Without the white space before it a number would run into the one before.
-    blank = solid[np.minimum(starts, len(text) - 1)] >= ends
-    blank[np.append(heads[1:], len(starts)) - 1] = False
-    held |= blank & (last_kept(held[::-1].view(np.int8), ~blank[::-1])[::-1] > 0)
-    kept = _touching(starts, ends, np.concatenate([part.kept + at for part, at in zip(parts, offsets, strict=True)]))
-    within = _within(words, np.array(owned, dtype=np.int64).reshape(-1, 2))
-    return _Line(text, kinds, points, solid, starts, ends, heads, inside, held, kept, within)
+    held = _touching(starts, ends, _shifted([part.protected for part in parts], offsets))
+    kept = _touching(starts, ends, _shifted([part.kept for part in parts], offsets))
+    owned = np.full(len(starts), -1)
+    if any(part.rates for part in parts) or held.any():
+        solid = _next_solid(kinds)[np.minimum(starts, len(text) - 1)]
+        own = [np.array([(one.begin, one.end) for one in part.rates], np.int64).reshape(-1, 2) for part in parts]
+        last = np.repeat(offsets + [len(part.text) - 1 for part in parts], np.diff(np.append(heads, len(starts))))
+        owned = _within(np.minimum(solid, last), _shifted(own, offsets))  # white space goes with its word
+        # Without the white space before it a number would run into the one before.
+        blank = (solid >= ends) & (solid <= last)
+        held = held | (blank & (last_kept(held[::-1].view(np.int8), ~blank[::-1])[::-1] > 0))
+    return _Line(text, kinds, points, starts, ends, heads, inside, held, kept, owned)
+
+
+def _shifted(spans: Sequence[Ints], offsets: Places) -> Ints:
+    return np.concatenate([one + at for one, at in zip(spans, offsets, strict=True)])
 
 
 def _touching(starts: Places, ends: Places, spans: Ints) -> Bools:
@@ -188,12 +186,13 @@ def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
 
 def _long_units(line: _Line, unit: Unit, words: Bools, edges: Bools, safe: Bools, around: Bools) -> Bools:
     """Which tokens begin a phrase or a sentence; ``edges``: characters that begin words, ``around``: any unit."""
-    phrases = _at_tokens(_phrase_edges(line, edges), line, safe) | around
+    solid = _next_solid(line.kinds)
+    phrases = _at_tokens(_phrase_edges(line, edges, solid), line, safe, solid) | around
     if unit == "phrase":
         return _either(phrases, words & _overlong(phrases, MOST["phrase"]))
     ends = np.zeros(len(line.kinds) + 1, dtype=bool)
     ends[np.fromiter(sentence_ends(line.text), np.int64)] = True
-    begins = _at_tokens(ends[:-1], line, safe) | around
+    begins = _at_tokens(ends[:-1], line, safe, solid) | around
     begins |= phrases & _overlong(begins, MOST["sentence"])
     return _either(begins, words & _overlong(begins, MOST["sentence"]))
 
@@ -215,7 +214,7 @@ def _next_solid(kinds: NDArray[np.uint8]) -> Ints:
     return np.minimum.accumulate(found[::-1])[::-1]
 
 
-def _at_tokens(edges: Bools, line: _Line, safe: Bools) -> Bools:
+def _at_tokens(edges: Bools, line: _Line, safe: Bools, solid: Ints) -> Bools:
     """Edges of characters -> the tokens that begin there, or before the white space there ends.
 
     Some tokenizers put a full stop and the line break after it into one token.
@@ -224,13 +223,13 @@ def _at_tokens(edges: Bools, line: _Line, safe: Bools) -> Bools:
     starts = np.append(line.starts[some], len(edges) + 1)
     found = np.searchsorted(starts, wanted)
     begins = np.zeros(len(safe), dtype=bool)
-    begins[some[found[starts[found] <= line.solid[wanted]]]] = True
+    begins[some[found[starts[found] <= solid[wanted]]]] = True
     return begins
 
 
-def _phrase_edges(line: _Line, words: Bools) -> Bools:
+def _phrase_edges(line: _Line, words: Bools, solid: Ints) -> Bools:
     """The word edges after closing punctuation or a line break, before opening punctuation and conjunctions."""
-    points, solid, count = line.points, line.solid, len(line.points)
+    points, count = line.points, len(line.points)
     places = np.flatnonzero(words)
     ahead = np.minimum(solid[places], count - 1)
     opened = np.zeros(count, dtype=bool)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +51,26 @@ def test_few_shot_prompts_in_240_tokens(real_pool: ModelPool) -> None:
         # What a model guesses goes first: function words are rarer in what is kept of the contexts.
         kept = text.removeprefix(one.instruction).removesuffix(one.question)
         assert function_words(kept) < 0.85 * function_words(" ".join(one.contexts))
+
+
+@pytest.mark.model
+def test_json_tags_and_numbers_under_the_real_scorer(real_pool: ModelPool) -> None:
+    rows = [{"id": n, "title": f"Row {n}", "body": " ".join(row["contexts"])[:300]} for n, row in enumerate(ROWS[:2])]
+    tagged = f"<llmlingua, compress=False>if (a < b) {{ c(); }}</llmlingua>\n{' '.join(ROWS[0]['contexts'])[:500]}"
+    sources: dict[str, tuple[PromptParts, dict[str, Any]]] = {
+        "json": (PromptParts(contexts=(json.dumps(rows),)), {"key_rates": {"body": 0.3, "title": 1.0}}),
+        "tags": (PromptParts(contexts=(tagged,), question="How many?"), {"keep": {"digits": True}, "unit": "phrase"}),
+    }
+    texts = {}
+    for structure, (parts, settings) in sources.items():
+        stage = {"kind": "compress", "rate": 0.6, "device": "cpu", "structure": structure, **settings}
+        job = JobSpec.model_validate({"input": {"path": "x"}, "stages": [stage]})
+        (outcome,) = build(job, 0).run([Document(0, "0", parts, "0" * 32)], Run(real_pool))
+        assert isinstance(outcome, Result), outcome
+        assert 0.95 * (outcome.tokens_asked or 0) <= outcome.tokens_out <= (outcome.tokens_asked or 0)
+        texts[structure] = str(outcome.fields["compressed"])
+    made = json.loads(texts["json"])
+    assert [(row["id"], row["title"]) for row in made] == [(row["id"], row["title"]) for row in rows]
+    assert sum(len(row["body"]) for row in made) < 0.5 * sum(len(str(row["body"])) for row in rows)
+    assert texts["tags"].startswith("if (a < b) { c(); }")
+    assert re.findall(r"\d+", texts["tags"]) == re.findall(r"\d+", tagged)
