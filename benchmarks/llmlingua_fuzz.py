@@ -39,7 +39,7 @@ def main() -> None:
     groups = [rnd.group(rnd.randint(1, 5), f"{name}-{number}") for number in range(arguments.groups)]
     peer = Environment(arguments.peer) if arguments.peer else build()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = save(Path(temporary) / "ours", arguments.window)
+        folder = save(Path(temporary) / "ours", arguments.window, arguments.tokenizer)
         said = answers(peer, convert(folder, Path(temporary) / "theirs"), [case for group in groups for case in group])
         loaded = ModelPool("cpu").causal_lm(str(folder))
     counts = Counter[str]()
@@ -95,6 +95,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=20, help="groups of one to five cases of equal options")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--window", type=int, default=2048, help="the model's, in tokens")
+    parser.add_argument("--tokenizer", default="bytes", choices=["bytes", "llama"], help="llama: like Llama 2's")
     parser.add_argument("--peer", type=Path, help="the library's environment; default: in the cache, made if need be")
     parser.add_argument("--write", type=Path, help="the cases with the library's outputs, as JSON lines")
     return parser.parse_args()

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Kind = Literal["bytes", "llama"]
+
+SPECIAL = ["<unk>", "<bos>", "<eos>"]
 
 TEXTS = (
     "Question: Sam bought 12 boxes with 30 pens each, then sold 5 boxes at $3 per box. How much did he get?\n"
@@ -19,25 +27,17 @@ TEXTS = (
 )
 
 
-def save(folder: Path, window: int) -> Path:
-    """A Llama of two layers and a byte-level tokenizer of 500 tokens, in ``folder`` as transformers 5 saves them.
+def save(folder: Path, window: int, kind: Kind = "bytes") -> Path:
+    """A Llama of two layers and a tokenizer of some 500 tokens, in ``folder`` as transformers 5 saves them.
 
-    Its tokenizer decodes as 4.35 does by default. ``+`` is token 13, which ``keep_split`` keeps.
+    ``kind``: a byte-level tokenizer that adds nothing, or one like Llama 2's, which adds a first token and takes the
+    first space of what it decodes away. In the former ``+`` is token 13, which ``keep_split`` keeps.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<bos>", "<eos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(TEXTS, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>")
+    inner = _byte_level() if kind == "bytes" else _like_llama()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<eos>")
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -47,3 +47,34 @@ def save(folder: Path, window: int) -> Path:
         torch.manual_seed(window)
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def _byte_level() -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(TEXTS, trainer)
+    return bpe
+
+
+def _like_llama() -> Tokenizer:
+    """No pre-tokenizer: spaces are letters, and a line break is a byte of its own."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+
+    bpe = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    every_byte = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[*SPECIAL, *every_byte], show_progress=False)
+    words = [f" {word}" for text in TEXTS for word in text.split()]
+    bpe.train_from_iterator(words, trainer)
+    bpe.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos> $B", [("<bos>", 1)])
+    return bpe
