@@ -55,7 +55,8 @@ class Engine:
 
     def run(self, sources: Sequence[Source], passed: Passed) -> Iterator[Batch]:
         """All sources, longest first, batch by batch. ``passed`` is told their original tokens as they are read."""
-        batches = by_length([_characters(source.parts) for source in sources], self.method.abreast)
+        parts = [source.parts for source in sources]
+        batches = by_length(list(map(_characters, parts)), self.method.abreast, parts)
         return in_lanes(batches, lambda places, gate: self._make([sources[place] for place in places], gate), passed)
 
     def _make(self, sources: Sequence[Source], passed: Passed) -> list[Made]:

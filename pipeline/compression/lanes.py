@@ -70,12 +70,19 @@ def in_lanes(
             gate.shut = True
 
 
-def by_length(lengths: Sequence[int], rows: int) -> list[tuple[int, ...]]:
+def by_length(lengths: Sequence[int], rows: int, texts: Sequence[object] = ()) -> list[tuple[int, ...]]:
     """Batches of at most ``rows`` documents of similar length in characters, longest first: the least padding, and
-    memory trouble early rather than late."""
+    memory trouble early rather than late.
+
+    Neighbours with equal ``texts`` (one document at several rates) share tokens and scores: a batch may have twice as
+    many rows rather than end among them.
+    """
     batches: list[list[int]] = []
     total = 0
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if texts and batches and len(batches[-1]) < 2 * rows and texts[batches[-1][-1]] == texts[place]:
+            batches[-1].append(place)
+            continue
         if not batches or len(batches[-1]) >= rows or total + lengths[place] > CHARACTERS:
             batches.append([])
             total = 0

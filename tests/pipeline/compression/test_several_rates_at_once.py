@@ -11,6 +11,7 @@ import pytest
 from compress_models import document, stage_of
 from tiny_models import save_tiny_classifier
 
+from pipeline.compression.lanes import CHARACTERS, by_length
 from pipeline.compression.recovering import recover
 from pipeline.compression.registry import METHODS
 from pipeline.compression.runs import words_of
@@ -60,6 +61,15 @@ def test_every_copy_comes_out_as_it_would_alone(stage: Stage, pool: ModelPool) -
     for one, source in zip(together, documents, strict=True):
         back = recover(source.parts.render(), one["kept"], one["compressed"])
         assert set(words_of(one["compressed"]).words) <= set(words_of(back).words)
+
+
+def test_no_batch_ends_among_the_copies_of_a_document() -> None:
+    texts = [name for name in "abcd" for _ in RATES]
+    assert by_length([5] * 12, 4, texts) == [(0, 1, 2, 3, 4, 5), (6, 7, 8, 9, 10, 11)]
+    assert by_length([5] * 3, 2) == [(0, 1), (2,)]
+    assert [len(batch) for batch in by_length([5] * 20, 4, ["a"] * 20)] == [8, 8, 4]
+    half = CHARACTERS // 2
+    assert by_length([half + 1] * 4, 9, ["a", "a", "b", "b"]) == [(0, 1), (2, 3)]
 
 
 READS = {
