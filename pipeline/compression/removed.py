@@ -38,15 +38,16 @@ class Phrase:
 def phrases_of(prompt: Prompt, ranking: Ranking, kept: Bools) -> list[Phrase]:
     """The ``prompt.phrases`` removed runs of contexts with the highest mean margin, the highest first.
 
-    A run ends where a phrase does, and after ``MOST_UNITS`` units. Ones that say the same as a better one, or as the
-    kept text, are left out, and so are those of which nothing was scored.
+    A run ends where a phrase does, and after ``MOST_UNITS`` units; of a removed sentence its first phrase stands. Ones
+    that say the same as a better one, or as the kept text, are left out, and so are those of which nothing was scored.
     """
     margins = np.where(np.isfinite(ranking.margins), ranking.margins, np.nan)
     compressed = text_of(prompt.text, prompt.layout.spans(kept, ranking.order)).casefold()
     found: dict[str, Phrase] = {}
-    runs = [run for run in _runs(prompt, kept) if np.isfinite(margins[run[0] : run[1]]).any()]
+    edges = np.unique(np.fromiter(phrase_starts(prompt.text), np.int64))
+    runs = [run for run in _runs(prompt, kept, edges) if np.isfinite(margins[run[0] : run[1]]).any()]
     for first, end in sorted(runs, key=lambda run: -float(np.nanmean(margins[run[0] : run[1]]))):
-        text = " ".join(prompt.text[_edge(prompt, first) : _edge(prompt, end - 1, 1)].split()).strip(_MARKS)
+        text = _said(prompt, first, end, edges)
         says = text.casefold()
         if any(char.isalnum() for char in says) and says not in compressed and says not in found:
             found[says] = Phrase(first, end, text)
@@ -78,11 +79,20 @@ def _edge(prompt: Prompt, unit: int, after: int = 0) -> int:
     return int(prompt.layout.edges[prompt.layout.cells[unit] + after])
 
 
-def _runs(prompt: Prompt, kept: Bools) -> list[tuple[int, int]]:
+def _said(prompt: Prompt, first: int, end: int, edges: Ints) -> str:
+    """What a run says, up to the end of its first phrase, without the marks around it."""
+    begin, stop = _edge(prompt, first), _edge(prompt, end - 1, 1)
+    for edge in [*edges[np.searchsorted(edges, begin + 1) :][:8].tolist(), stop]:
+        text = " ".join(prompt.text[begin : min(edge, stop)].split()).strip(_MARKS)
+        if " " in text or edge >= stop:
+            return text
+    return text
+
+
+def _runs(prompt: Prompt, kept: Bools, edges: Ints) -> list[tuple[int, int]]:
     """Removed units of contexts that stand together, within one phrase."""
     layout = prompt.layout
     free = ~kept & np.isin(layout.parts, prompt.places("context"))
-    edges = np.unique(np.fromiter(phrase_starts(prompt.text), np.int64))
     phrase = np.searchsorted(edges, layout.edges[layout.cells + 1], side="left")
     changes = (np.diff(phrase, prepend=-1) != 0) | (np.diff(layout.parts, prepend=-1) != 0)
     changes |= np.diff(free, prepend=False)
