@@ -36,7 +36,8 @@ def main() -> None:
     steps = {
         "passages": _passages, "labels": _labels, "train": _train, "evaluate": _evaluate, "downstream": _downstream
     }  # fmt: skip
-    steps[arguments.step](arguments)
+    for step in arguments.steps:
+        steps[step](arguments)
 
 
 def _passages(arguments: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ def _train(arguments: argparse.Namespace) -> None:
         return
     recipe = Recipe(
         arguments.rank, arguments.embedding_rank, arguments.epochs, arguments.train_tokens, arguments.learning_rate,
-        arguments.seed, arguments.whole,
+        arguments.seconds, arguments.seed, arguments.whole,
     )  # fmt: skip
     data = labels.load(_pieces(arguments)).rows(held=False)
     _say(f"{recipe}; {len(data.ids):,} tokens")
@@ -88,8 +89,14 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     model = model.to(resolve_device(arguments.device)).eval()  # without dropout: the head is too small to overfit
     adapt(model, recipe)
-    train(model, data, recipe, _say)
-    made = save(export(model), {key: str(value) for key, value in asdict(recipe).items()})
+    notes = {key: str(value) for key, value in asdict(recipe).items()}
+
+    def snapshot(line: str) -> None:
+        _say(line)
+        path.with_suffix(".snapshot").write_bytes(save(export(model), notes))
+
+    train(model, data, recipe, snapshot)
+    made = save(export(model), notes)
     path.write_bytes(made)
     _say(f"{path}: {len(made):,} bytes")
 
@@ -171,7 +178,7 @@ def _say(text: str) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("step", choices=["passages", "labels", "train", "evaluate", "downstream"])
+    parser.add_argument("steps", nargs="+", choices=["passages", "labels", "train", "evaluate", "downstream"])
     parser.add_argument("--work", type=Path, required=True, help="folder of the steps' results")
     parser.add_argument("--data", type=Path, help="folder with corpus/ and gsm8k/")
     parser.add_argument("--encoder", type=Path, help="folder of all-MiniLM-L6-v2; default: fetched into the cache")
@@ -184,9 +191,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--against", nargs="*", default=["random", "truncation", "tfidf"], help="methods to compare with"
     )
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--train-tokens", type=int, default=8192, help="tokens in a step of training")
+    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="train no longer, whatever the epochs")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--train-tokens", type=int, default=65_536, help="tokens in a step of training")
     parser.add_argument("--whole", action="store_true", help="train all weights, to see what the head gives away")
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens in a forward pass elsewhere")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,15 @@ from benchmarks.minilm.labels import RATES, Labelled
 
 Ints = NDArray[np.int64]
 
+SNAPSHOT = 15.0
+"""Seconds."""
+
+WARM_UP = 20
+"""Steps."""
+
+SPREAD = 0.15
+"""Of what a change starts from: with it, a step of the rate moves a weight by about 2% of the weights' own spread."""
+
 CLS, SEP, PAD = 101, 102, 0
 """Special tokens of every uncased BERT vocabulary."""
 
@@ -29,14 +39,16 @@ WINDOW = 510
 class Recipe:
     """``rank`` of the change of every linear layer, ``embedding_rank`` of the word embeddings'; 0 leaves them alone.
 
+    ``seconds`` ends training early where the epochs would take longer; the rate falls to its end all the same.
     ``whole`` trains every weight instead: what the head is measured against, far too large to ship.
     """
 
     rank: int = 8
     embedding_rank: int = 4
-    epochs: float = 3.0
-    batch_tokens: int = 8192
-    learning_rate: float = 1e-3
+    epochs: float = 4.0
+    batch_tokens: int = 65_536
+    learning_rate: float = 2e-3
+    seconds: float = float("inf")
     seed: int = 0
     whole: bool = False
 
@@ -46,7 +58,7 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: torch.Tensor, rank: int) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, weight.shape[1], device=weight.device) / rank**0.5)
+        self.down = nn.Parameter(SPREAD * torch.randn(rank, weight.shape[1], device=weight.device))
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -89,53 +101,80 @@ def export(model: Any) -> dict[str, NDArray[np.float16]]:
     return {name: one.detach().cpu().half().numpy() for name, one in made.items()}
 
 
-def train(model: Any, data: Labelled, recipe: Recipe, report: Callable[[str], None]) -> None:
-    """Cross-entropy against the share of the rates at which the teacher keeps a token: ranks, and is calibrated."""
+def train(model: Any, data: Labelled, recipe: Recipe, snapshot: Callable[[str], None]) -> None:
+    """Cross-entropy against the share of the rates at which the teacher keeps a token: ranks, and is calibrated.
+
+    ``snapshot`` is called every ``SNAPSHOT`` seconds with a line on how it goes.
+    """
     device, cuda = model.device, model.device.type == "cuda"
-    steps = max(1, round(recipe.epochs * len(list(batches(data, recipe, 0)))))
+    corpus = Corpus.of(data, device)
+    steps = max(1, round(recipe.epochs * len(plan(data, recipe, 0))))
     trained = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=0.01, fused=cuda)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, steps, pct_start=0.1)
-    begun, seen, losses = time.monotonic(), 0, []
-    for step, (ids, mask, wanted) in zip(range(steps), _endless(data, recipe), strict=False):
+    begun = told = time.monotonic()
+    seen, total = 0, torch.zeros((), device=device)
+    for step, (begins, lengths) in zip(range(steps), _endless(data, recipe), strict=False):
+        done = max(step / steps, (time.monotonic() - begun) / recipe.seconds)
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min((step + 1) / WARM_UP, (1 + math.cos(math.pi * done)) / 2)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
-        inside = mask[:, 2:].to(device)  # a token of the text has another behind it: the next, or [SEP]
-        keep = (logits[..., 1] - logits[..., 0])[:, 1:-1][inside]
-        loss = nn.functional.binary_cross_entropy_with_logits(keep, wanted.to(device))
+            loss = corpus.loss(model, begins, lengths)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad()
-        seen += int(mask.sum())
-        losses.append(loss.detach())
-        if step % 100 == 99 or step + 1 == steps:
-            mean, pace = float(torch.stack(losses).mean()), seen / (time.monotonic() - begun)
-            left = (time.monotonic() - begun) / (step + 1) * (steps - step - 1)
-            report(f"step {step + 1}/{steps}: loss {mean:.4f}, {pace:,.0f} tokens/s, {left:.0f} s left")
-            losses = []
+        # Nothing here asks the device for a number: it would wait for it, and stand still meanwhile.
+        total = 0.95 * total + 0.05 * loss.detach()
+        seen += int(lengths.sum())
+        if step + 1 == steps or time.monotonic() - told > SNAPSHOT:
+            told, mean = time.monotonic(), float(total) / (1 - 0.95 ** (step + 1))
+            snapshot(f"step {step + 1}/{steps}: loss {mean:.4f}, {seen / (told - begun):,.0f} tokens/s")
 
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """All tokens and their targets on the device: a step sends only where its rows begin."""
+
+    ids: torch.Tensor
+    shares: torch.Tensor
+
+    @classmethod
+    def of(cls, data: Labelled, device: torch.device) -> Corpus:
+        """``data`` on ``device``."""
+        shares = np.mean([data.labels >> bit & 1 for bit in range(len(RATES))], axis=0, dtype=np.float32)
+        return cls(torch.from_numpy(data.ids.astype(np.int64)).to(device), torch.from_numpy(shares).to(device))
+
+    def loss(self, model: Any, begins: Ints, lengths: Ints) -> torch.Tensor:
+        """The mean over the tokens of these rows."""
+        sent = torch.from_numpy(np.stack([begins, lengths])).to(self.ids.device, non_blocking=True)
+        starts, sizes = sent[0][:, None], sent[1][:, None]
+        place = torch.arange(int(lengths.max()), device=self.ids.device)
+        inside = place < sizes
+        flat = (starts + place).clamp_(max=len(self.ids) - 1)
+        wide = nn.functional.pad(self.ids[flat].masked_fill(~inside, PAD), (1, 1), value=PAD)
+        wide[:, 0] = CLS
+        wide.scatter_(1, sizes + 1, SEP)
+        mask = torch.arange(wide.shape[1], device=self.ids.device) < sizes + 2
+        logits = model(input_ids=wide, attention_mask=mask).logits.float()[:, 1:-1]
+        keep = logits[..., 1] - logits[..., 0]
+        losses = nn.functional.binary_cross_entropy_with_logits(keep, self.shares[flat], reduction="none")
+        return (losses * inside).sum() / int(lengths.sum())
 
 
-def batches(data: Labelled, recipe: Recipe, epoch: int) -> Iterator[Batch]:
-    """Ids [rows, tokens] with special tokens, what is no padding, and the labels laid end to end; shuffled."""
+def plan(data: Labelled, recipe: Recipe, epoch: int) -> list[tuple[Ints, Ints]]:
+    """Where the rows of each step begin, and their lengths: of like length in a step, the steps shuffled."""
     rng = np.random.default_rng([recipe.seed, epoch])
     begins, lengths = windows(data, rng)
-    # Of like length in a batch; a little noise so that each epoch has other neighbours.
+    # A little noise so that each epoch has other neighbours.
     order = np.argsort(lengths + rng.uniform(0, 32, len(lengths)))
-    padded = lengths[order] + 2
     groups: list[list[int]] = [[]]
-    for row, length in zip(order.tolist(), padded.tolist(), strict=True):
-        if groups[-1] and length * (len(groups[-1]) + 1) > recipe.batch_tokens:
+    for row in order.tolist():
+        if groups[-1] and (lengths[row] + 34) * (len(groups[-1]) + 1) > recipe.batch_tokens:
             groups.append([])
         groups[-1].append(row)
-    shares = targets(data.labels)
-    for number in rng.permutation(len(groups)).tolist():
-        rows = np.array(groups[number])
-        yield _batch(data.ids, shares, begins[rows], lengths[rows])
+    return [(begins[groups[one]], lengths[groups[one]]) for one in rng.permutation(len(groups)).tolist()]
 
 
 def windows(data: Labelled, rng: np.random.Generator) -> tuple[Ints, Ints]:
@@ -150,26 +189,8 @@ def windows(data: Labelled, rng: np.random.Generator) -> tuple[Ints, Ints]:
     return np.array(begins), np.array(lengths)
 
 
-def targets(labels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The share of the rates at which each token is kept."""
-    shares: NDArray[np.float32] = np.mean([labels >> bit & 1 for bit in range(len(RATES))], axis=0, dtype=np.float32)
-    return shares
-
-
-def _batch(tokens: NDArray[np.int32], shares: NDArray[np.float32], begins: Ints, lengths: Ints) -> Batch:
-    place = np.arange(int(lengths.max()))
-    inside = place < lengths[:, None]
-    flat = (begins[:, None] + place)[inside]
-    ids = np.full((len(lengths), len(place) + 2), PAD, dtype=np.int64)
-    ids[:, 0] = CLS
-    ids[:, 1:-1][inside] = tokens[flat]
-    ids[np.arange(len(lengths)), lengths + 1] = SEP
-    mask = np.arange(len(place) + 2) < lengths[:, None] + 2
-    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(shares[flat])
-
-
-def _endless(data: Labelled, recipe: Recipe) -> Iterator[Batch]:
+def _endless(data: Labelled, recipe: Recipe) -> Iterator[tuple[Ints, Ints]]:
     epoch = 0
     while True:
-        yield from batches(data, recipe, epoch)
+        yield from plan(data, recipe, epoch)
         epoch += 1
