@@ -76,23 +76,11 @@ class Scoring:
         for module in model.modules():
             if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
                 module.forward = _norm(module)
-        return _ExactScorer(replace(self._loaded, model=model), self._scorer.batch_tokens)
+        return Scorer(replace(self._loaded, model=model), self._scorer.batch_tokens)
 
 
 def _norm(module: Any) -> Any:
-    """transformers' own norm goes through float32, whatever the model's precision."""
+    """transformers' own norm goes through float32. So do the angles of positions, but these define the model."""
     return lambda states: torch.nn.functional.rms_norm(
         states, module.weight.shape, module.weight, module.variance_epsilon
     )
-
-
-class _ExactScorer(Scorer):
-    """Float64 from the embeddings to the losses. Angles of positions stay float32's: they define the model."""
-
-    def surprisal(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """-log p(target | what the hidden state has seen), in nats."""
-        found = [torch.empty(0, dtype=torch.float64, device=hidden.device)]
-        for first in range(0, len(targets), 128):
-            logits = self.head(hidden[first : first + 128])
-            found.append(torch.nn.functional.cross_entropy(logits, targets[first : first + 128], reduction="none"))
-        return torch.cat(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from pipeline.compression.reference.decisions import SPLIT, Deciding, Probe, Tex
 from pipeline.compression.reference.reading import Reading, most_positions
 from pipeline.compression.reference.windows import Window
 from pipeline.compression.registry import Passed
-from pipeline.compression.scoring import Scorer, padded
+from pipeline.compression.scoring import Scorer, on_device, padded
 
 Ints = NDArray[np.int64]
 
@@ -228,13 +229,13 @@ class _Batch:
         self._crashes.update((row, Crash(why)) for row in rows.tolist())
         self._done[rows] = True
 
-    def _to_device(self, numbers: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(numbers).to(self._device)
+    def _to_device(self, numbers: NDArray[Any]) -> torch.Tensor:
+        return on_device(numbers, self._device)
 
 
 def _runs_of_splits(ids: torch.Tensor, length: Ints, width: int) -> torch.Tensor:
     """1 for a token ``SPLIT``, 2 for one beside another; ``[rows, width]``."""
     split = torch.nn.functional.pad(ids == SPLIT, (1, 1 + width - ids.shape[1]))
-    split[:, 1:-1] &= torch.arange(width, device=ids.device) < torch.from_numpy(length).to(ids.device)[:, None]
+    split[:, 1:-1] &= torch.arange(width, device=ids.device) < on_device(length, ids.device)[:, None]
     beside = split[:, :-2] | split[:, 2:]
     return split[:, 1:-1] * (1 + beside.int())

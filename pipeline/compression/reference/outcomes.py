@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 from pipeline.compression.lanes import Done, by_length, in_lanes
@@ -27,13 +26,10 @@ def outcomes_of(
     reference = Reference(Scorer(loaded, spec.batch_tokens), loaded.tokenizer, spec.options)
     counting = Tokenising(load_tokenizer(target.tokenizer_model))
     rows = max(1, spec.batch_tokens // (2 * spec.options.iterative_size))
-    turn = threading.Lock()
 
     def make(places: tuple[int, ...], gate: Passed) -> Made:
         gate(0)
-        prepared = reference.prepare([documents[place].parts for place in places])
-        with turn:  # scores of contexts are shared from batch to batch
-            return reference.run(prepared, gate)
+        return reference.compress([documents[place].parts for place in places], gate)
 
     outcomes: dict[int, Outcome] = {}
     for done in in_lanes(by_length([_characters(one) for one in documents], rows), make, passed):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.batching import run_packed
 from pipeline.compression.prefix import Passes
 from pipeline.compression.registry import Passed
-from pipeline.compression.scoring import Scorer, padded
+from pipeline.compression.scoring import Scorer, on_device, padded
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -33,8 +33,8 @@ class Text:
 
 
 def most_positions(scorer: Scorer) -> int:
-    """The model's max_position_embeddings: what the library takes for its window."""
-    return int(getattr(scorer.config, "max_position_embeddings", scorer.window))
+    """The model's max_position_embeddings, which the library takes for its window; no more than ``scorer`` reads."""
+    return min(scorer.window, int(getattr(scorer.config, "max_position_embeddings", scorer.window)))
 
 
 def mean_losses(scorer: Scorer, texts: Sequence[Text], passed: Passed) -> list[float]:
@@ -53,15 +53,15 @@ def mean_losses(scorer: Scorer, texts: Sequence[Text], passed: Passed) -> list[f
 @torch.inference_mode()
 def _means(scorer: Scorer, texts: Sequence[Ints], first: Ints, passed: Passed) -> list[float]:
     lengths = np.array([len(ids) for ids in texts])
-    ids = torch.from_numpy(padded(np.concatenate(texts), lengths)).to(scorer.device)
+    ids = on_device(padded(np.concatenate(texts), lengths), scorer.device)
     place = np.arange(ids.shape[1])
     wanted = (place >= first[:, None]) & (place < (lengths - 1)[:, None])
     nats = _nats(scorer, _trunk(scorer, ids), ids, np.flatnonzero(wanted))
     counts = wanted.sum(1)
-    rows = torch.from_numpy(np.repeat(np.arange(len(texts)), counts)).to(scorer.device)
+    rows = on_device(np.repeat(np.arange(len(texts)), counts), scorer.device)
     sums = torch.zeros(len(texts), dtype=torch.float64, device=scorer.device).index_add_(0, rows, nats.double())
     passed(int(lengths.sum()))
-    means: list[float] = (sums / torch.from_numpy(counts).to(scorer.device)).tolist()
+    means: list[float] = (sums / on_device(counts, scorer.device)).tolist()
     return means
 
 
@@ -73,7 +73,7 @@ def _trunk(scorer: Scorer, ids: torch.Tensor) -> torch.Tensor:
 
 def _nats(scorer: Scorer, hidden: torch.Tensor, ids: torch.Tensor, places: Ints) -> torch.Tensor:
     """The losses at ``places`` of the rectangle ``ids``, counted row by row."""
-    at = torch.from_numpy(places).to(scorer.device)
+    at = on_device(places, scorer.device)
     return scorer.surprisal(hidden.flatten(0, 1)[at], ids.flatten()[at + 1])
 
 
@@ -106,7 +106,7 @@ class Reading:
         self.scored = np.maximum(0, taken - 1)
 
     def _read_some(self, ids: torch.Tensor, rows: Ints, lengths: Ints) -> list[None]:
-        which = torch.from_numpy(rows).to(self._scorer.device)
+        which = on_device(rows, self._scorer.device)
         some = ids[which, : int(lengths.max())]
         row, column = np.nonzero(np.arange(some.shape[1]) < (lengths - 1)[:, None])
         nats = _nats(self._scorer, _trunk(self._scorer, some), some, row * some.shape[1] + column)
@@ -123,8 +123,8 @@ class Reading:
         device, cached = self._scorer.device, self.cached[rows]
         feed = ends - cached
         column = torch.arange(self.passes.round(int(feed.max())), device=device)
-        where = (torch.from_numpy(cached).to(device)[:, None] + column).clamp(max=ids.shape[1] - 1)
-        some = ids[torch.from_numpy(rows).to(device)[:, None], where]
+        where = (on_device(cached, device)[:, None] + column).clamp(max=ids.shape[1] - 1)
+        some = ids[on_device(rows, device)[:, None], where]
         hidden = self.passes.run(rows, some, cached, np.maximum(0, keep - cached))
         row, place = np.nonzero(np.arange(some.shape[1]) < (feed - 1)[:, None])
         nats = _nats(self._scorer, hidden, some, row * some.shape[1] + place)
@@ -135,4 +135,4 @@ class Reading:
 
     def _write(self, rows: Ints, columns: Ints, nats: torch.Tensor) -> None:
         device = self._scorer.device
-        self.loss[torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)] = nats
+        self.loss[on_device(rows, device), on_device(columns, device)] = nats

@@ -56,7 +56,7 @@ class Prepared:
 class Reference:
     """``compress`` is compress_prompt, structured_compress_prompt or compress_json, by what ``options`` say.
 
-    ``probe`` sees every decision, and may turn it.
+    Threads may share it. ``probe`` sees every decision, and may turn it.
     """
 
     def __init__(self, scorer: Scorer, tokenizer: Any, options: ReferenceOptions, probe: Probe | None = None) -> None:

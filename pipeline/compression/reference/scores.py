@@ -19,7 +19,7 @@ REMEMBERED = 2**16
 class Scores:
     """``condition``: none; after (the question's surprisal after the text); before (the text's after the question).
 
-    Equal texts are scored once, and not again in later calls.
+    Equal texts are scored once, and not again in later calls. Threads may share it.
     """
 
     def __init__(self, scorer: Scorer, condition: str) -> None:
@@ -54,10 +54,12 @@ class Scores:
         return [Text(one, len(begin) - 1) for one, begin in zip(whole, begins, strict=True)]
 
     def _means(self, texts: Sequence[Text], passed: Passed) -> list[float]:
+        """What another thread is about to score at the same time is scored twice: rarely, and to the same end."""
+        asked = {(text.ids.tobytes(), text.first): text for text in texts if len(text.ids)}
+        found = {key: mean for key in asked if (mean := self._known.get(key)) is not None}
+        new = {key: text for key, text in asked.items() if key not in found}
+        found.update(zip(new, mean_losses(self._scorer, list(new.values()), passed), strict=True))
         if len(self._known) > REMEMBERED:
-            self._known.clear()
-        keys = [(text.ids.tobytes(), text.first) for text in texts]
-        pairs = zip(keys, texts, strict=True)
-        new = {key: text for key, text in pairs if len(text.ids) and key not in self._known}
-        self._known.update(zip(new, mean_losses(self._scorer, list(new.values()), passed), strict=True))
-        return [self._known.get(key, float("nan")) for key in keys]
+            self._known = {}
+        self._known.update(found)
+        return [found.get((text.ids.tobytes(), text.first), float("nan")) for text in texts]
