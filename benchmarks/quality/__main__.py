@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -43,8 +42,9 @@ def main() -> None:
         for one in planned:
             _run(worker, one, done[one.task])
         for task, method in [(task, method) for task in arguments.tasks for method in methods if method.like]:
-            for one in _at_equal_tokens(engine, setup, task, method, done[task]):
-                _run(worker, one, done[task])
+            planned_like = _at_equal_tokens(engine, setup, task, method, done[task])
+            if planned_like is not None:
+                _run(worker, planned_like, done[task])
     _print(engine, setup.out, done)
 
 
@@ -56,13 +56,16 @@ def _run(worker: Runner, planned: Planned, done: list[Done]) -> None:
         print(f"{planned.spec.name}: job {job}, {time.perf_counter() - began:.1f} s", flush=True)
 
 
-def _at_equal_tokens(engine: Engine, setup: Setup, task: str, method: Method, done: list[Done]) -> Iterator[Planned]:
+def _at_equal_tokens(engine: Engine, setup: Setup, task: str, method: Method, done: list[Done]) -> Planned | None:
     """The method at what the one it is like achieved, where that is done."""
-    for planned, job in done:
-        if planned.method is not None and planned.method.name == method.like:
-            rates = achieved_rates(engine, job, planned)
-            made = planned_or_none(setup, task, method, rates)
-            yield from [] if made is None else [made]
+    rates: list[float] = []
+    for planned, job in _of(method.like, done):
+        rates += achieved_rates(engine, job, planned, rates)
+    return planned_or_none(setup, task, method, tuple(rates)) if rates else None
+
+
+def _of(name: str | None, done: list[Done]) -> list[Done]:
+    return [one for one in done if one[0].method is not None and one[0].method.name == name]
 
 
 def _print(engine: Engine, out: Path, done: dict[str, list[Done]]) -> None:
@@ -70,10 +73,9 @@ def _print(engine: Engine, out: Path, done: dict[str, list[Done]]) -> None:
         if not jobs:
             continue
         print(f"\n{report(engine, out, task, jobs)}")
-        by_name = {planned.method.name: (planned, job) for planned, job in jobs if planned.method}
         for planned, job in jobs:
-            like = by_name.get(planned.method.like or "") if planned.method else None
-            if like is not None:
+            like = _of(planned.method.like, jobs) if planned.method and planned.method.like else []
+            if like:
                 print(f"\n{against(engine, (planned, job), like)}")
 
 

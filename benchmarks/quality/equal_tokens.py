@@ -16,9 +16,10 @@ from pipeline.storage.jobs import find_job
 from schemas.document import SEPARATOR
 
 
-def achieved_rates(engine: Engine, job: str, planned: Planned) -> tuple[float, ...]:
+def achieved_rates(engine: Engine, job: str, planned: Planned, taken: Sequence[float] = ()) -> tuple[float, ...]:
     """Per rate of the job, the share of the contexts' tokens that it kept: compressed and original, both without what
-    stands verbatim beside the contexts; the rate asked for, where nothing was scored. As many as the job has."""
+    stands verbatim beside the contexts; the rate asked for, where nothing was scored. As many as the job has, none of
+    them ``taken``."""
     tokenizer = load_tokenizer(planned.spec.target.tokenizer_model)
     (corpus,) = planned.spec.input.path
     rows = read(Path(corpus))
@@ -29,7 +30,7 @@ def achieved_rates(engine: Engine, job: str, planned: Planned) -> tuple[float, .
         verbatim = sum(beside[doc_id] for doc_id in scores.ids)
         original, compressed = scores.total("tokens_original"), scores.total("tokens_compressed")
         rate = asked if not original or not compressed else (compressed - verbatim) / max(1, original - verbatim)
-        rates.append(_another(round(min(1.0, max(1e-4, rate)), 6), rates))
+        rates.append(_another(round(min(1.0, max(1e-4, rate)), 6), [*taken, *rates]))
     return tuple(rates)
 
 

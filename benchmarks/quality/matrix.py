@@ -1,9 +1,10 @@
-"""Methods times ratios times tasks as job specs: one job per task and method, all ratios in it."""
+"""Methods times ratios times tasks as job specs: one job per task and method, with all its ratios."""
 
 from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,8 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from benchmarks.quality.corpora import write
+from benchmarks.quality.corpora import read, write
 from benchmarks.quality.tasks import TASKS, Task
+from pipeline.models import load_tokenizer
+from schemas.document import SEPARATOR
 from schemas.job import JobSpec
 
 METHODS = Path(__file__).with_name("methods.toml")
@@ -31,6 +34,11 @@ class Method:
     scorer: str | None = None
     like: str | None = None
     recover: bool = False
+
+    @property
+    def reference(self) -> bool:
+        """Whether the library's own behaviour is asked for: a job of it has one budget, and options of its own."""
+        return self.settings.get("fidelity") == "reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +93,10 @@ def plan(setup: Setup, tasks: Sequence[str], methods: Sequence[Method]) -> Itera
             if method.like is not None or not ratios or (method.tasks and name not in method.tasks):
                 continue
             rates = tuple(round(1 / ratio, 6) for ratio in ratios)
-            planned = planned_or_none(setup, name, method, rates)
-            if planned is not None:
-                yield planned
+            for some in [(rate,) for rate in rates] if method.reference else [rates]:
+                planned = planned_or_none(setup, name, method, some)
+                if planned is not None:
+                    yield planned
 
 
 def planned_or_none(setup: Setup, task: str, method: Method, rates: tuple[float, ...]) -> Planned | None:
@@ -108,29 +117,52 @@ def job(setup: Setup, task: str, corpus: str, method: Method | None, rates: Sequ
     """
     its = TASKS[task]
     name = f"{task}-{method.name if method else corpus}"
+    name += f"-{1 / rates[0]:.3g}x" if method and method.reference else ""
+    path = _corpus(setup, task, its, corpus)
     recover = [{"kind": "recover"}] if method and method.recover else []
     evaluate = {"kind": "evaluate", "task": its.scored_as}
     raw: dict[str, Any] = {
         "name": name,
-        "input": {"path": [str(_corpus(setup, task, its, corpus))]},
+        "input": {"path": [str(path)]},
         "output": {"path": str(setup.out)},
         "target": {"model": setup.target},
-        "stages": [*_compress(setup, method, rates), _generate(setup, its), *recover, evaluate],
+        "stages": [
+            *_compress(setup, method, _budget(setup, its, path, method, rates)),
+            _generate(setup, its),
+            *recover,
+            evaluate,
+        ],
     }
     spec = JobSpec.model_validate(raw)
-    path = setup.out / "jobs" / f"{name}.toml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(toml(raw), encoding="utf-8")
+    file = setup.out / "jobs" / f"{name}.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(toml(raw), encoding="utf-8")
     return spec
 
 
-def _compress(setup: Setup, method: Method | None, rates: Sequence[float]) -> list[dict[str, Any]]:
+def _compress(setup: Setup, method: Method | None, budget: Mapping[str, Any]) -> list[dict[str, Any]]:
     if method is None:
         return []
     scorer = setup.scorer if method.scorer is None else method.scorer
     model = {"model": scorer} if scorer else {}
     shared = setup.compress if scorer else {key: value for key, value in setup.compress.items() if key != "dtype"}
-    return [{"kind": "compress", **model, **shared, **method.settings, "rates": list(rates), "budget": "contexts"}]
+    return [{"kind": "compress", **model, **shared, **method.settings, **budget}]
+
+
+def _budget(setup: Setup, task: Task, corpus: Path, method: Method | None, rates: Sequence[float]) -> dict[str, Any]:
+    """The rates of the contexts. The library's ``target_token`` is of the contexts too, its ``rate`` of the prompt."""
+    if method is None or not method.reference:
+        return {"rates": list(rates), "budget": "contexts"}
+    own = {"target_token": round(rates[0] * _mean_tokens(setup, corpus))} if task.alike else {"rate": rates[0]}
+    return {"options": {**method.settings.get("options", {}), **own}}
+
+
+def _mean_tokens(setup: Setup, corpus: Path) -> float:
+    """Tokens of the contexts in a prompt of the corpus, by the target's tokenizer."""
+    tokenizer = load_tokenizer(setup.target)
+    texts = Counter(SEPARATOR.join(row["contexts"]) for row in read(corpus))
+    tokens = sum(number * len(tokenizer.encode(text, add_special_tokens=False)) for text, number in texts.items())
+    return tokens / texts.total()
 
 
 def _generate(setup: Setup, task: Task) -> dict[str, Any]:

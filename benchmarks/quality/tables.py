@@ -26,13 +26,13 @@ def report(engine: Engine, out: Path, task: str, jobs: Sequence[Done]) -> str:
     return "\n\n".join(_table(task, found, metric) for metric in found.metrics)
 
 
-def against(engine: Engine, ours: Done, theirs: Done) -> str:
-    """One job set against another, rate by rate in their order: what is compared has about the same tokens."""
-    pairs = zip(_labels(ours), _labels(theirs), strict=True)
-    rows = [(compare(engine, [mine], baseline=its), its) for mine, its in pairs]
-    metric = rows[0][0].metrics[0]
-    lines = [f"| {metric}, equal tokens | tokens | difference |", "|---|---|---|"]
-    for found, _ in rows:
+def against(engine: Engine, ours: Done, theirs: Sequence[Done]) -> str:
+    """A job set against others, rate by rate in their order: what is compared has about the same tokens."""
+    pairs = zip(_labels(ours), [label for one in theirs for label in _labels(one)], strict=True)
+    rows = [compare(engine, [mine], baseline=its) for mine, its in pairs]
+    metric = rows[0].metrics[0]
+    lines = [f"| {metric}, equal tokens | prompt tokens | difference |", "|---|---:|---:|"]
+    for found in rows:
         base, mine = found.sides
         tokens = f"{base.tokens or 0:,.0f} and {mine.tokens or 0:,.0f}"
         lines.append(f"| {_name(mine)} against {_name(base)} | {tokens} | {_difference(mine, metric)} |")
@@ -41,7 +41,7 @@ def against(engine: Engine, ours: Done, theirs: Done) -> str:
 
 def _labels(done: Done) -> list[str]:
     planned, job = done
-    return [f"{job}@{rate:g}" for rate in planned.rates]
+    return [f"{job}@{rate:g}" for rate in planned.spec.rates] or [job]
 
 
 def _table(task: str, found: Comparison, metric: str) -> str:

@@ -20,7 +20,8 @@ Corpus = Callable[[Path], Iterator[Row]]
 class Task:
     """``corpora``: by name, the first of them the full prompt, which is what methods shorten and are set against.
 
-    ``ratios`` are of the contexts alone, as in the paper: what stands verbatim beside them is not counted.
+    ``ratios`` are of the contexts alone, as in the paper: what stands verbatim beside them is not counted. ``alike``:
+    contexts are about as long in every prompt, so that one number of tokens is a ratio.
     """
 
     scored_as: str
@@ -29,6 +30,7 @@ class Task:
     ratios: tuple[float, ...]
     max_new_tokens: int
     stop: tuple[str, ...]
+    alike: bool = True
 
     @property
     def full(self) -> str:
@@ -70,5 +72,7 @@ TASKS = {
         },
         500, (2, 3, 5), 40, ("\nQuestion:",),
     ),
-    "qmsum": Task("summary", {"full": meetings.summaries}, 237, (3, 5, 10), 200, ("\n\nQuery:", "\nQuery:")),
+    "qmsum": Task(
+        "summary", {"full": meetings.summaries}, 237, (3, 5, 10), 200, ("\n\nQuery:", "\nQuery:"), alike=False
+    ),
 }  # fmt: skip

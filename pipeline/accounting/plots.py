@@ -153,6 +153,8 @@ def quality_plot(points: Sequence[QualityPoint], metric: str) -> str:
         axes.xaxis.set_major_locator(FixedLocator(_few(sorted({point.ratio for point in points}))))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}x"))
         axes.xaxis.set_minor_locator(NullLocator())
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -1.0), max(high, 1.0))
         axes.set_xlabel("times fewer tokens")
         axes.set_ylabel(f"{_label(metric)}, points of 100")
         axes.grid(axis="both")

@@ -25,15 +25,19 @@ from pipeline.storage.readers import BadRow, read_corpus
 from pipeline.storage.schema import migrate
 from pipeline.storage.sql import open_engine
 from schemas.job import InputSpec
+from schemas.reference import ReferenceSpec
 
 METHODS = """
 [cut]
 settings = { method = "truncation" }
 scorer = ""
 ratios = [5]
+[library]
+settings = { method = "llmlingua", fidelity = "reference", options = { iterative_size = 20 } }
+ratios = [5, 14]
 [llmlingua]
 settings = { method = "llmlingua" }
-like = "cut"
+like = "library"
 [of-tomorrow]
 settings = { method = "telepathy" }
 """
@@ -96,7 +100,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     made.dispose()
 
 
-def setup(folder: Path, out: Path, model: str = "smollm2-135m-instruct") -> Setup:
+def setup(folder: Path, out: Path, model: str) -> Setup:
     return Setup(folder, out, model, model, documents=3, max_new_tokens=4)
 
 
@@ -143,8 +147,10 @@ def test_examples_and_meetings_come_whole(folder: Path) -> None:
     assert "".join(meeting["contexts"]).count("Ann: turn") == 30
 
 
-def test_the_shipped_methods_are_known_and_their_job_files_are_the_jobs(folder: Path, tmp_path: Path) -> None:
-    planned = list(plan(setup(folder, tmp_path / "out"), list(TASKS), read_methods()))
+def test_the_shipped_methods_are_known_and_their_job_files_are_the_jobs(
+    folder: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    planned = list(plan(setup(folder, tmp_path / "out", str(tiny_model)), list(TASKS), read_methods()))
     names = [one.spec.name for one in planned]
     assert len(set(names)) == len(names)
     assert {one.method.name for one in planned if one.method} >= {"paper", "selective-context", "truncation", "random"}
@@ -152,6 +158,13 @@ def test_the_shipped_methods_are_known_and_their_job_files_are_the_jobs(folder: 
         assert load_job(tmp_path / "out" / "jobs" / f"{one.spec.name}.toml", environment={}) == one.spec
     gsm8k = next(one for one in planned if one.spec.name == "gsm8k-paper")
     assert gsm8k.spec.rates == gsm8k.rates == (0.2, 0.071429, 0.05, 0.033333)
+    reference = {one.rates: one.spec.stages[0] for one in planned if one.spec.name.startswith("gsm8k-reference-")}
+    options = {rates: stage.options for rates, stage in reference.items() if isinstance(stage, ReferenceSpec)}
+    assert list(options) == [(0.2,), (0.071429,), (0.05,), (0.033333,)]
+    whole = options[(0.2,)].target_token / 0.2
+    assert (
+        options[(0.05,)].target_token == pytest.approx(whole * 0.05, abs=1) and options[(0.05,)].iterative_size == 100
+    )
 
 
 def test_methods_run_as_jobs_and_end_in_tables(
@@ -162,27 +175,28 @@ def test_methods_run_as_jobs_and_end_in_tables(
     methods, here = read_methods(path), setup(folder, tmp_path / "out", str(tiny_model))
     done = [(one, worked(engine, one)) for one in plan(here, ["gsm8k"], methods)]
     assert "of-tomorrow is left out: stages.0: " in capsys.readouterr().out
-    cut, job = done[-1]
-    (rate,) = achieved_rates(engine, job, cut)
-    assert 0.1 < rate <= 0.2
-    like = planned_or_none(here, "gsm8k", methods[1], (rate,))
+    rates: list[float] = []
+    for planned, job in done[-2:]:
+        rates += achieved_rates(engine, job, planned, rates)
+    assert 1 > rates[0] > rates[1] > 0  # what the library kept of what it was asked for
+    like = planned_or_none(here, "gsm8k", methods[2], tuple(rates))
     assert like is not None
     done.append((like, worked(engine, like)))
     table = report(engine, tmp_path, "gsm8k", done)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert [row[0] for row in rows[2:]] == [
-        "full",
-        "zero-shot",
-        "one-shot",
-        "random-shots",
-        "cut, 5x asked",
-        f"llmlingua, {1 / rate:.3g}x asked",
-    ]
+    equal = [f"llmlingua, {1 / rate:.3g}x asked" for rate in rates]
+    prompts = ["full", "zero-shot", "one-shot", "random-shots"]
+    assert [row[0] for row in rows[2:]] == [*prompts, "cut, 5x asked", "library-5x", "library-14x", *equal]
     assert all(row[5] == "3 of 3" for row in rows[2:])
     assert rows[2][6] == "" and rows[6][6].endswith(")")
-    assert "cut" in (tmp_path / "gsm8k.html").read_text() and json.loads((tmp_path / "gsm8k.json").read_text())["sides"]
-    lines_ = against(engine, done[-1], done[-2]).splitlines()
-    assert lines_[2].startswith(f"| llmlingua, {1 / rate:.3g}x asked against cut, 5x asked | ")
+    assert "cut" in (tmp_path / "gsm8k.html").read_text()
+    sides = json.loads((tmp_path / "gsm8k.json").read_text())["sides"]
+    assert [side["series"] for side in sides[4:]] == ["truncation", *["llmlingua (reference)"] * 2, *["llmlingua"] * 2]
+    against_library = against(engine, done[-1], done[-3:-1]).splitlines()
+    starts = [f"| {mine} against {its} | " for mine, its in zip(equal, ("library-5x", "library-14x"), strict=True)]
+    assert [line.startswith(start) for line, start in zip(against_library[2:], starts, strict=True)] == [True, True]
+    for mine, its in zip(sides[7:], sides[5:7], strict=True):
+        assert mine["tokens"] == pytest.approx(its["tokens"], rel=0.15)
 
 
 def worked(engine: Engine, planned: Planned) -> str:
