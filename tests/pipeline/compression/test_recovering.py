@@ -7,9 +7,16 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from pipeline.compression.recover_stage import Recover
 from pipeline.compression.recovering import Recovered, recover, recovered
 from pipeline.compression.runs import words_of
+from pipeline.models import ModelPool
+from pipeline.stages import Halt, Result, Run
+from schemas.document import Document, PromptParts
+from schemas.job import JobSpec, TargetSpec
+from schemas.recover import RecoverSpec
 
 TEXT = "Janet sold 48 of her red clips in April, and then she sold half as many clips in May."
 FEW = ["a", "b", "ab", "ba", "図", "書", "é", "é", "👍🏽", "👩\u200d👩\u200d👧", "\u200fو", ",", ".", "1", "12"]
@@ -95,6 +102,30 @@ def test_words() -> None:
     assert words_of("Où est-ce? 図書館 👍🏽 👩‍👩‍👧 x_1 نص").words == [
         "Où", "est", "-", "ce", "?", "図", "書", "館", "👍🏽", "👩‍👩‍👧", "x_1", "نص"
     ]  # fmt: skip
+
+
+def recovering(**fields: object) -> Result:
+    document = Document(0, "a", PromptParts(contexts=(TEXT,)), "h", fields=fields)
+    (outcome,) = Recover(RecoverSpec(kind="recover", reach=20), TargetSpec()).run([document], Run(ModelPool("cpu")))
+    assert isinstance(outcome, Result)
+    return outcome
+
+
+def test_the_stage_writes_the_answer_and_where_it_is_from() -> None:
+    fields = recovering(generated="So 48 clips in all.", kept=CUT).fields
+    assert fields == {"recovered": "So 48 of her red clips in all.", "recovered_from": [3, 14, 11, 33, 18, 19, 84, 85]}
+
+
+def test_where_there_is_no_map_there_is_nothing_to_recover() -> None:
+    assert recovering(generated="48 clips", kept=None).fields == {"recovered": None, "recovered_from": None}
+
+
+def test_a_job_recovers_what_it_has_cut_and_asked() -> None:
+    with pytest.raises(Halt, match="needs a generate stage before it"):
+        recovering(kept=CUT)
+    stages = [{"kind": "generate"}, {"kind": "recover"}, {"kind": "compress", "rate": 0.5}]
+    with pytest.raises(ValidationError, match="put compress and generate before it"):
+        JobSpec.model_validate({"input": {"path": "x"}, "stages": stages})
 
 
 texts = st.lists(st.tuples(st.sampled_from(FEW), st.sampled_from(GAPS)), max_size=24).map(
