@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -110,12 +110,23 @@ Ready = Prompt | Copied | Refusal
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part that is not empty, before it is cut. ``source``: its characters, markup included."""
+    """A part that is not empty, before it is cut. ``source``: its text, markup included."""
 
     role: Role
     verbatim: bool
     marked: Marked
-    source: int
+    source: str
+
+    @property
+    def key(self) -> tuple[Role, bool, str]:
+        """Equal keys, equal parts."""
+        return self.role, self.verbatim, self.source
+
+
+_Key = tuple[Role, bool, str]
+
+REMEMBERED = 2**22
+"""Characters of parts that are kept, tokenised and cut, in case they come again (some 60 bytes each)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +138,7 @@ class Preparing:
     target: Tokenising
     marking: Marking
     same_tokenizer: bool = False
+    known: dict[_Key, Part] = field(default_factory=dict)
 
     def prepare(self, sources: Sequence[Source]) -> list[Ready]:
         """One prompt per source, in order; or why it needs no work, or can have none."""
@@ -163,7 +175,7 @@ class Preparing:
         found: list[_Piece] = []
         for number, (role, verbatim, text) in enumerate(roles):
             try:
-                found += [_Piece(role, verbatim, self._marked(role, verbatim, text), len(text))] if text else []
+                found += [_Piece(role, verbatim, self._marked(role, verbatim, text), text)] if text else []
             except UnmarkableError as error:
                 return Refusal(error.code, f"{f'contexts[{number - 1}]' if role == 'context' else role}, {error}")
         return found if any(piece.marked.text and not piece.marked.text.isspace() for piece in found) else _EMPTY
@@ -207,17 +219,28 @@ class Preparing:
         return replace(prompt, budget=budget, fixed=least, quota=quota, phrases=self.spec.removed_phrases)
 
     def _parts(self, prompts: Sequence[list[_Piece]]) -> list[tuple[Part, ...]]:
-        """The pieces of every prompt, tokenised and cut; equal ones (documents at several rates) once."""
-        pieces = list({id(piece): piece for prompt in prompts for piece in prompt}.values())
+        """The pieces of every prompt, tokenised and cut; equal ones (demonstrations, several rates) once."""
+        every = {piece.key: piece for prompt in prompts for piece in prompt}
+        made = {key: part for key in every if (part := self.known.get(key)) is not None}
+        made.update(self._cut({key: piece for key, piece in every.items() if key not in made}))
+        return [tuple(made[piece.key] for piece in prompt) for prompt in prompts]
+
+    def _cut(self, new: dict[_Key, _Piece]) -> dict[_Key, Part]:
+        pieces = list(new.values())
         texts = [piece.marked.text for piece in pieces]
         scored = [self._some(text, tokens) for text, tokens in zip(texts, self.scorer.tokenise(texts), strict=True)]
         counted = scored if self.same_tokenizer else self.target.tokenise(texts)
         cuts = _cut(pieces, scored, self.spec.unit)
-        made = {
-            id(piece): _part(piece, ids, tokens, one)
-            for piece, ids, tokens, one in zip(pieces, scored, counted, cuts, strict=True)
-        }
-        return [tuple(made[id(piece)] for piece in prompt) for prompt in prompts]
+        made = dict(zip(new, map(_part, pieces, scored, counted, cuts), strict=True))
+        self._remember(made)
+        return made
+
+    def _remember(self, made: dict[_Key, Part]) -> None:
+        """Keep what may come again: few-shot corpora repeat their demonstrations."""
+        short = {key: part for key, part in made.items() if len(part.text) <= REMEMBERED // 256}
+        if sum(len(part.text) for part in [*self.known.copy().values(), *short.values()]) > REMEMBERED:
+            self.known.clear()
+        self.known.update(short)
 
     def _some(self, text: str, tokens: Tokens) -> Tokens:
         """A normaliser may leave nothing of a text; it still has to be kept or removed, so one token stands for it."""
@@ -238,7 +261,8 @@ def _cut(pieces: Sequence[_Piece], tokens: Sequence[Tokens], unit: Unit) -> list
 
 
 def _part(piece: _Piece, tokens: Tokens, counted: Tokens, units: Cut) -> Part:
-    costs = _costs(counted, units.places)
+    own = counted is tokens  # then the tokens of a unit are what it costs
+    costs = np.diff(units.first, append=len(tokens.ids)) if own else _costs(counted, units.places)
     rates = np.array([*(own.rate for own in piece.marked.rates), np.nan])[units.owned]  # -1 is the last
     regions = np.array([*(own.region for own in piece.marked.rates), -1])[units.owned]
     text = piece.marked.text
@@ -278,7 +302,7 @@ def _markup(pieces: Sequence[_Piece]) -> Ints:
     start = gone = 0
     for piece in pieces:
         if not piece.marked.text:
-            gone += piece.source + len(SEPARATOR)
+            gone += len(piece.source) + len(SEPARATOR)
             continue
         found += [np.array([[start, gone]])] if gone else []
         found.append(piece.marked.markup + np.array([start, 0]))

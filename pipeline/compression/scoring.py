@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.compression.compiling import compiled_nats, hasten
 from pipeline.models import ModelError
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Scorer:
         self._softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         if self.device.type == "cuda":
             torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and all batches differ
+        half = self.head.weight.dtype in (torch.bfloat16, torch.float16)
+        self._compiled = self.device.type == "cuda" and half and hasten(self.trunk, self.head)
         self._check_head()
 
     def surprisal(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -58,15 +61,19 @@ class Scorer:
         The head and the log-sum-exp run over a few rows at a time; the log-sum-exp is in float32 whatever the dtype.
         """
         rows = max(1, _LOGITS[self.device.type] // self.head.weight.shape[0])
-        found = [torch.empty(0, device=self.device)]
-        for first in range(0, len(targets), rows):
-            logits = self.head(hidden[first : first + rows])
-            if self._softcap is not None:
-                logits = torch.tanh(logits.float() / self._softcap) * self._softcap
-            # One kernel reads half precision and writes float32; a cast of its own would double what memory moves.
-            chances = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
-            found.append(-chances.gather(-1, targets[first : first + rows, None])[:, 0])
-        return torch.cat(found)
+        if not len(targets):
+            return torch.empty(0, device=self.device)
+        pieces = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+        return torch.cat([self._nats(*piece) for piece in pieces])
+
+    def _nats(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self._compiled and self._softcap is None:
+            return torch.as_tensor(compiled_nats()(hidden, self.head.weight, self.head.bias, targets))
+        logits = self.head(hidden)
+        if self._softcap is not None:
+            logits = torch.tanh(logits.float() / self._softcap) * self._softcap
+        chances = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return -chances.gather(-1, targets[:, None])[:, 0]
 
     def surprisal_at(self, hidden: torch.Tensor, places: Ints, targets: Ints) -> Fetch:
         """``surprisal`` of ``targets`` after the ``places`` of ``hidden`` ``[rows, tokens, d]``, counted row by row."""

@@ -1,0 +1,64 @@
+"""Compiled layers for scoring on a GPU in half precision: twice the tokens a second, after a few seconds once.
+
+Eager layers of small models spend more time between their matrix products than in them. float32 stays eager: there
+results are to be the same on every machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def nats(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+    """-log p(target) in float32, (n, d), (v, d), (v,) and (n,) -> (n,); compiled, no float32 logits reach memory."""
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    return torch.logsumexp(logits, -1) - logits.gather(-1, targets[:, None])[:, 0]
+
+
+@functools.cache
+def compiled_nats() -> Any:
+    """``nats``, compiled for any number of rows."""
+    return torch.compile(nats, dynamic=True)
+
+
+def hasten(trunk: Any, head: Any) -> bool:
+    """Compile the layers of ``trunk`` where they read without a cache; False where this machine cannot compile."""
+    if hasattr(trunk, "contextmill_compiled"):
+        return bool(trunk.contextmill_compiled)
+    plain = {layer: layer.forward for layer in trunk.layers}
+    for layer, forward in plain.items():
+        layer.forward = _dispatching(forward)
+    try:
+        _warm_up(trunk, head)
+    except Exception as error:  # noqa: BLE001  compilers, drivers and caches fail in ways of their own
+        for layer, forward in plain.items():
+            layer.forward = forward
+        log.warning("scoring runs uncompiled, at about half the speed: %s", " ".join(str(error).split())[:300])
+        trunk.contextmill_compiled = False
+    else:
+        trunk.contextmill_compiled = True
+    return bool(trunk.contextmill_compiled)
+
+
+def _dispatching(forward: Any) -> Any:
+    """Compiled without a cache, eager with one: a cache is written to layer by layer, each its own program."""
+    compiled = torch.compile(forward, dynamic=True)
+
+    @functools.wraps(forward)
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if kwargs.get("past_key_values") is None else forward)(*args, **kwargs)
+
+    return choose
+
+
+@torch.inference_mode()
+def _warm_up(trunk: Any, head: Any) -> None:
+    ids = torch.ones(2, 24, dtype=torch.int64, device=head.weight.device)
+    hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    compiled_nats()(hidden, head.weight, head.bias, ids.flatten())
