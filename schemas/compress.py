@@ -23,7 +23,12 @@ Importance = Annotated[
 
 def _pairs(value: Any) -> Any:
     """A table as pairs in the order of its keys: a spec can be hashed, and the order of writing means nothing."""
-    return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    for key, rate in value.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+            raise ValueError(f'"{key}" needs a rate above 0 and at most 1')
+    return tuple(sorted(value.items()))
 
 
 class Keep(Strict):
