@@ -131,13 +131,25 @@ class _Iteration:
         rows, local = np.unique(unit_rows, return_inverse=True)
         lengths = np.bincount(local, weights=counts).astype(np.int64)
         self._prefixes.make_room(rows, lengths)
-        self._prefixes.catch_up(rows, self._most)
-        nats = self._prefixes.score(rows, ids, lengths).astype(np.float64)
-        scores = np.add.reduceat(nats, np.cumsum(counts) - counts) / counts * self._weights[first:last]
-        kept = self._decide(first, last, scores, rows, local)
+        kept = self._decide(first, last, self._scores(first, last, rows, local, lengths), rows, local)
         tokens = np.repeat(kept, counts)
         self._prefixes.extend(np.repeat(unit_rows, counts)[tokens], ids[tokens])
+
+    def _scores(self, first: int, last: int, rows: Ints, local: Ints, lengths: Ints) -> Floats:
+        """Mean nats of every unit, times its weight. Where all of a row's segment stays anyway, nothing is scored."""
+        open_rows = _undecided(self._locked[first:last], local)
+        asked = open_rows[local]
+        found = np.zeros(last - first)
+        if not asked.any():
+            return found
+        counts = self._counts[first:last][asked]
+        ids = self._ids[self._tokens[first] : self._tokens[last]][np.repeat(asked, self._counts[first:last])]
+        self._prefixes.catch_up(rows[open_rows], self._most)
+        nats = self._prefixes.score(rows[open_rows], ids, lengths[open_rows]).astype(np.float64)
         self._passed(len(ids))
+        found[asked] = np.add.reduceat(nats, np.cumsum(counts) - counts) / counts
+        scores: Floats = found * self._weights[first:last]
+        return scores
 
     def _decide(self, first: int, last: int, scores: Floats, rows: Ints, local: Ints) -> NDArray[np.bool_]:
         """Equation (7). A segment may spend its own share and what the ones before it left unspent."""
@@ -149,6 +161,12 @@ class _Iteration:
         self._margins[first:last][free] = above
         self._margins[first:last][locked] = np.inf
         return self._margins[first:last] > 0
+
+
+def _undecided(locked: NDArray[np.bool_], local: Ints) -> NDArray[np.bool_]:
+    """The rows in which anything may go."""
+    found: NDArray[np.bool_] = np.bincount(local, weights=~locked) > 0
+    return found
 
 
 def _prefixes(scorer: Scorer, streams: Sequence[Stream]) -> Prefixes:

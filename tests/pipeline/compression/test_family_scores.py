@@ -263,3 +263,22 @@ def test_without_a_dynamic_ratio_all_that_may_shrink_shrinks_alike(pool: ModelPo
         shares.append([float((part.costs * some).sum() / part.length) for some, part in costs])
     assert shares[0][0] > 0.65 and shares[0][3] > 0.75
     assert max(shares[1][0], shares[1][3]) < 0.55
+
+
+def test_segments_of_which_all_stays_are_not_scored(
+    pool: ModelPool, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is decided there; what comes after is scored after them all the same."""
+    text = " ".join([*CONTEXTS, "1 2 3 4 5 6 7 8 9 " * 12, *CONTEXTS])
+    prompt = prompt_of(PromptParts(contexts=(text,)), target_tokens=250, keep={"digits": True})
+    method = method_of(pool, tiny, "llmlingua", iterative_size=20)
+    told: list[int] = []
+    (skipping,) = method.score([prompt], told.append)
+    numbers = sum(prompt.costs()[prompt.forced()])
+    assert len(prompt.parts[0].ids) - numbers < sum(told) < len(prompt.parts[0].ids) - numbers + 60
+    every = np.ones_like
+    monkeypatch.setattr(
+        "pipeline.compression.iterative._undecided", lambda locked, local: every(np.unique(local), bool)
+    )
+    (plain,) = method.score([prompt], told.append)
+    np.testing.assert_allclose(skipping.margins, plain.margins, atol=1e-4)
