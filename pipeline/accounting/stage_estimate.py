@@ -17,6 +17,7 @@ from schemas.align import AlignSpec
 from schemas.compress import CompressBase, CompressSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
+from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
 from schemas.settings import Settings
 from schemas.stage import GenerateSpec
@@ -83,7 +84,7 @@ def estimate_stage(
         made = _local(index, spec, spec.model, flow, flow.tokens, read, 0, measured, settings)
         return replace(made, memory_bytes=None)  # what a pass keeps for the way back is not known beforehand
     if not isinstance(spec, GenerateSpec):
-        read = 0 if isinstance(spec, EvaluateSpec) else flow.tokens  # it counts no tokens
+        read = 0 if isinstance(spec, EvaluateSpec | RecoverSpec) else flow.tokens  # these count no tokens
         kept = _kept(spec, flow) if isinstance(spec, CompressBase) else read
         return StageEstimate(index, spec.kind, False, "cpu", read, kept, 0.0, 0, 0, None, None, None, ())
     written = _written(spec, flow, measured)

@@ -153,6 +153,7 @@ def test_a_dry_run_counts_every_copy(tmp_path: Path, tiny_model: Path) -> None:
     assert (seen.documents, seen.rejected) == (4, 1)
     assert (made.documents, once.documents) == (12, 4)
     assert made.tokens == pytest.approx(3 * once.tokens, abs=3)
-    compress = made.stages[0]
+    compress, _, back = made.stages
+    assert (back.tokens_in, back.seconds) == (0, 0.0)
     assert compress.tokens_out == pytest.approx(sum(RATES) / 3 * compress.tokens_in, abs=1)
     assert any("once at each of 3 rates" in note for note in made.notes)
