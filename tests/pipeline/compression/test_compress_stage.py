@@ -75,11 +75,11 @@ def test_promises_hold_for_any_text_and_rate(
 
 
 @quick
-@given(prompts, st.integers(1, 200))
-def test_promises_hold_in_another_tokenizer(
-    compressing: Compressing, bytewise: str, parts: PromptParts, target_tokens: int
+@given(prompts, st.integers(1, 200), st.sampled_from(["token", "word", "phrase", "sentence"]), st.booleans())
+def test_promises_hold_in_another_tokenizer_for_every_unit(
+    compressing: Compressing, bytewise: str, parts: PromptParts, target_tokens: int, unit: str, hierarchy: bool
 ) -> None:
-    (outcome,) = compressing(parts, target=bytewise, target_tokens=target_tokens)
+    (outcome,) = compressing(parts, target=bytewise, target_tokens=target_tokens, unit=unit, hierarchy=hierarchy)
     check_promises(parts, outcome)
 
 
@@ -181,6 +181,19 @@ def test_a_batch_gives_what_single_documents_give(compressing: Compressing, batc
     alone = [compressing(one, target_tokens=90, iterative_size=40)[0] for one in sources]
     assert [untimed(one) for one in together] == [untimed(one) for one in alone]
     assert len({text_of(one) for one in together if isinstance(one, Result)}) > 8
+
+
+def test_a_batch_with_tags_lists_and_levels_gives_what_single_documents_give(compressing: Compressing) -> None:
+    tagged = "<llmlingua, rate=0.3>{}</llmlingua> and <llmlingua, compress=False>a < b;</llmlingua> {}"
+    sources = [PromptParts("Do.", (tagged.format(WORDS[: 150 * n], WORDS[-300:]),), "Why?") for n in range(1, 6)]
+    options: dict[str, Any] = {
+        "rate": 0.5, "structure": "tags", "unit": "phrase", "keep": {"digits": True}, "hierarchy": True,
+        "removed_phrases": 2, "tau_question": 0.9,
+    }  # fmt: skip
+    together = compressing(*sources, **options)
+    alone = [compressing(one, **options)[0] for one in sources]
+    assert [untimed(one) for one in together] == [untimed(one) for one in alone]
+    assert all("a < b;" in text_of(one) for one in together)
 
 
 AWKWARD = {
