@@ -5,9 +5,9 @@
 
 FILE holds JSON lines with ``contexts``, ``question`` and, for the last column, ``answer``. Printed are, for every
 variant: tokens that went through the model (padding included) and tokens it scored, per original token and over all
-passes, seconds (of this machine: compare columns, not machines), the share of the budget that was used, and in how many prompts the reference answer
-still stands word for word in the contexts that are left, of those in which it did before. No target model is asked:
-the last column says what a reader could still find, not what one would.
+passes; seconds (of this machine: compare rows, not machines); the share of the budget that was used; and in how many
+prompts the reference answer still stands word for word in what is left, of those in which it did before. No target
+model is asked: the last column says what a reader could still find, not what one would.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ def _stage(options: dict[str, Any], arguments: argparse.Namespace) -> Compress:
 
 
 def _line(variant: str, figures: dict[str, float]) -> str:
-    kept = f"{figures['answers_kept']}/{figures['answers']}"
     return (
-        f"{variant:40} {figures['read_per_token']:6.2f} read, {figures['scored_per_token']:5.2f} scored per token  {figures['seconds']:8.2f} s  "
-        f"{figures['used']:7.1%} used  {kept:>7} answers kept"
+        f"{variant:40} {figures['read_per_token']:6.2f} read, {figures['scored_per_token']:5.2f} scored per token  "
+        f"{figures['seconds']:8.2f} s  {figures['used']:7.1%} used  "
+        f"{figures['answers_kept']:.0f}/{figures['answers']:.0f} answers kept"
     )
 
 
