@@ -23,26 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.characters import (
-    JOINING,
-    PUNCT,
-    REGIONAL,
-    SINGLE,
-    SPACE,
-    WORD,
-    ZERO_WIDTH_JOINER,
-    kinds_of,
-    last_kept,
-)
+from pipeline.compression.characters import JOINING, PUNCT, WORD, ZERO_WIDTH_JOINER, kinds_of, last_kept
+from pipeline.compression.edges import next_solid, phrase_edges, sentence_edges, word_edges
 from pipeline.compression.marked import Marked
-from pipeline.compression.sentences import conjunctions, sentence_ends
 from schemas.compress import Unit
 
 MAX_TOKENS = 16
 MOST = {"phrase": 2 * MAX_TOKENS, "sentence": 16 * MAX_TOKENS}
-
-_OPENERS = '([{«“‘"–—•'
-_CLOSERS = ',;:.!?…)]}»”"–—，、。；：！？）」』】》،؛؟।'
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -127,7 +114,7 @@ def _line(parts: Sequence[Marked], offsets: Places, starts: Places, ends: Places
     kept = _touching(starts, ends, _shifted([part.kept for part in parts], offsets))
     owned = np.full(len(starts), -1)
     if any(part.rates for part in parts) or held.any():
-        solid = _next_solid(kinds)[np.minimum(starts, len(text) - 1)]
+        solid = next_solid(kinds)[np.minimum(starts, len(text) - 1)]
         own = [np.array([(one.begin, one.end) for one in part.rates], np.int64).reshape(-1, 2) for part in parts]
         last = np.repeat(offsets + [len(part.text) - 1 for part in parts], np.diff(np.append(heads, len(starts))))
         owned = _within(np.minimum(solid, last), _shifted(own, offsets))  # white space goes with its word
@@ -167,7 +154,7 @@ def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
     whole = (kinds[places - 1] == WORD) & (kinds[places] == WORD)
     around = safe & (_changes(line.held) | _changes(line.owned)) & ~whole
     around[line.heads] = True
-    edges = _word_edges(kinds)
+    edges = word_edges(kinds)
     words = _either(safe & edges[places], around)
     if (long := _overlong(words)).any():
         words |= long & safe & (kinds[places - 1] == PUNCT) & (kinds[places] == WORD)
@@ -186,13 +173,11 @@ def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
 
 def _long_units(line: _Line, unit: Unit, words: Bools, edges: Bools, safe: Bools, around: Bools) -> Bools:
     """Which tokens begin a phrase or a sentence; ``edges``: characters that begin words, ``around``: any unit."""
-    solid = _next_solid(line.kinds)
-    phrases = _at_tokens(_phrase_edges(line, edges, solid), line, safe, solid) | around
+    solid = next_solid(line.kinds)
+    phrases = _at_tokens(phrase_edges(line.text, line.points, edges, solid), line, safe, solid) | around
     if unit == "phrase":
         return _either(phrases, words & _overlong(phrases, MOST["phrase"]))
-    ends = np.zeros(len(line.kinds) + 1, dtype=bool)
-    ends[np.fromiter(sentence_ends(line.text), np.int64)] = True
-    begins = _at_tokens(ends[:-1], line, safe, solid) | around
+    begins = _at_tokens(sentence_edges(line.text), line, safe, solid) | around
     begins |= phrases & _overlong(begins, MOST["sentence"])
     return _either(begins, words & _overlong(begins, MOST["sentence"]))
 
@@ -207,13 +192,6 @@ def _either(one: Bools, other: Bools) -> Bools:
     return found
 
 
-def _next_solid(kinds: NDArray[np.uint8]) -> Ints:
-    """For every character the place of the first at or after it that is no white space; the end where there is none."""
-    count = len(kinds)
-    found = np.where(kinds == SPACE, count, np.arange(count))
-    return np.minimum.accumulate(found[::-1])[::-1]
-
-
 def _at_tokens(edges: Bools, line: _Line, safe: Bools, solid: Ints) -> Bools:
     """Edges of characters -> the tokens that begin there, or before the white space there ends.
 
@@ -225,38 +203,6 @@ def _at_tokens(edges: Bools, line: _Line, safe: Bools, solid: Ints) -> Bools:
     begins = np.zeros(len(safe), dtype=bool)
     begins[some[found[starts[found] <= solid[wanted]]]] = True
     return begins
-
-
-def _phrase_edges(line: _Line, words: Bools, solid: Ints) -> Bools:
-    """The word edges after closing punctuation or a line break, before opening punctuation and conjunctions."""
-    points, count = line.points, len(line.points)
-    places = np.flatnonzero(words)
-    ahead = np.minimum(solid[places], count - 1)
-    opened = np.zeros(count, dtype=bool)
-    opened[np.fromiter(conjunctions(line.text), np.int64)] = True
-    opened |= np.isin(points, [ord(char) for char in _OPENERS])
-    closed = np.isin(points, [ord(char) for char in _CLOSERS])
-    breaks = np.append(0, np.cumsum(points == 10))
-    broken = breaks[np.minimum(solid[places], count)] > breaks[places]
-    # A closing mark ends the phrase before it: what stands between it and a word is no edge.
-    begins = (closed[places - 1] | opened[ahead] | broken) & ~(closed[ahead] & (~opened[ahead] | (ahead == places)))
-    edges = np.zeros(count, dtype=bool)
-    edges[places[begins]] = True
-    return edges
-
-
-def _word_edges(kinds: NDArray[np.uint8]) -> Bools:
-    """Whether a word-like unit may begin at each character."""
-    kinds = np.concatenate([np.array([SPACE], np.uint8), kinds])  # a text begins as if white space stood before it
-    before, kinds = last_kept(kinds, kinds != JOINING)[:-1], kinds[1:]
-    to_space = (kinds == SPACE) & (before != SPACE)
-    alone = (before != SPACE) & ((kinds == SINGLE) | (before == SINGLE))
-    flags = (kinds == REGIONAL) ^ (before == REGIONAL)
-    # What follows a run of punctuation: only a run before white space or the end trails its word.
-    after = last_kept(kinds[::-1], (kinds != PUNCT)[::-1])[::-1]
-    trailing = (kinds == PUNCT) & (before == WORD) & ((after == SPACE) | (after == 0))
-    edges: Bools = to_space | alone | (flags & (before != SPACE)) | trailing
-    return edges & np.not_equal(kinds, JOINING)
 
 
 def _overlong(begins: Bools, limit: int = MAX_TOKENS) -> Bools:

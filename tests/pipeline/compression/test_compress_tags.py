@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -129,3 +130,9 @@ def test_promises_hold_for_any_tags(tiny: str, contexts: list[str], rate: float,
     if isinstance(outcome, Result):
         for marked in map(untagged, contexts):
             assert all(marked.text[a:b] in compressed(outcome) for a, b in marked.protected.tolist())
+
+
+def test_verbatim_numbers_do_not_run_into_the_words_before_them(tiny: str) -> None:
+    context = " ".join(f"{n} words <llmlingua, compress=False>{n + 1}</llmlingua> and" for n in range(100, 160, 2))
+    outcome = shrink(tiny, PromptParts(contexts=(context,)), rate=0.8, structure="tags", keep={"digits": True})
+    assert re.findall(r"\d+", compressed(outcome)) == [str(number) for number in range(100, 160)]
