@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.compression.engine import Compressed, Made
 from pipeline.compression.prompt import Source
 from pipeline.compression.registry import METHODS
 from pipeline.compression.stage import Compress
-from pipeline.models import ModelPool
+from pipeline.models import ModelNotFound, ModelPool
 from schemas.compress import CompressSpec
 from schemas.document import PromptParts
 from schemas.job import TargetSpec
@@ -44,8 +45,10 @@ def main() -> None:
     said = {"documents": len(prompts), "rates": arguments.rates, "cpu_time": arguments.cpu_time}
     figures: dict[str, Any] = {**facts(device, arguments.dtype), **said, "methods": []}
     for method in arguments.methods:
-        figures["methods"].append(_measured(_stage(method, arguments), pool, prompts, arguments))
-        print(table(figures["methods"][-1:], COLUMNS), flush=True)
+        try:
+            figures["methods"].append(_measured(_stage(method, arguments), pool, prompts, arguments))
+        except ModelNotFound as error:  # hours of the other methods must not be lost for a model that is not here
+            print(f"{method} is left out: {error}", file=sys.stderr)
     save(arguments.to, figures)
     print(table(figures["methods"], COLUMNS))
 
