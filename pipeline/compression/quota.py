@@ -37,7 +37,7 @@ class Quota:
     def loads(self, margins: Floats, costs: Ints, forced: Bools) -> Floats:
         """Margins within regions -> margins for the whole prompt: the highest, as many as fit, keep to the shares.
 
-        ``forced`` units come first and spend their region's allowance. What has ``-inf`` keeps it.
+        ``forced`` units come first and spend their region's allowance. What has ``-inf`` or nan keeps it.
         """
         quota = self._deepened(margins, costs, forced) if self.levels else self
         shared = quota.regions >= 0
@@ -47,7 +47,7 @@ class Quota:
         spent = np.bincount(
             quota.regions[shared & forced], weights=costs[shared & forced], minlength=len(quota.allowances)
         )
-        found = np.full(len(margins), -np.inf)
+        found = np.where(np.isnan(margins), np.nan, -np.inf)
         found[order] = -(running_sums(costs[order], regions) + spent[regions]) / quota.allowances[regions]
         return found
 

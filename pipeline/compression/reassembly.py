@@ -41,11 +41,15 @@ class Fitted:
 
 @dataclass(slots=True)
 class _Search:
-    """The largest number of best-ranked units whose text fits: between ``low`` (fits) and ``high`` (does not)."""
+    """The largest number of best-ranked units whose text fits: between ``low`` (fits) and ``high`` (does not).
+
+    Those that are not ``wanted`` come last.
+    """
 
     prompt: Prompt
     order: tuple[int, ...] | None
     forced: Bools
+    wanted: Bools
     ranked: Ints
     costs: Ints
     high: int
@@ -135,6 +139,8 @@ def _filled(search: _Search, best: Fitted, target: Tokenising) -> Fitted:
         return best
     budget, costs = search.prompt.budget, search.prompt.costs()
     rest, most = search.ranked[~best.kept[search.ranked]], len(search.ranked)
+    if (wanted := search.wanted[rest]).any():
+        rest = rest[wanted]
     for _ in range(FILLS):
         rest = rest[costs[rest] <= budget - best.tokens]
         if not len(rest) or best.tokens >= ENOUGH * budget:
@@ -154,12 +160,13 @@ def _filled(search: _Search, best: Fitted, target: Tokenising) -> Fitted:
 
 def _begin(prompt: Prompt, ranking: Ranking) -> _Search:
     forced = prompt.forced()
-    ranked = np.flatnonzero(np.isfinite(ranking.margins) & ~forced)
+    ranked = np.flatnonzero(~np.isnan(ranking.margins) & ~forced)
     ranked = ranked[np.argsort(-ranking.margins[ranked], kind="stable")]
     costs = np.cumsum(prompt.costs()[ranked])
     spans = prompt.layout.spans(forced, ranking.order)
     best = Fitted(text_of(prompt.text, spans), prompt.fixed, spans, forced)
-    search = _Search(prompt, ranking.order, forced, ranked, costs, len(ranked) + 1, ranking.strict, best)
+    wanted = np.isfinite(ranking.margins)
+    search = _Search(prompt, ranking.order, forced, wanted, ranked, costs, len(ranked) + 1, ranking.strict, best)
     joints = prompt.separator * max(0, sum(part.role == "context" for part in prompt.parts) - 1)
     search.guess = int(np.searchsorted(search.costs, prompt.budget - prompt.fixed - joints, side="right"))
     search.guess = min(max(search.guess, 1), len(ranked))
@@ -193,7 +200,7 @@ def _listing(prompt: Prompt, ranking: Ranking, fitted: Fitted, target: Tokenisin
         phrases.pop()
     margins = ranking.margins.copy()
     for phrase in phrases:
-        margins[phrase.first : phrase.end] = -np.inf
+        margins[phrase.first : phrase.end] = np.nan
     room = prompt.budget - target.count([listed(phrases) + SEPARATOR])[0]
     for _ in range(FILLS if phrases else 0):
         (found,) = _fit([replace(prompt, budget=room)], [replace(ranking, margins=margins)], target)

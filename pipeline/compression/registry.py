@@ -38,9 +38,9 @@ class Ranking:
     """What a method makes of a prompt.
 
     ``margins``: one number for every unit of every part, in order; the highest are kept, as many as fit, those of
-    ``-inf`` never. Units that must stay do, whatever they have here. ``order``: the places of all parts as they are to
-    stand, where that is another order. ``strict``: no unit is kept without all that rank above it, though some of the
-    budget be left (a truncated text has no gaps).
+    ``-inf`` only once all others are, those of nan never. Units that must stay do, whatever they have here. ``order``:
+    the places of all parts as they are to stand, where that is another order. ``strict``: no unit is kept without all
+    that rank above it, though some of the budget be left (a truncated text has no gaps).
     """
 
     margins: NDArray[np.float64]

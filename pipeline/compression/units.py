@@ -167,7 +167,8 @@ def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
         held = held | np.repeat(kept, np.diff(np.append(first, len(words))))
     around |= words & _changes(held)
     if unit == "token":
-        return _either(safe, around), held
+        begins = _either(safe, around)
+        return begins | (_every(begins, line.inside | begins) & _overlong(begins, 2 * MAX_TOKENS)), held
     return (words if unit == "word" else _long_units(line, unit, words, edges, safe, around)), held
 
 

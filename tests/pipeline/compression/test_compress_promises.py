@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from compress_models import TOKENIZERS, WORDS
@@ -138,3 +140,20 @@ def test_the_budget_holds_with_a_list(tiny: str, parts: PromptParts, rate: float
         assert compressed(outcome).endswith(parts.question)
         if outcome.fields["kept"] is not None:
             check(parts, outcome)
+
+
+def test_what_a_method_does_not_want_comes_last_and_what_it_forbids_never(tiny: str) -> None:
+    spec = RandomSpec.model_validate({"kind": "compress", "method": "random", "target_tokens": 60})
+    tokenising = Tokenising(load_tokenizer(tiny))
+    parts = PromptParts(contexts=("one two three", WORDS[:300], "seven eight nine"))
+    (prompt,) = Preparing(spec, tokenising, tokenising, build_marking(spec), True).prepare([Source(parts)])
+    assert isinstance(prompt, Prompt)
+    margins = np.array([1.0, -np.inf, np.nan])[prompt.layout.parts]
+    (fitted,) = fit([prompt], [Ranking(margins)], tokenising)
+    assert isinstance(fitted, Fitted)
+    assert fitted.text.startswith("one two three\n\nQuestion")
+    assert "seven" not in fitted.text
+    assert fitted.tokens >= 0.97 * 60
+    (small,) = fit([replace(prompt, budget=8)], [Ranking(margins)], tokenising)
+    assert isinstance(small, Fitted)
+    assert set(small.text.split()) <= {"one", "two", "three"}
