@@ -11,10 +11,11 @@ from pipeline.compression.engine import Compressed, Made
 from pipeline.compression.prompt import Copied, Prompt, Source
 from pipeline.compression.registry import Method, Passed, Ranking
 from pipeline.compression.stage import Compress
-from pipeline.stages import Refusal
+from pipeline.stages import Refusal, Run
 from schemas.compress import CompressSpec
-from schemas.document import PromptParts
+from schemas.document import Document, PromptParts
 from schemas.job import TargetSpec
+from schemas.reference import ReferenceOptions, ReferenceSpec
 
 if TYPE_CHECKING:
     from pipeline.compression.tokens import Tokenising
@@ -45,18 +46,21 @@ def staged(pool: ModelPool, spec: CompressSpec, target: str) -> Compressor:
 def reference(
     pool: ModelPool, model: str, dtype: str, batch_tokens: int, options: dict[str, Any], device: str = "auto"
 ) -> Compressor:
-    """Reference fidelity with the library's own ``options``, without a stage around it."""
-    from pipeline.compression.reference.reference import Reference
-    from pipeline.compression.scoring import Scorer
-    from schemas.reference import ReferenceOptions
+    """What the compress stage of reference fidelity does, with the library's own ``options``.
 
-    loaded = pool.causal_lm(model, dtype, device)
-    asked = ReferenceOptions(**options)
+    Nothing is remembered from one call to the next: no run lives on the scores of another.
+    """
+    from pipeline.compression.reference.outcomes import outcomes_of
+
+    spec = ReferenceSpec(
+        kind="compress", fidelity="reference", model=model, dtype=dtype, device=device, batch_tokens=batch_tokens,
+        options=ReferenceOptions(**options),
+    )  # fmt: skip
 
     def compress(prompts: Sequence[PromptParts], passed: Passed) -> Texts:
-        # A new one each time: it remembers the scores of texts, and no run may live on what another has computed.
-        engine = Reference(Scorer(loaded, batch_tokens), loaded.tokenizer, asked)
-        return [None if isinstance(one, Refusal) else one.text for one in engine.compress(prompts, passed)]
+        documents = [Document(seq, str(seq), parts, "") for seq, parts in enumerate(prompts)]
+        outcomes = outcomes_of(spec, TargetSpec(model=model), documents, Run(pool), passed)
+        return [None if isinstance(one, Refusal) else str(one.fields["compressed"]) for one in outcomes]
 
     return compress
 
@@ -90,26 +94,20 @@ def _text(made: Made) -> str | None:
     return made.text if isinstance(made, Copied) else None
 
 
-@dataclass(slots=True)
-class Passes:
-    """What went through a model: tokens (padding included) of its trunk, in how many calls."""
-
-    tokens: int = 0
-    calls: int = 0
-
-
 @contextmanager
-def watched(trunk: Any) -> Iterator[Passes]:
-    """Count what ``trunk`` (a module called with ``input_ids``) is given. Replayed graphs pass by uncounted."""
-    passes = Passes()
+def watched(trunk: Any) -> Iterator[list[int]]:
+    """The tokens (padding included) of each call of ``trunk``, a module that takes ``input_ids``.
+
+    A graph that is replayed without its module passes by uncounted.
+    """
+    calls: list[int] = []
 
     def count(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = arguments[0] if arguments else named.get("input_ids")
-        passes.tokens += ids.numel() if ids is not None else 0
-        passes.calls += 1
+        calls.append(ids.numel() if ids is not None else 0)  # from several threads: a list loses none
 
     handle = trunk.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        yield passes
+        yield calls
     finally:
         handle.remove()

@@ -56,15 +56,10 @@ class Bench:
     def speed(self, compress: Compressor, prompts: Sequence[PromptParts], origin: Sequence[int]) -> tuple[Speed, Texts]:
         """The figures, and the texts. ``origin`` counts the tokens of each prompt; refused prompts do not count."""
         compress(prompts[: self.warm_up], lambda tokens: None)
-        scored = 0
-
-        def told(tokens: int) -> None:
-            nonlocal scored
-            scored += tokens
-
+        scored: list[int] = []
         begun = time.process_time()
-        with watched(self.trunk) as passes:
-            texts, seconds = timed(lambda: compress(prompts, told), self.runs, self.device)
+        with watched(self.trunk) as passed:
+            texts, seconds = timed(lambda: compress(prompts, scored.append), self.runs, self.device)
         cpu = time.process_time() - begun
         made = [text for text in texts if text is not None]
         tokens = sum(count for count, text in zip(origin, texts, strict=True) if text is not None)
@@ -76,8 +71,8 @@ class Bench:
             seconds=seconds,
             tokens_per_second=tokens / seconds.median,
             cpu_seconds=cpu / self.runs,
-            scored=scored / self.runs / own,
-            passed=passes.tokens / self.runs / own if passes.tokens else None,
+            scored=sum(scored) / self.runs / own,
+            passed=sum(passed) / self.runs / own if passed else None,
             kept=sum(self.own(made)) / max(1, len(made)),
             refused=len(texts) - len(made),
             busy=self._busy(compress, prompts[:PROFILED]),
