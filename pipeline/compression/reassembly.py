@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compression.characters import SPACE, kinds_of
+from pipeline.compression.edges import word_edges
 from pipeline.compression.layout import stripped, text_of
 from pipeline.compression.prompt import Prompt, too_small
 from pipeline.compression.registry import Ranking
@@ -190,7 +192,34 @@ def _least(search: _Search, target: Tokenising) -> Fitted | Refusal:
     counts = target.count([one.text for one in tries])
     counted = [replace(one, tokens=count) for one, count in zip(tries, counts, strict=True)]
     found = min(counted, key=lambda one: one.tokens)
+    if (
+        found.tokens > prompt.budget
+        and not search.forced.any()
+        and (head := _head(search, set(saying.tolist()), target))
+    ):
+        return head
     return found if found.tokens <= prompt.budget else too_small(prompt.budget, found.tokens)
+
+
+def _head(search: _Search, saying: set[int], target: Tokenising) -> Fitted | None:
+    """The first words of the best unit of several, as many as fit: a short prompt may be a single sentence."""
+    prompt = search.prompt
+    unit = next((one for one in search.ranked.tolist() if one in saying), None)
+    if unit is None:
+        return None
+    begin, end = prompt.layout.edges[prompt.layout.cells[unit] :][:2].tolist()
+    words = np.flatnonzero(word_edges(kinds_of(prompt.text[begin:end])[0]))
+    spans = [stripped(prompt.text, np.array([[begin, begin + word]])) for word in words[words > 0].tolist()]
+    spans = [one for one in spans if len(one)]
+    kept = search.forced.copy()
+    kept[unit] = True
+
+    def counted(place: int) -> Fitted:
+        text = text_of(prompt.text, spans[place])
+        return Fitted(text, target.count([text])[0], spans[place], kept)
+
+    fits = bisect.bisect_right(range(len(spans)), prompt.budget, key=lambda place: counted(place).tokens)
+    return counted(fits - 1) if fits and counted(fits - 1).tokens <= prompt.budget else None
 
 
 def _listing(prompt: Prompt, ranking: Ranking, fitted: Fitted, target: Tokenising) -> Fitted:

@@ -157,3 +157,12 @@ def test_what_a_method_does_not_want_comes_last_and_what_it_forbids_never(tiny: 
     (small,) = fit([replace(prompt, budget=8)], [Ranking(margins)], tokenising)
     assert isinstance(small, Fitted)
     assert set(small.text.split()) <= {"one", "two", "three"}
+
+
+@pytest.mark.parametrize("unit", ["phrase", "sentence"])
+def test_a_prompt_of_one_long_unit_keeps_its_first_words(tiny: str, unit: str) -> None:
+    parts = PromptParts(contexts=("  The quick brown fox jumps over the lazy dog and the rivers.",))
+    outcome = shrink(tiny, parts, target_tokens=5, unit=unit)
+    check(parts, outcome)
+    assert parts.contexts[0].strip().startswith(compressed(outcome)) or unit == "phrase"
+    assert result(outcome).tokens_out >= 3
