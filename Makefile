@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL     package index for torch alone. On a machine without a GPU,
 #                       https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
 #   SEEDS=20            how many random seeds `make chaos` runs
+#   ABREAST=2           how many test files `make test` runs at once, each on servers of its own
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +16,7 @@ SHELL := /bin/bash
 TORCH_INDEX ?=
 PYTHON ?=
 SEEDS ?= 20
+ABREAST ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 export TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
@@ -26,7 +28,7 @@ help: ## this list
 	echo
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	echo
-	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX (see the head of the Makefile), SEEDS."
+	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX, SEEDS, ABREAST (see the head of the Makefile)."
 
 demo: .venv/.runtime ## compress and answer 24 real prompts: installs everything, starts and stops what it needs
 	@$(BIN)/contextmill models pull smollm2-135m-instruct
@@ -46,7 +48,7 @@ test: .venv/.dev ## lint, types, import contracts and all tests; installs redis-
 	@.ci/install-servers
 	$(MAKE) --no-print-directory lint
 	echo ">> tests"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(ABREAST) --dist loadfile
 
 lint: .venv/.dev ## ruff, mypy --strict, import contracts
 	@echo ">> ruff"
