@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from schemas.align_file import AlignFile
+from schemas.compress import CompressSpec
 from schemas.document import PromptParts
 from schemas.job import JobSpec
 from schemas.stage import GenerateSpec
@@ -83,7 +84,7 @@ def test_prompts_have_700_to_900_tokens_and_room_in_the_budget() -> None:
 
     spec = job(EXAMPLES / "gsm8k.toml")
     compress, generate = spec.stages
-    assert isinstance(generate, GenerateSpec) and compress.kind == "compress" and compress.target_tokens
+    assert isinstance(generate, GenerateSpec) and isinstance(compress, CompressSpec) and compress.target_tokens
     tokenizer = load_tokenizer(spec.target.tokenizer_model)
     for row in rows("gsm8k.jsonl") + rows("gsm8k-one-more.jsonl"):
         whole = len(tokenizer.encode(parts(row).render(), add_special_tokens=False))
