@@ -38,6 +38,10 @@ class Compress:
 
     def identity(self) -> Any:
         """Digests of the scoring models and of the tokenizer that counts; its model's weights need not be here."""
+        if isinstance(self.spec, ReferenceSpec) and self.spec.options.use_sentence_level_filter:
+            from pipeline.compression.reference import punkt
+
+            punkt.load()  # what it lacks shall be said when a job is submitted, not once it runs
         scoring = [digest_of(model) for model in self.spec.scoring_models]
         return [VERSION, *scoring, _tokenizer_digest(self.target.tokenizer_model)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from pipeline.compression.lanes import Done, by_length, in_lanes
@@ -14,6 +15,8 @@ from pipeline.stages import Outcome, Refusal, Result, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
 from schemas.reference import ReferenceOptions, ReferenceSpec
+
+log = logging.getLogger(__name__)
 
 Made = list[ReferenceResult | Refusal]
 
@@ -56,6 +59,8 @@ def _rows(
         if isinstance(one, Refusal):
             made[place] = one
             continue
+        if one.crashed:
+            log.warning("%s: the library would crash here (%s); shortened otherwise", documents[place].id, one.crashed)
         asked = asked_of(spec.options, original)
         fields = {
             "compressed": one.text,
