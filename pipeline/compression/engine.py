@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compression.lanes import Done, by_length, in_lanes
-from pipeline.compression.prompt import Copied, Preparing, Prompt, Ready, Source
+from pipeline.compression.preparing import Preparing
+from pipeline.compression.prompt import Copied, Prompt, Ready, Source
 from pipeline.compression.reassembly import Fitted, fit
 from pipeline.compression.registry import Method, Passed, Ranking
 from pipeline.stages import Refusal

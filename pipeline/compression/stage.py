@@ -82,7 +82,7 @@ class Compress:
         """The bare engine of paper fidelity, its models loaded."""
         from pipeline.compression.engine import Engine
         from pipeline.compression.marking import build_marking
-        from pipeline.compression.prompt import Preparing
+        from pipeline.compression.preparing import Preparing
         from pipeline.compression.registry import build_method
         from pipeline.compression.tokens import Tokenising
 

@@ -10,7 +10,8 @@ import numpy as np
 from compress_models import tokenizer_of
 
 from pipeline.compression.marking import build_marking
-from pipeline.compression.prompt import Part, Preparing, Prompt, Source
+from pipeline.compression.preparing import Preparing
+from pipeline.compression.prompt import Part, Prompt, Source
 from pipeline.compression.registry import Method, Ranking
 from pipeline.compression.tokens import Tokenising
 from schemas.compress import CompressSpec

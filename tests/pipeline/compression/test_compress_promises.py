@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.compression.marking import build_marking
-from pipeline.compression.prompt import Preparing, Prompt, Source
+from pipeline.compression.preparing import Preparing
+from pipeline.compression.prompt import Prompt, Source
 from pipeline.compression.reassembly import Fitted, fit
 from pipeline.compression.registry import Ranking
 from pipeline.compression.tokens import Tokenising

@@ -1,0 +1,240 @@
+"""Documents -> prompts ready for compression: tokenised, cut into units, with budgets and shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compression.budget import tokens_asked
+from pipeline.compression.layout import Layout, text_of
+from pipeline.compression.marked import Marked, UnmarkableError
+from pipeline.compression.marking import Marking
+from pipeline.compression.prompt import Copied, Part, Prompt, Ready, Role, Source, too_small
+from pipeline.compression.shares import own_budget, quota_of
+from pipeline.compression.tokens import Tokenising, Tokens
+from pipeline.compression.units import Cut, cut
+from pipeline.stages import Refusal
+from schemas.compress import CompressSpec, Unit
+from schemas.document import SEPARATOR, PromptParts
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part that is not empty, before it is cut. ``source``: its text, markup included."""
+
+    role: Role
+    verbatim: bool
+    marked: Marked
+    source: str
+
+    @property
+    def key(self) -> tuple[Role, bool, str]:
+        """Equal keys, equal parts."""
+        return self.role, self.verbatim, self.source
+
+
+_Key = tuple[Role, bool, str]
+
+REMEMBERED = 2**22
+"""Characters of parts that are kept, tokenised and cut, in case they come again (some 60 bytes each)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """Makes prompts ready for ``spec``: token ids by ``scorer``, budgets by ``target``, marks by ``marking``."""
+
+    spec: CompressSpec
+    scorer: Tokenising
+    target: Tokenising
+    marking: Marking
+    same_tokenizer: bool = False
+    known: dict[_Key, Part] = field(default_factory=dict)
+
+    def prepare(self, sources: Sequence[Source]) -> list[Ready]:
+        """One prompt per source, in order; or why it needs no work, or can have none."""
+        found = {parts: self._pieces(parts) for parts in {source.parts: None for source in sources}}
+        pieces = [found[source.parts] for source in sources]  # shared by the same document at several rates
+        texts = ["" if isinstance(one, Refusal) else _render(one) for one in pieces]
+        counts, beside = self.target.count(texts), self._beside(pieces)
+        budgets = [self._budget(*one) for one in zip(sources, counts, beside, strict=True)]
+        work = {
+            place: one
+            for place, one in enumerate(pieces)
+            if not isinstance(one, Refusal) and (budgets[place] < counts[place] or _has_own(one))
+        }
+        parts = dict(zip(work, self._parts([_said(one) for one in work.values()]), strict=True))
+        (separator,) = self.target.count([SEPARATOR])
+        made: list[Ready] = []
+        for place, (one, text, count, budget) in enumerate(zip(pieces, texts, counts, budgets, strict=True)):
+            if isinstance(one, Refusal):
+                made.append(one)
+            elif place in parts:
+                layout = _layout(parts[place])
+                made.append(Prompt(parts[place], text, layout, _markup(one), count, budget, 0, separator))
+            else:
+                made.append(Copied(text, _markup(one), count, budget))
+        return self._fixed(sources, made)
+
+    def _pieces(self, source: PromptParts) -> list[_Piece] | Refusal:
+        if no := _unusable(source):
+            return no
+        spec = self.spec
+        roles: list[tuple[Role, bool, str]] = [("instruction", spec.tau_instruction == 1, source.instruction)]
+        roles += [("context", False, text) for text in source.contexts]
+        roles.append(("question", spec.tau_question == 1, source.question))
+        found: list[_Piece] = []
+        for number, (role, verbatim, text) in enumerate(roles):
+            try:
+                found += [_Piece(role, verbatim, self._marked(role, verbatim, text), text)] if text else []
+            except UnmarkableError as error:
+                return Refusal(error.code, f"{f'contexts[{number - 1}]' if role == 'context' else role}, {error}")
+        return found if any(piece.marked.text and not piece.marked.text.isspace() for piece in found) else _EMPTY
+
+    def _marked(self, role: Role, verbatim: bool, text: str) -> Marked:
+        if verbatim:
+            return Marked(text)
+        return self.marking.context(text) if role == "context" else self.marking.plain(Marked(text))
+
+    def _beside(self, pieces: Sequence[list[_Piece] | Refusal]) -> Sequence[int]:
+        """Tokens that the budget does not cover: those of instruction and question, where it is of contexts alone."""
+        if self.spec.budget == "prompt":
+            return [0] * len(pieces)
+        rest = [[] if isinstance(one, Refusal) else [part for part in one if part.role != "context"] for one in pieces]
+        return self.target.count([_render(one) for one in rest])
+
+    def _budget(self, source: Source, count: int, beside: int) -> int:
+        rate = self.spec.rate if source.rate is None else source.rate
+        return beside + tokens_asked(count - beside, rate, None if source.rate else self.spec.target_tokens)
+
+    def _fixed(self, sources: Sequence[Source], made: list[Ready]) -> list[Ready]:
+        """Count what must stay in each prompt, set its shares, and refuse the budgets that cannot hold it."""
+        work = [(place, one) for place, one in enumerate(made) if isinstance(one, Prompt)]
+        texts = [text_of(prompt.text, prompt.layout.spans(prompt.forced())) for _, prompt in work]
+        for (place, prompt), least in zip(work, self.target.count(texts), strict=True):
+            made[place] = self._shared(prompt, least, sources[place].rate or self.spec.rate)
+        return made
+
+    def _shared(self, prompt: Prompt, least: int, rate: float | None) -> Ready:
+        """The prompt with its shares. Its own rates may lower the budget that a rate gives, and never raise it."""
+        budget = prompt.budget
+        if rate is not None and any((part.rates < 1).any() for part in prompt.parts):
+            own = math.floor(own_budget(prompt.parts, rate, prompt.separator, self.spec) + 1e-6)
+            budget = min(budget, max(own, least))
+        if least > budget:
+            return too_small(budget, least)
+        if budget >= prompt.original:
+            return Copied(prompt.text, prompt.markup, prompt.original, budget)
+        share = rate if rate is not None else budget / prompt.original
+        quota = quota_of(prompt.parts, budget, share, prompt.separator, self.spec)
+        return replace(prompt, budget=budget, fixed=least, quota=quota, phrases=self.spec.removed_phrases)
+
+    def _parts(self, prompts: Sequence[list[_Piece]]) -> list[tuple[Part, ...]]:
+        """The pieces of every prompt, tokenised and cut; equal ones (demonstrations, several rates) once."""
+        every = {piece.key: piece for prompt in prompts for piece in prompt}
+        made = {key: part for key in every if (part := self.known.get(key)) is not None}
+        made.update(self._cut({key: piece for key, piece in every.items() if key not in made}))
+        return [tuple(made[piece.key] for piece in prompt) for prompt in prompts]
+
+    def _cut(self, new: dict[_Key, _Piece]) -> dict[_Key, Part]:
+        pieces = list(new.values())
+        texts = [piece.marked.text for piece in pieces]
+        scored = [self._some(text, tokens) for text, tokens in zip(texts, self.scorer.tokenise(texts), strict=True)]
+        counted = scored if self.same_tokenizer else self.target.tokenise(texts)
+        cuts = _cut(pieces, scored, self.spec.unit)
+        made = dict(zip(new, map(_part, pieces, scored, counted, cuts), strict=True))
+        self._remember(made)
+        return made
+
+    def _remember(self, made: dict[_Key, Part]) -> None:
+        """Keep what may come again: few-shot corpora repeat their demonstrations."""
+        short = {key: part for key, part in made.items() if len(part.text) <= REMEMBERED // 256}
+        if sum(len(part.text) for part in [*self.known.copy().values(), *short.values()]) > REMEMBERED:
+            self.known.clear()
+        self.known.update(short)
+
+    def _some(self, text: str, tokens: Tokens) -> Tokens:
+        """A normaliser may leave nothing of a text; it still has to be kept or removed, so one token stands for it."""
+        if len(tokens.ids):
+            return tokens
+        return Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]], np.int32))
+
+
+_WHOLE = Cut(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, bool), np.full(1, -1))
+
+
+def _cut(pieces: Sequence[_Piece], tokens: Sequence[Tokens], unit: Unit) -> list[Cut]:
+    """The units of every piece; a verbatim one is whole."""
+    free = [place for place, piece in enumerate(pieces) if not piece.verbatim]
+    marked = [pieces[place].marked for place in free]
+    cuts = dict(zip(free, cut(marked, [tokens[place].spans for place in free], unit), strict=True))
+    return [cuts.get(place, _WHOLE) for place in range(len(pieces))]
+
+
+def _part(piece: _Piece, tokens: Tokens, counted: Tokens, units: Cut) -> Part:
+    own = counted is tokens  # then the tokens of a unit are what it costs
+    costs = np.diff(units.first, append=len(tokens.ids)) if own else _costs(counted, units.places)
+    rates = np.array([*(own.rate for own in piece.marked.rates), np.nan])[units.owned]  # -1 is the last
+    regions = np.array([*(own.region for own in piece.marked.rates), -1])[units.owned]
+    text = piece.marked.text
+    return Part(
+        piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates, regions
+    )
+
+
+def _costs(tokens: Tokens, places: Ints) -> Ints:
+    """Tokens that begin in each of the units that begin at ``places``."""
+    if not len(tokens.ids):
+        return np.zeros(len(places), np.int64)
+    begins = np.concatenate([[0], np.maximum.accumulate(tokens.spans[:, 1])[:-1]])
+    return np.bincount(np.searchsorted(places, begins, side="right") - 1, minlength=len(places))
+
+
+def _layout(parts: Sequence[Part]) -> Layout:
+    return Layout.of([part.places for part in parts], [len(part.text) for part in parts])
+
+
+def _said(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Without those of which only markup was there."""
+    return [piece for piece in pieces if piece.marked.text]
+
+
+def _has_own(pieces: Sequence[_Piece]) -> bool:
+    return any(own.rate < 1 for piece in pieces for own in piece.marked.rates)
+
+
+def _render(pieces: Sequence[_Piece]) -> str:
+    return SEPARATOR.join(piece.marked.text for piece in _said(pieces))
+
+
+def _markup(pieces: Sequence[_Piece]) -> Ints:
+    """The markup of all parts, at places in the whole text. A part of nothing else goes with its blank line."""
+    found = [np.zeros((0, 2), np.int64)]
+    start = gone = 0
+    for piece in pieces:
+        if not piece.marked.text:
+            gone += len(piece.source) + len(SEPARATOR)
+            continue
+        found += [np.array([[start, gone]])] if gone else []
+        found.append(piece.marked.markup + np.array([start, 0]))
+        start, gone = start + len(piece.marked.text) + len(SEPARATOR), 0
+    return np.concatenate(found)
+
+
+_EMPTY = Refusal("empty", "the prompt is empty or only white space: there is nothing to compress")
+
+
+def _unusable(source: PromptParts) -> Refusal | None:
+    text = source.render()
+    if not text or text.isspace():
+        return _EMPTY
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return Refusal("invalid_unicode", f"the prompt holds half a surrogate pair at character {error.start}; mend it")
+    return None
