@@ -4,7 +4,6 @@
 #   TORCH_INDEX=URL     package index for torch alone. On a machine without a GPU,
 #                       https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
 #   SEEDS=20            how many random seeds `make chaos` runs
-#   ABREAST=2           how many test files `make test` runs at once, each on servers of its own
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,7 +15,7 @@ SHELL := /bin/bash
 TORCH_INDEX ?=
 PYTHON ?=
 SEEDS ?= 20
-ABREAST ?= 2
+PROCESSES := tests/cli tests/workers tests/chaos
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 export TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
@@ -28,7 +27,7 @@ help: ## this list
 	echo
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	echo
-	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX, SEEDS, ABREAST (see the head of the Makefile)."
+	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX, SEEDS (see the head of the Makefile)."
 
 demo: .venv/.runtime ## compress and answer 24 real prompts: installs everything, starts and stops what it needs
 	@$(BIN)/contextmill models pull smollm2-135m-instruct
@@ -48,7 +47,16 @@ test: .venv/.dev ## lint, types, import contracts and all tests; installs redis-
 	@.ci/install-servers
 	$(MAKE) --no-print-directory lint
 	echo ">> tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(ABREAST) --dist loadfile
+	# Two runs abreast: tests of processes wait for them half of the time.
+	export OMP_NUM_THREADS=1
+	log=$$(mktemp)
+	$(BIN)/python -m pytest $(PROCESSES) -o cache_dir=.pytest_cache/processes > "$$log" 2>&1 & beside=$$!
+	trap 'kill $$beside 2> /dev/null || true; rm -f "$$log"' EXIT
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(PROCESSES)) && status=0 || status=$$?
+	wait $$beside || status=$$?
+	echo ">> tests of processes: $(PROCESSES)"
+	cat "$$log"
+	exit $$status
 
 lint: .venv/.dev ## ruff, mypy --strict, import contracts
 	@echo ">> ruff"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 METHODS = {
     "llmlingua": "pipeline.compression.methods.llmlingua:LLMLingua",
     "longllmlingua": "pipeline.compression.methods.longllmlingua:LongLLMLingua",
-    "llmlingua2": "pipeline.compression.classifier_method:LLMLingua2",
+    "llmlingua2": "pipeline.compression.methods.llmlingua2:LLMLingua2",
     "selective-context": "pipeline.compression.methods.selective_context:SelectiveContext",
     "sentences": "pipeline.compression.methods.sentences:Sentences",
     "truncation": "pipeline.compression.methods.truncation:Truncation",

@@ -11,10 +11,10 @@ import pytest
 from classifier_models import KINDS, TRAINING, save_classifier
 from compress_models import document, stage_of, text_of
 
-from pipeline.compression import classifier_method
 from pipeline.compression.classifier import Classifier
-from pipeline.compression.classifier_method import LLMLingua2, ShortTokens
 from pipeline.compression.engine import Compressed, Engine
+from pipeline.compression.methods import llmlingua2
+from pipeline.compression.methods.llmlingua2 import LLMLingua2, ShortTokens
 from pipeline.compression.prompt import Source
 from pipeline.compression.tokens import Tokenising
 from pipeline.models import ModelPool, load_tokenizer
@@ -99,7 +99,7 @@ def test_unknown_words_are_cut_up_without_a_gap(bert: str) -> None:
     (before,), (after,) = plain.tokenise([text]), short.tokenise([text])
     lengths = after.spans[:, 1] - after.spans[:, 0]
     assert (before.spans[:, 1] - before.spans[:, 0]).max() == 200
-    assert lengths.max() <= classifier_method.LONG_TOKEN
+    assert lengths.max() <= llmlingua2.LONG_TOKEN
     covered = np.zeros(len(text), dtype=int)
     for begin, end in after.spans:
         covered[begin:end] += 1
@@ -167,7 +167,7 @@ def test_what_comes_again_is_read_once(bert: str, pool: ModelPool, monkeypatch: 
 
 
 def test_memory_of_what_was_read_is_bounded(bert: str, pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier_method, "REMEMBERED", 100)
+    monkeypatch.setattr(llmlingua2, "REMEMBERED", 100)
     method = _method(pool, bert)
     for number in range(20):
         method._remember({f"text {number}": np.zeros(30, np.float32)})
