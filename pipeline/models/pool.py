@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections import OrderedDict
@@ -101,6 +102,7 @@ class ModelPool:
 
         _, left = self._loaded.popitem(last=False)
         del left
+        gc.collect()  # compiled layers refer to themselves
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
