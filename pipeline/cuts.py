@@ -211,7 +211,7 @@ def _unknown(connection: Connection, doc_id: str, job_id: str | None) -> ValueEr
 
 def _nearest(connection: Connection, doc_id: str, job_id: str | None) -> list[str]:
     """Ids that begin so (a document at several rates, first of all), else those spelt alike, else any."""
-    query = select(DocumentRow.doc_id).distinct()
+    query = select(DocumentRow.doc_id).distinct().order_by(DocumentRow.doc_id)
     query = query if job_id is None else query.where(DocumentRow.job_id == job_id)
     for beginning in (f"{doc_id}@", doc_id):
         found = query.where(DocumentRow.doc_id.startswith(beginning, autoescape=True)).limit(5)

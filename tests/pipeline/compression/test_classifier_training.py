@@ -32,8 +32,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=512, initializer_range=0.2,
     )  # fmt: skip
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    words = {f"w{number}": number for number in range(200)} | {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102}
-    inner = Tokenizer(models.WordLevel({word: words[word] for word in words}, unk_token="[UNK]"))
+    special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]"}
+    words = {special.get(number, f"w{number}"): number for number in range(200)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 101), ("[SEP]", 102)]
