@@ -25,7 +25,7 @@ from pipeline.storage.requests import ensure_budget
 from pipeline.storage.shards import ACTIVE, PUBLISH, shard_row
 from pipeline.storage.sql import db_now, insert_ignore, reading
 from schemas.align import WHOLE_CORPUS
-from schemas.document import Document, PromptParts
+from schemas.document import Document
 from schemas.job import JobSpec, digest
 from schemas.records import INPUT
 from schemas.stage import GenerateSpec
@@ -294,7 +294,7 @@ def _batches(rows: Iterable[RawDocument | BadRow]) -> Iterator[list[RawDocument 
     size = 0
     for row in rows:
         batch.append(row)
-        size += _characters_of(row.parts) if isinstance(row, RawDocument) else 0
+        size += row.parts.characters if isinstance(row, RawDocument) else 0
         if len(batch) >= BATCH or size >= MAX_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -302,12 +302,8 @@ def _batches(rows: Iterable[RawDocument | BadRow]) -> Iterator[list[RawDocument 
         yield batch
 
 
-def _characters_of(parts: PromptParts) -> int:
-    return len(parts.instruction) + sum(map(len, parts.contexts)) + len(parts.question)
-
-
 def _size(document: Document) -> int:
-    return _characters_of(document.parts)
+    return document.parts.characters
 
 
 def _characters(documents: Iterable[Document]) -> int:

@@ -26,6 +26,11 @@ class PromptParts:
         """The whole prompt: the non-empty parts, in order, joined by a blank line."""
         return SEPARATOR.join(part for part in (self.instruction, *self.contexts, self.question) if part)
 
+    @property
+    def characters(self) -> int:
+        """Characters of all parts, the blank lines between them left out."""
+        return len(self.instruction) + sum(map(len, self.contexts)) + len(self.question)
+
     def content_hash(self) -> str:
         """128-bit hex digest of the parts; equal parts, equal work. The id and the reference answer are left out."""
         # JSON rather than the rendered text: ("a\n\nb",) and ("a", "b") are different work.

@@ -15,7 +15,6 @@ from pipeline.compression.prompt import Copied, Prompt, Ready, Source
 from pipeline.compression.reassembly import Fitted, fit
 from pipeline.compression.registry import Method, Passed, Ranking
 from pipeline.stages import Refusal
-from schemas.document import PromptParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Engine:
     def run(self, sources: Sequence[Source], passed: Passed) -> Iterator[Batch]:
         """All sources, longest first, batch by batch. ``passed`` is told their original tokens as they are read."""
         parts = [source.parts for source in sources]
-        batches = by_length(list(map(_characters, parts)), self.method.abreast, parts)
+        batches = by_length([one.characters for one in parts], self.method.abreast, parts)
         return in_lanes(batches, lambda places, gate: self._make([sources[place] for place in places], gate), passed)
 
     def _make(self, sources: Sequence[Source], passed: Passed) -> list[Made]:
@@ -84,7 +83,3 @@ def _compressed(prompt: Prompt, fitted: Fitted | Refusal) -> Made:
     if isinstance(fitted, Refusal):
         return fitted
     return Compressed(fitted, prompt.markup, prompt.original, prompt.budget)
-
-
-def _characters(parts: PromptParts) -> int:
-    return sum(map(len, (parts.instruction, *parts.contexts, parts.question)))

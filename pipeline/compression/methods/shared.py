@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ def distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(ABC):
     """A method without a model, over units of the target's own tokens. A leaf overrides ``margins``."""
 
     tokenising: Tokenising
@@ -48,9 +49,9 @@ class Plain:
             passed(prompt.original)
         return [Ranking(found[place], strict=self.STRICT) for place in which]
 
+    @abstractmethod
     def margins(self, prompt: Prompt) -> Floats:
         """One number per unit of every part, in order; the highest are kept."""
-        raise NotImplementedError
 
 
 def ranked(*keys: NDArray[Any]) -> Floats:

@@ -35,15 +35,10 @@ def outcomes_of(
         return reference.compress([documents[place].parts for place in places], gate)
 
     outcomes: dict[int, Outcome] = {}
-    for done in in_lanes(by_length([_characters(one) for one in documents], rows), make, passed):
+    for done in in_lanes(by_length([one.parts.characters for one in documents], rows), make, passed):
         outcomes.update(_rows(spec, done, documents, counting))
         run.progress(len(done.places), 0)
     return [outcomes[place] for place in range(len(documents))]
-
-
-def _characters(document: Document) -> int:
-    parts = document.parts
-    return sum(map(len, (parts.instruction, *parts.contexts, parts.question)))
 
 
 def _rows(

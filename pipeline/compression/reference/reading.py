@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
 from pipeline.compression.prefix import Passes
+from pipeline.compression.reading import ENOUGH
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer, on_device, padded
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-_ENOUGH = {"cpu": 512, "cuda": 8192}
-"""Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ def mean_losses(scorer: Scorer, texts: Sequence[Text], passed: Passed) -> list[f
         [len(ids) for ids in cut],
         scorer.batch_tokens,
         lambda rows: _means(scorer, [cut[row] for row in rows], np.array([first[row] for row in rows]), passed),
-        enough=_ENOUGH[scorer.device.type],
+        enough=ENOUGH[scorer.device.type],
     )
 
 
@@ -101,7 +99,7 @@ class Reading:
             taken.tolist(),
             self._scorer.batch_tokens,
             lambda rows: self._read_some(ids, np.array(rows), taken[rows]),
-            enough=_ENOUGH[self._scorer.device.type],
+            enough=ENOUGH[self._scorer.device.type],
         )
         self.scored = np.maximum(0, taken - 1)
 
