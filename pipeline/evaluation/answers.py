@@ -9,11 +9,12 @@ import json
 import re
 from collections.abc import Iterator
 
-_DECORATION = str.maketrans({"−": "-", **dict.fromkeys("$€£¥*`", None)})
-_NUMBER = re.compile(r"(?:(?<![\w).])-\s?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-_MARKER = re.compile(r"answer\s*(?:is|are|was|would be|[:=])|####|\\boxed\{", re.IGNORECASE)
+_DECORATION = str.maketrans({"−": "-", "*": " ", **dict.fromkeys("$€£¥`", None)})
+_NUMBER = re.compile(r"(?:(?<![\w).])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+_CONCLUDES = re.compile(r"answer\s*(?:is|are|was|would be)\b", re.IGNORECASE)
+_HEADS = re.compile(r"answer\s*[:=]|####|\\boxed\{", re.IGNORECASE)
 _SENTENCE = re.compile(r"[\s:]*((?:[^\n.!?]|[.!?](?!\s|$))*)")
-_NEXT_QUESTION = re.compile(r"(?:^|\n)[ \t*#>]*(?:question|q|problem)\b[^\n:]{0,20}:", re.IGNORECASE)
+_NEXT_QUESTION = re.compile(r"(?:^|\n)[ \t*#>]*(?:(?i:question|q|problem)\b[^\n:]{0,20}:|(?:Question|Q)\b(?=[ \t]+\S))")
 _LABEL = re.compile(
     r"(?:(?:so|thus|therefore),?\s+)?(?:the\s+)?(?:final\s+)?answer(?:\s+is\b\s*:?|\s*:)\s*|a:\s*", re.IGNORECASE
 )
@@ -35,10 +36,12 @@ def references(answer: str) -> list[str]:
 def number(text: str) -> str | None:
     """The number that a worked solution ends in (GSM8K), as plain digits: ``$1,200.50`` is ``1200.5``.
 
-    The one after the last "answer is", "####" or "\\boxed{" (behind its last "=", where that sentence has one); where
-    there is none, the last number. A question that the model asks itself afterwards, and what follows, do not count.
+    The one after the first "answer is", as Chain-of-Thought Hub reads it, else after the last "answer:", "####" or
+    "\\boxed{" (behind the last "=", where that sentence has one); where there is none, the last number. What a model
+    writes after its answer, such as a question to itself and the answer to that, does not count: behind compressed
+    prompts models do so in their style, without "Question:" or a blank line.
     """
-    plain = text.replace("{,}", ",").replace("\\,", "").replace("\\$", "").translate(_DECORATION)
+    plain = _plain(text.replace("{,}", ",").replace("\\,", "").replace("\\$", ""))
     for piece in _NEXT_QUESTION.split(plain):
         numbers = _NUMBER.findall(piece)
         if numbers:
@@ -54,9 +57,13 @@ def _marked_number(text: str) -> str | None:
     return None
 
 
+def _plain(text: str) -> str:
+    return text.replace("**", "").translate(_DECORATION)
+
+
 def _conclusions(text: str) -> Iterator[str]:
-    """What follows each marker of an answer, to the end of its sentence; the last one first."""
-    for marker in reversed(list(_MARKER.finditer(text))):
+    """What follows each marker of an answer, to the end of its sentence; the likeliest answer first."""
+    for marker in (*_CONCLUDES.finditer(text), *reversed(list(_HEADS.finditer(text)))):
         sentence = _SENTENCE.match(text, marker.end())
         if sentence and sentence[1].strip():
             yield sentence[1].strip()
@@ -74,7 +81,7 @@ def _canonical(digits: str) -> str:
 def choice(text: str, question: str, reference: str) -> str | None:
     """The answer to a BIG-Bench-Hard question, in the form of ``reference``: "(B)", a number, a word, or plain text.
 
-    The sentence after the last "answer is", as in the benchmark's own prompts, else the last line. An option that is
+    The sentence after the first "answer is", as in the benchmark's own prompts, else the last line. An option that is
     written out in full counts as its letter.
     """
     said = _conclusion(text)
@@ -89,7 +96,7 @@ def choice(text: str, question: str, reference: str) -> str | None:
 
 
 def _conclusion(text: str) -> str:
-    piece = next((piece for piece in _NEXT_QUESTION.split(text.translate(_DECORATION)) if piece.strip()), "")
+    piece = next((piece for piece in _NEXT_QUESTION.split(_plain(text)) if piece.strip()), "")
     lines = [line.strip() for line in piece.splitlines() if line.strip()]
     return next(_conclusions(piece), lines[-1] if lines else "")
 

@@ -29,9 +29,13 @@ def _f1(said: list[str], right: list[str]) -> float:
 
 
 def contains_answer(prediction: str, references: Iterable[str]) -> float:
-    """Whether a normalised reference stands in the normalised answer (Lost in the Middle's ``best_subspan_em``)."""
+    """Whether a normalised reference stands in the normalised answer (Lost in the Middle's ``best_subspan_em``).
+
+    One of which nothing is left stands in nothing but an empty answer.
+    """
     said = normalised(prediction)
-    return float(any(normalised(one) in said for one in references))
+    forms = [normalised(one) for one in references]
+    return float(any(form in said if form else not said for form in forms))
 
 
 def exact_match(prediction: str, references: Iterable[str], form: Callable[[str], str | None]) -> float:

@@ -14,7 +14,7 @@ from schemas.document import Document
 from schemas.evaluate import EvaluateSpec
 from schemas.job import TargetSpec
 
-VERSION = 1
+VERSION = 2
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 CHARACTERS_PER_SECOND = 200_000.0  # ROUGE's pace on one core; the other metrics are faster
