@@ -50,7 +50,7 @@ class Ending(StoppingCriteria):  # type: ignore[misc]
         newest = input_ids[:, -1].tolist()
         for row in self._open:
             self.tokens[row].append(newest[row])
-        self._open = [row for row in self._open if not self._ended(self.tokens[row])]
+        self._open = self._going_on()
         self._look()
         done = torch.ones(len(newest), dtype=torch.bool)
         done[self._open] = False
@@ -64,17 +64,29 @@ class Ending(StoppingCriteria):  # type: ignore[misc]
         cuts = [at for at in map(text.find, self._stops) if at >= 0]
         return text[: min(cuts)] if cuts else text, ended or bool(cuts)
 
-    def _ended(self, tokens: list[int]) -> bool:
-        if tokens[-1] in self._ends:
-            return True
+    def _going_on(self) -> list[int]:
+        """The open rows that their newest token does not end."""
+        going = [row for row in self._open if self.tokens[row][-1] not in self._ends]
+        if not self._stops or not going:
+            return going
+        tails = self._decode_all([self.tokens[row][-self._tail :] for row in going])
         # The whole answer is only decoded when its tail shows a stop string: what ends it is what text() will cut.
-        return self._stopped(tokens[-self._tail :]) and self._stopped(tokens)
+        return [
+            row
+            for row, tail in zip(going, tails, strict=True)
+            if not (self._stopped(tail) and self._stopped(self._decode(self.tokens[row])))
+        ]
 
-    def _stopped(self, tokens: list[int]) -> bool:
-        if not self._stops:
-            return False
-        text = self._decode(tokens)
+    def _stopped(self, text: str) -> bool:
         return any(stop in text for stop in self._stops)
+
+    def _decode_all(self, rows: list[list[int]]) -> list[str]:
+        """Every row's text. At once where the tokenizer can: hundreds of rows a step would cost more than the step."""
+        inner = getattr(self._tokenizer, "backend_tokenizer", None)
+        if inner is None:
+            return [self._decode(tokens) for tokens in rows]
+        texts: list[str] = inner.decode_batch(rows, skip_special_tokens=True)
+        return texts
 
     def _decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
