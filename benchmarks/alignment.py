@@ -66,8 +66,8 @@ def main() -> None:
     done: list[Done] = []
     with runner(engine, arguments.out, 1) as worker:
         for planned in plan(setup, arguments.scorer, adapter, arguments.ratios):
-            made = worker.run(planned.spec)
-            if made is None:
+            made = worker.begin(planned.spec)
+            if not worker.end(made, planned.spec.name):
                 raise SystemExit(1)
             done.append((planned, made))
     print(report(engine, results, TASK, done))
@@ -79,8 +79,7 @@ def align(arguments: argparse.Namespace) -> tuple[str, Likelihood]:
     """Run `contextmill align`; the scorer's new name, and what it is worth on held-out answers."""
     out: Path = arguments.out
     corpus = out / "corpora" / f"training-{arguments.questions}.jsonl"
-    if not corpus.exists():
-        write(corpus, training_prompts(arguments.data, arguments.questions))
+    write(corpus, training_prompts(arguments.data, arguments.questions))
     path = out / "align.toml"
     path.write_text(_align_file(arguments, corpus), encoding="utf-8")
     command = [sys.executable, "-m", "pipeline.cli", "align", str(path), "--json"]

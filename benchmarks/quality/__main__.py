@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -27,10 +29,7 @@ from schemas.base import DEFAULT_MODEL
 def main() -> None:
     arguments = _parse()
     setup = _setup(arguments)
-    methods = [
-        one for one in read_methods(arguments.methods_file) if not arguments.methods or one.name in arguments.methods
-    ]
-    _check_names(arguments.methods, methods)
+    methods = _methods(arguments)
     engine = database(setup.out)
     planned = list(plan(setup, arguments.tasks, methods))
     if arguments.plan:
@@ -39,21 +38,21 @@ def main() -> None:
         return
     done: dict[str, list[Done]] = defaultdict(list)
     with runner(engine, setup.out, arguments.workers) as worker:
-        for one in planned:
-            _run(worker, one, done[one.task])
-        for task, method in [(task, method) for task in arguments.tasks for method in methods if method.like]:
-            planned_like = _at_equal_tokens(engine, setup, task, method, done[task])
-            if planned_like is not None:
-                _run(worker, planned_like, done[task])
+        first = [one for one in planned if not one.builds_on_another]
+        _run(worker, first, done)
+        like = [(task, method) for task in arguments.tasks for method in methods if method.like]
+        equal = [_at_equal_tokens(engine, setup, task, method, done[task]) for task, method in like]
+        _run(worker, [one for one in [*planned, *equal] if one is not None and one not in first], done)
     _print(engine, setup.out, done)
 
 
-def _run(worker: Runner, planned: Planned, done: list[Done]) -> None:
+def _run(worker: Runner, planned: Sequence[Planned], done: dict[str, list[Done]]) -> None:
+    """All of them at once."""
     began = time.perf_counter()
-    job = worker.run(planned.spec)
-    if job is not None:
-        done.append((planned, job))
-        print(f"{planned.spec.name}: job {job}, {time.perf_counter() - began:.1f} s", flush=True)
+    for one, job in [(one, worker.begin(one.spec)) for one in planned]:
+        if worker.end(job, one.spec.name):
+            done[one.task].append((one, job))
+            print(f"{one.spec.name}: job {job}, done after {time.perf_counter() - began:.1f} s", flush=True)
 
 
 def _at_equal_tokens(engine: Engine, setup: Setup, task: str, method: Method, done: list[Done]) -> Planned | None:
@@ -70,8 +69,8 @@ def _of(name: str | None, done: list[Done]) -> list[Done]:
 
 def _print(engine: Engine, out: Path, done: dict[str, list[Done]]) -> None:
     for task, jobs in done.items():
-        if not jobs:
-            continue
+        if jobs[0][0].method is not None or jobs[0][0].corpus != TASKS[task].full:
+            raise SystemExit(f"{task}: the job of full prompts, which all others are set against, is not done")
         print(f"\n{report(engine, out, task, jobs)}")
         for planned, job in jobs:
             like = _of(planned.method.like, jobs) if planned.method and planned.method.like else []
@@ -80,7 +79,7 @@ def _print(engine: Engine, out: Path, done: dict[str, list[Done]]) -> None:
 
 
 def _setup(arguments: argparse.Namespace) -> Setup:
-    shared = {"device": arguments.device, "batch_tokens": arguments.batch_tokens}
+    shared = {"device": arguments.device, "batch_tokens": arguments.batch_tokens, "seconds_per_shard": 600.0}
     return Setup(
         data=arguments.data, out=arguments.out, target=arguments.target, scorer=arguments.scorer,
         documents=arguments.documents, max_new_tokens=arguments.max_new_tokens,
@@ -89,10 +88,19 @@ def _setup(arguments: argparse.Namespace) -> Setup:
     )  # fmt: skip
 
 
-def _check_names(asked: list[str] | None, methods: list[Method]) -> None:
-    unknown = sorted(set(asked or ()) - {method.name for method in methods})
+def _methods(arguments: argparse.Namespace) -> list[Method]:
+    """Those of the file, without those that need a model which was not named, and of these the ones asked for."""
+    methods = [
+        replace(one, scorer=arguments.aligned) if one.scorer == "aligned" else one
+        for one in read_methods(arguments.methods_file)
+        if one.scorer != "aligned" or arguments.aligned
+    ]
+    unknown = sorted(set(arguments.methods or ()) - {method.name for method in methods})
     if unknown:
-        raise SystemExit(f"no method {', '.join(unknown)} in the methods file")
+        raise SystemExit(
+            f"no method {', '.join(unknown)} in the methods file (those of an aligned scorer need --aligned)"
+        )
+    return [one for one in methods if not arguments.methods or one.name in arguments.methods]
 
 
 def _parse() -> argparse.Namespace:
@@ -104,6 +112,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--methods-file", type=Path, default=METHODS)
     parser.add_argument("--target", default=DEFAULT_MODEL, help="the model that answers")
     parser.add_argument("--scorer", default=DEFAULT_MODEL, help="the model that scores, where a method names none")
+    parser.add_argument("--aligned", metavar="MODEL", help="the scorer of the methods that want an aligned one")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--scorer-dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="auto")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from pipeline.reporting import write_whole
+
 
 class Row(TypedDict):
     """One prompt with its reference answer: a document of the pipeline."""
@@ -27,10 +29,12 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write(path: Path, rows: Iterable[Row]) -> int:
-    """Write rows as JSON lines; returns their number."""
+    """Write rows as JSON lines, whole or not at all; returns their number. A file that says the same stays as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8")
+    text = "".join(lines).encode()
+    if not path.is_file() or path.read_bytes() != text:
+        write_whole(path, text)
     return len(lines)
 
 

@@ -65,6 +65,11 @@ class Planned:
     rates: tuple[float, ...]
     spec: JobSpec
 
+    @property
+    def builds_on_another(self) -> bool:
+        """Whether it takes answers over from another job, which should be done first."""
+        return self.method is not None and self.method.recover
+
 
 def read_methods(path: Path = METHODS) -> list[Method]:
     """The methods of a file. Raises ``SystemExit`` that names what is wrong with it."""
@@ -174,8 +179,7 @@ def _generate(setup: Setup, task: Task) -> dict[str, Any]:
 def _corpus(setup: Setup, task: str, its: Task, corpus: str) -> Path:
     number = min(its.documents, setup.documents or its.documents)
     path = setup.out / "corpora" / f"{task}-{corpus}-{number}.jsonl"
-    if not path.exists():
-        write(path, islice(its.corpora[corpus](setup.data), number))
+    write(path, islice(its.corpora[corpus](setup.data), number))
     return path
 
 

@@ -1,5 +1,5 @@
-"""Jobs one after the other on workers that stay up, so that models are loaded once for all of them. Run again, it goes
-on where it stopped: a job that is done is done."""
+"""Jobs on workers that stay up, so that models are loaded once for all of them. Run again, it goes on where it stopped:
+a job that is done is done."""
 
 from __future__ import annotations
 
@@ -44,19 +44,25 @@ class Runner:
     embedded: Embedded
     console: Console
 
-    def run(self, spec: JobSpec) -> str | None:
-        """Bring the job to its end; returns its id, or None where it was stopped, with the reason on the console."""
+    def begin(self, spec: JobSpec) -> str:
+        """Submit the job, or go on with it; returns its id. Many may wait at once, so that no worker idles."""
         doorbell = CeleryDoorbell(make_app(self.embedded.settings))
-        job = submit(self.engine, spec, doorbell, workers=self.embedded.workers).job_id
-        if find_job(self.engine, job).state != "done":
+        job = submit(
+            self.engine, spec, doorbell
+        ).job_id  # shards for one worker: the larger they are, the fuller passes
+        if find_job(self.engine, job).state not in ("done", "submitting"):
             resume_job(self.engine, job)
             unring(self.engine, job)  # an earlier run's broker ended with it
+        return job
+
+    def end(self, job: str, name: str) -> bool:
+        """Wait until the job has ended. False where it was stopped, with the reason on the console."""
+        if find_job(self.engine, job).state != "done":
             follow(self.engine, job, self.console, check=self.embedded.check)
         row = find_job(self.engine, job)
         if row.state != "done":
-            self.console.print(f"{spec.name} ended {row.state}: {row.error}", markup=False)
-            return None
-        return job
+            self.console.print(f"{name} ended {row.state}: {row.error}", markup=False)
+        return bool(row.state == "done")
 
 
 @contextmanager

@@ -47,12 +47,12 @@ TASKS = {
             "one-shot": partial(gsm8k.few_shot, shots=1),
             "random-shots": gsm8k.random_shots,
         },
-        800, (5, 14, 20, 30), 400, ("\n\nQuestion:", "\nQuestion:"),
+        800, (5, 14, 20, 30), 300, ("\nQuestion", "\n\nQ:"),
     ),
     "bbh": Task(
         "bbh",
         {"full": bbh.few_shot, "zero-shot": partial(bbh.few_shot, shots=0)},
-        300, (3, 5, 7), 300, ("\n\nQ:", "\nQ:"),
+        300, (3, 5, 7), 300, ("\nQ:", "\n\nQ "),
     ),
     "nq": Task(
         "qa",
