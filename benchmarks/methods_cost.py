@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ from pipeline.compression.engine import Compressed, Engine
 from pipeline.compression.prompt import Prompt, Source
 from pipeline.compression.registry import Method, Passed, Ranking
 from pipeline.compression.stage import Compress
+from pipeline.evaluation.answers import references
 from pipeline.models import ModelPool
 from schemas.compress import CausalSpec
-from schemas.document import PromptParts
+from schemas.document import SEPARATOR, PromptParts
 from schemas.job import JobSpec, TargetSpec
 from schemas.stage import SPECS
 
@@ -37,6 +39,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llmlingua, contexts at random": {"rank_contexts_by": "random"},
     "llmlingua, surprisal x TF-IDF": {"importance": "surprisal-tfidf"},
     "llmlingua, skim 0.3": {"skim": 0.3},
+    "llmlingua, hierarchy": {"hierarchy": True},
+    "llmlingua, removed phrases": {"removed_phrases": 5},
     "llmlingua, not iterative": {"iterative": False},
     "llmlingua, no budget controller": {"budget_controller": False},
     "longllmlingua": {},
@@ -111,10 +115,8 @@ def measure(stage: Compress, pool: ModelPool, rows: Sequence[dict[str, Any]]) ->
     made = {place: one for batch in batches for place, one in zip(batch.places, batch.made, strict=True)}
     done = {place: one for place, one in made.items() if isinstance(one, Compressed)}
     tokens = sum(one.original for one in done.values())
-    there = [
-        place for place in done if rows[place].get("answer") and _holds("".join(rows[place]["contexts"]), rows[place])
-    ]
-    kept = sum(_holds(done[place].fitted.text, rows[place]) for place in there)
+    there = [place for place in done if _holds(SEPARATOR.join(rows[place]["contexts"]), rows[place])]
+    kept = sum(_holds(done[place].fitted.text.removesuffix(rows[place]["question"]), rows[place]) for place in there)
     return {
         "prompts": len(done),
         "read_per_token": round(counted.read / tokens, 3),
@@ -137,7 +139,9 @@ def _trunk(stage: Compress, pool: ModelPool) -> Any:
 
 
 def _holds(text: str, row: dict[str, Any]) -> bool:
-    return bool(row.get("answer")) and str(row["answer"]).casefold() in text.casefold()
+    """Whether one of the row's reference answers stands in the text as words of its own."""
+    asked = references(str(row.get("answer") or ""))
+    return any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", text, re.IGNORECASE) for one in asked if one)
 
 
 def _stage(options: dict[str, Any], arguments: argparse.Namespace) -> Compress:
