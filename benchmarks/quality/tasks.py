@@ -16,6 +16,10 @@ from benchmarks.quality.corpora import Row
 Corpus = Callable[[Path], Iterator[Row]]
 
 
+END = "<|endoftext|>"
+"""Plain completions of instruction-tuned models may end in it, though their end token is that of a turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """``corpora``: by name, the first of them the full prompt, which is what methods shorten and are set against.
@@ -47,12 +51,12 @@ TASKS = {
             "one-shot": partial(gsm8k.few_shot, shots=1),
             "random-shots": gsm8k.random_shots,
         },
-        800, (5, 14, 20, 30), 300, ("\nQuestion", "\n\nQ:"),
+        800, (5, 14, 20, 30), 300, ("\nQuestion", "\n\nQ:", END),
     ),
     "bbh": Task(
         "bbh",
         {"full": bbh.few_shot, "zero-shot": partial(bbh.few_shot, shots=0)},
-        300, (3, 5, 7), 300, ("\nQ:", "\n\nQ "),
+        300, (3, 5, 7), 300, ("\nQ:", "\n\nQ ", END),
     ),
     "nq": Task(
         "qa",
@@ -61,7 +65,7 @@ TASKS = {
             "closed-book": partial(passages.natural_questions, shown="none"),
             "gold-passage": partial(passages.natural_questions, shown="gold"),
         },
-        500, (2, 3, 5), 40, ("\nQuestion:",),
+        500, (2, 3, 5), 40, ("\nQuestion:", END),
     ),
     "squad": Task(
         "qa",
@@ -70,9 +74,9 @@ TASKS = {
             "closed-book": partial(passages.squad, shown="none"),
             "gold-passage": partial(passages.squad, shown="gold"),
         },
-        500, (2, 3, 5), 40, ("\nQuestion:",),
+        500, (2, 3, 5), 40, ("\nQuestion:", END),
     ),
     "qmsum": Task(
-        "summary", {"full": meetings.summaries}, 237, (3, 5, 10), 200, ("\n\nQuery:", "\nQuery:"), alike=False
+        "summary", {"full": meetings.summaries}, 237, (3, 5, 10), 200, ("\n\nQuery:", "\nQuery:", END), alike=False
     ),
 }  # fmt: skip
