@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.alignment.pairs import Pair
-from pipeline.compression.scoring import padded
+from pipeline.compression.ragged import padded
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt
 

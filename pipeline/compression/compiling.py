@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,38 +28,45 @@ def compiled_nats() -> Any:
     return torch.compile(nats, dynamic=True)
 
 
-def hasten(trunk: Any, head: Any) -> bool:
-    """Compile the layers of ``trunk`` where they read without a cache; False where this machine cannot compile."""
-    if hasattr(trunk, "contextmill_compiled"):
-        return bool(trunk.contextmill_compiled)
-    plain = {layer: layer.forward for layer in trunk.layers}
-    for layer, forward in plain.items():
-        layer.forward = _dispatching(forward)
+def hasten(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) -> bool:
+    """Compile the ``layers`` of ``model`` where they read without a cache; False where this machine cannot.
+
+    ``try_out`` makes the model read something: the first model of a kind takes a few seconds to compile.
+    """
+    if hasattr(model, "contextmill_compiled"):
+        return bool(model.contextmill_compiled)
+    plain = {layer: layer.forward for layer in layers}
+    for number, (layer, forward) in enumerate(plain.items()):
+        layer.forward = _dispatching(forward, number)
     try:
-        _warm_up(trunk, head)
+        try_out()
     except Exception as error:  # noqa: BLE001  compilers, drivers and caches fail in ways of their own
         for layer, forward in plain.items():
             layer.forward = forward
         log.warning("scoring runs uncompiled, at about half the speed: %s", " ".join(str(error).split())[:300])
-        trunk.contextmill_compiled = False
+        model.contextmill_compiled = False
     else:
-        trunk.contextmill_compiled = True
-    return bool(trunk.contextmill_compiled)
+        model.contextmill_compiled = True
+    return bool(model.contextmill_compiled)
 
 
-def _dispatching(forward: Any) -> Any:
-    """Compiled without a cache, eager with one: a cache is written to layer by layer, each its own program."""
+def _dispatching(forward: Any, number: int) -> Any:
+    """Compiled but where there is a cache of transformers' kind, which is written to layer by layer, each its own
+    program. A packed pass (``packed.Pack``) tells every layer its own share."""
     compiled = torch.compile(forward, dynamic=True)
 
     @functools.wraps(forward)
-    def choose(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if kwargs.get("past_key_values") is None else forward)(*args, **kwargs)
+    def choose(*args: Any, packed: Any = None, **kwargs: Any) -> Any:
+        if kwargs.get("past_key_values") is not None:
+            return forward(*args, **kwargs)
+        return compiled(*args, **kwargs, **(packed.layer(number) if packed else {}))
 
     return choose
 
 
 @torch.inference_mode()
-def _warm_up(trunk: Any, head: Any) -> None:
+def read_once(trunk: Any, head: Any) -> None:
+    """Try out compiled layers and head of a causal LM."""
     ids = torch.ones(2, 24, dtype=torch.int64, device=head.weight.device)
     hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
     compiled_nats()(hidden, head.weight, head.bias, ids.flatten())

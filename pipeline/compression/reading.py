@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
+from pipeline.compression.ragged import padded
 from pipeline.compression.registry import Passed
-from pipeline.compression.scoring import Fetch, Scorer, Window, on_device, padded, windows_of
+from pipeline.compression.scoring import Scorer, Window, windows_of
+from pipeline.compression.transfers import Fetch, on_device
 
 Ints = NDArray[np.int64]
 Nats = NDArray[np.float32]
@@ -70,4 +72,4 @@ def _pass(scorer: Scorer, windows: Sequence[Window]) -> tuple[Fetch, Ints]:
     place = np.arange(ids.shape[1])
     wanted = (place >= scored[:, None]) & (place < lengths[:, None])
     hidden = scorer.trunk(input_ids=on_device(ids, scorer.device), use_cache=False).last_hidden_state
-    return scorer.surprisal_at(hidden, np.flatnonzero(wanted) - 1, ids[wanted]), lengths - scored
+    return scorer.surprisal_at(hidden.flatten(0, 1), np.flatnonzero(wanted) - 1, ids[wanted]), lengths - scored

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.compression.compiling import compiled_nats, hasten
+from pipeline.compression.compiling import compiled_nats, hasten, read_once
+from pipeline.compression.packed import can_pack
+from pipeline.compression.transfers import Fetch, fetch, on_device
 from pipeline.models import ModelError
 
 if TYPE_CHECKING:
@@ -52,7 +54,11 @@ class Scorer:
         if self.device.type == "cuda":
             torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and all batches differ
         half = self.head.weight.dtype in (torch.bfloat16, torch.float16)
-        self._compiled = self.device.type == "cuda" and half and hasten(self.trunk, self.head)
+        trunk, head = self.trunk, self.head
+        self._compiled = (
+            self.device.type == "cuda" and half and hasten(trunk, trunk.layers, lambda: read_once(trunk, head))
+        )
+        self.packs = self._compiled and can_pack(trunk)
         self._check_head()
 
     def surprisal(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -76,9 +82,9 @@ class Scorer:
         return -chances.gather(-1, targets[:, None])[:, 0]
 
     def surprisal_at(self, hidden: torch.Tensor, places: Ints, targets: Ints) -> Fetch:
-        """``surprisal`` of ``targets`` after the ``places`` of ``hidden`` ``[rows, tokens, d]``, counted row by row."""
+        """``surprisal`` of ``targets`` after the ``places`` of ``hidden`` ``[tokens, d]``."""
         # Places, not a mask: a mask would make the device report how many there are before work goes on.
-        states = hidden.flatten(0, 1)[on_device(places, self.device)]
+        states = hidden[on_device(places, self.device)]
         return fetch(self.surprisal(states, on_device(targets, self.device)))
 
     @torch.inference_mode()
@@ -95,43 +101,9 @@ class Scorer:
             )
 
 
-Fetch = Callable[[], NDArray[np.float32]]
-"""Gives the numbers once the device has them, and waits for nothing else."""
-
-
-def on_device(array: Ints, device: torch.device) -> torch.Tensor:
-    """``array`` on ``device``. From pinned memory: else the copy would wait until the GPU has done all it was given."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def fetch(nats: torch.Tensor) -> Fetch:
-    """``nats`` on its way to the host, while the device goes on with what it is given next."""
-    if nats.device.type != "cuda":
-        return nats.numpy
-    host = torch.empty(nats.shape, dtype=nats.dtype, pin_memory=True).copy_(nats, non_blocking=True)
-    there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record()
-
-    def wait() -> NDArray[np.float32]:
-        there.synchronize()
-        numbers: NDArray[np.float32] = host.numpy()
-        return numbers
-
-    return wait
-
-
 def windows_of(ids: Ints, size: int) -> Iterator[Window]:
     """``ids`` (start token first) in windows of ``size`` tokens (even); every token but the start is scored once."""
     half = size // 2
     yield Window(ids[: 2 * half], 1)
     for begin in range(half, len(ids) - half, half):
         yield Window(ids[begin : begin + 2 * half], half)
-
-
-def padded(flat: Ints, lengths: Ints) -> Ints:
-    """Ragged rows, laid end to end in ``flat``, as a rectangle filled with 0 on the right."""
-    mask = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
-    rectangle = np.zeros(mask.shape, dtype=np.int64)
-    rectangle[mask] = flat
-    return rectangle

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
 from pipeline.compression.iterative import CACHE
+from pipeline.compression.ragged import padded
 from pipeline.compression.reference.crash import Crash
 from pipeline.compression.reference.decisions import SPLIT, Deciding, Probe, Texts
 from pipeline.compression.reference.reading import Reading, most_positions
 from pipeline.compression.reference.windows import Window
 from pipeline.compression.registry import Passed
-from pipeline.compression.scoring import Scorer, on_device, padded
+from pipeline.compression.scoring import Scorer
+from pipeline.compression.transfers import on_device
 
 Ints = NDArray[np.int64]
 
@@ -171,7 +173,7 @@ class _Batch:
         if first < 0 or first + count > held:
             self._crash(np.array([row]), "too few keys and values to drop some")
             return
-        reading.passes.store.drop(row, first, first + count, held)
+        reading.passes.drop(row, first, first + count, held)
         reading.cached[row] = held - count
 
     def _out_of_plan(self, row: int, step: int) -> bool:

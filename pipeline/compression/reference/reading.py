@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
-from pipeline.compression.prefix import Passes
+from pipeline.compression.passes import passes_of
+from pipeline.compression.ragged import padded, ragged
 from pipeline.compression.reading import ENOUGH
 from pipeline.compression.registry import Passed
-from pipeline.compression.scoring import Scorer, on_device, padded
+from pipeline.compression.scoring import Scorer
+from pipeline.compression.transfers import on_device
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -54,7 +56,7 @@ def _means(scorer: Scorer, texts: Sequence[Ints], first: Ints, passed: Passed) -
     ids = on_device(padded(np.concatenate(texts), lengths), scorer.device)
     place = np.arange(ids.shape[1])
     wanted = (place >= first[:, None]) & (place < (lengths - 1)[:, None])
-    nats = _nats(scorer, _trunk(scorer, ids), ids, np.flatnonzero(wanted))
+    nats = _nats(scorer, _trunk(scorer, ids), ids.flatten(), np.flatnonzero(wanted))
     counts = wanted.sum(1)
     rows = on_device(np.repeat(np.arange(len(texts)), counts), scorer.device)
     sums = torch.zeros(len(texts), dtype=torch.float64, device=scorer.device).index_add_(0, rows, nats.double())
@@ -64,15 +66,15 @@ def _means(scorer: Scorer, texts: Sequence[Ints], first: Ints, passed: Passed) -
 
 
 def _trunk(scorer: Scorer, ids: torch.Tensor) -> torch.Tensor:
-    """Hidden states ``[rows, tokens, d]``. Padding stands on the right, where a causal model never looks."""
+    """Hidden states ``[rows x tokens, d]``. Padding stands on the right, where a causal model never looks."""
     hidden: torch.Tensor = scorer.trunk(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden
+    return hidden.flatten(0, 1)
 
 
 def _nats(scorer: Scorer, hidden: torch.Tensor, ids: torch.Tensor, places: Ints) -> torch.Tensor:
-    """The losses at ``places`` of the rectangle ``ids``, counted row by row."""
+    """The losses at ``places`` of ``ids`` ``[n]``, with hidden states ``[n, d]``: how surprising the next token is."""
     at = on_device(places, scorer.device)
-    return scorer.surprisal(hidden.flatten(0, 1)[at], ids.flatten()[at + 1])
+    return scorer.surprisal(hidden[at], ids[at + 1])
 
 
 class Reading:
@@ -86,7 +88,7 @@ class Reading:
     def __init__(self, scorer: Scorer, rows: int, width: int, passed: Passed) -> None:
         self._scorer, self._passed = scorer, passed
         self._most = most_positions(scorer)
-        self.passes = Passes(scorer, rows)
+        self.passes = passes_of(scorer, rows)
         exact = torch.float64 if scorer.head.weight.dtype is torch.float64 else torch.float32
         self.loss = torch.zeros(rows, width, dtype=exact, device=scorer.device)
         self.scored = np.zeros(rows, np.int64)
@@ -107,7 +109,7 @@ class Reading:
         which = on_device(rows, self._scorer.device)
         some = ids[which, : int(lengths.max())]
         row, column = np.nonzero(np.arange(some.shape[1]) < (lengths - 1)[:, None])
-        nats = _nats(self._scorer, _trunk(self._scorer, some), some, row * some.shape[1] + column)
+        nats = _nats(self._scorer, _trunk(self._scorer, some), some.flatten(), row * some.shape[1] + column)
         self._write(rows[row], column, nats)
         self._passed(int(lengths.sum()))
         return [None] * len(rows)
@@ -120,13 +122,12 @@ class Reading:
         """
         device, cached = self._scorer.device, self.cached[rows]
         feed = ends - cached
-        column = torch.arange(self.passes.round(int(feed.max())), device=device)
-        where = (on_device(cached, device)[:, None] + column).clamp(max=ids.shape[1] - 1)
-        some = ids[on_device(rows, device)[:, None], where]
-        hidden = self.passes.run(rows, some, cached, np.maximum(0, keep - cached))
-        row, place = np.nonzero(np.arange(some.shape[1]) < (feed - 1)[:, None])
-        nats = _nats(self._scorer, hidden, some, row * some.shape[1] + place)
-        self._write(rows[row], cached[row] + place, nats)
+        row, place = ragged(feed)
+        some = ids[on_device(rows[row], device), on_device(cached[row] + place, device)]
+        hidden = self.passes.run(rows, some, cached, feed, np.maximum(0, keep - cached))
+        at = np.flatnonzero(place < feed[row] - 1)
+        nats = _nats(self._scorer, hidden, some, at)
+        self._write(rows[row[at]], cached[row[at]] + place[at], nats)
         self.scored[rows] = np.maximum(self.scored[rows], ends - 1)
         self.cached[rows] = keep
         self._passed(int(feed.sum()))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.compression import scoring
 from pipeline.compression.iterative import Stream, rank, segment_of
-from pipeline.compression.prefix import Passes
+from pipeline.compression.passes import Passes
 from pipeline.compression.reading import surprisals
 from pipeline.compression.scoring import Scorer, windows_of
 from pipeline.models import ModelError, ModelPool

@@ -1,0 +1,35 @@
+"""Arrays to the device and back, without one waiting for the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Fetch = Callable[[], NDArray[np.float32]]
+"""Gives the numbers once the device has them, and waits for nothing else."""
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """``array`` on ``device``. From pinned memory: else the copy would wait until the GPU has done all it was given."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def fetch(numbers: torch.Tensor) -> Fetch:
+    """``numbers`` on their way to the host, while the device goes on with what it is given next."""
+    if numbers.device.type != "cuda":
+        return numbers.numpy
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+    there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there.record()
+
+    def wait() -> NDArray[np.float32]:
+        there.synchronize()
+        found: NDArray[np.float32] = host.numpy()
+        return found
+
+    return wait
