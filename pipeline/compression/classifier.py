@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
+from pipeline.compression.compiling import hasten
+from pipeline.compression.transfers import on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -77,6 +79,8 @@ class Classifier:
         padding = self.model.config.get_text_config().pad_token_id
         self._padding = int(loaded.tokenizer.pad_token_id if padding is None else padding)
         self.size = max(1, min(loaded.window, WINDOW) - len(self._before) - len(self._after))
+        if self.device.type == "cuda" and self.model.dtype in (torch.bfloat16, torch.float16):
+            hasten(self.model, layers_of(self.model), lambda: read_once(self.model))
 
     def keep(self, texts: Sequence[Ints], passed: Passed = lambda tokens: None) -> list[Floats]:
         """The probability that each token of each text is kept, by its ids without special tokens."""
@@ -101,18 +105,18 @@ class Classifier:
         """p(keep) of what counts in these windows, one tensor each, still on the device."""
         begin, lengths = windows.begin[rows], (windows.end - windows.begin)[rows]
         ids = self._rectangle(flat, offsets[windows.text[rows]] + begin, lengths)
-        whole = torch.from_numpy(lengths + len(self._before) + len(self._after)).to(self.device)
+        whole = on_device(lengths + len(self._before) + len(self._after), self.device)
         # Without padding no mask: attention has a faster way then.
         mask = (
             None if (lengths == lengths[0]).all() else torch.arange(ids.shape[1], device=self.device) < whole[:, None]
         )
-        logits = self.model(input_ids=torch.from_numpy(ids).to(self.device), attention_mask=mask).logits.float()
+        logits = self.model(input_ids=on_device(ids, self.device), attention_mask=mask).logits.float()
         keep = torch.sigmoid(logits[..., 1] - logits[..., 0]).flatten()  # the softmax over two labels
         sizes = windows.last[rows] - windows.first[rows]
         starts = np.arange(len(rows)) * ids.shape[1] + len(self._before) + windows.first[rows] - begin
-        places = torch.from_numpy(np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum()))
+        places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
         passed(int(sizes.sum()))
-        return torch.split(keep[places.to(self.device)], sizes.tolist())
+        return torch.split(keep[on_device(places, self.device)], sizes.tolist())
 
     def _rectangle(self, flat: Ints, starts: Ints, lengths: Ints) -> Ints:
         """Rows of special tokens, text, special tokens, padding."""
@@ -124,6 +128,21 @@ class Classifier:
         ids[:, before : before + width][inside] = flat[(starts[:, None] + place)[inside]]
         ids[np.arange(len(lengths))[:, None], before + lengths[:, None] + np.arange(len(self._after))] = self._after
         return ids
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The encoder's layers, wherever its architecture has them."""
+    count = model.config.get_text_config().num_hidden_layers
+    stacks = [one for one in model.modules() if isinstance(one, torch.nn.ModuleList) and len(one) == count]
+    return list(stacks[0]) if stacks else []
+
+
+@torch.inference_mode()
+def read_once(model: Any) -> None:
+    """Try out compiled layers, without a mask and with one."""
+    ids = torch.ones(2, 24, dtype=torch.int64, device=model.device)
+    for mask in (None, torch.arange(24, device=model.device) < torch.tensor([[24], [9]], device=model.device)):
+        model(input_ids=ids, attention_mask=mask)
 
 
 def _frame(tokenizer: PreTrainedTokenizerFast) -> tuple[Ints, Ints]:

@@ -53,7 +53,7 @@ def hasten(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) -> bo
 def _dispatching(forward: Any, number: int) -> Any:
     """Compiled but where there is a cache of transformers' kind, which is written to layer by layer, each its own
     program. A packed pass (``packed.Pack``) tells every layer its own share."""
-    compiled = torch.compile(forward, dynamic=True)
+    compiled: Any = torch.compile(forward, dynamic=True)
 
     @functools.wraps(forward)
     def choose(*args: Any, packed: Any = None, **kwargs: Any) -> Any:

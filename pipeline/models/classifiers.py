@@ -33,6 +33,7 @@ def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTraine
     """
     import torch
 
+    from pipeline.models.mpnet import with_fused_attention
     from pipeline.models.pool import UNLIMITED, LoadedModel
 
     _check_kind(ref)
@@ -41,6 +42,7 @@ def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTraine
         raise ModelError(f"{ref.name}: {model.config.num_labels} labels, but remove and keep are two; {REMEDY}")
     model = model.eval().requires_grad_(False).to(device)
     _head_in_float32(model)
+    with_fused_attention(model)
     window = min(window_of(ref.folder) or UNLIMITED, _positions(model), tokenizer.model_max_length)
     return LoadedModel(ref, model, tokenizer, torch.device(device), window)
 

@@ -33,8 +33,8 @@ def _row_by_row(
         columns = slice(int(first[row]), int(first[row] + used[row]))
         assert end - begin <= longest and used[row] <= most_used
         mask = torch.ones(end - begin, int(used[row]), dtype=torch.bool).tril(int(used[row]) - (end - begin))
-        some = [one.transpose(0, 1)[None] for one in (query[begin:end], keys[columns], values[columns])]
-        seen = torch.nn.functional.scaled_dot_product_attention(*some, mask, scale=scale, enable_gqa=True)
+        asked, key, value = (one.transpose(0, 1)[None] for one in (query[begin:end], keys[columns], values[columns]))
+        seen = torch.nn.functional.scaled_dot_product_attention(asked, key, value, mask, scale=scale, enable_gqa=True)
         found[begin:end] = seen[0].transpose(0, 1)
     return found
 
