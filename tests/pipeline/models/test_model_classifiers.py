@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForTokenClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    BertModel,
+    MPNetConfig,
+    MPNetForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
 from pipeline.models import ModelError, ModelPool
+from pipeline.models.mpnet import with_fused_attention
 from schemas.settings import Settings
 
 
@@ -97,3 +106,20 @@ def test_an_unknown_architecture_says_so(encoder: Path, pool: ModelPool, tmp_pat
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"cannot load .* as a token classifier"):
         pool.token_classifier(str(tmp_path / "odd"))
+
+
+def test_mpnets_fused_attention_gives_what_its_own_gives() -> None:
+    torch.manual_seed(0)
+    config = MPNetConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        initializer_range=0.3,
+    )  # fmt: skip
+    own = MPNetForTokenClassification(config).eval()
+    fused = deepcopy(own)
+    with_fused_attention(fused)
+    ids, seen = torch.randint(2, 50, (3, 200)), torch.arange(200) < torch.tensor([[200], [7], [130]])
+    with torch.inference_mode():
+        for mask in (None, seen):
+            expected, found = (one(input_ids=ids, attention_mask=mask).logits for one in (own, fused))
+            counts = seen if mask is not None else slice(None)
+            torch.testing.assert_close(found[counts], expected[counts], atol=1e-5, rtol=1e-5)

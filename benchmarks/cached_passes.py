@@ -1,0 +1,229 @@
+"""Passes after cached keys and values, compiled against eager; and where the time of whole engines goes, on one GPU.
+
+    python -m benchmarks.cached_passes --model FOLDER                                   # check and times of passes
+    python -m benchmarks.cached_passes --model FOLDER --data DATA --prompts 512         # and profiles of LLMLingua
+    python -m benchmarks.cached_passes --model FOLDER --data DATA --encoder A B         # and of token classifiers
+
+``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. ``floor`` is
+the operations of the layers' matrix products over the rate of one large product on the same machine. The engines'
+``busy`` is kernel time over wall time; ``stacks`` are samples of what their threads were doing, waiting included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.engines import Compressor, reference, staged, watched
+from benchmarks.measuring import kernel_seconds, table, timed
+from benchmarks.peers.classifier import with_untrained_head
+from benchmarks.workloads import documents, gsm8k
+from pipeline.compression.passes import passes_of
+from pipeline.compression.scoring import Scorer
+from pipeline.models import LoadedModel, ModelPool
+from schemas.compress import LLMLingua2Spec, LLMLinguaSpec
+
+SHAPES = ((564, 100, 32), (564, 118, 130), (564, 118, 300), (128, 118, 130))
+"""Rows, new tokens and cached columns of a pass, means over its rows."""
+
+
+def main() -> None:
+    arguments = _parse()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = str(_with_weights(arguments.model, Path(temporary) / "scorer"))
+        _passes(arguments, folder)
+        if arguments.data:
+            _engines(arguments, folder, Path(temporary))
+    print("compiled graphs:", dict(torch._dynamo.utils.counters["stats"]))
+    print("recompilations:", dict(torch._dynamo.utils.counters["recompile_limit"]) or "none over the limit")
+
+
+def _passes(arguments: argparse.Namespace, folder: str) -> None:
+    """Errors and times of one pass of each shape, eager and compiled."""
+    eager = ModelPool(arguments.device).causal_lm(folder, arguments.dtype)
+    eager.model.get_decoder().contextmill_compiled = False  # as where compiling failed
+    plain = Scorer(eager, arguments.batch_tokens)
+    begun = time.perf_counter()
+    fast = Scorer(ModelPool(arguments.device).causal_lm(folder, arguments.dtype), arguments.batch_tokens)
+    print(f"loaded and compiled in {time.perf_counter() - begun:.1f} s; packed: {fast.packs}", flush=True)
+    rate = _product_rate(eager)
+    rows = [_shape(plain, fast, shape, rate) for shape in SHAPES]
+    print(table(rows, list(rows[0])))
+
+
+@torch.inference_mode()
+def _shape(plain: Scorer, fast: Scorer, shape: tuple[int, int, int], rate: float) -> dict[str, Any]:
+    number, new, columns = shape
+    random = np.random.default_rng(number + new + columns)
+    rows = np.arange(number)
+    cached = random.integers(columns // 2, columns * 3 // 2 + 1, number)
+    counts = random.integers(new * 4 // 5, new * 6 // 5 + 1, number)
+    before, after = (
+        torch.from_numpy(random.integers(5, 40_000, int(some.sum()))).to(plain.device) for some in (cached, counts)
+    )
+    found, seconds = [], []
+    for scorer in (plain, fast):
+        passes = passes_of(scorer, number)
+        passes.run(rows, before, np.zeros_like(cached), cached, cached)
+
+        def work(scorer: Scorer = scorer, passes: Any = passes) -> tuple[torch.Tensor, torch.Tensor]:
+            hidden = passes.run(rows, after, cached, counts, np.zeros_like(counts))
+            return hidden, scorer.surprisal(hidden[:4096], after[1:4097])
+
+        timed(work, 3, scorer.device)
+        result, spread = timed(lambda: work()[0], 9, scorer.device)
+        found.append(work())
+        seconds.append(spread.median)
+        del passes, result
+    weights = sum(one.weight.numel() for one in plain.trunk.layers.modules() if isinstance(one, torch.nn.Linear))
+    (slow, slow_nats), (quick, quick_nats) = found
+    return {
+        "rows": number, "new": int(counts.sum()), "cached": int(cached.sum()), "eager ms": 1e3 * seconds[0],
+        "compiled ms": 1e3 * seconds[1], "floor ms": 1e3 * 2 * weights * int(counts.sum()) / rate,
+        "tokens/s": counts.sum() / seconds[1], "error": _apart(quick, slow), "of nats": _apart(quick_nats, slow_nats),
+    }  # fmt: skip
+
+
+def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@torch.inference_mode()
+def _product_rate(loaded: LoadedModel) -> float:
+    """Operations per second of a large matrix product."""
+    size = 8192 if loaded.device.type == "cuda" else 512
+    one = torch.randn(size, size, device=loaded.device).to(loaded.model.dtype)
+    timed(lambda: one @ one, 3, loaded.device)
+    return 2 * size**3 / timed(lambda: one @ one, 9, loaded.device)[1].median
+
+
+def _engines(arguments: argparse.Namespace, folder: str, temporary: Path) -> None:
+    pool = ModelPool(arguments.device, limit=1)
+    prompts = gsm8k(arguments.data, arguments.prompts, "distinct")
+    common = {"dtype": arguments.dtype, "device": arguments.device, "batch_tokens": arguments.batch_tokens}
+    spec = LLMLinguaSpec(kind="compress", model=folder, target_tokens=200, **common)
+    trunk = pool.causal_lm(folder, arguments.dtype, arguments.device).model.get_decoder()
+    _profile("paper fidelity", staged(pool, spec, folder), prompts, trunk)
+    again = reference(pool, folder, arguments.dtype, arguments.batch_tokens, {"target_token": 200}, arguments.device)
+    _profile("reference fidelity", again, prompts, trunk)
+    del trunk
+    for encoder in arguments.encoder:
+        name = str(with_untrained_head(encoder, temporary))
+        loaded = pool.token_classifier(name, arguments.dtype, arguments.device)
+        texts = documents(arguments.data, arguments.prompts, 2048, loaded.tokenizer)
+        chosen = LLMLingua2Spec(kind="compress", method="llmlingua2", model=name, rate=0.33, **common)
+        _profile(encoder.name, staged(pool, chosen, name), texts, loaded.model.base_model)
+
+
+def _profile(name: str, compress: Compressor, prompts: Sequence[Any], trunk: Any) -> None:
+    device = next(trunk.parameters()).device
+
+    def work() -> Any:
+        return compress(prompts, lambda tokens: None)
+
+    begun = time.perf_counter()
+    work()
+    print(f"\n{name}: {len(prompts)} prompts, warm-up {time.perf_counter() - begun:.1f} s", flush=True)
+    with watched(trunk) as passed, _sampled() as stacks:
+        _, spread = timed(work, 2, device)
+    busy = kernel_seconds(work, device)
+    print(f"{spread.median:.2f} s ({spread.lowest:.2f}), {len(passed) // 2} passes of {sum(passed) / 2:,.0f} tokens")
+    if busy is not None:
+        print(f"busy {busy:.2f} s = {busy / spread.median:.0%}")
+        print(_kernels(work))
+    total = sum(stacks.values())
+    print("stacks, share of the samples of all lanes:")
+    for stack, count in stacks.most_common(25):
+        print(f"  {count / total:6.1%}  {stack}")
+    sys.stdout.flush()
+
+
+def _kernels(work: Callable[[], Any]) -> str:
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        work()
+        torch.cuda.synchronize()
+    events = profile.key_averages()
+    by_kernel = events.table(sort_by="self_cuda_time_total", row_limit=15, max_name_column_width=70)
+    by_host = events.table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=70)
+    return f"{_narrow(by_kernel)}\n{_narrow(by_host)}"
+
+
+def _narrow(text: str) -> str:
+    """Names, the host's and the device's own time and the calls: a table's other columns say the same again."""
+    return "\n".join(line for line in text.splitlines() if line.strip(" -"))
+
+
+@contextmanager
+def _sampled(seconds: float = 0.005) -> Iterator[Counter[str]]:
+    """How often the threads of lanes were seen in which of our functions, the innermost two of them."""
+    found: Counter[str] = Counter()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(seconds):
+            names = {one.ident: one.name for one in threading.enumerate()}
+            for ident, frame in sys._current_frames().items():
+                if names.get(ident, "").startswith("compress"):
+                    found[_place(frame)] += 1
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _place(frame: Any) -> str:
+    """Innermost line, and the two innermost functions of this package around it."""
+    innermost = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+    ours: list[str] = []
+    while frame is not None and len(ours) < 2:
+        if "/pipeline/" in frame.f_code.co_filename:
+            ours.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " < ".join([innermost, *ours])
+
+
+def _with_weights(model: Path, target: Path) -> Path:
+    """The folder itself, or a copy in ``target`` with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if (model / "model.safetensors").is_file():
+        return model
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(target)
+    for path in model.iterdir():
+        if path.is_file():
+            shutil.copy(path, target)
+    return target
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="folder with gsm8k, prose, squality and qmsum; without: no engines")
+    parser.add_argument("--encoder", type=Path, nargs="*", default=[], help="folders as for classifier_speed")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="float16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--batch-tokens", type=int, default=131_072)
+    parser.add_argument("--prompts", type=int, default=512)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
