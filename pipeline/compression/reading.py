@@ -47,7 +47,8 @@ def read(scorer: Scorer, windows: Sequence[Window], passed: Passed) -> list[Nats
         rows, fetched, counts = waiting.pop(0)
         nats = fetched()
         passed(len(nats))
-        found.update(zip(rows, np.split(nats, np.cumsum(counts)[:-1]), strict=True))
+        ends = np.cumsum(counts).tolist()
+        found.update((row, nats[begin:end]) for row, begin, end in zip(rows, [0, *ends], ends, strict=False))
 
     def work(rows: list[int]) -> list[int]:
         waiting.append((rows, *_pass(scorer, [windows[row] for row in rows])))

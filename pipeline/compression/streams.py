@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,12 @@ class Streams:
         """The parts to be scored, a locked separator before each that has something before it."""
         before = [part for part in prompt.parts[: min(plan.scored)] if part.verbatim]
         start = np.concatenate([[self.start], *(ids for part in before for ids in (part.ids, self.separator))])
+        bounds = _bounds(prompt)
         pieces: list[_Piece] = []
         for place, rate in zip(plan.scored, plan.rates, strict=True):
             if pieces:
                 pieces.append(self._blank(pieces[-1].group))
-            pieces.append(_piece(prompt, place, rate, plan))
+            pieces.append(_piece(prompt.parts[place], place, slice(bounds[place], bounds[place + 1]), rate, plan))
         return _joined(start, pieces, self.size, plan)
 
     def _blank(self, group: str) -> _Piece:
@@ -75,26 +77,27 @@ class Streams:
 
 def spread(prompt: Prompt, plan: Plan, ranked: Floats | None) -> Floats:
     """Margins of a stream's units (None: it had none) -> margins of all the prompt's units; -inf in parts not read."""
-    found = [np.full(len(part.places), -np.inf) for part in prompt.parts]
-    gone, place = _by_part(prompt, plan.gone), 0
+    bounds = _bounds(prompt)
+    found, place = np.full(bounds[-1], -np.inf), 0
     for number, part in enumerate(plan.scored):
         assert ranked is not None
         place += number > 0  # the separator
-        read = ~gone[part]
-        found[part][:] = SETTLED
-        found[part][read] = ranked[place : place + int(read.sum())]
-        place += int(read.sum())
-    return np.concatenate(found)
+        units = slice(bounds[part], bounds[part + 1])
+        read = np.ones(units.stop - units.start, bool) if plan.gone is None else ~plan.gone[units]
+        count = int(np.count_nonzero(read))
+        found[units] = SETTLED
+        found[units][read] = ranked[place : place + count]
+        place += count
+    return found
 
 
-def _piece(prompt: Prompt, place: int, rate: float, plan: Plan) -> _Piece:
-    part = prompt.parts[place]
-    counts = np.diff(np.append(part.first, len(part.ids)))
-    read = ~_by_part(prompt, plan.gone)[place]
-    weights = np.ones(len(counts)) if plan.weights is None else np.split(plan.weights, _bounds(prompt))[place]
+def _piece(part: Part, place: int, units: slice, rate: float, plan: Plan) -> _Piece:
+    """Part number ``place``; ``units`` are its own among all of the prompt."""
+    counts = np.diff(part.first, append=len(part.ids))
+    weights = np.ones(len(counts)) if plan.weights is None else plan.weights[units]
     group = f"{part.role} {place}" if plan.apart else part.role
-    ids = part.ids[np.repeat(read, counts)]
-    rates = _rates(part, rate, read)
+    read = np.ones(len(counts), bool) if plan.gone is None else ~plan.gone[units]
+    ids, rates = part.ids[np.repeat(read, counts)], _rates(part, rate, read)
     return _Piece(ids, counts[read], part.costs[read], rates, part.forced[read], weights[read], group)
 
 
@@ -123,12 +126,6 @@ def _joined(start: Ints, pieces: Sequence[_Piece], size: int, plan: Plan) -> Str
     )
 
 
-def _by_part(prompt: Prompt, gone: NDArray[np.bool_] | None) -> list[NDArray[np.bool_]]:
-    """Which units of each part are gone."""
-    if gone is None:
-        return [np.zeros(len(part.places), bool) for part in prompt.parts]
-    return np.split(gone, _bounds(prompt))
-
-
-def _bounds(prompt: Prompt) -> Ints:
-    return np.cumsum([len(part.places) for part in prompt.parts])[:-1]
+def _bounds(prompt: Prompt) -> list[int]:
+    """Where the units of each part begin among all of the prompt, and where they end."""
+    return [0, *accumulate(len(part.places) for part in prompt.parts)]

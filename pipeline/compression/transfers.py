@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Fetch = Callable[[], NDArray[np.float32]]
+Fetch = Callable[[], NDArray[Any]]
 """Gives the numbers once the device has them, and waits for nothing else."""
 
 
@@ -27,9 +26,9 @@ def fetch(numbers: torch.Tensor) -> Fetch:
     there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     there.record()
 
-    def wait() -> NDArray[np.float32]:
+    def wait() -> NDArray[Any]:
         there.synchronize()
-        found: NDArray[np.float32] = host.numpy()
+        found: NDArray[Any] = host.numpy()
         return found
 
     return wait

@@ -18,7 +18,7 @@ from pipeline.compression.ragged import padded, ragged
 from pipeline.compression.reading import ENOUGH
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
-from pipeline.compression.transfers import on_device
+from pipeline.compression.transfers import Fetch, fetch, on_device
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -42,16 +42,18 @@ def mean_losses(scorer: Scorer, texts: Sequence[Text], passed: Passed) -> list[f
     most = most_positions(scorer)
     cut = [text.ids[:most] for text in texts]
     first = [range(max(0, len(ids) - 1))[text.first :].start for ids, text in zip(cut, texts, strict=True)]
-    return run_packed(
+    found = run_packed(
         [len(ids) for ids in cut],
         scorer.batch_tokens,
         lambda rows: _means(scorer, [cut[row] for row in rows], np.array([first[row] for row in rows]), passed),
         enough=ENOUGH[scorer.device.type],
     )
+    return [float(fetched()[place]) for fetched, place in found]
 
 
 @torch.inference_mode()
-def _means(scorer: Scorer, texts: Sequence[Ints], first: Ints, passed: Passed) -> list[float]:
+def _means(scorer: Scorer, texts: Sequence[Ints], first: Ints, passed: Passed) -> list[tuple[Fetch, int]]:
+    """Where the mean of each text will be found: the next pass does not wait for it."""
     lengths = np.array([len(ids) for ids in texts])
     ids = on_device(padded(np.concatenate(texts), lengths), scorer.device)
     place = np.arange(ids.shape[1])
@@ -61,8 +63,8 @@ def _means(scorer: Scorer, texts: Sequence[Ints], first: Ints, passed: Passed) -
     rows = on_device(np.repeat(np.arange(len(texts)), counts), scorer.device)
     sums = torch.zeros(len(texts), dtype=torch.float64, device=scorer.device).index_add_(0, rows, nats.double())
     passed(int(lengths.sum()))
-    means: list[float] = (sums / on_device(counts, scorer.device)).tolist()
-    return means
+    means = fetch(sums / on_device(counts, scorer.device))
+    return [(means, place) for place in range(len(texts))]
 
 
 def _trunk(scorer: Scorer, ids: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from compress_models import KINDS, save_model
 from test_compress_scoring import LENGTHS, stream
 
 from pipeline.compression import packed
-from pipeline.compression.compiling import hasten, read_once
+from pipeline.compression.compiling import compiled_nats, hasten, read_once
 from pipeline.compression.iterative import rank
 from pipeline.compression.packed import PackedPasses, attend, can_pack
 from pipeline.compression.passes import Passes
@@ -37,6 +38,14 @@ def _row_by_row(
         seen = torch.nn.functional.scaled_dot_product_attention(asked, key, value, mask, scale=scale, enable_gqa=True)
         found[begin:end] = seen[0].transpose(0, 1)
     return found
+
+
+@pytest.fixture(autouse=True, params=["aot_eager"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for the GPU, but run by torch's own kernels: a C++ compiler would take half a minute a test."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
+    compiled_nats.cache_clear()
 
 
 def scorer_of(folder: Path, kind: str = "llama", dtype: str = "float32") -> Scorer:
