@@ -65,7 +65,8 @@ def _set_up(**_: Any) -> None:
     if settings.database_url is None:
         raise ValueError("no database: set CONTEXTMILL_DATABASE_URL")
     engine = open_engine(settings.database_url.get_secret_value())
-    made = Desk(settings, engine, ModelPool(), CeleryDoorbell(current_app), broker_client(current_app))
+    models = ModelPool(limit=settings.resident_models)
+    made = Desk(settings, engine, models, CeleryDoorbell(current_app), broker_client(current_app))
     signal.signal(STOP_SIGNAL, lambda *_: made.asked.set())
     _desk = made
 
