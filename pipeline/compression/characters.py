@@ -23,9 +23,14 @@ UNSPACED = (
 _kinds = np.zeros(0x110000, dtype=np.uint8)  # filled as characters are met: 0 is "not met yet"
 
 
+def points_of(text: str) -> NDArray[np.uint32]:
+    """The code point of every character of ``text``."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
 def kinds_of(text: str) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     """The kind and the code point of every character of ``text``."""
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    points = points_of(text)
     kinds = _kinds[points]
     if not kinds.all():
         for point in np.unique(points[kinds == 0]).tolist():

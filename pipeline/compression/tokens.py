@@ -11,9 +11,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.compression.selection import running_sums
+from pipeline.compression.widths import Ints, Tokens, Widths, ids_of, widths_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,18 +22,6 @@ PIECE = 2**17
 
 GROUP = 2**19
 """Bytes of text given to the tokenizer at once: its own records take some 500 bytes a token."""
-
-Ints = NDArray[np.int64]
-Spans = NDArray[np.int32]
-"""Characters (from, to): half the memory of the usual integers, and no text has two thousand million."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A text's tokens: ``ids[n]`` and ``spans[n, 2]``, the characters each one names (from, to)."""
-
-    ids: Ints
-    spans: Spans
 
 
 @functools.lru_cache(maxsize=4)
@@ -47,49 +34,14 @@ def _own(tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _widths(tokenizer: PreTrainedTokenizerFast) -> Ints | None:
-    """Bytes that each token of a byte-level tokenizer stands for; None for tokenizers of other kinds.
-
-    Their tokens, joined, are the text byte for byte, so lengths alone say where each one stands: asking the library for
-    places costs ten times as much as tokenising.
-    """
-    inner = _own(tokenizer)
-    if type(inner.decoder).__name__ != "ByteLevel" or inner.normalizer is not None:
-        return None
-    added = {number: len(token.content.encode()) for number, token in inner.get_added_tokens_decoder().items()}
-    vocabulary = inner.get_vocab(with_added_tokens=True)
-    widths = np.zeros(max(vocabulary.values(), default=0) + 1, np.int64)
-    for token, number in vocabulary.items():
-        widths[number] = added.get(number, len(token))  # one character of the byte-level alphabet is one byte
-    return widths
-
-
-def _by_bytes(inner: Any, widths: Ints, texts: list[str]) -> dict[int, Tokens]:
-    """The tokens of those texts that come out byte for byte (none may have been trimmed or added), by place."""
-    encodings = inner.encode_batch_fast(texts, add_special_tokens=False)
-    sizes = np.array([len(one) for one in encodings])
-    ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), np.int64, int(sizes.sum()))
-    data = [text.encode() for text in texts]
-    lengths = np.array([len(one) for one in data])
-    rows = np.repeat(np.arange(len(texts)), sizes)
-    whole = np.bincount(rows, weights=widths[ids], minlength=len(texts)).astype(np.int64) == lengths
-    starts = np.cumsum(lengths) - lengths
-    begins = running_sums(widths[ids], rows) - widths[ids] + starts[rows]
-    characters = np.cumsum((np.frombuffer(b"".join(data), np.uint8) & 0xC0) != 0x80, dtype=np.int64)
-    first = np.append(0, characters)[starts]  # characters before each text
-    begins = np.minimum(begins, len(characters) - 1)
-    ends = np.minimum(begins + widths[ids] - 1, len(characters) - 1)
-    spans = np.stack([characters[begins] - 1, characters[ends]], 1) - first[rows][:, None]
-    bounds = np.cumsum(sizes)[:-1]
-    named = zip(np.split(ids, bounds), np.split(spans.astype(np.int32), bounds), strict=True)
-    return {place: Tokens(*one) for place, one in enumerate(named) if whole[place]}
+def _widths(tokenizer: PreTrainedTokenizerFast) -> Widths | None:
+    return widths_of(_own(tokenizer))
 
 
 def _by_offsets(inner: Any, texts: list[str]) -> list[Tokens]:
     """The tokens of texts, at the places that the tokenizer itself names."""
     encodings = inner.encode_batch(texts, add_special_tokens=False)
-    sizes = [len(one) for one in encodings]
-    ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), np.int64, sum(sizes))
+    ids, sizes = ids_of(encodings)
     ends = chain.from_iterable(chain.from_iterable(one.offsets for one in encodings))
     spans = np.fromiter(ends, np.int32, 2 * len(ids)).reshape(-1, 2)
     bounds = np.cumsum(sizes)[:-1]
@@ -166,7 +118,7 @@ class Tokenising:
         widths = _widths(self.tokenizer)
         for group in _groups(texts):
             some = [texts[place] for place in group]
-            made = _by_bytes(_own(self.tokenizer), widths, some) if widths is not None else {}
+            made = widths.tokenised(_own(self.tokenizer), some) if widths else {}
             yield from ((group[number], tokens) for number, tokens in made.items())
             rest = [number for number in range(len(some)) if number not in made]
             if rest:
