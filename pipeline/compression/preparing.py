@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,8 +15,9 @@ from pipeline.compression.marked import Marked, UnmarkableError
 from pipeline.compression.marking import Marking
 from pipeline.compression.prompt import Copied, Part, Prompt, Ready, Role, Source, too_small
 from pipeline.compression.shares import own_budget, quota_of
-from pipeline.compression.tokens import Tokenising, Tokens
+from pipeline.compression.tokens import PIECE, Tokenising
 from pipeline.compression.units import Cut, cut
+from pipeline.compression.widths import Tokens
 from pipeline.stages import Refusal
 from schemas.compress import CompressSpec, Unit
 from schemas.document import SEPARATOR, PromptParts
@@ -61,14 +62,15 @@ class Preparing:
         found = {parts: self._pieces(parts) for parts in {source.parts: None for source in sources}}
         pieces = [found[source.parts] for source in sources]  # shared by the same document at several rates
         texts = ["" if isinstance(one, Refusal) else _render(one) for one in pieces]
-        counts, beside = self.target.count(texts), self._beside(pieces)
+        tokens = self._tokenised([_said(one) for one in pieces if not isinstance(one, Refusal)])
+        counts, beside = self._counts(pieces, texts, tokens), self._beside(pieces)
         budgets = [self._budget(*one) for one in zip(sources, counts, beside, strict=True)]
         work = {
             place: one
             for place, one in enumerate(pieces)
             if not isinstance(one, Refusal) and (budgets[place] < counts[place] or _has_own(one))
         }
-        parts = dict(zip(work, self._parts([_said(one) for one in work.values()]), strict=True))
+        parts = dict(zip(work, self._parts([_said(one) for one in work.values()], tokens), strict=True))
         (separator,) = self.target.count([SEPARATOR])
         made: list[Ready] = []
         for place, (one, text, count, budget) in enumerate(zip(pieces, texts, counts, budgets, strict=True)):
@@ -100,6 +102,32 @@ class Preparing:
         if verbatim:
             return Marked(text)
         return self.marking.context(text) if role == "context" else self.marking.plain(Marked(text))
+
+    def _tokenised(self, prompts: Sequence[list[_Piece]]) -> dict[str, Tokens]:
+        """The target's tokens of all texts that are new and not so long that they would be tokenised in pieces."""
+        texts = {piece.marked.text: None for prompt in prompts for piece in prompt if piece.key not in self.known}
+        short = [text for text in texts if len(text) <= PIECE]
+        return dict(zip(short, self.target.tokenise(short), strict=True))
+
+    def _counts(
+        self, pieces: Sequence[list[_Piece] | Refusal], texts: Sequence[str], tokens: Mapping[str, Tokens]
+    ) -> list[int]:
+        """Tokens of the whole ``texts``: from those of their parts where that is sure to be the same."""
+        found = [0 if isinstance(one, Refusal) else self._joined(_said(one), tokens) for one in pieces]
+        rest = [place for place, count in enumerate(found) if count is None]
+        counted = dict(zip(rest, self.target.count([texts[place] for place in rest]), strict=True))
+        return [counted[place] if count is None else count for place, count in enumerate(found)]
+
+    def _joined(self, pieces: Sequence[_Piece], tokens: Mapping[str, Tokens]) -> int | None:
+        alone = [self._alone(piece, tokens) for piece in pieces]
+        known = [count for count in alone if count is not None]
+        return self.target.joined([piece.marked.text for piece in pieces], known) if len(known) == len(alone) else None
+
+    def _alone(self, piece: _Piece, tokens: Mapping[str, Tokens]) -> int | None:
+        if (own := tokens.get(piece.marked.text)) is not None:
+            return len(own.ids)
+        part = self.known.get(piece.key)
+        return part.alone if part else None
 
     def _beside(self, pieces: Sequence[list[_Piece] | Refusal]) -> Sequence[int]:
         """Tokens that the budget does not cover: those of instruction and question, where it is of contexts alone."""
@@ -134,20 +162,25 @@ class Preparing:
         quota = quota_of(prompt.parts, budget, share, prompt.separator, self.spec)
         return replace(prompt, budget=budget, fixed=least, quota=quota, phrases=self.spec.removed_phrases)
 
-    def _parts(self, prompts: Sequence[list[_Piece]]) -> list[tuple[Part, ...]]:
+    def _parts(self, prompts: Sequence[list[_Piece]], tokens: Mapping[str, Tokens]) -> list[tuple[Part, ...]]:
         """The pieces of every prompt, tokenised and cut; equal ones (demonstrations, several rates) once."""
         every = {piece.key: piece for prompt in prompts for piece in prompt}
         made = {key: part for key in every if (part := self.known.get(key)) is not None}
-        made.update(self._cut({key: piece for key, piece in every.items() if key not in made}))
+        made.update(self._cut({key: piece for key, piece in every.items() if key not in made}, tokens))
         return [tuple(made[piece.key] for piece in prompt) for prompt in prompts]
 
-    def _cut(self, new: dict[_Key, _Piece]) -> dict[_Key, Part]:
+    def _cut(self, new: dict[_Key, _Piece], tokens: Mapping[str, Tokens]) -> dict[_Key, Part]:
         pieces = list(new.values())
         texts = [piece.marked.text for piece in pieces]
-        scored = [self._some(text, tokens) for text, tokens in zip(texts, self.scorer.tokenise(texts), strict=True)]
-        counted = scored if self.same_tokenizer else self.target.tokenise(texts)
+        long = [text for text in dict.fromkeys(texts) if text not in tokens]
+        tokens = {**tokens, **dict(zip(long, self.target.tokenise(long), strict=True))}
+        counted = [tokens[text] for text in texts]
+        same = self.same_tokenizer
+        scored = [self.scorer.scored(one) for one in counted] if same else self.scorer.tokenise(texts)
+        scored = [self._some(*one) for one in zip(texts, scored, strict=True)]
         cuts = _cut(pieces, scored, self.spec.unit)
-        made = dict(zip(new, map(_part, pieces, scored, counted, cuts), strict=True))
+        costs = map(_own_costs if same else _costs, scored if same else counted, cuts)
+        made = dict(zip(new, map(_part, pieces, scored, counted, costs, cuts), strict=True))
         self._remember(made)
         return made
 
@@ -176,19 +209,25 @@ def _cut(pieces: Sequence[_Piece], tokens: Sequence[Tokens], unit: Unit) -> list
     return [cuts.get(place, _WHOLE) for place in range(len(pieces))]
 
 
-def _part(piece: _Piece, tokens: Tokens, counted: Tokens, units: Cut) -> Part:
-    own = counted is tokens  # then the tokens of a unit are what it costs
-    costs = np.diff(units.first, append=len(tokens.ids)) if own else _costs(counted, units.places)
+def _part(piece: _Piece, tokens: Tokens, counted: Tokens, costs: Ints, units: Cut) -> Part:
     rates = np.array([*(own.rate for own in piece.marked.rates), np.nan])[units.owned]  # -1 is the last
     regions = np.array([*(own.region for own in piece.marked.rates), -1])[units.owned]
     text = piece.marked.text
+    alone = len(counted.ids) if len(text) <= PIECE else None
     return Part(
-        piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates, regions
-    )
+        piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates, regions,
+        alone,
+    )  # fmt: skip
 
 
-def _costs(tokens: Tokens, places: Ints) -> Ints:
-    """Tokens that begin in each of the units that begin at ``places``."""
+def _own_costs(tokens: Tokens, units: Cut) -> Ints:
+    """Where the scorer's tokens are the target's, those of a unit are what it costs."""
+    return np.diff(units.first, append=len(tokens.ids))
+
+
+def _costs(tokens: Tokens, units: Cut) -> Ints:
+    """Tokens that begin in each of the units."""
+    places = units.places
     if not len(tokens.ids):
         return np.zeros(len(places), np.int64)
     begins = np.concatenate([[0], np.maximum.accumulate(tokens.spans[:, 1])[:-1]])

@@ -7,11 +7,12 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.compression.joints import Joints
 from pipeline.compression.widths import Ints, Tokens, Widths, ids_of, widths_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ def _own(tokenizer: PreTrainedTokenizerFast) -> Any:
 @functools.lru_cache(maxsize=4)
 def _widths(tokenizer: PreTrainedTokenizerFast) -> Widths | None:
     return widths_of(_own(tokenizer))
+
+
+@functools.lru_cache(maxsize=4)
+def _joints(tokenizer: PreTrainedTokenizerFast) -> Joints:
+    return Joints(_own(tokenizer))
 
 
 def _by_offsets(inner: Any, texts: list[str]) -> list[Tokens]:
@@ -67,6 +73,16 @@ class Tokenising:
             tokens = made[place]
             found[index].append(Tokens(tokens.ids, tokens.spans + np.int32(start)) if start else tokens)
         return [_joined(parts) for parts in found]
+
+    def scored(self, tokens: Tokens) -> Tokens:
+        """What is scored of a text that has these tokens: just them."""
+        return tokens
+
+    def joined(self, texts: Sequence[str], counts: Sequence[int]) -> int | None:
+        """Tokens of texts (none empty) joined by blank lines, each of so many tokens; None: count it to know."""
+        joints = _joints(self.tokenizer)
+        between = [joints.between(left, right) for left, right in pairwise(texts)]
+        return None if None in between else sum(counts) + sum(filter(None, between))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each whole text."""

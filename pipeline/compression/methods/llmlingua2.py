@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pipeline.compression.classifier import Classifier
 from pipeline.compression.prompt import Part, Prompt
 from pipeline.compression.registry import Passed, Ranking
-from pipeline.compression.tokens import Tokenising, Tokens
+from pipeline.compression.tokens import Tokenising
+from pipeline.compression.widths import Tokens
 from pipeline.models import ModelPool
 from schemas.compress import LLMLingua2Spec
 
@@ -43,7 +44,11 @@ class ShortTokens(Tokenising):
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
         """As in ``Tokenising``, but that no token names more than ``LONG_TOKEN`` characters."""
-        return [_shortened(tokens) for tokens in Tokenising.tokenise(self, texts)]
+        return [self.scored(tokens) for tokens in Tokenising.tokenise(self, texts)]
+
+    def scored(self, tokens: Tokens) -> Tokens:
+        """The tokens, the long ones cut up."""
+        return _shortened(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,9 @@ class LLMLingua2:
 
     @property
     def abreast(self) -> int:
-        """Enough for full passes of short prompts, few enough for tokenising to go on beside them."""
-        return max(64, self.classifier.batch_tokens // 64)
+        """Enough to keep the device busy with short prompts, few enough for many batches: an encoder is so fast that
+        most of the time is tokenising and fitting, and only batches overlap."""
+        return max(64, self.classifier.batch_tokens // 512)
 
     def score(self, prompts: Sequence[Prompt], passed: Passed) -> list[Ranking]:
         """Mean p(keep) of every unit. A text that comes several times (documents at several rates) is read once."""
