@@ -47,11 +47,16 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """``method`` on a device with tokenisers and budget (``preparing``). ``turns`` lets few batches score at once."""
+    """``method`` on a device with tokenisers and budget (``preparing``).
+
+    ``turns`` lets few batches score at once. They are prepared one by one (``next``): all at once, sharing one
+    interpreter, the first would be ready as late as the last, and the device would wait for it.
+    """
 
     preparing: Preparing
     method: Method
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
+    next: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, sources: Sequence[Source], passed: Passed) -> Iterator[Batch]:
         """All sources, longest first, batch by batch. ``passed`` is told their original tokens as they are read."""
@@ -61,7 +66,8 @@ class Engine:
 
     def _make(self, sources: Sequence[Source], passed: Passed) -> list[Made]:
         passed(0)
-        ready = self.preparing.prepare(sources)
+        with self.next:
+            ready = self.preparing.prepare(sources)
         with self.turns:
             rankings = self._score(ready, passed)
         return self._finish(ready, rankings)
