@@ -31,15 +31,14 @@ class Layout:
         """``places[p]``: where in part p its units begin; ``lengths[p]``: its characters."""
         starts = np.cumsum([0, *(length + len(SEPARATOR) for length in lengths)])
         counts = np.array([len(one) for one in places])
-        # The blank line before a part is a cell like its units, and the first of them.
-        edges = [
-            np.concatenate([[start - len(SEPARATOR)], start + one])
-            for start, one in zip(starts[:-1].tolist(), places, strict=True)
-        ]
-        flat = np.append(np.concatenate(edges)[1:], starts[-1] - len(SEPARATOR))
         parts = np.repeat(np.arange(len(counts)), counts)
-        leads = np.cumsum(counts + 1) - counts - 2
-        return cls(flat, np.arange(len(parts)) + parts, parts, leads)
+        # The blank line before a part is a cell like its units, and the first of them.
+        cells, leads = np.arange(len(parts)) + parts, np.cumsum(counts + 1) - counts - 2
+        edges = np.empty(len(parts) + len(counts), np.int64)
+        edges[leads] = starts[:-1] - len(SEPARATOR)  # the first part has none: -1, the last edge of all
+        edges[cells] = np.concatenate(places) + starts[parts]
+        edges[-1] = starts[-1] - len(SEPARATOR)
+        return cls(edges, cells, parts, leads)
 
     def spans(self, kept: NDArray[np.bool_], order: Sequence[int] | None = None) -> Ints:
         """The characters ``[n, 2]`` (from, to) that the kept units and the blank lines between their parts take.
@@ -48,7 +47,8 @@ class Layout:
         """
         taken = np.zeros(len(self.edges) - 1, dtype=bool)
         taken[self.cells] = kept
-        alive = np.bincount(self.parts[kept], minlength=len(self.leads)) > 0
+        alive = np.zeros(len(self.leads), dtype=bool)
+        alive[self.parts[kept]] = True
         placed = [part for part in (order or range(len(self.leads))) if alive[part]]
         if placed == sorted(placed):
             taken[self.leads[placed[1:]]] = True
@@ -64,14 +64,16 @@ class Layout:
 
     def _runs(self, taken: NDArray[np.bool_], first: int, last: int) -> Ints:
         """Runs of taken cells among those from ``first`` to ``last``, as characters."""
-        changes = np.flatnonzero(np.diff(taken[first:last].astype(np.int8), prepend=0, append=0))
+        around = np.zeros(last - first + 2, dtype=bool)
+        around[1:-1] = taken[first:last]
+        changes = np.flatnonzero(around[1:] != around[:-1])
         runs: Ints = self.edges[first + changes].reshape(-1, 2)
         return runs
 
 
 def text_of(text: str, spans: Ints) -> str:
     """The characters of ``text`` that ``spans`` names, joined."""
-    return "".join(text[begin:end] for begin, end in spans.tolist())
+    return "".join([text[begin:end] for begin, end in spans.tolist()])
 
 
 def stripped(text: str, spans: Ints) -> Ints:

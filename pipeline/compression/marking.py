@@ -30,7 +30,7 @@ class Marking:
 
     def plain(self, marked: Marked) -> Marked:
         """``marked`` with what is to be kept anywhere."""
-        return replace(marked, kept=self.protection.spans(marked.text))
+        return replace(marked, kept=self.protection.spans(marked.text)) if self.protection.active else marked
 
 
 def build_marking(spec: CompressSpec) -> Marking:

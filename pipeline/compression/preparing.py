@@ -222,7 +222,7 @@ def _part(piece: _Piece, tokens: Tokens, counted: Tokens, costs: Ints, units: Cu
 
 def _own_costs(tokens: Tokens, units: Cut) -> Ints:
     """Where the scorer's tokens are the target's, those of a unit are what it costs."""
-    return np.diff(units.first, append=len(tokens.ids))
+    return np.append(units.first[1:], len(tokens.ids)) - units.first
 
 
 def _costs(tokens: Tokens, units: Cut) -> Ints:
@@ -260,7 +260,7 @@ def _markup(pieces: Sequence[_Piece]) -> Ints:
             gone += len(piece.source) + len(SEPARATOR)
             continue
         found += [np.array([[start, gone]])] if gone else []
-        found.append(piece.marked.markup + np.array([start, 0]))
+        found += [piece.marked.markup + np.array([start, 0])] if len(piece.marked.markup) else []
         start, gone = start + len(piece.marked.text) + len(SEPARATOR), 0
     return np.concatenate(found)
 

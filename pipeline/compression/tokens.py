@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.compression.joints import Joints
-from pipeline.compression.widths import Ints, Tokens, Widths, ids_of, widths_of
+from pipeline.compression.widths import Ints, Tokens, Widths, ids_of, parted, widths_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,8 +50,7 @@ def _by_offsets(inner: Any, texts: list[str]) -> list[Tokens]:
     ids, sizes = ids_of(encodings)
     ends = chain.from_iterable(chain.from_iterable(one.offsets for one in encodings))
     spans = np.fromiter(ends, np.int32, 2 * len(ids)).reshape(-1, 2)
-    bounds = np.cumsum(sizes)[:-1]
-    return [Tokens(*one) for one in zip(np.split(ids, bounds), np.split(spans, bounds), strict=True)]
+    return [Tokens(*one) for one in zip(parted(ids, sizes), parted(spans, sizes), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

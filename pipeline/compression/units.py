@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pipeline.compression.characters import JOINING, PUNCT, WORD, ZERO_WIDTH_JOINER, kinds_of, last_kept
 from pipeline.compression.edges import next_solid, phrase_edges, sentence_edges, word_edges
 from pipeline.compression.marked import Marked
+from pipeline.compression.widths import parted
 from schemas.compress import Unit
 
 MAX_TOKENS = 16
@@ -89,15 +90,15 @@ def cut(parts: Sequence[Marked], spans: Sequence[Places], unit: Unit = "word") -
     line = _line(parts, offsets, starts, ends, heads, flat[:, 0] >= starts)
     begins, held = _begins(line, unit)
     first = np.flatnonzero(begins)
-    bounds = np.searchsorted(first, heads[1:])
+    counts = np.diff(np.searchsorted(first, heads), append=len(first))
     owns = np.repeat(np.cumsum([0, *(len(part.rates) for part in parts[:-1])]), sizes)
     return [
         Cut(*one)
         for one in zip(
-            np.split(first - np.repeat(heads, sizes)[first], bounds),
-            np.split((starts - shift)[first].astype(np.int64), bounds),
-            np.split(np.logical_or.reduceat(held, first), bounds),
-            np.split(np.where(line.owned < 0, -1, line.owned - owns)[first], bounds),
+            parted(first - np.repeat(heads, sizes)[first], counts),
+            parted((starts - shift)[first].astype(np.int64), counts),
+            parted(np.logical_or.reduceat(held, first), counts),
+            parted(np.where(line.owned < 0, -1, line.owned - owns)[first], counts),
             strict=True,
         )
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,11 @@ class Tokens:
     spans: Spans
 
 
+def parted(values: NDArray[Any], sizes: Ints) -> list[NDArray[Any]]:
+    """``values`` in runs of these lengths: ``np.split`` takes microseconds for each."""
+    return [values[begin:end] for begin, end in pairwise([0, *np.cumsum(sizes).tolist()])]
+
+
 def ids_of(encodings: list[Any]) -> tuple[Ints, Ints]:
     """All their ids, end to end, and how many each has."""
     sizes = np.array([len(one) for one in encodings], np.int64)
@@ -65,11 +70,11 @@ class Widths:
             return {plain[place]: tokens for place, tokens in found.items()}
         ids, sizes = ids_of(inner.encode_batch_fast(texts, add_special_tokens=False))
         total, widths = np.append(0, np.cumsum(letters, dtype=np.int64)), self.of[ids]
-        rows, bounds = np.repeat(np.arange(len(sizes)), sizes), np.cumsum(sizes)[:-1]
+        rows = np.repeat(np.arange(len(sizes)), sizes)
         whole = np.bincount(rows, widths, len(texts)) == total[heads + lengths] - total[heads]
         ends = running_sums(widths, rows) + total[heads[rows]]
         spans = _named(letters, ends - widths, ends) - heads[rows, None].astype(np.int32)
-        named = zip(np.split(ids, bounds), np.split(spans, bounds), strict=True)
+        named = zip(parted(ids, sizes), parted(spans, sizes), strict=True)
         return {place: Tokens(*one) for place, one in enumerate(named) if whole[place]}
 
 
