@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pipeline.compression.bert import is_bert
 from schemas.document import SEPARATOR
 
 LONGEST = 8
@@ -25,7 +26,7 @@ class Joints:
         added = inner.get_added_tokens_decoder().values()
         self._added = tuple(token.content for token in added)
         plain = not any(token.lstrip or token.rstrip or any(map(str.isspace, token.content)) for token in added)
-        self._bert, self._gpt2 = plain and _is_bert(inner), plain and _is_gpt2(inner)
+        self._bert, self._gpt2 = plain and is_bert(inner), plain and _is_gpt2(inner)
 
     def between(self, left: str, right: str) -> int | None:
         """Tokens that the blank line adds; None where only counting the whole would say."""
@@ -43,11 +44,6 @@ class Joints:
 
     def _count(self, text: str) -> int:
         return len(self._inner.encode(text, add_special_tokens=False))
-
-
-def _is_bert(inner: Any) -> bool:
-    kinds = [type(one).__name__ for one in (inner.model, inner.normalizer, inner.pre_tokenizer)]
-    return kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
 
 
 def _is_gpt2(inner: Any) -> bool:

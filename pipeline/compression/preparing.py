@@ -15,7 +15,7 @@ from pipeline.compression.marked import Marked, UnmarkableError
 from pipeline.compression.marking import Marking
 from pipeline.compression.prompt import Copied, Part, Prompt, Ready, Role, Source, too_small
 from pipeline.compression.shares import own_budget, quota_of
-from pipeline.compression.tokens import PIECE, Tokenising
+from pipeline.compression.tokens import Tokenising
 from pipeline.compression.units import Cut, cut
 from pipeline.compression.widths import Tokens
 from pipeline.stages import Refusal
@@ -106,7 +106,7 @@ class Preparing:
     def _tokenised(self, prompts: Sequence[list[_Piece]]) -> dict[str, Tokens]:
         """The target's tokens of all texts that are new and not so long that they would be tokenised in pieces."""
         texts = {piece.marked.text: None for prompt in prompts for piece in prompt if piece.key not in self.known}
-        short = [text for text in texts if len(text) <= PIECE]
+        short = [text for text in texts if self.target.at_once(text)]
         return dict(zip(short, self.target.tokenise(short), strict=True))
 
     def _counts(
@@ -213,7 +213,7 @@ def _part(piece: _Piece, tokens: Tokens, counted: Tokens, costs: Ints, units: Cu
     rates = np.array([*(own.rate for own in piece.marked.rates), np.nan])[units.owned]  # -1 is the last
     regions = np.array([*(own.region for own in piece.marked.rates), -1])[units.owned]
     text = piece.marked.text
-    alone = len(counted.ids) if len(text) <= PIECE else None
+    alone = len(counted.ids) if Tokenising.at_once(text) else None
     return Part(
         piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates, regions,
         alone,

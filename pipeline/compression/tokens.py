@@ -77,6 +77,11 @@ class Tokenising:
         """What is scored of a text that has these tokens: just them."""
         return tokens
 
+    @staticmethod
+    def at_once(text: str) -> bool:
+        """Whether the text is tokenised in one piece, so that it counts as many tokens as it has."""
+        return len(text) <= PIECE
+
     def joined(self, texts: Sequence[str], counts: Sequence[int]) -> int | None:
         """Tokens of texts (none empty) joined by blank lines, each of so many tokens; None: count it to know."""
         joints = _joints(self.tokenizer)
@@ -92,8 +97,12 @@ class Tokenising:
         return counts
 
     def _count_batch(self, texts: list[str]) -> list[int]:
-        encodings = _own(self.tokenizer).encode_batch_fast(texts, add_special_tokens=False)
-        return [len(encoding) for encoding in encodings]
+        widths = _widths(self.tokenizer)
+        counts = {place: len(one) for place, (_, one) in widths.encoded(texts).items()} if widths else {}
+        rest = [place for place in range(len(texts)) if place not in counts]
+        encodings = _own(self.tokenizer).encode_batch_fast([texts[place] for place in rest], add_special_tokens=False)
+        counts |= {place: len(one) for place, one in zip(rest, encodings, strict=True)}
+        return [counts[place] for place in range(len(texts))]
 
     def _count_long(self, text: str) -> int:
         """The tokens of a text of megabytes, piece by piece where that is sure to give the same, for memory's sake.
@@ -133,7 +142,7 @@ class Tokenising:
         widths = _widths(self.tokenizer)
         for group in _groups(texts):
             some = [texts[place] for place in group]
-            made = widths.tokenised(_own(self.tokenizer), some) if widths else {}
+            made = widths.tokenised(some) if widths else {}
             yield from ((group[number], tokens) for number, tokens in made.items())
             rest = [number for number in range(len(some)) if number not in made]
             if rest:
