@@ -111,7 +111,7 @@ def print_models(rows: Sequence[Any], console: Console) -> None:
     """Models by name as a table."""
     table = Table("model", "state", "size", "licence", "where", box=None)
     for row in rows:
-        size = f"{row.bytes / 1e6:,.0f} MB" if row.bytes else ""
+        size = f"{max(1, row.bytes / 1e6):,.0f} MB" if row.bytes else ""
         table.add_row(row.name, row.state, size, row.licence or "", Text(str(row.where)))
     _print_uncut(table, console)
 

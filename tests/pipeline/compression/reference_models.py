@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.compression.reference import punkt
 from pipeline.compression.reference.reference import Reference, ReferenceResult
 from pipeline.compression.scoring import Scorer
-from pipeline.models import LoadedModel, ModelNotFound
+from pipeline.models import LoadedModel, ModelNotFound, pull
 from schemas.document import PromptParts
 from schemas.reference import ReferenceOptions
 
@@ -22,7 +22,7 @@ def sentence_data() -> None:
     try:
         punkt.load()
     except ModelNotFound:
-        punkt.pull()
+        pull("punkt-english")
 
 
 def engine_of(loaded: LoadedModel, options: ReferenceOptions, batch_tokens: int = 4096) -> Reference:

@@ -18,7 +18,7 @@ def test_missing_sentence_data_are_noticed_before_there_is_a_job(
 ) -> None:
     monkeypatch.setenv("CONTEXTMILL_CACHE_DIR", str(tmp_path))
     stage = stage_of(tiny, fidelity="reference", options={"use_sentence_level_filter": True})
-    with pytest.raises(ModelNotFound, match=r"python -m pipeline\.compression\.reference\.punkt"):
+    with pytest.raises(ModelNotFound, match="contextmill models pull punkt-english"):
         stage.identity()
     assert stage_of(tiny, fidelity="reference").identity()
 
