@@ -108,11 +108,11 @@ def print_jobs(rows: Sequence[Any], console: Console) -> None:
 
 
 def print_models(rows: Sequence[Any], console: Console) -> None:
-    """Models by name as a table."""
-    table = Table("model", "state", "size", "licence", "where", box=None)
+    """Models by name as a table; what is wrong with one, and what to do about it, stands at the end of its line."""
+    table = Table("model", "state", "size", "licence", "where", "", box=None)
     for row in rows:
         size = f"{max(1, row.bytes / 1e6):,.0f} MB" if row.bytes else ""
-        table.add_row(row.name, row.state, size, row.licence or "", Text(str(row.where)))
+        table.add_row(Text(row.name), row.state, size, row.licence or "", Text(str(row.where)), Text(row.detail))
     _print_uncut(table, console)
 
 

@@ -6,7 +6,8 @@ import io
 
 from rich.console import Console
 
-from pipeline.display import print_snapshot
+from pipeline.display import print_models, print_snapshot
+from pipeline.models import ModelStatus
 from pipeline.watching import Snapshot, StageProgress
 
 
@@ -19,3 +20,10 @@ def test_a_stage_that_is_through_has_no_speed() -> None:
     assert isinstance(said.file, io.StringIO)
     text = "j running: compress 24/24 documents; generate 18/24 documents, 219 tokens/s, 0:03 left\n"
     assert said.file.getvalue() == text
+
+
+def test_a_model_that_cannot_be_used_says_why() -> None:
+    said = io.StringIO()
+    print_models([ModelStatus("m[1]", "here", "", 0, "damaged", "model.safetensors is missing")], Console(file=said))
+    (line,) = said.getvalue().splitlines()[1:]
+    assert line.split() == ["m[1]", "damaged", "here", "model.safetensors", "is", "missing"]
