@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.models import digest_of, expects_gpu, load_tokenizer, resolve_device
+from pipeline.models import ModelError, digest_of, expects_gpu, load_tokenizer, resolve, resolve_device
+from pipeline.models.folder import parameters
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.compress import CompressSpec
 from schemas.document import Document
@@ -27,6 +29,9 @@ VERSION = 3
 
 _CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 1_000_000, "none": 300_000}
 """Rough speeds for cutting shards: of a 135M scorer on two cores in float32 and on one large GPU; without a model."""
+
+_PARAMETERS = 135e6
+"""Of the scorer that the speeds are of; others take longer, or less, in proportion, but never less than an eighth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,11 @@ class Compress:
         return [VERSION, *scoring, _tokenizer_digest(self.target.tokenizer_model)]
 
     def work_seconds(self, characters: int) -> float:
-        """Seconds that a document of this length takes, roughly: by whether a GPU is to be expected."""
+        """Seconds that a document of this length takes, roughly: by the scorer's size and whether to expect a GPU."""
+        if not self.spec.scoring_models:
+            return characters / _CHARACTERS_PER_SECOND["none"]
         device = "cuda" if expects_gpu(self.spec.device) else "cpu"
-        return characters / _CHARACTERS_PER_SECOND[device if self.spec.scoring_models else "none"]
+        return characters / _CHARACTERS_PER_SECOND[device] * _size(self.spec.scoring_models)
 
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
         """One outcome per document, in order. Raises ``Stopped`` when the run is stopping."""
@@ -133,6 +140,15 @@ class Compress:
             "compress_seconds": seconds,
         }
         return Result(fields, one.original, tokens, one.budget, seconds, latency_seconds=latency)
+
+
+@functools.cache
+def _size(models: tuple[str, ...]) -> float:
+    """The parameters of these models over ``_PARAMETERS``; 1 where they are not on this machine."""
+    try:
+        return max(0.125, sum(parameters(resolve(model).folder) for model in models) / _PARAMETERS)
+    except ModelError:
+        return 1.0
 
 
 def _tokenizer_digest(model: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ def window_of(folder: Path) -> int | None:
         if isinstance(config.get(key), int):
             return int(config[key])
     return None
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers the weights in ``folder`` hold, by the heads of their files. Raises as ``model_files`` does."""
+    from safetensors import safe_open
+
+    total = 0
+    for name in _weight_files(folder):
+        if name != INDEX:
+            with safe_open(folder / name, framework="np") as file:
+                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return total
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -150,7 +150,7 @@ def make_spec(kind: str, folder: Path, model: Path, endpoint: str) -> JobSpec:
              "seconds_per_shard": 1.5},
         ],
         "models": [
-            {"kind": "compress", "model": str(model), "rate": 0.5, "seconds_per_shard": 2.0},
+            {"kind": "compress", "model": str(model), "rate": 0.5, "seconds_per_shard": 0.25},
             {"kind": "generate", "max_new_tokens": 16, "seconds_per_shard": 30.0},
         ],
     }  # fmt: skip
