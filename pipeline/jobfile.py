@@ -13,8 +13,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from schemas.align_file import AnsweringTarget
-from schemas.compress import Keep, compress_tag
+from schemas.compress import CompressSpec, Keep, compress_tag
 from schemas.job import Columns, InputSpec, JobSpec, OutputSpec, TargetSpec
+from schemas.reference import JsonKey, ReferenceOptions, ReferenceSpec
 from schemas.stage import SPECS, GenerateSpec
 
 ENVIRONMENT = "CONTEXTMILL_JOB__"
@@ -25,7 +26,7 @@ Places = dict[tuple[str, ...], str]
 
 _TABLES: dict[str, type[BaseModel]] = {
     "input": InputSpec, "columns": Columns, "output": OutputSpec, "target": TargetSpec, "keep": Keep, **SPECS,
-    "targets": AnsweringTarget, "answers": GenerateSpec,
+    "targets": AnsweringTarget, "answers": GenerateSpec, "options": ReferenceOptions, "json_config": JsonKey,
 }  # fmt: skip
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -139,6 +140,8 @@ def _explain(path: Path, text: str, said: Places, error: Any, spec: type[BaseMod
     unknown = error["type"] == "extra_forbidden"
     given = error.get("input")
     words = PLAIN_WORDS.get(error["type"])
+    if error["loc"][2:] == ("llmlingua", "fidelity"):  # the other one has a spec of its own
+        words = "must be 'paper' or 'reference'"
     if error["type"] == "union_tag_invalid":
         key, words = _unknown_kind(given)
         keys, given = [*keys, key], given[key]
@@ -196,17 +199,39 @@ def _places(text: str) -> Iterator[tuple[int, list[Any]]]:
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]", line):
             name = header[2]
-            table = name.split(".")
             if header[1] == "[[":
                 counts[name] = counts.get(name, -1) + 1
-                table = [*table, counts[name]]
+            table = list(_numbered(name, counts))
             yield number, table
         elif key := re.match(r"\s*([\w.\"-]+)\s*=", line):
             yield number, [*table, *key[1].replace('"', "").split(".")]
 
 
+def _numbered(name: str, counts: Mapping[str, int]) -> Iterator[Any]:
+    """The keys of a table's header, with the number of the last table of each list on the way: ``stages.0.keep``."""
+    parts = name.split(".")
+    for end, part in enumerate(parts, 1):
+        yield part
+        if (outer := ".".join(parts[:end])) in counts:
+            yield counts[outer]
+
+
 def _nearest(place: tuple[Any, ...], spec: type[BaseModel]) -> str:
     tables = [_TABLES[key] for key in place[:-1] if key in _TABLES]
     known = list((tables[-1] if tables else spec).model_fields)
+    if elsewhere := _elsewhere(place):
+        return elsewhere
     close = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _elsewhere(place: tuple[Any, ...]) -> str:
+    """Where the unknown key of a compress stage is known: at another method, or under [stages.options]."""
+    if len(place) != 4 or place[2] not in SPECS:
+        return ""
+    key, spec = str(place[3]), SPECS[place[2]]
+    if issubclass(spec, ReferenceSpec):
+        close = difflib.get_close_matches(key, ReferenceOptions.model_fields, n=1, cutoff=0.7)
+        return f"; with fidelity = 'reference' it is {close[0]} under [stages.options]" if close else ""
+    owners = [tag for tag, one in SPECS.items() if issubclass(one, CompressSpec) and key in one.model_fields]
+    return f"; it is an option of {', '.join(owners)}" if owners and issubclass(spec, CompressSpec) else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
 
 from schemas.base import DEFAULT_MODEL, StageBase, Strict, Whole
 
@@ -24,6 +24,8 @@ Importance = Annotated[
 def _pairs(value: Any) -> Any:
     """A table as pairs in the order of its keys: a spec can be hashed, and the order of writing means nothing."""
     if not isinstance(value, Mapping):
+        if not isinstance(value, list | tuple):  # as a stored spec has them
+            raise ValueError("must be a table of keys and rates")
         return value
     for key, rate in value.items():
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
@@ -55,7 +57,7 @@ class Keep(Strict):
             for number, pattern in enumerate(value):
                 try:
                     regex.compile(pattern)
-                except regex.error as error:
+                except (regex.error, RecursionError) as error:  # brackets in brackets, hundreds deep
                     raise ValueError(f"patterns[{number}] is no regular expression: {error}") from None
         return value
 
@@ -97,8 +99,8 @@ class CompressSpec(CompressBase):
     )
 
     hierarchy: StrictBool = Field(False, description="budgets for paragraphs and sentences by importance, too")
-    removed_phrases: Whole = Field(
-        0, ge=0, le=100, description="list so many of the most important removed phrases after the contexts"
+    removed_phrases: Annotated[StrictInt, Field(ge=0, le=100)] = Field(
+        0, description="list so many of the most important removed phrases after the contexts"
     )
 
     @model_validator(mode="after")

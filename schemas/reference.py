@@ -6,16 +6,27 @@ library hands to ``eval``, is parsed.
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
 from schemas.base import DEFAULT_MODEL, Strict, Whole
 from schemas.compress import CompressBase
 
-Share = Annotated[StrictFloat | StrictInt, Field(ge=0, le=1)]
-Number = StrictInt | StrictFloat
+
+def _finite(value: Any) -> Any:
+    """One complaint, where a union of two kinds of numbers has two."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number, without quotes")
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Number = Annotated[int | float, BeforeValidator(_finite)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 
 _STEP = re.compile(r"\s*([-+*/])\s*(\d+(?:\.\d*)?|\.\d+)\s*")
 

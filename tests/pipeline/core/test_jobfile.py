@@ -71,6 +71,29 @@ def test_a_plain_word_needs_no_quotes_on_the_command_line(job: Path) -> None:
         ("rate = 0.5\ntarget_tokens = 3", "exactly one of rate, target_tokens and rates"),
         ("method = 'zip'\nrate = 0.5", r"job\.toml:6: stages\.0\.method: must be one of .*llmlingua.*, not 'zip'"),
         ("rate = = 1", r"job\.toml: not valid TOML: .*line 6"),
+        ("rate = 0.5\nkeep = {patterns = ['" + "(" * 500 + "']}", r":7: .*patterns\[0\] is no regular expression"),
+        ("rate = 0.5\nremoved_phrases = 101", r":7: .*removed_phrases: must be less than or equal to 100, not 101"),
+        ("rate = 0.5\nstructure = 'json'\nkey_rates = 0.5", r":8: .*key_rates: must be a table of keys and rates"),
+        ("rate = 0.5\nseed = 1", r"job\.toml:7: unknown key stages\.0\.seed; it is an option of random"),
+        ("method = 'bm25'\nrate = 0.5\ncut = 'tail'", r":8: unknown key stages\.0\.cut; it is an option of truncation"),
+        ("rate = 0.5\nfidelity = 'libary'", r":7: stages\.0\.fidelity: must be 'paper' or 'reference', not 'libary'"),
+        (
+            "fidelity = 'reference'\nrate = 0.5",
+            r":7: unknown key stages\.0\.rate; .* it is rate under \[stages\.options\]",
+        ),
+        ("fidelity = 'reference'\ntarget_tokens = 9", r"it is target_token under \[stages\.options\]"),
+        (
+            "fidelity = 'reference'\n[stages.options]\n\nrate = 2",
+            r":9: stages\.0\.options\.rate: must be less than or equal to 1, not 2$",
+        ),
+        (
+            "fidelity = 'reference'\n[stages.options]\nhigh_priority_bonus = nan",
+            r"^[^\n]*:8: stages\.0\.options\.high_priority_bonus: must be a finite number, not nan$",
+        ),
+        (
+            "fidelity = 'reference'\n[stages.options]\nrates = 0.5",
+            r":8: unknown key stages\.0\.options\.rates; did you mean rate\?",
+        ),
     ],
 )
 def test_errors_name_file_line_and_remedy(tmp_path: Path, line: str, message: str) -> None:
