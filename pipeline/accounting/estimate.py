@@ -115,6 +115,9 @@ def _characters_per_token(job: JobSpec, sample: Sequence[str], settings: Setting
         return default
     if not path.is_file():
         return default
-    tokens = sum(len(item.ids) for item in Tokenizer.from_file(str(path)).encode_batch(list(sample)))
+    try:
+        tokens = sum(len(item.ids) for item in Tokenizer.from_file(str(path)).encode_batch(list(sample)))
+    except Exception as error:  # noqa: BLE001 - it raises bare ones; the job itself stops with what is wrong
+        return CHARACTERS_PER_TOKEN, f"{default[1]}: the tokenizer of {name} cannot be read ({error})"
     ratio = sum(map(len, sample)) / max(1, tokens)
     return ratio, f"{ratio:.2f} characters per token, counted on {len(sample)} documents with the tokenizer of {name}"

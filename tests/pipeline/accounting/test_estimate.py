@@ -97,6 +97,15 @@ def test_a_sample_is_counted_with_the_targets_tokenizer(tiny_model: Path) -> Non
     assert "counted on 2 documents" in made.notes[0]
 
 
+def test_a_damaged_tokenizer_stops_no_estimate(tiny_model: Path, tmp_path: Path) -> None:
+    """The job is there by then: it has to stop with what is wrong, not end in a traceback."""
+    (tmp_path / "tokenizer.json").write_text('{"cut off')
+    made = guess(job([compress(tiny_model)], model=str(tmp_path)), 2, 56, sample=["words"])
+    assert made.tokens == 14
+    assert "4 characters per token are assumed: the tokenizer of" in made.notes[0]
+    assert "cannot be read" in made.notes[0]
+
+
 def test_a_measurement_comes_before_the_built_in_rates(tiny_model: Path) -> None:
     spec = job([compress(tiny_model), {"kind": "generate", "device": "cpu"}], model=str(tiny_model))
     known = {0: Measured(10, 1_000, 250, 4.0), 1: Measured(10, 250, 70, 7.0)}
