@@ -17,6 +17,7 @@ from pipeline.models.folder import window_of
 from pipeline.models.gguf import quiet
 from pipeline.models.ref import ModelDamaged, ModelError, ModelRef
 from pipeline.models.resolve import resolve
+from pipeline.models.soundness import checked
 from pipeline.models.tokenizers import load_tokenizer
 from schemas.settings import Settings
 
@@ -82,14 +83,14 @@ class ModelPool:
             if key not in self._loaded:
                 while len(self._loaded) >= self._limit:  # before loading: there may be room for only so many
                     self._drop()
-                self._loaded[key] = load(ref, dtype, where, load_tokenizer(name, self._settings))
+                self._loaded[key] = checked(load(ref, dtype, where, load_tokenizer(name, self._settings)))
             self._loaded.move_to_end(key)
             return self._loaded[key]
 
     def own_copy(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
         """The model called ``name`` for its caller alone, who may train it. Raises what ``causal_lm`` raises."""
         where = resolve_device(self._device if device == "auto" else device)
-        return load(resolve(name, self._settings), dtype, where, load_tokenizer(name, self._settings))
+        return checked(load(resolve(name, self._settings), dtype, where, load_tokenizer(name, self._settings)))
 
     def close(self) -> None:
         """Let go of all models and their memory."""
@@ -108,7 +109,7 @@ class ModelPool:
 
 
 def resolve_device(device: str = "auto") -> str:
-    """``auto`` is the first GPU where there is one, else the CPU. ``ValueError`` for a device that is not there."""
+    """``auto`` is the first GPU where there is one, else the CPU. ``ModelError`` for a device that is not there."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -118,9 +119,9 @@ def resolve_device(device: str = "auto") -> str:
         return device
     kind, _, index = device.partition(":")
     if kind != "cuda" or not (index or "0").isdigit():
-        raise ValueError(f"device {device!r}: auto, cpu, cuda or cuda:N")
+        raise ModelError(f"device {device!r}: auto, cpu, cuda or cuda:N")
     if int(index or 0) >= count:
-        raise ValueError(f"device {device!r}: this machine shows {count} GPUs; use auto or cpu, or mend the driver")
+        raise ModelError(f"device {device!r}: this machine shows {count} GPUs; use auto or cpu, or mend the driver")
     return f"cuda:{int(index or 0)}"
 
 
@@ -148,7 +149,8 @@ def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerF
             )
     except Exception as error:  # configs are data from outside: what transformers trips over has no common class
         raise ModelError(
-            f"{ref.name}: transformers cannot load {ref.folder} as a causal LM ({type(error).__name__}: {error})"
+            f"{ref.name}: transformers cannot load {ref.folder} as a causal LM ({type(error).__name__}: "
+            f"{_told(error)}); fetch it again, or name another model"
         ) from error
     _check_loaded(ref, report)
     if ref.adapter is not None:
@@ -157,8 +159,17 @@ def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerF
     return LoadedModel(ref, model, tokenizer, torch.device(device), window_of(ref.folder) or UNLIMITED)
 
 
+def _told(error: Exception) -> str:
+    """What went wrong, in one line, without advice that leads nowhere here."""
+    if "ignore_mismatched_sizes" in str(error):
+        return "the weights have other shapes than config.json says"
+    return " ".join(str(error).partition("\n\n")[0].split())
+
+
 def _check_loaded(ref: ModelRef, report: dict[str, Any]) -> None:
     """transformers fills what is missing with random numbers and goes on: that would be another model."""
     lost = sorted([*report["missing_keys"], *(str(item) for item in report["mismatched_keys"])])
     if lost:
-        raise ModelDamaged(f"{ref.name}: {len(lost)} tensors of {ref.folder} are missing or misshapen ({lost[0]})")
+        raise ModelDamaged(
+            f"{ref.name}: {len(lost)} tensors of {ref.folder} are missing or misshapen ({lost[0]}); fetch it again"
+        )

@@ -34,7 +34,9 @@ def _load(name: str, folder: Path, digest: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions for files it cannot read
-        raise ModelDamaged(f"{name}: the tokenizer in {folder} cannot be loaded ({error}); fetch it again") from error
+        raise ModelDamaged(
+            f"{name}: the tokenizer in {folder} cannot be loaded ({type(error).__name__}: {error}); fetch it again"
+        ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: only a slow tokenizer in {folder}; save its fast form (tokenizer.json) beside it")
     if tokenizer.pad_token is None:

@@ -62,7 +62,41 @@ def test_misshapen_tensor_is_refused(folder: Path, settings: Settings) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(3)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"cannot load|misshapen"):
+    with pytest.raises(ModelError, match=r"cannot load.* other shapes than config.json says\); fetch it again"):
+        ModelPool("cpu", settings=settings).causal_lm(str(folder))
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused(folder: Path, settings: Settings, number: float) -> None:
+    """They would score every text alike, and nobody would see it."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = number
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelDamaged, match=r"up_proj\.weight holds NaN or infinity.*; fetch them again$"):
+        ModelPool("cpu", settings=settings).causal_lm(str(folder))
+
+
+def test_float16_that_is_too_small_for_a_model_is_named(folder: Path, settings: Settings) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 1e6
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    pool = ModelPool("cpu", settings=settings)
+    pool.causal_lm(str(folder))
+    with pytest.raises(ModelDamaged, match="float16 may be too small for it: bfloat16 or float32"):
+        pool.causal_lm(str(folder), "float16")
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(folder: Path, settings: Settings) -> None:
+    """Its last tokens have no place in this one: an index error, once such a word comes."""
+    weights = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    few = config["vocab_size"] // 2
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in weights:
+            weights[name] = weights[name][:few].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": few}))
+    with pytest.raises(ModelError, match=rf"has \d+ tokens and the model {few}; put the model's own tokenizer"):
         ModelPool("cpu", settings=settings).causal_lm(str(folder))
 
 
@@ -80,10 +114,10 @@ def test_code_that_comes_with_a_model_never_runs(folder: Path, settings: Setting
 def test_devices() -> None:
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto") == ("cuda:0" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ValueError, match=r"cuda:99.*shows \d+ GPUs"):
+    with pytest.raises(ModelError, match=r"cuda:99.*shows \d+ GPUs"):  # a job stops for it, no document is blamed
         resolve_device("cuda:99")
     for wrong in ("mps", "gpu", "cuda:x", ""):
-        with pytest.raises(ValueError, match="auto, cpu, cuda"):
+        with pytest.raises(ModelError, match="auto, cpu, cuda"):
             resolve_device(wrong)
     with pytest.raises(ValueError, match="at least one"):
         ModelPool(limit=0)
