@@ -128,6 +128,7 @@ PLAIN_WORDS = {
     "model_attributes_type": "must be a table",
     "union_tag_not_found": f"a stage says what it is: kind = one of {', '.join(_KINDS)}",
     "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
     "string_type": "must be text in quotes",
     "float_type": "must be a number, without quotes",
     "int_type": "must be a whole number, without quotes",

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, StrictFloat, model_validator
 
-from schemas.base import DEFAULT_MODEL, StageBase, Whole
+from schemas.base import DEFAULT_MODEL, ModelName, StageBase, Whole
 
 WHOLE_CORPUS = frozenset({"align"})
 """Kinds of stage whose output for one document depends on all of them: one shard, never cut, split or bisected, and
@@ -22,7 +22,9 @@ class AlignSpec(StageBase):
     SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {"checkpoint_seconds"}
 
     kind: Literal["align"]
-    model: str = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens; it is trained, not changed")
+    model: ModelName = Field(
+        DEFAULT_MODEL, description="the small causal LM that scores tokens; it is trained, not changed"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the passes; bfloat16 is autocast")
     rank: Whole = Field(16, ge=1, description="of the low-rank weights")
     lora_alpha: Whole = Field(32, ge=1, description="they are scaled by alpha / rank")

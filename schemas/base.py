@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -13,6 +14,15 @@ Whole = Annotated[StrictInt, Field(le=2**31 - 1)]
 
 USD = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
 """Money as text: exact, to the millionth of a dollar in which it is counted."""
+
+ModelName = Annotated[str, Field(min_length=1)]
+"""What ``pipeline.models`` resolves. An empty one would be the working folder."""
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", value, re.ASCII):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return value
 
 
 class Strict(BaseModel):
@@ -30,7 +40,7 @@ class StageBase(Strict):
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "seconds_per_shard"})
     """Settings that change how fast a stage runs, never what it writes: they stay out of the config hash."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Annotated[str, AfterValidator(_device)] = Field("auto", description="auto, cpu, cuda or cuda:N")
     batch_tokens: Whole = Field(16_384, ge=1, description="most padded tokens in one forward pass")
     seconds_per_shard: StrictFloat = Field(60.0, gt=0, description="estimated work in one shard")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
 
-from schemas.base import DEFAULT_MODEL, StageBase, Strict, Whole
+from schemas.base import DEFAULT_MODEL, ModelName, StageBase, Strict, Whole
 
 Share = Annotated[StrictFloat, Field(gt=0, le=1)]
 Unit = Literal["token", "word", "phrase", "sentence"]
@@ -123,7 +123,7 @@ class CompressSpec(CompressBase):
 class CausalSpec(CompressSpec):
     """What all methods share that score by a causal LM."""
 
-    model: str = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
+    model: ModelName = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
@@ -170,7 +170,7 @@ class LLMLingua2Spec(CompressSpec):
     """LLMLingua-2 (arXiv 2403.12968): any encoder with a token-classification head of two labels, remove and keep."""
 
     method: Literal["llmlingua2"]
-    model: str = Field("llmlingua2-minilm", description="the token classifier that scores")
+    model: ModelName = Field("llmlingua2-minilm", description="the token classifier that scores")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 

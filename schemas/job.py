@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.align import WHOLE_CORPUS
-from schemas.base import DEFAULT_MODEL, USD, Strict, Whole
+from schemas.base import DEFAULT_MODEL, USD, ModelName, Strict, Whole
 from schemas.compress import CompressSpec
 from schemas.stage import StageSpec
 
@@ -63,8 +63,10 @@ class OutputSpec(Strict):
 class TargetSpec(Strict):
     """The model the prompts are meant for: budgets are counted in its tokens, savings at its prices."""
 
-    model: str = DEFAULT_MODEL
-    tokenizer: str | None = Field(None, description="for hosted models: the local model whose tokenizer counts tokens")
+    model: ModelName = DEFAULT_MODEL
+    tokenizer: ModelName | None = Field(
+        None, description="for hosted models: the local model whose tokenizer counts tokens"
+    )
     prices: tuple[str, ...] = Field((), description="provider:model pairs to price the savings at")
     gpu_usd_per_hour: str = Field("2.50", pattern=USD, description="what a worker's hour costs")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
-from schemas.base import DEFAULT_MODEL, Strict, Whole
+from schemas.base import DEFAULT_MODEL, ModelName, Strict, Whole
 from schemas.compress import CompressBase
 
 
@@ -146,6 +146,6 @@ class ReferenceSpec(CompressBase):
 
     method: Literal["llmlingua"] = "llmlingua"
     fidelity: Literal["reference"]
-    model: str = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
+    model: ModelName = Field(DEFAULT_MODEL, description="the small causal LM that scores tokens")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     options: ReferenceOptions = ReferenceOptions()

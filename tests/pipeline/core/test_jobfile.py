@@ -72,6 +72,8 @@ def test_a_plain_word_needs_no_quotes_on_the_command_line(job: Path) -> None:
         ("method = 'zip'\nrate = 0.5", r"job\.toml:6: stages\.0\.method: must be one of .*llmlingua.*, not 'zip'"),
         ("rate = = 1", r"job\.toml: not valid TOML: .*line 6"),
         ("rate = 0.5\nkeep = {patterns = ['" + "(" * 500 + "']}", r":7: .*patterns\[0\] is no regular expression"),
+        ("rate = 0.5\ndevice = 'gpu'", r":7: stages\.0\.device: must be auto, cpu, cuda or cuda:N, not 'gpu'"),
+        ("rate = 0.5\nmodel = ''", r":7: stages\.0\.model: must not be empty"),
         ("rate = 0.5\nremoved_phrases = 101", r":7: .*removed_phrases: must be less than or equal to 100, not 101"),
         ("rate = 0.5\nstructure = 'json'\nkey_rates = 0.5", r":8: .*key_rates: must be a table of keys and rates"),
         ("rate = 0.5\nseed = 1", r"job\.toml:7: unknown key stages\.0\.seed; it is an option of random"),
