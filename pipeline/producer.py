@@ -105,6 +105,20 @@ def raise_budget(engine: Engine, spec: JobSpec, job_id: str) -> bool:
     return bool(higher)
 
 
+def retune(engine: Engine, spec: JobSpec, job_id: str) -> bool:
+    """Give a job the settings of ``spec`` that change only its speed, budgets aside. False: it has them already."""
+    with engine.begin() as connection:
+        had = connection.execute(select(Job.spec).where(Job.id == job_id)).scalar_one()
+        stages = [
+            old | stage.model_dump(mode="json", include=set(stage.SPEED_ONLY - {"budget_usd"}))
+            for old, stage in zip(had["stages"], spec.stages, strict=True)
+        ]
+        if stages == had["stages"]:
+            return False
+        connection.execute(update(Job).where(Job.id == job_id).values(spec=had | {"stages": stages}))
+    return True
+
+
 def submit(
     engine: Engine,
     spec: JobSpec,

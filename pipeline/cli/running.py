@@ -89,7 +89,7 @@ def submit(
 
 def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, json_: bool) -> NoReturn:
     """The job of ``spec`` from wherever it stands to its end; one that has ended is only reported."""
-    from pipeline.producer import existing_job, identify, raise_budget
+    from pipeline.producer import existing_job, identify, raise_budget, retune
     from pipeline.storage.jobs import resume_job
     from pipeline.watching import ENDED
 
@@ -98,6 +98,9 @@ def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, jso
     found = existing_job(engine, identity)
     if found is not None:
         if found.stop_code == "budget" and raise_budget(engine, spec, found.id):
+            resume_job(engine, found.id)
+        elif found.stop_code == "error" and retune(engine, spec, found.id):  # a device that is not there, a batch
+            err.print(f"job {found.id} goes on, with the new settings of the job file", markup=False, soft_wrap=True)
             resume_job(engine, found.id)
         elif found.state == "done" and resume_job(engine, found.id):
             said = f"{found.output}/data is gone: it is made again from what is beside it"

@@ -182,3 +182,17 @@ def test_a_database_of_another_version_names_the_command(user: User) -> None:
         assert "contextmill doctor --migrate" in ended.err
     user.write("p/contextmill.db", b"this is no database" * 100)
     assert "p/contextmill.db: file is not a database" in user.says("status", "-o", "p").err
+
+
+def test_a_device_that_is_not_there_stops_a_job_that_goes_on_with_another(user: User, tiny_model: Path) -> None:
+    """The device is no part of what makes a job another: the same job has to take it from the job file."""
+    stage = 'kind = "compress"\nmethod = "random"\nrate = 0.5\ndevice = "cuda:99"\n'
+    user.write("job.toml", f'[input]\npath = "in.jsonl"\n[target]\nmodel = "{tiny_model}"\n[[stages]]\n{stage}')
+    stopped = user.says("run", "job.toml")
+    assert stopped.code == 1
+    assert "device 'cuda:99': this machine shows" in stopped.out
+    assert "dead 0   pending 3" in stopped.out
+    mended = user.says("run", "job.toml", "--set", "stages.0.device=cpu")
+    assert mended.code == 0, mended.err
+    assert "goes on, with the new settings of the job file" in mended.err
+    assert "done 3" in mended.out

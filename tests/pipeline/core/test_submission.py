@@ -13,7 +13,7 @@ import pytest
 from by_hand import do, take, work_through
 from sqlalchemy import Engine, func, select, update
 
-from pipeline.producer import DoorbellSilentError, Submission, existing_job, identify, raise_budget, submit
+from pipeline.producer import DoorbellSilentError, Submission, existing_job, identify, raise_budget, retune, submit
 from pipeline.storage import shards
 from pipeline.storage.jobs import cancel_job, find_job, resume_job
 from pipeline.storage.readers import InputError
@@ -233,6 +233,23 @@ def test_a_higher_budget_counts_and_a_lower_one_does_not(engine: Engine, tmp_pat
     assert not raise_budget(engine, spec("1.5"), made.job_id)
     assert not raise_budget(engine, spec("0.5"), made.job_id)
     assert raise_budget(engine, spec("2"), made.job_id)
+
+
+def test_settings_of_speed_can_be_mended_in_a_job_that_stands(engine: Engine, tmp_path: Path) -> None:
+    """They make no other job, so a device that is not there would stop it again and again."""
+
+    def spec(**settings: Any) -> JobSpec:
+        stage = {"kind": "generate", "backend": "openai", "budget_usd": "1.50", "max_new_tokens": 1, **settings}
+        target = {"model": "gpt-4.1-mini", "prices": ["openai:gpt-4.1-mini"]}
+        return spec_of(tmp_path, [{"text": "one"}], stages=[stage], target=target)
+
+    made = submit(engine, spec(device="cuda"), Bell())
+    assert not retune(engine, spec(device="cuda"), made.job_id)
+    assert retune(engine, spec(device="cpu", concurrency=2, budget_usd="9"), made.job_id)
+    assert not retune(engine, spec(device="cpu", concurrency=2), made.job_id)
+    (stage,) = find_job(engine, made.job_id).spec["stages"]
+    assert (stage["device"], stage["concurrency"], stage["budget_usd"]) == ("cpu", 2, "1.50")
+    assert submit(engine, spec(), Bell()) == Submission(made.job_id, False, 1, 0, 0)
 
 
 def test_one_leads_until_it_resigns_or_its_time_is_over(engine: Engine) -> None:
