@@ -19,6 +19,7 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     from pipeline.stages import Halt
     from pipeline.storage.filesystem import PathError
     from pipeline.storage.jobs import JobStateError, UnknownJobError
+    from pipeline.storage.parts import FULL
     from pipeline.storage.readers import InputError
     from pipeline.storage.sql import DatabaseError
 
@@ -35,7 +36,8 @@ def explain(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, SQLAlchemyError):
         return f"database: {reason(error)}", False
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", False
+        room = "; make room there, then give the same command again" if error.errno in FULL and error.filename else ""
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{room}", False
     return None
 
 

@@ -7,6 +7,7 @@ appears when its upload is complete. Whether a part counts is the manifest's to 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -30,6 +31,8 @@ from pipeline.storage.filesystem import is_local
 TEMPORARY = ".tmp-"  # a name readers pass over
 ROW_GROUP = 1024  # rows a reader of one shard must unpack at least
 COPY_BYTES = 8 * 2**20
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a write that has no room."""
 
 
 class PartError(ValueError):
@@ -162,9 +165,11 @@ def _whole_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:  # a write names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync(path.parent)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import sqlite3
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from command import Said, User
 from servers import PostgresServer
+from small_disks import small_disk
 
 SECRET = "hunter2-secret"
 
@@ -196,3 +199,16 @@ def test_a_device_that_is_not_there_stops_a_job_that_goes_on_with_another(user: 
     assert mended.code == 0, mended.err
     assert "goes on, with the new settings of the job file" in mended.err
     assert "done 3" in mended.out
+
+
+def test_a_full_disk_is_named_with_the_file_and_the_same_command_goes_on(user: User) -> None:
+    """While the corpus is read: there are no workers yet that could stop the job."""
+    rows = [{"id": str(number), "text": os.urandom(2_000).hex()} for number in range(600)]
+    user.write("large.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    words = "run", "job.toml", "-i", "large.jsonl", "-o", "small/o"
+    with small_disk(user.folder / "small", "1m") as disk:
+        full = user.says(*words)
+        assert full.code == 1
+        assert re.search(r"No space left on device: \S+/small/o/t-\w+/_input/\S+; make room there, then", full.err)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert user.says(*words).code == 0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from fleet import QUICK, Fleet
@@ -20,14 +18,3 @@ def odd_fleet(folder: Path, database_url: str, broker_url: str, timings: Mapping
     roots = f"{Path(__file__).parent}:{Path(__file__).parent.parent.parent}"
     environment = {"ODD_LOG": str(folder / "odd.log"), "PYTHONPATH": roots}
     return Fleet(folder, database_url, broker_url, timings, environment, entry=(str(ODD_WORKER), "worker"))
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own, which soon is full. Needs the right to mount, as containers of CI have."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from fleet import QUICK, Fleet, job_spec, wait_until, write_corpus
-from odd_fleets import AWAY_SECONDS, odd_fleet, small_disk
+from odd_fleets import AWAY_SECONDS, odd_fleet
 from outcomes import assert_each_once, assert_manifest, assert_no_leftovers, columns
 from servers import PostgresServer, RedisServer
+from small_disks import small_disk
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError

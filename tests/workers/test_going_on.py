@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 import pytest
 from fleet import Fleet, job_spec, wait_until, write_corpus
-from odd_fleets import ODD_WORKER, small_disk
+from odd_fleets import ODD_WORKER
 from outcomes import assert_each_once, fingerprint
+from small_disks import small_disk
 from sqlalchemy import create_engine, text
 
 from pipeline.producer import SubmissionStoppedError, submit
