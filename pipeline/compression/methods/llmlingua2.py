@@ -53,7 +53,10 @@ class ShortTokens(Tokenising):
 
 @dataclass(frozen=True, slots=True)
 class LLMLingua2:
-    """``known``: p(keep) of the tokens of short texts that were read before; few-shot corpora repeat them."""
+    """``known``: p(keep) of the tokens of short texts that were read before; few-shot corpora repeat them.
+
+    Threads share it: a batch looks up what is known before it reads, as another may clear it meanwhile.
+    """
 
     classifier: Classifier
     tokenising: Tokenising
@@ -75,14 +78,14 @@ class LLMLingua2:
     def score(self, prompts: Sequence[Prompt], passed: Passed) -> list[Ranking]:
         """Mean p(keep) of every unit. A text that comes several times (documents at several rates) is read once."""
         texts = {part.text: part.ids for prompt in prompts for part in prompt.parts if not part.verbatim}
-        new = {text: ids for text, ids in texts.items() if text not in self.known}
-        found = dict(zip(new, self.classifier.keep(list(new.values()), passed), strict=True))
-        found |= {text: self.known[text] for text in texts if text not in new}
+        found = {text: known for text in texts if (known := self.known.get(text)) is not None}
+        new = {text: ids for text, ids in texts.items() if text not in found}
+        found.update(zip(new, self.classifier.keep(list(new.values()), passed), strict=True))
         self._remember({text: found[text] for text in new if len(text) <= SHORT_TEXT})
         return [Ranking(np.concatenate([_margins(part, found) for part in prompt.parts])) for prompt in prompts]
 
     def _remember(self, found: dict[str, Floats]) -> None:
-        if sum(map(len, self.known.values())) + sum(map(len, found.values())) > REMEMBERED:
+        if sum(map(len, self.known.copy().values())) + sum(map(len, found.values())) > REMEMBERED:
             self.known.clear()
         self.known.update(found)
 

@@ -174,6 +174,31 @@ def test_memory_of_what_was_read_is_bounded(bert: str, pool: ModelPool, monkeypa
         assert sum(map(len, method.known.values())) <= 100
 
 
+def test_a_batch_that_reads_does_not_mind_that_another_clears_the_memory(
+    bert: str, pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of(bert, bert, method="llmlingua2", rate=0.5)
+    engine: Engine = stage.engine(pool)  # type: ignore[attr-defined]
+    sources = [
+        Source(PromptParts(contexts=(TRAINING[:80], TRAINING[80:200]))),
+        Source(PromptParts(contexts=(TRAINING,))),
+    ]
+    (first, second) = engine.preparing.prepare(sources)
+    expected = engine.method.score([first, second], lambda tokens: None)  # type: ignore[list-item]
+    engine.method.known.clear()  # type: ignore[attr-defined]
+    engine.method.score([first], lambda tokens: None)  # type: ignore[list-item]
+    keep = Classifier.keep
+
+    def cleared(self: Classifier, texts: Any, passed: Any = lambda tokens: None) -> Any:
+        engine.method.known.clear()  # type: ignore[attr-defined]
+        return keep(self, texts, passed)
+
+    monkeypatch.setattr(Classifier, "keep", cleared)
+    found = engine.method.score([first, second], lambda tokens: None)  # type: ignore[list-item]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.margins, other.margins, atol=1e-6)
+
+
 def test_its_options_are_its_own(bert: str, tmp_path: Path) -> None:
     for wrong in ({"iterative_size": 100}, {"granular_k": 2.0}, {"fidelity": "reference"}):
         with pytest.raises(ValueError, match=next(iter(wrong)) + "|llmlingua2:reference"):
