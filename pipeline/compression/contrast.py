@@ -37,11 +37,17 @@ class Contrasted(Prefixes):
         super().extend(self._both(rows), np.concatenate([ids, ids]))
 
     def make_room(self, rows: Ints, tokens: Ints) -> None:
-        """As in ``Prefixes``, but that the question stays, and both ways of reading go on from the same tokens."""
-        second = rows + len(self._pinned)
-        for row in rows[self.length[second] + tokens > self._most_tokens].tolist():
+        """As in ``Prefixes``, but that the question stays, and both ways of reading go on from the same tokens.
+
+        A question of a quarter and a segment of another leave the half that is kept of the compressed text its room; a
+        longer segment (of long units) takes of that, down to what a half would hold beside the question.
+        """
+        half = self._most_tokens // 2
+        over = self.length[rows + len(self._pinned)] + tokens > self._most_tokens
+        for row, more in zip(rows[over].tolist(), tokens[over].tolist(), strict=True):
             pinned = int(self._pinned[row])
-            keep = min(self._most_tokens // 2 - pinned, int(self.length[row]))
+            room = min(max(self._most_tokens - pinned - more, half - pinned), half)
+            keep = min(room, int(self.length[row]), int(self.length[row + len(self._pinned)]) - pinned)
             self._forget(row, 0, keep)
             self._forget(row + len(self._pinned), pinned, keep)
 

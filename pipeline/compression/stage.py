@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.compression.prompt import Copied
     from pipeline.models import ModelPool
 
-VERSION = 3
+VERSION = 4
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 _CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 1_000_000, "none": 300_000}

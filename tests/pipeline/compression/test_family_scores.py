@@ -192,6 +192,23 @@ def test_the_question_stays_before_whatever_is_compressed(pool: ModelPool, tiny:
     assert lengths.max() <= 256
 
 
+@pytest.mark.parametrize("asked", [1, 20, 64, 200])
+def test_after_a_long_question_half_a_window_of_compressed_text_stays(pool: ModelPool, tiny: str, asked: int) -> None:
+    scorer = Scorer(pool.causal_lm(tiny), 4096)
+    ids = np.random.default_rng(0).integers(1, 400, 1000)
+    both = Contrasted(scorer, [ids[:1]], [ids[:asked]])
+    row, pinned = np.zeros(1, np.int64), min(asked, 64)
+    for begin in range(1, 900, 50):
+        before = int(both.length[0])
+        both.make_room(row, np.array([64]))  # the longest segment: a quarter
+        assert both.length[0] >= min(before, 128)
+        assert both.length[1] + 64 <= 256
+        np.testing.assert_array_equal(both._ids[1, :pinned], ids[:asked][-pinned:])
+        both.extend(np.zeros(50, np.int64), ids[begin : begin + 50])
+    both.make_room(row, np.array([200]))  # one unit may be longer than any segment
+    assert both.length[0] == 128 - pinned
+
+
 def test_read_once_the_whole_text_is_before_each_unit(pool: ModelPool, tiny: str, nats: Any) -> None:
     prompt = prompt_of(PromptParts("Solve it.", (" ".join(CONTEXTS),)), rate=0.4)
     margins = ranking_of(method_of(pool, tiny, "llmlingua", iterative=False, iterative_size=10), prompt)[0].margins
