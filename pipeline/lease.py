@@ -41,6 +41,7 @@ class Lease:
         self._moved = moved
         self._lease_seconds, self._renew_seconds = lease_seconds, renew_seconds
         self._documents = self._tokens = 0
+        self._counting = threading.Lock()
         self._written = (0, 0)
         self._lost = False
         self._left = threading.Event()
@@ -64,10 +65,11 @@ class Lease:
         return self._lost or self._asked()
 
     def progress(self, documents: int, tokens: int) -> None:
-        """Count what the stage finished since the last call, which may be nothing yet."""
-        self._documents += documents
-        self._tokens += tokens
-        self._moved()
+        """Count what the stage finished since the last call, which may be nothing yet. From any thread."""
+        with self._counting:  # stages work in threads of their own, and += alone would lose counts
+            self._documents += documents
+            self._tokens += tokens
+            self._moved()
 
     def _keep(self) -> None:
         pause = min(self._renew_seconds, PROGRESS_SECONDS)

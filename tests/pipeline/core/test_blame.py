@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,22 @@ def test_a_part_that_cannot_be_removed_does_not_keep_the_shard(
     expire(engine, ["test"])
     take(engine, job, "0-0-2", "other")
     assert do(engine, stale) == "lost"
+
+
+def test_a_lease_loses_no_count_of_several_threads(engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = [0]
+
+    def count() -> None:  # gives other threads a turn between reading and writing
+        before = moved[0]
+        time.sleep(0)
+        moved[0] = before + 1
+
+    lease = Lease(engine, attempt(engine, job, 1), lease_seconds=60.0, renew_seconds=15.0, moved=count)
+    with ThreadPoolExecutor(4) as threads:
+        for _ in threads.map(lambda _: lease.progress(1, 2), range(2000)):
+            pass
+    assert lease.done == (2000, 4000)
+    assert moved == [2000]
 
 
 def test_a_lease_outlives_any_error_of_the_database(engine: Engine, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
