@@ -121,7 +121,8 @@ def _recipe(spec: AlignFile, given: Settings, replace_: bool) -> str:
     from schemas.job import digest
 
     asked = [identify(job).job_id for job in spec.answer_jobs()]
-    recipe = digest([asked, spec.align.output_settings(), digest_of(spec.align.model, given)])
+    learning = [digest_of(model, given) for model in (spec.align.model, spec.align.teacher) if model is not None]
+    recipe = digest([asked, spec.align.output_settings(), *learning])
     folder = adapters.store_folder(spec.name, given.cache)
     if not replace_ and (folder / adapters.MANIFEST).is_file() and adapters.read_manifest(folder).recipe != recipe:
         raise adapters.taken(spec.name, folder)

@@ -15,12 +15,14 @@ from sqlalchemy import Engine, delete, select, update
 
 from pipeline.alignment.answers import gather
 from pipeline.alignment.training import Trainer
+from pipeline.cli.aligning import _recipe
 from pipeline.models.adapters import WEIGHTS
 from pipeline.producer import submit
 from pipeline.storage.jobs import find_job, resume_job
 from pipeline.storage.reaping import bury
 from schemas.align_file import AlignFile
 from schemas.job import JobSpec
+from schemas.settings import Settings
 from schemas.tables import Part, Shard, Usage
 
 PROMPTS = 14
@@ -167,3 +169,17 @@ def test_align_stands_alone_in_its_job(tiny_model: Path) -> None:
         AlignFile.model_validate({"name": "x", "input": {"path": "x"}, "targets": [{"model": "x"}, {"model": "x"}]})
     with pytest.raises(ValidationError, match="teacher and kl_weight"):
         JobSpec.model_validate({"input": {"path": "x"}, "stages": [{"kind": "align", "teacher": "x"}]})
+
+
+def test_an_adapter_of_another_teacher_under_the_same_name_is_another(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the weights under the teacher's name change, the command must not take the adapter for its own."""
+    spec = file_of(tmp_path, tiny_model, teacher=str(tmp_path / "teacher"), kl_weight=0.5)
+    digests = {str(tiny_model): "scorer"}
+    monkeypatch.setattr("pipeline.models.digest_of", lambda name, *_: digests[name])
+    recipes = []
+    for weights in ("one", "two", "one"):
+        digests[str(tmp_path / "teacher")] = weights
+        recipes.append(_recipe(spec, Settings(), replace_=True))
+    assert recipes[0] == recipes[2] != recipes[1]
