@@ -20,6 +20,9 @@ from pipeline.compression.protect import Protection
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]')
 """In valid JSON: strings and structure. Numbers, literals and white space need no look."""
 
+_CONSTANT = re.compile(r'"(?:[^"\\]++|\\.)*+"|NaN|-?Infinity')
+"""In what Python takes for JSON: strings, and numbers that JSON does not have."""
+
 _ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.")
 _FILLER = "\u2060"  # joins the character before it: an escape reads as one character
 
@@ -137,13 +140,17 @@ def _check(source: str) -> None:
 
 
 def _error(text: str) -> json.JSONDecodeError | None:
+    constants: list[str] = []
     try:
-        json.loads(text, parse_int=len)  # numbers may have any number of digits
+        json.loads(text, parse_int=len, parse_constant=constants.append)  # numbers may have any number of digits
     except json.JSONDecodeError as error:
         return error
     except RecursionError:
         return json.JSONDecodeError("nested too deep", text, 0)
-    return None
+    if not constants:
+        return None
+    at = next(one.start() for one in _CONSTANT.finditer(text) if one[0] == constants[0])
+    return json.JSONDecodeError(f"{constants[0]} is none of its numbers", text, at)
 
 
 def _values(source: str) -> Iterator[tuple[int, int, Path]]:

@@ -76,6 +76,15 @@ def test_lines_of_json(tiny: str) -> None:
         ('{"a": 1,\n "b" 2}', "contexts[0], line 2, column 6: this is no JSON (Expecting ':' delimiter)"),
         ('{"a": "x"}\n{"a": }', "contexts[0], line 2, column 7: this is no JSON (Expecting value)"),
         ("plain words", "contexts[0], line 1, column 1: this is no JSON (Expecting value)"),
+        (
+            '{"Infinity": "NaN",\n "b": NaN}',
+            "contexts[0], line 2, column 7: this is no JSON (NaN is none of its numbers)",
+        ),
+        ('[1e999, "\\"NaN", -Infinity, NaN]', "contexts[0], line 1, column 18: this is no JSON (-Infinity is none"),
+        (
+            '{"a": 1}\n{"a": Infinity}',
+            "contexts[0], line 2, column 7: this is no JSON (Infinity is none of its numbers)",
+        ),
         ("[" * 200_000, "contexts[0], line 1, column 1: this is no JSON (nested too deep)"),
     ],
 )
@@ -133,7 +142,7 @@ def test_half_a_surrogate_pair_never_meets_another(tiny: str) -> None:
 
 
 values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=40),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=40),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
