@@ -148,3 +148,18 @@ def test_registry_specs_and_documentation_name_the_same_methods() -> None:
         own = {name for name in spec.model_fields if name not in shared} - {"model", "dtype"}
         documented = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) - {"unit", "model", "dtype"}
         assert own == documented, tag
+
+
+def test_settings_of_all_methods_and_every_module_are_documented() -> None:
+    page = Path("docs/compression.md").read_text(encoding="utf-8")
+    settings_table = page.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    documented = {
+        name
+        for cell in re.findall(r"^\| (`.*?) \|", settings_table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert set(CompressSpec.model_fields) - {"kind", "method", "fidelity"} <= documented
+    specs = [spec for spec in SPECS.values() if issubclass(spec, CompressSpec)]
+    assert documented <= {name for spec in specs for name in spec.model_fields}
+    modules = {path.name for path in Path("pipeline/compression").glob("*.py")} - {"__init__.py"}
+    assert modules == set(re.findall(r"`(\w+\.py)`", page.partition("\n| file | what it holds |\n")[2]))
