@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from classifier_models import save_classifier
 from compress_models import TOKENIZERS, Compressing, document, save_model, save_tokenizer, stage_of
 
 from pipeline.models import ModelPool
@@ -40,11 +41,18 @@ def pool() -> Iterator[ModelPool]:
 
 
 @pytest.fixture(scope="session")
-def compressing(pool: ModelPool, tiny: str) -> Compressing:
+def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A token classifier for LLMLingua-2, with a window of 48 tokens."""
+    return save_classifier(tmp_path_factory.mktemp("small-classifier"))
+
+
+@pytest.fixture(scope="session")
+def compressing(pool: ModelPool, tiny: str, small_classifier: str) -> Compressing:
     """``compressing(parts, ..., target=..., **settings)``: their outcomes through the stage."""
 
     def run(*sources: PromptParts, target: str | None = None, **settings: Any) -> list[Outcome]:
-        stage = stage_of(tiny, target, **settings)
+        model = small_classifier if settings.get("method") == "llmlingua2" else tiny
+        stage = stage_of(model, target or tiny, **settings)
         return stage.run([document(parts, seq) for seq, parts in enumerate(sources)], Run(pool))
 
     return run

@@ -19,7 +19,7 @@ from schemas.document import PromptParts
 from schemas.job import JobSpec
 
 MODEL_FREE = ("truncation", "random", "tfidf", "bm25")
-BY_MODEL = ("llmlingua", "longllmlingua", "selective-context", "sentences")
+BY_MODEL = ("llmlingua", "longllmlingua", "llmlingua2", "selective-context", "sentences")
 
 
 @functools.cache
