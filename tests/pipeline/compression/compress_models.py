@@ -10,7 +10,9 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
@@ -33,6 +35,9 @@ WORDS = (
 
 KINDS = ("llama", "mistral", "gemma3")
 """Architectures: full attention; a sliding window everywhere; one in every other layer, and capped logits."""
+
+SCALED = ("granite", "cohere")
+"""Architectures that scale logits after their last layer."""
 
 
 def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -67,6 +72,8 @@ def save_model(folder: Path, kind: str = "llama", vocabulary: int = 500, window:
             **common, head_dim=8, sliding_window=24, layer_types=["sliding_attention", "full_attention"],
             query_pre_attn_scalar=8, final_logit_softcapping=3.0,
         ),
+        "granite": lambda: GraniteConfig(**common, logits_scaling=8.0),
+        "cohere": lambda: CohereConfig(**common, logit_scale=0.0625),
     }  # fmt: skip
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(made[kind]())

@@ -86,13 +86,6 @@ def test_text_of_any_kind_is_cut_out_of_the_original(
     assert not text.startswith(("\u200d", "\ufe0f"))
 
 
-def test_a_megabyte_without_a_word_is_no_single_unit(bert: str, tiny: str, pool: ModelPool) -> None:
-    parts = PromptParts(contexts=("q" * 2**18,))
-    (outcome,) = _run(pool, bert, tiny, parts, rate=0.3)
-    assert isinstance(outcome, Result)
-    assert 0.97 * outcome.fields["tokens_asked"] <= outcome.fields["tokens_compressed"]
-
-
 def test_unknown_words_are_cut_up_without_a_gap(bert: str) -> None:
     text = "Sam " + "ж" * 200 + " pens " + "語" * 3 + " " + "z" * 65
     plain, short = Tokenising(load_tokenizer(bert)), ShortTokens(load_tokenizer(bert))

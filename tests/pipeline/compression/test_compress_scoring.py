@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from compress_models import KINDS, save_model
+from compress_models import KINDS, SCALED, save_model
 from numpy.typing import NDArray
 
 from pipeline.compression import scoring
@@ -159,3 +160,9 @@ def test_a_model_without_keys_and_values_is_no_documents_fault(scorer: Scorer, m
 def test_segments_count_anew_with_each_group_and_never_split_a_unit() -> None:
     counts, groups = np.array([4, 4, 4, 9, 1, 4, 4]), np.array([0, 0, 0, 0, 0, 1, 1])
     assert segment_of(counts, groups, 8).tolist() == [0, 0, 1, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_a_model_that_scales_its_logits_is_refused(kind: str, tmp_path: Path, pool: ModelPool) -> None:
+    with pytest.raises(ModelError, match=f"{kind}: something scales its logits"):
+        Scorer(pool.causal_lm(save_model(tmp_path, kind)), 400)

@@ -232,14 +232,6 @@ def test_half_a_surrogate_pair_is_refused_alone(pool: ModelPool, tiny: str) -> N
     assert isinstance(good, Result)
 
 
-def test_a_megabyte_of_one_character(compressing: Compressing) -> None:
-    parts = PromptParts(contexts=("a" * 10**6,))
-    (outcome,) = compressing(parts, rate=0.01, iterative_size=64)
-    check_promises(parts, outcome)
-    assert isinstance(outcome, Result)
-    assert outcome.tokens_out >= 0.97 * (outcome.tokens_asked or 0)
-
-
 def test_cost_is_linear_beyond_the_window(compressing: Compressing) -> None:
     compressing(PROMPT, rate=0.5)
     seconds = []

@@ -121,6 +121,15 @@ def test_awkward_text_survives(compressing: Compressing, variant: str) -> None:
     assert sum(isinstance(outcome, Result) for outcome in outcomes) >= len(sources) - 1
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_megabyte_without_a_word(compressing: Compressing, method: str) -> None:
+    parts = PromptParts("Do it.", ("a" * 10**6,), "Why?")
+    (outcome,) = compressing(parts, rate=0.05, method=method)
+    check(parts, outcome, moves(method))
+    assert isinstance(outcome, Result)
+    assert outcome.tokens_out >= 0.97 * (outcome.tokens_asked or 0)
+
+
 def untimed(outcome: Outcome) -> Any:
     if isinstance(outcome, Refusal):
         return outcome

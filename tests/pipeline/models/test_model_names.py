@@ -98,6 +98,13 @@ def test_a_tokenizer_that_nothing_could_pad_is_refused(folder: Path, settings: S
         load_tokenizer(str(folder), settings)
 
 
+def test_a_tokenizer_that_does_not_say_where_its_tokens_stand_is_refused(folder: Path, settings: Settings) -> None:
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    _edit(folder / "tokenizer_config.json", tokenizer_class="ByT5Tokenizer")  # there is none but in Python
+    with pytest.raises(ModelError, match="only a slow tokenizer"):
+        load_tokenizer(str(folder), settings)
+
+
 def test_unreadable_tokenizer_is_named(folder: Path, settings: Settings) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "none"}}')
     with pytest.raises(ModelDamaged, match="the tokenizer in"):
