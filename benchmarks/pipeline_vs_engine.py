@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from sqlalchemy import Engine, func, select
 
-from benchmarks.compression_engine import read
+from benchmarks.workloads import of_file
 from pipeline.cutting import cut, most_documents
 from pipeline.models import ModelPool
 from pipeline.producer import submit
@@ -56,7 +56,7 @@ class Figures:
 
 def main() -> None:
     arguments = _parse()
-    parts = read(arguments.file, arguments.documents)
+    parts = of_file(arguments.file, arguments.documents)
     with tempfile.TemporaryDirectory() as folder:
         spec = _spec(arguments, Path(folder), parts, "timed")
         bare = None if arguments.no_bare else _bare(spec, parts, arguments.workers)

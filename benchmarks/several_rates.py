@@ -1,7 +1,7 @@
 """What three rates cost in one job step, against one rate alone and against three jobs, for every method.
 
     OMP_NUM_THREADS=2 python -m benchmarks.several_rates examples/gsm8k.jsonl --documents 8
-    python -m benchmarks.several_rates FILE --documents 256 --dtype bfloat16 --batch-tokens 65536 --methods llmlingua
+    python -m benchmarks.several_rates FILE --documents 256 --device cuda --dtype float16 --batch-tokens 65536
 
 The bare engine, its models loaded before the clock starts. "one" is the mean over the rates, each alone; "jobs" their
 sum, each with an engine of its own, as three jobs have; "step" all of them in one engine. Ratios are of medians over
@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from benchmarks.compression_engine import read
 from benchmarks.measuring import facts, save, table
+from benchmarks.workloads import of_file
 from pipeline.compression.engine import Compressed, Made
 from pipeline.compression.prompt import Source
 from pipeline.compression.registry import METHODS
 from pipeline.compression.stage import Compress
-from pipeline.models import ModelNotFound, ModelPool
+from pipeline.models import ModelNotFound, ModelPool, resolve_device
 from schemas.compress import CompressSpec
 from schemas.document import PromptParts
 from schemas.job import TargetSpec
@@ -40,8 +40,8 @@ COLUMNS = "method", "one", "step", "jobs", "step_over_one", "step_over_jobs", "s
 
 def main() -> None:
     arguments = _parse()
-    pool, prompts = ModelPool(arguments.device), read(arguments.file, arguments.documents)
-    device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
+    pool, prompts = ModelPool(arguments.device), of_file(arguments.file, arguments.documents)
+    device = torch.device(resolve_device(arguments.device))
     said = {"documents": len(prompts), "rates": arguments.rates, "cpu_time": arguments.cpu_time}
     figures: dict[str, Any] = {**facts(device, arguments.dtype), **said, "methods": []}
     for method in arguments.methods:
@@ -49,16 +49,17 @@ def main() -> None:
             figures["methods"].append(_measured(_stage(method, arguments), pool, prompts, arguments))
         except ModelNotFound as error:  # hours of the other methods must not be lost for a model that is not here
             print(f"{method} is left out: {error}", file=sys.stderr)
-    save(arguments.to, figures)
+        save(arguments.to, figures)
     print(table(figures["methods"], COLUMNS))
+    print({name: value for name, value in figures.items() if name != "methods"})
 
 
 def _stage(method: str, arguments: argparse.Namespace) -> Compress:
     settings = {"kind": "compress", "method": method, "rates": arguments.rates, "batch_tokens": arguments.batch_tokens}
-    known = {"model": arguments.model, "dtype": arguments.dtype}
+    known = {"model": arguments.classifier if method == "llmlingua2" else arguments.model, "dtype": arguments.dtype}
     spec: Any = TypeAdapter(StageSpec)
     fields = type(spec.validate_python(settings)).model_fields
-    own = {name: value for name, value in known.items() if name in fields and method != "llmlingua2"}
+    own = {name: value for name, value in known.items() if name in fields}
     made: CompressSpec = spec.validate_python({**settings, **own})
     return Compress(made, TargetSpec(model=arguments.model))
 
@@ -101,12 +102,13 @@ def _run(stage: Compress, pool: ModelPool, sources: Sequence[Source], clock: Clo
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 0.33, 0.2])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="scores (where a causal LM does) and counts")
+    parser.add_argument("--classifier", default="llmlingua2-minilm", help="what llmlingua2 reads with")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-tokens", type=int, default=16_384)

@@ -1,4 +1,4 @@
-"""The prompts that speed is measured on, from a folder of real texts: gsm8k, prose, squality and qmsum in it."""
+"""The prompts that speed is measured on: of a file, or from a folder of real texts (gsm8k, prose, squality, qmsum)."""
 
 from __future__ import annotations
 
@@ -54,6 +54,22 @@ def documents(data: Path, count: int, tokens: int, tokenizer: Any) -> list[Promp
     return [PromptParts(contexts=(piece,)) for piece in islice(_marked(_pieces(text, tokens, tokenizer)), count)]
 
 
+def of_file(path: Path, count: int | None) -> list[PromptParts]:
+    """``count`` prompts from the rows of ``path``, over and over; all of them once where no count is given.
+
+    A row has ``instruction``, ``contexts`` and ``question``, or ``text``. Each further time its contexts get a number
+    in front, so that none is scored once for all.
+    """
+    rows = list(_read(path))
+    return [_parts(rows[place % len(rows)], place // len(rows)) for place in range(count or len(rows))]
+
+
+def _parts(row: dict[str, Any], turn: int) -> PromptParts:
+    contexts = row.get("contexts") or [row["text"]]
+    mark = f"({turn}) " if turn else ""
+    return PromptParts(row.get("instruction", ""), tuple(mark + text for text in contexts), row.get("question", ""))
+
+
 def _at_least(texts: Iterator[str], characters: int) -> str:
     taken: list[str] = []
     while sum(map(len, taken)) < characters and (text := next(texts, None)) is not None:
@@ -90,6 +106,6 @@ def _rows(data: Path, name: str) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise SystemExit(f"{path}: no such file; --data names a folder with gsm8k, prose, squality and qmsum in it")
+        raise SystemExit(f"{path}: no such file (--data names a folder with gsm8k, prose, squality and qmsum in it)")
     with path.open(encoding="utf-8") as file:
         yield from (json.loads(row) for row in file if row.strip())
