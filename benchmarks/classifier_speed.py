@@ -6,7 +6,9 @@
 An encoder is minilm, mpnet (``benchmarks/encoders.py``), or a folder with config.json, tokenizer.json,
 special_tokens_map.json and, unless random weights will do, model.safetensors. It gets an untrained head of two labels:
 what a head says makes no difference to speed. The library runs twice: a call for each document, and one call for all
-(its batches of 50 chunks are full then); the faster is the peer.
+(its batches of 50 chunks are full then); the faster is the peer. Each way is warmed up by ``--warm-up-peer`` documents,
+ours by ``--warm-up``. Both count what comes out in another tokenizer than the encoder's, as a real job does: the
+library in cl100k, ours in that of ``--target``.
 ``overlap`` is the share of words that both keep, where two random choices would share as many as the rate says.
 """
 
@@ -27,7 +29,7 @@ from benchmarks.engines import Texts, staged
 from benchmarks.measuring import Spread, facts, save, table
 from benchmarks.peers.classifier import with_untrained_head
 from benchmarks.peers.environment import Environment, build
-from benchmarks.peers.process import Peer, case
+from benchmarks.peers.process import Peer, case, warming
 from benchmarks.speed import Bench, counter
 from benchmarks.workloads import documents
 from pipeline.models import ModelPool
@@ -50,7 +52,8 @@ def main() -> None:
             folder = with_untrained_head(encoder, Path(temporary))
             _measure(arguments, encoder.name, folder, environment, figures)
     print(table(figures["rows"], COLUMNS))
-    print(figures["facts"])
+    print(f"documents run unmeasured before: {figures['warm_up']}")
+    print(f"ours: {figures['facts']}\nllmlingua: {figures.get('peer_facts')}")
 
 
 def _measure(
@@ -73,8 +76,9 @@ def _measure(
         rate=arguments.rate, batch_tokens=arguments.batch_tokens,
     )  # fmt: skip
     warm_up = arguments.warm_up or (256 if loaded.device.type == "cuda" else 1)
+    figures["warm_up"] = {"ours, at most": warm_up, "the library, each way": arguments.warm_up_peer}
     bench = Bench(loaded.device, loaded.model.base_model, count, arguments.runs, warm_up)
-    speed, texts = bench.speed(staged(pool, spec, arguments.target or str(folder)), prompts, origin)
+    speed, texts = bench.speed(staged(pool, spec, arguments.target), prompts, origin)
     figures["rows"].append({
         **asdict(speed), **asdict(speed.seconds), "encoder": name, "engine": "contextmill", "documents": speed.prompts,
         "tokens": speed.origin_tokens, "seconds": speed.seconds.median, "tokens/s": speed.tokens_per_second,
@@ -89,10 +93,11 @@ def _ask(
     """Facts, origin tokens of all prompts, the first prompts' compressed texts, and a row for each way to call it."""
     options = {"rate": arguments.rate, "use_context_level_filter": False}
     first = prompts[: arguments.peer_documents]
-    together = PromptParts(contexts=tuple(context for prompt in first for context in prompt.contexts))
     one_by_one = [case(0, prompt, **options) for prompt in first]
+    together = [case(0, _together(some), **options) for some in (first[: arguments.warm_up_peer], first)]
     counted = [case(0, prompt, "count") for prompt in prompts]
-    found, answers = peer.answers([*one_by_one, case(0, together, **options), *counted], 2, _tell)
+    warm = warming([*one_by_one[: arguments.warm_up_peer], together[0]])
+    found, answers = peer.answers([*warm, *one_by_one, together[1], *counted], _tell)
     if failed := next((one["error"] for one in answers if "error" in one), None):
         raise SystemExit(f"the peer failed: {failed}")
     single, joint, origin = answers[: len(first)], answers[len(first)], answers[len(first) + 1 :]
@@ -102,6 +107,10 @@ def _ask(
         _row("llmlingua, one call", len(first), [joint], own, count),
     ]
     return found, [one["origin_tokens"] for one in origin], [one["compressed_prompt"] for one in single], rows
+
+
+def _together(prompts: Sequence[PromptParts]) -> PromptParts:
+    return PromptParts(contexts=tuple(context for prompt in prompts for context in prompt.contexts))
 
 
 def _row(engine: str, number: int, answers: Sequence[dict[str, Any]], own: int, count: Any) -> dict[str, Any]:
@@ -131,7 +140,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with prose, squality and qmsum in it")
     parser.add_argument("--encoder", nargs="+", default=list(ENCODERS), metavar="NAME_OR_FOLDER")
-    parser.add_argument("--target", help="model whose tokenizer counts our budgets; default: the encoder's own")
+    parser.add_argument("--target", default="smollm2-135m-instruct", help="whose tokenizer counts our budgets")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, help="CPU threads of the peer; default: torch's choice, as for ours")
@@ -142,6 +151,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--peer-documents", type=int, default=32, help="of these, the peer gets so many")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--warm-up", type=int, help="documents compressed unmeasured; default: 256, on a CPU 1")
+    parser.add_argument("--warm-up-peer", type=int, default=2, help="the same for the library, for each way")
     parser.add_argument("--no-peer", action="store_true", help="ours alone")
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="the peer's environment; default: in the cache")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="what benchmarks.peers.environment --pack made")

@@ -16,7 +16,7 @@ from schemas.document import PromptParts
 Count = Callable[[Sequence[str]], list[int]]
 """Tokens of each text."""
 
-PROFILED = 256
+PROFILED = 1024
 """Most prompts in a profiled run: a profile holds every kernel of it."""
 
 
@@ -26,8 +26,8 @@ class Speed:
 
     Per own token in, ``scored`` are tokens whose surprisal or label was asked for, ``passed`` tokens the trunk was
     given, padding included (None where graphs are replayed: nobody counts there). ``kept`` is the mean of own tokens
-    out, ``busy`` the share of the wall time in which the GPU ran a kernel. ``cpu_seconds`` are this process's, of all
-    its threads, in a run: what is left to compare on a CPU that others use, too.
+    out, ``busy`` the share of the wall time in which the GPU ran a kernel, over the first ``PROFILED`` prompts.
+    ``cpu_seconds`` are this process's, of all its threads, in a run: what is left to compare on a CPU that others use.
     """
 
     prompts: int
@@ -75,15 +75,20 @@ class Bench:
             passed=sum(passed) / self.runs / own if passed else None,
             kept=sum(self.own(made)) / max(1, len(made)),
             refused=len(texts) - len(made),
-            busy=self._busy(compress, prompts[:PROFILED]),
+            busy=self._busy(compress, prompts, seconds),
         ), texts  # fmt: skip
 
-    def _busy(self, compress: Compressor, prompts: Sequence[PromptParts]) -> float | None:
+    def _busy(self, compress: Compressor, prompts: Sequence[PromptParts], seconds: Spread) -> float | None:
+        some = prompts[:PROFILED]
+
         def work() -> Texts:
-            return compress(prompts, lambda tokens: None)
+            return compress(some, lambda tokens: None)
 
         busy = kernel_seconds(work, self.device)
-        return busy / timed(work, self.runs, self.device)[1].median if busy is not None else None
+        if busy is None:
+            return None
+        whole = seconds if len(some) == len(prompts) else timed(work, self.runs, self.device)[1]
+        return busy / whole.median
 
 
 def counter(tokenizer: Any) -> Count:

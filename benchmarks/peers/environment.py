@@ -78,7 +78,6 @@ class Environment:
             "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
             "USE_TORCH": "1", "USE_TF": "0", "USE_FLAX": "0",
             "PYTHONWARNINGS": "ignore::FutureWarning",
-            "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
 
     def command(self, *arguments: str) -> list[str]:

@@ -26,19 +26,20 @@ class Peer:
     llmlingua2: bool = False
 
     def answers(
-        self, cases: Sequence[dict[str, Any]], warm_up: int = 0, progress: Callable[[str], None] = print
+        self, cases: Sequence[dict[str, Any]], progress: Callable[[str], None] = print
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Facts about the process, and an answer to every case, in order (``peers/llmlingua/run.py``).
+        """Facts about the process, and an answer to every case that does not warm up, in order.
 
-        ``warm_up`` of the first cases are run once before. ``RuntimeError`` with its last words if it ends early.
+        ``RuntimeError`` with its last words if it ends early.
         """
+        wanted = sum("warm_up" not in one for one in cases)
         with tempfile.TemporaryDirectory() as temporary:
             file, errors = Path(temporary) / "cases.jsonl", Path(temporary) / "errors"
             file.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
-            rows = self._run([*self._options(), "--warm-up", str(warm_up), "--input", str(file)], errors, progress)
-            if len(rows) != len(cases) + 1:
+            rows = self._run([*self._options(), "--input", str(file)], errors, progress)
+            if len(rows) != wanted + 1:
                 said = errors.read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise RuntimeError(f"the peer ended after {max(0, len(rows) - 1)} of {len(cases)} cases:\n{said}")
+                raise RuntimeError(f"the peer ended after {max(0, len(rows) - 1)} of {wanted} cases:\n{said}")
         return rows[0]["facts"], rows[1:]
 
     def _options(self) -> list[str]:
@@ -71,3 +72,8 @@ def case(number: int, prompt: PromptParts, function: str = "compress_prompt", **
         "question": prompt.question,
         "kwargs": options,
     }
+
+
+def warming(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same cases, to be run and not answered."""
+    return [{**one, "warm_up": True} for one in cases]

@@ -5,7 +5,8 @@ A case is ``{id, function, context, instruction, question, kwargs}``: ``function
 is ``{id, compressed_prompt, origin_tokens, compressed_tokens, scored, seconds, cpu_seconds}``, or ``{id, error,
 seconds}`` where the library raises. Tokens are cl100k's, as the library counts them; ``scored`` are the scorer's, in
 all its forward passes; ``cpu_seconds`` are those of all threads.
-``count`` is a function, too: ``origin_tokens`` alone, without the model. The first line written is ``{"facts": ...}``.
+``count`` is a function, too: ``origin_tokens`` alone, without the model. A case with ``"warm_up": true`` is run and not
+answered. The first line written is ``{"facts": ...}``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import copy
 import importlib
 import importlib.metadata
-import itertools
 import json
 import os
 import platform
@@ -42,9 +42,10 @@ def main() -> None:
     source = arguments.input.open(encoding="utf-8") if arguments.input else nullcontext(sys.stdin)
     with out, source as lines:
         _write(out, {"facts": facts(arguments.device, arguments.dtype)})
-        cases = _cases(lines)
-        for case in _warmed(peer, cases, arguments.warm_up):
-            _write(out, answer(peer, case))
+        for case in _cases(lines):
+            answered = answer(peer, case)
+            if not case.get("warm_up"):
+                _write(out, answered)
 
 
 class Peer:
@@ -115,15 +116,6 @@ def facts(device: str, dtype: str) -> dict[str, Any]:
     }
 
 
-def _warmed(peer: Peer, cases: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
-    """The cases; the first ``count`` of them are run once before, and not answered then."""
-    first = list(itertools.islice(cases, count))
-    for case in first:
-        answer(peer, case)
-    yield from first
-    yield from cases
-
-
 def _cases(lines: IO[str]) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in lines if line.strip())
 
@@ -143,7 +135,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
-    parser.add_argument("--warm-up", type=int, default=0, help="so many of the first cases are run once before")
     parser.add_argument("--llmlingua2", action="store_true", help="the model is a token classifier (LLMLingua-2)")
     parser.add_argument("--input", type=Path, help="default: standard input")
     return parser.parse_args()
