@@ -6,7 +6,8 @@
 A line of the file is one case: id, family, context (a list), instruction, question, kwargs (of compress_prompt;
 "structured": true for structured_compress_prompt; "json_config" for compress_json, the JSON text in context[0]), and
 in expected, or beside it, compressed_prompt or its compressed_prompt_sha256 (of the UTF-8 text; of an object's
-json.dumps). A case with neither is one where the library raises: ours must then be within the budget.
+json.dumps). A case with neither is one where the library raises: ours must then be a text within the budget, and JSON
+where JSON was compressed. A refusal never matches.
 
 A mismatch is a tie if it goes away when decisions that are closer than 1e-4, recomputed in float64, are turned; the
 margin of the first one is printed. Exit status: 0 if all match or are ties and ties are at most 2% of the cases.
@@ -52,9 +53,12 @@ def judged(cases: Sequence[Case], scoring: Scoring, abreast: int) -> Iterator[tu
     print(file=sys.stderr)
 
 
-def _verdict(case: Case, text: str, scoring: Scoring) -> str:
-    if case.crashed:
-        return "matched" if scoring.within_budget(case, text) else "mismatch"
+def _verdict(case: Case, text: str | None, scoring: Scoring) -> str:
+    if text is None or case.crashed:
+        lack = "refused" if text is None else scoring.lacks(case, text)
+        if lack:
+            print(f"mismatch  {case.id}: {lack}")
+        return "mismatch" if lack else "matched"
     if same(case, text):
         return "matched"
     tie = find_tie(case, text, scoring)

@@ -65,7 +65,10 @@ def same(case: Case, text: str) -> bool:
     """Whether ``text`` is the library's output. An object of compress_json is compared as one, however written."""
     if case.options.json_config is None:
         return text == case.expected if case.expected is not None else _digest(text) == case.sha256
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
     if case.expected is not None:
         return bool(value == (json.loads(case.expected) if isinstance(case.expected, str) else case.expected))
     return case.sha256 in {_digest(written) for written in _written(value)}

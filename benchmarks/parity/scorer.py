@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -46,29 +47,40 @@ class Scoring:
         self._loaded: LoadedModel = ModelPool(device).causal_lm(str(folder), dtype)
         self._scorer = Scorer(self._loaded, batch_tokens)
 
-    def compress(self, cases: Sequence[Case]) -> list[str]:
-        """The texts of cases of equal options."""
+    def compress(self, cases: Sequence[Case]) -> list[str | None]:
+        """The texts of cases of equal options; None where a case is refused."""
         return self._texts(cases, self._scorer, None)
 
-    def compress_exactly(self, case: Case, probe: Probe) -> str:
+    def compress_exactly(self, case: Case, probe: Probe) -> str | None:
         """The text of one case in float64."""
         (text,) = self._texts([case], self._exact, probe)
         return text
 
-    def within_budget(self, case: Case, text: str) -> bool:
-        """Whether a text has no more of the scorer's tokens than were asked for, or than must stay."""
+    def lacks(self, case: Case, text: str) -> str | None:
+        """What a text lacks of what is owed where the library raises: words, within the budget, and JSON of JSON.
+
+        The budget is what was asked for, in the scorer's tokens, or what must stay, if that is more.
+        """
         parts, options = case.parts, case.options
         fixed = self._count(PromptParts(parts.instruction, (), parts.question).render())
         asked = options.target_token if options.target_token >= 0 else self._count(parts.render()) * options.rate
-        return self._count(text) <= max(asked, fixed)
+        most = max(asked, fixed)
+        if not text.strip() and most >= 1:
+            return "no text"
+        if options.json_config is not None:
+            if not _is_object(text):
+                return f"no JSON object: {text[:80]!r}"
+            most = max(most, self._count("{}"))
+        found = self._count(text)
+        return f"{found} tokens, where {most:g} are the most" if found > most else None
 
     def _count(self, text: str) -> int:
         return len(self._loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _texts(self, cases: Sequence[Case], scorer: Scorer, probe: Probe | None) -> list[str]:
+    def _texts(self, cases: Sequence[Case], scorer: Scorer, probe: Probe | None) -> list[str | None]:
         reference = Reference(scorer, self._loaded.tokenizer, cases[0].options, probe)
         results = reference.compress([case.parts for case in cases])
-        return [one.text if isinstance(one, ReferenceResult) else "" for one in results]
+        return [one.text if isinstance(one, ReferenceResult) else None for one in results]
 
     @cached_property
     def _exact(self) -> Scorer:
@@ -77,6 +89,13 @@ class Scoring:
             if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
                 module.forward = _norm(module)
         return Scorer(replace(self._loaded, model=model), self._scorer.batch_tokens)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _norm(module: Any) -> Any:

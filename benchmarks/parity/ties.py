@@ -76,7 +76,7 @@ def find_tie(case: Case, ours: str, scoring: Scoring) -> Tie | str:
         turning = Turning(turned)
         text = scoring.compress_exactly(case, turning)
         runs += 1
-        if same(case, text):
+        if text is not None and same(case, text):
             if first is not None:
                 return first
             found = _first_turned(case, ours, scoring, turning)

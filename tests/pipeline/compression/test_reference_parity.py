@@ -47,7 +47,8 @@ def test_a_text_turned_at_close_decisions_is_a_tie_and_any_other_none(
 ) -> None:
     monkeypatch.setattr(ties, "MARGIN", 0.02)  # of so short a text no decision is closer than 1e-4
     blank = case_of(tmp_path, row({}, target_token=150))
-    ours = scoring.compress([blank])[0]
+    (ours,) = scoring.compress([blank])
+    assert ours is not None
     plain = Turning(frozenset())
     assert scoring.compress_exactly(blank, plain) == ours
     others = {
@@ -76,7 +77,7 @@ def test_a_float32_result_that_float64_turns_is_a_tie(
     exact = scoring.compress_exactly(blank, plain)
     turned = [scoring.compress_exactly(blank, Turning(frozenset({place}))) for place in plain.close]
     case = case_of(tmp_path, row({"compressed_prompt": exact}, target_token=150))
-    assert isinstance(find_tie(case, next(text for text in turned if text != exact), scoring), Tie)
+    assert isinstance(find_tie(case, next(text for text in turned if text and text != exact), scoring), Tie)
 
 
 @pytest.mark.parametrize("place", ["expected", "beside"])
@@ -96,6 +97,35 @@ def test_objects_are_compared_as_objects(tmp_path: Path) -> None:
         case = case_of(tmp_path, row(expected, json_config={"a": key, "b": key}))
         assert same(case, '{"b":  "ü", "a": 1}')
         assert not same(case, '{"b": "ü", "a": 2}')
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "lack"),
+    [
+        ("one two", {"target_token": 40}, None),
+        ("", {"target_token": 40}, "no text"),
+        ("", {"target_token": 0}, "no text"),  # the question must stay, and there is room for it
+        (LONG, {"target_token": 40}, "tokens, where 40 are the most"),
+        ('{"a": 1}', {"target_token": 40, "json_config": {}}, None),
+        ("{}", {"target_token": 0, "json_config": {}}, None),
+        ('{"a": ', {"target_token": 40, "json_config": {}}, "no JSON object"),
+        ("[1]", {"target_token": 40, "json_config": {}}, "no JSON object"),
+    ],
+)
+def test_what_is_owed_where_the_library_raises(
+    scoring: Scoring, tmp_path: Path, text: str, options: dict[str, Any], lack: str | None
+) -> None:
+    found = scoring.lacks(case_of(tmp_path, row({"error": "IndexError"}, **options)), text)
+    assert (found is None) if lack is None else (lack in (found or ""))
+
+
+def test_a_refusal_is_no_match(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cases.jsonl"
+    path.write_text(json.dumps({**row({"error": "IndexError"}), "context": [" "], "question": ""}) + "\n")
+    assert run(monkeypatch, folder, path) == 1
+    assert "mismatch  one: refused" in capsys.readouterr().out
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, path: Path, *more: str) -> int:
