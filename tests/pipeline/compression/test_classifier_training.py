@@ -81,14 +81,6 @@ def test_the_same_seed_trains_the_same_head(encoder: Path) -> None:
     assert heads[0] == heads[1]
 
 
-def test_seconds_end_the_training(encoder: Path) -> None:
-    model = AutoModelForTokenClassification.from_pretrained(encoder, num_labels=2).eval()
-    recipe = Recipe(epochs=10_000, batch_tokens=512, seconds=0.5)
-    adapt(model, recipe)
-    train(model, _task(40, 1), recipe, lambda line: None)
-    assert export(model)
-
-
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=8), st.integers(0, 5))
 def test_every_token_is_in_one_row_of_an_epoch(lengths: list[int], seed: int) -> None:
     total = sum(lengths)
