@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -50,8 +51,28 @@ def documents(data: Path, count: int, tokens: int, tokenizer: Any) -> list[Promp
 
     Where the texts are used up, pieces come again with a number in front: no two documents are equal.
     """
-    text = _at_least(_texts(data), CHARACTERS_PER_TOKEN * count * tokens)
-    return [PromptParts(contexts=(piece,)) for piece in islice(_marked(_pieces(text, tokens, tokenizer)), count)]
+    return Library.of(data, count * tokens, tokenizer).documents(count, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Texts end to end, and where their tokens begin: tokenised once, cut as often as need be."""
+
+    text: str
+    begins: list[int]
+
+    @classmethod
+    def of(cls, data: Path, tokens: int, tokenizer: Any) -> Library:
+        """At least ``tokens`` tokens, where ``data`` has as many."""
+        text = _at_least(_texts(data), CHARACTERS_PER_TOKEN * tokens)
+        found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+        return cls(text, [begin for begin, _ in found])
+
+    def documents(self, count: int, tokens: int) -> list[PromptParts]:
+        """Single contexts of ``tokens`` tokens, without overlap; used up, they come again with a number in front."""
+        cuts = [*self.begins[::tokens], *([len(self.text)] if len(self.begins) % tokens == 0 else [])]
+        pieces = [self.text[begin:end] for begin, end in pairwise(cuts)]
+        return [PromptParts(contexts=(piece,)) for piece in islice(_marked(pieces), count)]
 
 
 def of_file(path: Path, count: int | None) -> list[PromptParts]:
@@ -75,12 +96,6 @@ def _at_least(texts: Iterator[str], characters: int) -> str:
     while sum(map(len, taken)) < characters and (text := next(texts, None)) is not None:
         taken.append(text)
     return "\n\n".join(taken)
-
-
-def _pieces(text: str, tokens: int, tokenizer: Any) -> list[str]:
-    begins = [begin for begin, _ in tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets]
-    cuts = [*begins[::tokens], len(text)] if len(begins) % tokens == 0 else begins[::tokens]
-    return [text[begin:end] for begin, end in pairwise(cuts)]
 
 
 def _texts(data: Path) -> Iterator[str]:
