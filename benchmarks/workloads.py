@@ -75,6 +75,12 @@ class Library:
         return [PromptParts(contexts=(piece,)) for piece in islice(_marked(pieces), count)]
 
 
+def prose(data: Path, characters: int) -> str:
+    """So many characters of English, over again where the texts are used up."""
+    text = _at_least(_texts(data), characters)
+    return (text * -(-characters // len(text)))[:characters]
+
+
 def of_file(path: Path, count: int | None) -> list[PromptParts]:
     """``count`` prompts from the rows of ``path``, over and over; all of them once where no count is given.
 
