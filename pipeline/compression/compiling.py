@@ -8,46 +8,77 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from pipeline.compression.unstored import Unstored
+
 log = logging.getLogger(__name__)
+
+LAUNCHING = threading.RLock()
+"""Held while compiled code is called, hence while it is compiled anew: what torch traces in one thread, no other thread
+may call. What a GPU is given to do does not wait for it to be done, so lanes lose next to nothing."""
+
+_GRAPHS = 64
+"""Most programs of one layer's code, which models of a kind share; torch would go back to eager beyond eight."""
+
+
+def one_at_a_time(call: Any) -> Any:
+    """``call`` under ``LAUNCHING``."""
+
+    @functools.wraps(call)
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        with LAUNCHING:
+            return call(*args, **kwargs)
+
+    return alone
 
 
 def nats(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
     """-log p(target) in float32, (n, d), (v, d), (v,) and (n,) -> (n,); compiled, no float32 logits reach memory."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float()
-    return torch.logsumexp(logits, -1) - logits.gather(-1, targets[:, None])[:, 0]
+    # Written out as inductor knows it: maximum and sum in one pass over the logits, where logsumexp takes two.
+    most = logits.amax(-1, keepdim=True)
+    total = (logits - most).exp().sum(-1, keepdim=True)
+    return (total.log() + most - logits.gather(-1, targets[:, None]))[:, 0]
 
 
 @functools.cache
 def compiled_nats() -> Any:
     """``nats``, compiled for any number of rows."""
-    return torch.compile(nats, dynamic=True)
+    return one_at_a_time(torch.compile(nats, dynamic=True))
 
 
 def hasten(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) -> bool:
     """Compile the ``layers`` of ``model`` where they read without a cache; False where this machine cannot.
 
-    ``try_out`` makes the model read something: the first model of a kind takes a few seconds to compile.
+    ``try_out`` makes the model read something: the first model of a kind takes a few seconds to compile. Afterwards
+    one thread at a time calls ``model``.
     """
-    if hasattr(model, "contextmill_compiled"):
+    with LAUNCHING:
+        if not hasattr(model, "contextmill_compiled"):
+            model.contextmill_compiled = _compiles(model, layers, try_out)
         return bool(model.contextmill_compiled)
-    plain = {layer: layer.forward for layer in layers}
-    for number, (layer, forward) in enumerate(plain.items()):
-        layer.forward = _dispatching(forward, number)
+
+
+def _compiles(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) -> bool:
+    settings: Any = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, _GRAPHS)
+    plain = {layer: layer.forward for layer in [model, *layers]}
+    model.forward = one_at_a_time(model.forward)
+    for number, layer in enumerate(layers):
+        layer.forward = _dispatching(layer.forward, number)
     try:
         try_out()
     except Exception as error:  # noqa: BLE001  compilers, drivers and caches fail in ways of their own
         for layer, forward in plain.items():
             layer.forward = forward
         log.warning("scoring runs uncompiled, at about half the speed: %s", " ".join(str(error).split())[:300])
-        model.contextmill_compiled = False
-    else:
-        model.contextmill_compiled = True
-    return bool(model.contextmill_compiled)
+        return False
+    return True
 
 
 def _dispatching(forward: Any, number: int) -> Any:
@@ -57,6 +88,8 @@ def _dispatching(forward: Any, number: int) -> Any:
 
     @functools.wraps(forward)
     def choose(*args: Any, packed: Any = None, **kwargs: Any) -> Any:
+        if isinstance(kwargs.get("past_key_values"), Unstored):
+            kwargs["past_key_values"] = None
         if kwargs.get("past_key_values") is not None:
             return forward(*args, **kwargs)
         return compiled(*args, **kwargs, **(packed.layer(number) if packed else {}))

@@ -1,0 +1,64 @@
+"""Lanes that call compiled code while others make torch compile anew, which is a matter of the whole process."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier, Event
+
+import pytest
+import torch
+
+from pipeline.compression.compiling import compiled_nats, hasten
+
+ROUNDS = 12
+
+
+class _Layer(torch.nn.Linear):
+    def forward(self, hidden: torch.Tensor, kind: str = "") -> torch.Tensor:
+        """Every ``kind`` takes a program of its own."""
+        return super().forward(hidden).sin() + len(kind)
+
+
+class _Trunk(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(_Layer(8, 8) for _ in range(4))
+
+    def forward(self, hidden: torch.Tensor, kind: str = "") -> torch.Tensor:
+        """All layers, one after the other."""
+        for layer in self.layers:
+            hidden = layer(hidden, kind=kind)
+        return hidden
+
+
+def test_one_lane_compiles_anew_while_the_other_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compiled_nats.cache_clear()
+    trunk, weight, states = _Trunk().requires_grad_(False), torch.randn(50, 8), torch.randn(9, 8)
+    expected = trunk(states)
+    assert hasten(trunk, list(trunk.layers), lambda: trunk(states))
+    both, compiled = Barrier(2), Event()
+
+    def reading() -> list[torch.Tensor]:
+        both.wait()
+        found = []
+        while not compiled.is_set():
+            found.append(trunk(states))
+            compiled_nats()(found[-1], weight, None, torch.arange(9))
+        return found
+
+    def compiling() -> None:
+        both.wait()
+        try:
+            for number in range(ROUNDS):
+                trunk(states, kind=f"{number:02d}")
+        finally:
+            compiled.set()
+
+    with ThreadPoolExecutor(2) as lanes:
+        found, done = lanes.submit(reading), lanes.submit(compiling)
+        done.result()
+        for hidden in found.result():
+            torch.testing.assert_close(hidden, expected)
