@@ -18,9 +18,11 @@ T = TypeVar("T")
 
 
 def pack(
-    lengths: Sequence[int], budget: int, keys: Sequence[Hashable] | None = None, enough: int | None = None
-) -> list[list[int]]:
-    """Row numbers in batches of at most ``budget`` padded tokens (rows x the longest), a lone row excepted.
+    lengths: Sequence[int], budget: int, keys: Sequence[Hashable] | None = None, enough: int | None = None,
+    padded: bool = True,
+) -> list[list[int]]:  # fmt: skip
+    """Row numbers in batches of at most ``budget`` tokens, a lone row excepted. Tokens are rows times the longest, or
+    where rows are not ``padded`` the sum of their lengths.
 
     Longest first, equal ones in their order: neighbours are of like length, so little is padding, and a batch too large
     for the memory shows at the start and not after an hour. Rows of different ``keys`` never share a batch. A batch of
@@ -29,20 +31,31 @@ def pack(
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     full: list[list[int]] = []
     open_batches: dict[Hashable, list[int]] = {}
+    sums: dict[Hashable, int] = {}
     for row in order:
         key = keys[row] if keys is not None else None
         batch = open_batches.get(key)
-        if batch is None or not _joins(lengths[row], lengths[batch[0]], len(batch), budget, enough):
-            batch = open_batches[key] = []
+        if batch is not None:
+            longest = lengths[batch[0]]
+            tokens = longest * (len(batch) + 1) if padded else sums[key] + lengths[row]
+            if tokens > budget or not _worth(lengths[row], longest, len(batch), enough):
+                batch = None
+        if batch is None:
+            batch, sums[key] = [], 0
+            open_batches[key] = batch
             full.append(batch)
         batch.append(row)
+        sums[key] += lengths[row]
     return full
 
 
-def _joins(length: int, longest: int, rows: int, budget: int, enough: int | None) -> bool:
-    """Whether a row of ``length`` fits a batch of ``rows`` rows, and is worth its padding."""
-    fits = longest * (rows + 1) <= budget
-    return fits and (enough is None or longest * rows < enough or length >= 0.9 * longest)
+def _worth(length: int, longest: int, rows: int, enough: int | None) -> bool:
+    """Whether a row of ``length`` is worth its padding in a batch of ``rows`` rows."""
+    return enough is None or longest * rows < enough or length >= 0.9 * longest
+
+
+def _tokens(lengths: Sequence[int], rows: Sequence[int], padded: bool) -> int:
+    return lengths[rows[0]] * len(rows) if padded else sum(lengths[row] for row in rows)
 
 
 def run_packed(
@@ -51,25 +64,26 @@ def run_packed(
     work: Callable[[list[int]], Sequence[T]],
     keys: Sequence[Hashable] | None = None,
     enough: int | None = None,
+    padded: bool = True,
 ) -> list[T]:
     """Call ``work`` with the row numbers of each batch (``pack``) and return its results in the order of the rows.
 
     A batch that runs out of memory is halved, down to single rows, and so is every later one as large; a warning says
     so. A single row that does not fit raises the allocator's own error.
     """
-    waiting = pack(lengths, budget, keys, enough)[::-1]
+    waiting = pack(lengths, budget, keys, enough, padded)[::-1]
     results: dict[int, T] = {}
-    most = budget  # padded tokens; sinks when memory runs out
+    most = budget  # tokens; sinks when memory runs out
     while waiting:
         rows = waiting.pop()
-        padded = lengths[rows[0]] * len(rows)
-        if len(rows) == 1 or padded <= most:
+        tokens = _tokens(lengths, rows, padded)
+        if len(rows) == 1 or tokens <= most:
             done = _attempt(work, rows)
             if done is not None:
                 results.update(zip(rows, done, strict=True))
                 continue
-            most = padded // 2
-            log.warning("out of memory: a batch of %d rows (%d tokens) is halved", len(rows), padded)
+            most = tokens // 2
+            log.warning("out of memory: a batch of %d rows (%d tokens) is halved", len(rows), tokens)
         middle = (len(rows) + 1) // 2
         waiting += [rows[middle:], rows[:middle]]
     return [results[row] for row in range(len(lengths))]

@@ -1,28 +1,24 @@
-"""Compiled passes without padding: all rows' new tokens laid end to end, each row after its own stored columns.
+"""Compiled passes without padding: all rows' tokens laid end to end, whole texts or each row after its stored columns.
 
-For half precision on a GPU and models whose layers attend to all that came before. Keys and values go straight to
-their place in the store, where the attention kernel (FlashAttention over rows of different lengths) reads them: no
-mask, no copy of what was stored, no repeated heads. ``passes.Passes`` does the same for any other model or machine.
+For half precision on a GPU and models whose layers attend to all that came before, or to all (``packable``). Keys and
+values are read where they are by the attention kernel (FlashAttention over rows of different lengths), those to be
+stored after they went straight to their place: no mask, no copy, no repeated heads. ``Scorer.states`` and
+``passes.Passes`` do the same for any other model or machine.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from pipeline.compression.transfers import on_device
 
 Ints = NDArray[np.int64]
-
-log = logging.getLogger(__name__)
 
 ATTENTION = "contextmill_packed"
 """The name of the attention below among those that transformers knows."""
@@ -30,8 +26,8 @@ ATTENTION = "contextmill_packed"
 _COLUMNS = 128
 """The store grows by so many columns."""
 
-_TOLERANCE = 0.05
-"""Most that packed hidden states may be off at first sight: half precision takes a hundredth, another model a third."""
+_LAST = ((0, 0), (0, 1))
+"""Every pass ends with an empty row: torch would compile anew for a single one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +35,39 @@ class Pack:
     """Where the tokens of one pass belong.
 
     Row r of the pass has the tokens from ``begins[r]`` to ``begins[r + 1]``, ``longest`` or fewer. Its columns begin at
-    ``first[r]`` of the store ``[rows x capacity, heads, size]`` and are ``used[r]``, the new ones included; ``slots``
-    says where in the store each new token goes.
+    ``first[r]`` of the store ``[rows x capacity, heads, size]`` and are ``used[r]``, at most ``most_used``, new ones
+    included; ``slots`` says where in the store each new token goes. Without a store the columns are the pass's own.
     """
 
     begins: torch.Tensor
     first: torch.Tensor
     used: torch.Tensor
-    slots: torch.Tensor
     longest: int
     most_used: int
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
+    slots: torch.Tensor | None = None
+    keys: list[torch.Tensor] | None = None
+    values: list[torch.Tensor] | None = None
 
     def layer(self, number: int) -> dict[str, Any]:
         """What the attention of this layer is told."""
-        return {
-            "begins": self.begins, "first": self.first, "used": self.used, "slots": self.slots,
-            "longest": self.longest, "most_used": self.most_used,
-            "keys": self.keys[number], "values": self.values[number],
+        told = {
+            "begins": self.begins, "first": self.first, "used": self.used, "longest": self.longest,
+            "most_used": self.most_used,
         }  # fmt: skip
+        if self.keys is None or self.values is None:
+            return told
+        return {**told, "slots": self.slots, "keys": self.keys[number], "values": self.values[number]}
 
 
 @torch.library.custom_op("contextmill::attend", mutates_args=(), device_types="cuda")
 def attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, begins: torch.Tensor, first: torch.Tensor,
-    used: torch.Tensor, longest: int, most_used: int, scale: float,
+    used: torch.Tensor, longest: int, most_used: int, causal: bool, scale: float,
 ) -> torch.Tensor:  # fmt: skip
-    """``query`` ``[tokens, heads, size]`` of each row over its columns of the store, as in ``Pack``: the last token
-    sees all of them, the one before all but the last, and so on."""
+    """``query`` ``[tokens, heads, size]`` of each row over its columns of the store, as in ``Pack``. If ``causal``, the
+    last token sees all of them, the one before all but the last, and so on."""
     found: torch.Tensor = torch.ops.aten._flash_attention_forward(
-        query, keys, values, begins, first, longest, most_used, 0.0, True, False, scale=scale, seqused_k=used
+        query, keys, values, begins, first, longest, most_used, 0.0, causal, False, scale=scale, seqused_k=used
     )[0]
     return found
 
@@ -81,67 +79,48 @@ def _(query: torch.Tensor, *_: Any) -> torch.Tensor:
 
 def attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-    scaling: float | None = None, keys: torch.Tensor | None = None, **options: Any,
+    scaling: float | None = None, begins: torch.Tensor | None = None, **options: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """transformers' own attention, but in a packed pass: there ``[1, heads, tokens, size]`` by ``attend``."""
-    if keys is None:
+    if begins is None:
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return found, None
-    values, slots = options["values"], options["slots"]
-    keys[slots] = key[0].transpose(0, 1)
-    values[slots] = value[0].transpose(0, 1)
-    places = [options[name] for name in ("begins", "first", "used", "longest", "most_used")]
+    # Projections give [tokens, heads, size] in memory, as the kernel reads it: these are views.
+    asked, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))
+    if (store := options.get("keys")) is not None:
+        store[options["slots"]] = keys
+        options["values"][options["slots"]] = values
+        keys, values = store, options["values"]
+    places = [options[name] for name in ("first", "used", "longest", "most_used")]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(query[0].transpose(0, 1), keys, values, *places, scale)[None], None
+    return attend(asked, keys, values, begins, *places, bool(getattr(module, "is_causal", True)), scale)[None], None
 
 
-def can_pack(trunk: Any) -> bool:
-    """Make compiled ``trunk`` ready for packed passes; False where it attends in ways of its own or they fail."""
-    if not hasattr(trunk, "contextmill_packs"):
-        trunk.contextmill_packs = _plain(trunk.config) and _agrees(trunk)
-    return bool(trunk.contextmill_packs)
+def read_packed(model: Any, ids: torch.Tensor, lengths: Ints, positions: range) -> Any:
+    """What ``model`` says of whole texts laid end to end in ``ids`` ``[tokens]``, as one row.
+
+    The tokens of each have ``positions``, what goes beyond them the last one.
+    """
+    lengths = np.append(lengths, 0)
+    begins = np.append(0, np.cumsum(lengths))
+    at = np.minimum(np.arange(len(ids)) - np.repeat(begins[:-1], lengths), len(positions) - 1) + positions.start
+    device, longest = ids.device, _up(int(lengths.max()), 64)
+    starts, used = (on_device(one.astype(np.int32), device) for one in (begins, lengths))
+    return _call(model, ids, on_device(at, device), Pack(starts, starts, used, longest, longest))
 
 
-def _plain(config: Any) -> bool:
-    """Whether every layer attends to all tokens before, by transformers' attention functions."""
-    kinds = getattr(config, "layer_types", None) or []
-    sliding = getattr(config, "sliding_window", None) if not kinds else None
-    return config._attn_implementation == "sdpa" and not sliding and set(kinds) <= {"full_attention"}
-
-
-@torch.inference_mode()
-def _agrees(trunk: Any) -> bool:
-    """Whether two packed passes give the hidden states of a plain one. Until then the attention is not trusted."""
-    AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    before, trunk.config._attn_implementation = trunk.config._attn_implementation, ATTENTION
-    try:
-        apart = _apart(trunk)
-    except Exception as error:  # noqa: BLE001  compilers, kernels and models fail in ways of their own
-        why = " ".join(str(error).split())[:300]
-    else:
-        why = f"it is {apart:.2f} off" if not apart < _TOLERANCE else ""
-    if why:
-        trunk.config._attn_implementation = before
-        log.warning("iterative compression runs uncompiled, at about half the speed: %s", why)
-    return not why
-
-
-def _apart(trunk: Any) -> float:
-    device, vocabulary = next(trunk.parameters()).device, trunk.config.vocab_size
-    ids = torch.arange(3 * 24, device=device).mul(37).remainder(min(vocabulary, 1000)).reshape(3, 24)
-    whole = trunk(input_ids=ids, use_cache=False).last_hidden_state
-    passes, rows = PackedPasses(trunk, 3), np.arange(3)
-    early, late = np.array([9, 4, 16]), np.array([15, 20, 8])
-    none = np.zeros_like(early)
-    passes.run(rows, torch.cat([ids[row, : early[row]] for row in rows]), none, early, early)
-    found = passes.run(rows, torch.cat([ids[row, early[row] :] for row in rows]), early, late, none)
-    expected = torch.cat([whole[row, early[row] :] for row in rows])
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
+def _call(model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) -> Any:
+    return model(
+        input_ids=ids[None],
+        position_ids=positions[None],
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device),  # or one would be made
+        use_cache=False,
+        packed=pack,
+    )
 
 
 class PackedPasses:
-    """As ``passes.Passes``, for a ``trunk`` that ``can_pack``."""
+    """As ``passes.Passes``, for a ``trunk`` that can be packed."""
 
     def __init__(self, trunk: Any, rows: int, window: int = 2**31 - 1) -> None:
         self._trunk, self._rows, self._window, self._capacity = trunk, rows, window, 0
@@ -151,7 +130,7 @@ class PackedPasses:
         """As in ``passes.Passes``. All new keys and values are stored; those behind ``kept`` will be overwritten."""
         del kept
         self._make_room(ids.device, int((cached + counts).max()))
-        places = on_device(np.stack([rows, cached, counts]), ids.device)
+        places = on_device(np.pad(np.stack([rows, cached, counts]), _LAST), ids.device)
         row, stored, new = places
         ends = new.cumsum(0)
         # What a row's tokens have in common, once for each of them.
@@ -168,13 +147,7 @@ class PackedPasses:
             keys=self._stores[0::2],
             values=self._stores[1::2],
         )
-        output = self._trunk(
-            input_ids=ids[None],
-            position_ids=at.clamp(max=self._window - 1)[None],
-            attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device),  # or one would be made
-            use_cache=False,
-            packed=pack,
-        )
+        output = _call(self._trunk, ids, at.clamp(max=self._window - 1), pack)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
-from pipeline.compression.ragged import padded
+from pipeline.compression.ragged import ragged
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer, Window, windows_of
 from pipeline.compression.transfers import Fetch, on_device
+
+T = TypeVar("T")
 
 Ints = NDArray[np.int64]
 Nats = NDArray[np.float32]
 
 ENOUGH = {"cpu": 512, "cuda": 8192}
 """Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
+
+
+def in_passes(scorer: Scorer, lengths: Sequence[int], work: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    """``work`` with the numbers of whole texts of these ``lengths``, as many as ``scorer`` reads at once."""
+    enough = None if scorer.packs else ENOUGH[scorer.device.type]
+    return run_packed(lengths, scorer.batch_tokens, work, enough=enough, padded=not scorer.packs)
 
 
 def surprisals(scorer: Scorer, texts: Sequence[Ints], passed: Passed = lambda tokens: None) -> list[Nats]:
@@ -56,8 +65,7 @@ def read(scorer: Scorer, windows: Sequence[Window], passed: Passed) -> list[Nats
             settle()
         return rows
 
-    lengths = [len(window.ids) for window in windows]
-    run_packed(lengths, scorer.batch_tokens, work, enough=ENOUGH[scorer.device.type])
+    in_passes(scorer, [len(window.ids) for window in windows], work)
     while waiting:
         settle()
     return [found[row] for row in range(len(windows))]
@@ -65,12 +73,11 @@ def read(scorer: Scorer, windows: Sequence[Window], passed: Passed) -> list[Nats
 
 @torch.inference_mode()
 def _pass(scorer: Scorer, windows: Sequence[Window]) -> tuple[Fetch, Ints]:
-    """One forward pass, and how many tokens of each window it scores. Padding stands on the right, where a causal model
-    never looks."""
+    """One forward pass, and how many tokens of each window it scores."""
     lengths = np.array([len(window.ids) for window in windows])
     scored = np.array([window.scored for window in windows])
-    ids = padded(np.concatenate([window.ids for window in windows]), lengths)
-    place = np.arange(ids.shape[1])
-    wanted = (place >= scored[:, None]) & (place < lengths[:, None])
-    hidden = scorer.trunk(input_ids=on_device(ids, scorer.device), use_cache=False).last_hidden_state
-    return scorer.surprisal_at(hidden.flatten(0, 1), np.flatnonzero(wanted) - 1, ids[wanted]), lengths - scored
+    ids = np.concatenate([window.ids for window in windows])
+    row, place = ragged(lengths)
+    wanted = np.flatnonzero(place >= scored[row])
+    hidden = scorer.states(on_device(ids, scorer.device), lengths)
+    return scorer.surprisal_at(hidden, wanted - 1, ids[wanted]), lengths - scored

@@ -11,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.compression.compiling import compiled_nats, hasten, read_once
-from pipeline.compression.packed import can_pack
+from pipeline.compression.packable import can_pack
+from pipeline.compression.packed import read_packed
+from pipeline.compression.ragged import ragged
 from pipeline.compression.transfers import Fetch, fetch, on_device
+from pipeline.compression.unstored import unstored
 from pipeline.models import ModelError
 
 if TYPE_CHECKING:
@@ -60,6 +63,20 @@ class Scorer:
         )
         self.packs = self._compiled and can_pack(trunk)
         self._check_head()
+
+    def states(self, ids: torch.Tensor, lengths: Ints) -> torch.Tensor:
+        """Hidden states ``[tokens, d]`` of whole texts, laid end to end in ``ids``, no longer than ``window``."""
+        if self.packs:
+            packed: torch.Tensor = read_packed(self.trunk, ids, lengths, range(self.window)).last_hidden_state[0]
+            return packed
+        rows, width = len(lengths), int(lengths.max())
+        row, place = ragged(lengths)
+        # Padding stands on the right, where a causal model never looks.
+        at = on_device(row * width + place, self.device)
+        padded = ids.new_zeros(rows * width).index_copy_(0, at, ids).view(rows, width)
+        cache = unstored(self.config) if self._compiled else None
+        hidden: torch.Tensor = self.trunk(input_ids=padded, past_key_values=cache, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[at]
 
     def surprisal(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """-log p(target | what the hidden state has seen): (n, d) and (n,) -> (n,) float32, in nats.

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batching import run_packed
 from pipeline.compression.passes import passes_of
-from pipeline.compression.ragged import padded, ragged
-from pipeline.compression.reading import ENOUGH
+from pipeline.compression.ragged import ragged
+from pipeline.compression.reading import in_passes
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
 from pipeline.compression.transfers import Fetch, fetch, on_device
@@ -42,11 +41,10 @@ def mean_losses(scorer: Scorer, texts: Sequence[Text], passed: Passed) -> list[f
     most = most_positions(scorer)
     cut = [text.ids[:most] for text in texts]
     first = [range(max(0, len(ids) - 1))[text.first :].start for ids, text in zip(cut, texts, strict=True)]
-    found = run_packed(
+    found = in_passes(
+        scorer,
         [len(ids) for ids in cut],
-        scorer.batch_tokens,
         lambda rows: _means(scorer, [cut[row] for row in rows], np.array([first[row] for row in rows]), passed),
-        enough=ENOUGH[scorer.device.type],
     )
     return [float(fetched()[place]) for fetched, place in found]
 
@@ -55,22 +53,16 @@ def mean_losses(scorer: Scorer, texts: Sequence[Text], passed: Passed) -> list[f
 def _means(scorer: Scorer, texts: Sequence[Ints], first: Ints, passed: Passed) -> list[tuple[Fetch, int]]:
     """Where the mean of each text will be found: the next pass does not wait for it."""
     lengths = np.array([len(ids) for ids in texts])
-    ids = on_device(padded(np.concatenate(texts), lengths), scorer.device)
-    place = np.arange(ids.shape[1])
-    wanted = (place >= first[:, None]) & (place < (lengths - 1)[:, None])
-    nats = _nats(scorer, _trunk(scorer, ids), ids.flatten(), np.flatnonzero(wanted))
-    counts = wanted.sum(1)
+    ids = on_device(np.concatenate(texts), scorer.device)
+    row, place = ragged(lengths)
+    wanted = (place >= first[row]) & (place < lengths[row] - 1)
+    nats = _nats(scorer, scorer.states(ids, lengths), ids, np.flatnonzero(wanted))
+    counts = np.bincount(row[wanted], minlength=len(texts))
     rows = on_device(np.repeat(np.arange(len(texts)), counts), scorer.device)
     sums = torch.zeros(len(texts), dtype=torch.float64, device=scorer.device).index_add_(0, rows, nats.double())
     passed(int(lengths.sum()))
     means = fetch(sums / on_device(counts, scorer.device))
     return [(means, place) for place in range(len(texts))]
-
-
-def _trunk(scorer: Scorer, ids: torch.Tensor) -> torch.Tensor:
-    """Hidden states ``[rows x tokens, d]``. Padding stands on the right, where a causal model never looks."""
-    hidden: torch.Tensor = scorer.trunk(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden.flatten(0, 1)
 
 
 def _nats(scorer: Scorer, hidden: torch.Tensor, ids: torch.Tensor, places: Ints) -> torch.Tensor:
@@ -99,20 +91,15 @@ class Reading:
     def read_all(self, ids: torch.Tensor, lengths: Ints) -> None:
         """The first pass: every text ``ids[r, :lengths[r]]`` as a whole, up to the model's window; nothing is kept."""
         taken = np.minimum(lengths, self._most)
-        run_packed(
-            taken.tolist(),
-            self._scorer.batch_tokens,
-            lambda rows: self._read_some(ids, np.array(rows), taken[rows]),
-            enough=ENOUGH[self._scorer.device.type],
-        )
+        in_passes(self._scorer, taken.tolist(), lambda rows: self._read_some(ids, np.array(rows), taken[rows]))
         self.scored = np.maximum(0, taken - 1)
 
     def _read_some(self, ids: torch.Tensor, rows: Ints, lengths: Ints) -> list[None]:
-        which = on_device(rows, self._scorer.device)
-        some = ids[which, : int(lengths.max())]
-        row, column = np.nonzero(np.arange(some.shape[1]) < (lengths - 1)[:, None])
-        nats = _nats(self._scorer, _trunk(self._scorer, some), some.flatten(), row * some.shape[1] + column)
-        self._write(rows[row], column, nats)
+        row, column = ragged(lengths)
+        some = ids[on_device(rows[row], self._scorer.device), on_device(column, self._scorer.device)]
+        at = np.flatnonzero(column < lengths[row] - 1)
+        nats = _nats(self._scorer, self._scorer.states(some, lengths), some, at)
+        self._write(rows[row[at]], column[at], nats)
         self._passed(int(lengths.sum()))
         return [None] * len(rows)
 
