@@ -4,6 +4,8 @@
     python -m benchmarks.cached_passes --model FOLDER --data DATA --prompts 512         # and profiles of LLMLingua
     python -m benchmarks.cached_passes --model FOLDER --data DATA --encoder A B         # and of token classifiers
 
+``--skip-passes`` leaves out the first. What fails is told, and the rest goes on.
+
 ``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. ``floor`` is
 the operations of the layers' matrix products over the rate of one large product on the same machine. The engines'
 ``busy`` is kernel time over wall time; ``stacks`` are samples of what their threads were doing, waiting included.
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,15 +42,30 @@ SHAPES = ((564, 100, 32), (564, 118, 130), (564, 118, 300), (128, 118, 130))
 """Rows, new tokens and cached columns of a pass, means over its rows."""
 
 
+TEXTS = ((870, 150), (64, 2048))
+"""Texts read whole in one pass, and their mean length."""
+
+
 def main() -> None:
     arguments = _parse()
     with tempfile.TemporaryDirectory() as temporary:
         folder = str(_with_weights(arguments.model, Path(temporary) / "scorer"))
-        _passes(arguments, folder)
+        if not arguments.skip_passes:
+            with _going_on("passes"):
+                _passes(arguments, folder)
         if arguments.data:
             _engines(arguments, folder, Path(temporary))
     print("compiled graphs:", dict(torch._dynamo.utils.counters["stats"]))
     print("recompilations:", dict(torch._dynamo.utils.counters["recompile_limit"]) or "none over the limit")
+
+
+@contextmanager
+def _going_on(name: str) -> Iterator[None]:
+    """What fails is told, and the rest measured all the same."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001  whatever it is
+        print(f"\n{name} failed:\n{traceback.format_exc()}", flush=True)
 
 
 def _passes(arguments: argparse.Namespace, folder: str) -> None:
@@ -61,6 +79,24 @@ def _passes(arguments: argparse.Namespace, folder: str) -> None:
     rate = _product_rate(eager)
     rows = [_shape(plain, fast, shape, rate) for shape in SHAPES]
     print(table(rows, list(rows[0])))
+    rows = [_texts(plain, fast, *shape) for shape in TEXTS]
+    print(table(rows, list(rows[0])), flush=True)
+
+
+@torch.inference_mode()
+def _texts(plain: Scorer, fast: Scorer, number: int, mean: int) -> dict[str, Any]:
+    """Whole texts, as rankings read them, hidden states alone."""
+    random = np.random.default_rng(number)
+    lengths = np.sort(random.integers(mean * 4 // 5, mean * 6 // 5 + 1, number))[::-1].copy()
+    ids = torch.from_numpy(random.integers(5, 40_000, int(lengths.sum()))).to(plain.device)
+    for scorer in (plain, fast):
+        timed(lambda scorer=scorer: scorer.states(ids, lengths), 3, scorer.device)  # type: ignore[misc]
+    slow, slow_time = timed(lambda: plain.states(ids, lengths), 9, plain.device)
+    quick, quick_time = timed(lambda: fast.states(ids, lengths), 9, fast.device)
+    return {
+        "texts": number, "tokens": len(ids), "eager ms": 1e3 * slow_time.median, "packed ms": 1e3 * quick_time.median,
+        "tokens/s": len(ids) / quick_time.median, "error": _apart(quick, slow),
+    }  # fmt: skip
 
 
 @torch.inference_mode()
@@ -114,17 +150,20 @@ def _engines(arguments: argparse.Namespace, folder: str, temporary: Path) -> Non
     prompts = gsm8k(arguments.data, arguments.prompts, "distinct")
     common = {"dtype": arguments.dtype, "device": arguments.device, "batch_tokens": arguments.batch_tokens}
     spec = LLMLinguaSpec(kind="compress", model=folder, target_tokens=200, **common)
-    trunk = pool.causal_lm(folder, arguments.dtype, arguments.device).model.get_decoder()
-    _profile("paper fidelity", staged(pool, spec, folder), prompts, trunk)
     again = reference(pool, folder, arguments.dtype, arguments.batch_tokens, {"target_token": 200}, arguments.device)
-    _profile("reference fidelity", again, prompts, trunk)
-    del trunk
+    for name, compress in (("paper fidelity", staged(pool, spec, folder)), ("reference fidelity", again)):
+        with _going_on(name):
+            trunk = pool.causal_lm(folder, arguments.dtype, arguments.device).model.get_decoder()
+            _profile(name, compress, prompts, trunk)
+            del trunk
     for encoder in arguments.encoder:
-        name = str(with_untrained_head(encoder, temporary))
-        loaded = pool.token_classifier(name, arguments.dtype, arguments.device)
-        texts = documents(arguments.data, arguments.prompts, 2048, loaded.tokenizer)
-        chosen = LLMLingua2Spec(kind="compress", method="llmlingua2", model=name, rate=0.33, **common)
-        _profile(encoder.name, staged(pool, chosen, name), texts, loaded.model.base_model)
+        with _going_on(encoder.name):
+            name = str(with_untrained_head(encoder, temporary))
+            loaded = pool.token_classifier(name, arguments.dtype, arguments.device)
+            texts = documents(arguments.data, arguments.prompts, 2048, loaded.tokenizer)
+            chosen = LLMLingua2Spec(kind="compress", method="llmlingua2", model=name, rate=0.33, **common)
+            _profile(encoder.name, staged(pool, chosen, name), texts, loaded.model.base_model)
+            print("packed:", getattr(loaded.model.base_model, "contextmill_packs", False), flush=True)
 
 
 def _profile(name: str, compress: Compressor, prompts: Sequence[Any], trunk: Any) -> None:
@@ -218,6 +257,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder with gsm8k, prose, squality and qmsum; without: no engines")
     parser.add_argument("--encoder", type=Path, nargs="*", default=[], help="folders as for classifier_speed")
+    parser.add_argument("--skip-passes", action="store_true", help="profiles of engines alone")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--batch-tokens", type=int, default=131_072)
