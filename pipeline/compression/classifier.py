@@ -1,8 +1,8 @@
 """p(keep) of tokens under a token classifier (LLMLingua-2, arXiv 2403.12968, section 4): many texts in one pass.
 
 An encoder reads at most its window. A longer text is read in windows of that length, evenly spread, that overlap by
-at least a quarter; each token is scored in the window whose middle is nearest to it. So every token sees at least an
-eighth of a window of text on either side wherever there is that much (the paper cuts at sentence ends instead, and
+at least a fifth; each token is scored in the window whose middle is nearest to it. So every token sees at least a
+tenth of a window of text on either side wherever there is that much (the paper cuts at sentence ends instead, and
 tokens beside a cut see nothing beyond it). Which windows there are follows from the text's length alone.
 """
 
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
 from pipeline.compression.compiling import hasten
+from pipeline.compression.packable import can_pack, positions_of
+from pipeline.compression.packed import read_packed
+from pipeline.compression.ragged import ragged
 from pipeline.compression.transfers import on_device
 
 if TYPE_CHECKING:
@@ -32,8 +35,8 @@ Passed = Callable[[int], None]
 WINDOW = 2**13
 """Most tokens read at once, however long the model's own window: attention costs their square."""
 
-OVERLAP = 4
-"""Neighbouring windows share at least one part in so many."""
+OVERLAP = 5
+"""Neighbouring windows share at least one part in so many: at 4, 2,048 tokens took six windows of 512, not five."""
 
 _ENOUGH = {"cpu": 512, "cuda": 2**15}
 """Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
@@ -79,8 +82,10 @@ class Classifier:
         padding = self.model.config.get_text_config().pad_token_id
         self._padding = int(loaded.tokenizer.pad_token_id if padding is None else padding)
         self.size = max(1, min(loaded.window, WINDOW) - len(self._before) - len(self._after))
-        if self.device.type == "cuda" and self.model.dtype in (torch.bfloat16, torch.float16):
-            hasten(self.model, layers_of(self.model), lambda: read_once(self.model))
+        self._wide = self.model.config.model_type == "mpnet"  # takes masks as its attention does
+        self._positions = positions_of(self.model)
+        half = self.model.dtype in (torch.bfloat16, torch.float16)
+        self.packs = self.device.type == "cuda" and half and hastened(self.model)
 
     def keep(self, texts: Sequence[Ints], passed: Passed = lambda tokens: None) -> list[Floats]:
         """The probability that each token of each text is kept, by its ids without special tokens."""
@@ -94,7 +99,8 @@ class Classifier:
             (windows.end - windows.begin + frame).tolist(),
             self.batch_tokens,
             lambda rows: self._pass(flat, offsets, windows, np.array(rows), passed),
-            enough=_ENOUGH[self.device.type],
+            enough=None if self.packs else _ENOUGH[self.device.type],
+            padded=not self.packs,
         )
         # One transfer at the end: until then the device never waits for this process.
         scores: Floats = torch.cat(found).cpu().numpy()
@@ -104,30 +110,46 @@ class Classifier:
     def _pass(self, flat: Ints, offsets: Ints, windows: Windows, rows: Ints, passed: Passed) -> Sequence[torch.Tensor]:
         """p(keep) of what counts in these windows, one tensor each, still on the device."""
         begin, lengths = windows.begin[rows], (windows.end - windows.begin)[rows]
-        ids = self._rectangle(flat, offsets[windows.text[rows]] + begin, lengths)
-        whole = on_device(lengths + len(self._before) + len(self._after), self.device)
-        # Without padding no mask: attention has a faster way then.
-        mask = (
-            None if (lengths == lengths[0]).all() else torch.arange(ids.shape[1], device=self.device) < whole[:, None]
-        )
-        logits = self.model(input_ids=on_device(ids, self.device), attention_mask=mask).logits.float()
+        ids = self._framed(flat, offsets[windows.text[rows]] + begin, lengths)
+        logits, starts = self._logits(ids, lengths + len(self._before) + len(self._after))
         keep = torch.sigmoid(logits[..., 1] - logits[..., 0]).flatten()  # the softmax over two labels
         sizes = windows.last[rows] - windows.first[rows]
-        starts = np.arange(len(rows)) * ids.shape[1] + len(self._before) + windows.first[rows] - begin
+        starts = starts + len(self._before) + windows.first[rows] - begin
         places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
         passed(int(sizes.sum()))
         return torch.split(keep[on_device(places, self.device)], sizes.tolist())
 
-    def _rectangle(self, flat: Ints, starts: Ints, lengths: Ints) -> Ints:
-        """Rows of special tokens, text, special tokens, padding."""
-        before, width = len(self._before), int(lengths.max())
-        ids = np.full((len(lengths), before + width + len(self._after)), self._padding)
-        place = np.arange(width)
-        inside = place < lengths[:, None]
-        ids[:, :before] = self._before
-        ids[:, before : before + width][inside] = flat[(starts[:, None] + place)[inside]]
-        ids[np.arange(len(lengths))[:, None], before + lengths[:, None] + np.arange(len(self._after))] = self._after
+    def _framed(self, flat: Ints, starts: Ints, lengths: Ints) -> Ints:
+        """Texts laid end to end, special tokens before and after each."""
+        before = len(self._before)
+        row, place = ragged(lengths + before + len(self._after))
+        heads, tails = place < before, place >= before + lengths[row]
+        ids = np.empty(len(row), np.int64)
+        ids[heads], ids[tails] = np.tile(self._before, len(lengths)), np.tile(self._after, len(lengths))
+        inside = ~(heads | tails)
+        ids[inside] = flat[(starts[row] + place - before)[inside]]
         return ids
+
+    def _logits(self, ids: Ints, lengths: Ints) -> tuple[torch.Tensor, Ints]:
+        """Logits, in float32, of rows laid end to end, and the place among them of the first token of each row."""
+        if self.packs:
+            output = read_packed(self.model, on_device(ids, self.device), lengths, self._positions)
+            return output.logits.float(), np.cumsum(lengths) - lengths
+        rows, width = len(lengths), int(lengths.max())
+        inside = np.arange(width) < lengths[:, None]
+        rectangle = np.full(inside.shape, self._padding)
+        rectangle[inside] = ids
+        mask = None  # without padding: attention has a faster way then
+        if not inside.all():
+            mask = torch.arange(width, device=self.device) < on_device(lengths, self.device)[:, None]
+            mask = mask[:, None, None] if self._wide else mask
+        output = self.model(input_ids=on_device(rectangle, self.device), attention_mask=mask)
+        return output.logits.float(), np.arange(rows) * width
+
+
+def hastened(model: Any) -> bool:
+    """Compile a token classifier's layers where possible; whether it can be read without padding."""
+    return hasten(model, layers_of(model), lambda: read_once(model)) and can_pack(model.base_model)
 
 
 def layers_of(model: Any) -> list[Any]:

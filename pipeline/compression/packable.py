@@ -66,25 +66,42 @@ def _agrees(trunk: Any) -> bool:
 
 
 def _apart(trunk: Any) -> float:
-    device, vocabulary = next(trunk.parameters()).device, trunk.config.vocab_size
-    ids = torch.arange(3 * 24, device=device).mul(37).remainder(min(vocabulary, 1000)).reshape(3, 24)
-    early, late = np.array([9, 4, 16]), np.array([15, 20, 8])
     causal = not any(getattr(one, "is_causal", True) is False for one in trunk.modules())
-    if not causal:  # what stands behind a token matters as much
-        ids = ids.clamp(min=5)  # no padding among them
-        expected = torch.cat([_whole(trunk, ids[row : row + 1, :length]) for row, length in enumerate(early)])
-    else:
-        whole = _whole(trunk, ids).view(3, 24, -1)
-        expected = torch.cat([whole[row, :length] for row, length in enumerate(early)])
-    first = torch.cat([ids[row, :length] for row, length in enumerate(early)])
-    found = [read_packed(trunk, first, early, positions_of(trunk)).last_hidden_state[0]]
-    if causal:
-        passes, rows, none = PackedPasses(trunk, 3), np.arange(3), np.zeros(3, np.int64)
-        found.append(passes.run(rows, first, none, early, early))
-        expected = torch.cat([expected, expected, *(whole[row, length:] for row, length in enumerate(early))])
-        second = torch.cat([ids[row, length:] for row, length in enumerate(early)])
-        found.append(passes.run(rows, second, early, late, none))
-    return float((torch.cat(found).float() - expected.float()).norm() / expected.float().norm())
+    found, expected = _after_stored(trunk) if causal else _both_ways(trunk)
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows begun, then gone on with; and their beginnings alone."""
+    ids = _ids(trunk)
+    early, late, none, rows = np.array([9, 4, 16]), np.array([15, 20, 8]), np.zeros(3, np.int64), np.arange(3)
+    first = torch.cat([ids[row, : early[row]] for row in rows])
+    second = torch.cat([ids[row, early[row] :] for row in rows])
+    whole = _whole(trunk, ids).view(3, 24, -1)
+    begun = [whole[row, : early[row]] for row in rows]
+    passes = PackedPasses(trunk, 3)
+    found = [
+        read_packed(trunk, first, early, positions_of(trunk)).last_hidden_state[0],
+        passes.run(rows, first, none, early, early),
+        passes.run(rows, second, early, late, none),
+    ]
+    return torch.cat(found), torch.cat([*begun, *begun, *(whole[row, early[row] :] for row in rows)])
+
+
+def _both_ways(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts of an encoder, more tokens in all than it has positions."""
+    ids, lengths, positions = _ids(trunk), [9, 4, 16], positions_of(trunk)
+    texts = [one[:length] for one, length in zip(ids, lengths, strict=True)]
+    times = 1 + min(len(positions), 2**13) // sum(lengths)
+    found = read_packed(trunk, torch.cat(texts * times), np.array(lengths * times), positions).last_hidden_state[0]
+    return found, torch.cat([_whole(trunk, one[None]) for one in texts]).repeat(times, 1)
+
+
+def _ids(trunk: Any) -> torch.Tensor:
+    """Three rows; none of the first ids, which may be padding."""
+    most = min(trunk.config.vocab_size, 1000)
+    ids = torch.arange(3 * 24, device=next(trunk.parameters()).device)
+    return ids.mul(37).remainder(most).clamp(min=min(5, most - 1)).reshape(3, 24)
 
 
 def _whole(trunk: Any, ids: torch.Tensor) -> torch.Tensor:
