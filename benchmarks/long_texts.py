@@ -3,8 +3,9 @@
     python -m benchmarks.long_texts --data DATA
 
 ``recovery``: an answer that quotes words of a compressed prompt, in runs of random length from random places, put back
-into the original's words. ``memory``: how far the peak of a process's memory rises while it tokenises and counts one
-document, and what it still holds of the tokens; each kind of text in a process of its own. No model is loaded.
+into the original's words. ``prepare``: how far a process's memory rises at most while one document is made ready
+(tokenised, cut into units, counted), and what it still holds of it; each kind of text in a process of its own. No model
+is loaded.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ CHINESE = "的一是不了人我在有他这为之大来以个中上们到说国
 def main() -> None:
     arguments = _parse()
     if arguments.kind:
-        print(json.dumps(_tokenised(KINDS[arguments.kind](arguments.data, arguments.bytes), arguments.model)))
+        print(json.dumps(_prepared(KINDS[arguments.kind](arguments.data, arguments.bytes), arguments.model)))
         return
     rows = [_recovery(arguments)]
     for kind in KINDS:
         command = [sys.executable, "-m", "benchmarks.long_texts", "--data", str(arguments.data), "--kind", kind]
         command += ["--bytes", str(arguments.bytes), "--model", arguments.model]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append({"what": f"tokenise: {kind}", **json.loads(done.stdout)})
+        rows.append({"what": f"prepare: {kind}", **json.loads(done.stdout)})
         print(rows[-1], file=sys.stderr, flush=True)
     figures: dict[str, Any] = {"facts": facts(torch.device("cpu"), "none"), "rows": rows}
     save(arguments.json, figures)
@@ -74,20 +75,24 @@ def _recovery(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tokenised(text: str, model: str) -> dict[str, Any]:
+def _prepared(text: str, model: str) -> dict[str, Any]:
+    from pipeline.compression.marking import build_marking
+    from pipeline.compression.preparing import Preparing
+    from pipeline.compression.prompt import Prompt, Source
     from pipeline.compression.tokens import Tokenising
     from pipeline.models import load_tokenizer
+    from schemas.compress import LLMLinguaSpec
+    from schemas.document import PromptParts
 
-    tokenising = Tokenising(load_tokenizer(model))
-    tokenising.count(["warm"])
+    spec, tokenising = LLMLinguaSpec(kind="compress", rate=0.33), Tokenising(load_tokenizer(model))
+    preparing = Preparing(spec, tokenising, tokenising, build_marking(spec), same_tokenizer=True)
+    preparing.prepare([Source(PromptParts(contexts=("A first text, so that all is loaded.",)))])
     before, begun = _memory("VmRSS"), time.process_time()
-    made = tokenising.tokenise([text])
-    assert len(made[0].ids)
+    (made,) = preparing.prepare([Source(PromptParts(contexts=(text,)))])
     seconds, peak, held = time.process_time() - begun, _memory("VmHWM"), _memory("VmRSS")
-    tokens = tokenising.count([text])[0]
-    peak = max(peak, _memory("VmHWM"))
+    assert isinstance(made, Prompt)
     return {
-        "bytes": len(text.encode()), "tokens": tokens, "seconds": seconds, "peak MB": (peak - before) / 1e6,
+        "bytes": len(text.encode()), "tokens": made.original, "seconds": seconds, "peak MB": (peak - before) / 1e6,
         "held MB": (held - before) / 1e6,
     }  # fmt: skip
 

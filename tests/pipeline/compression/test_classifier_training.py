@@ -15,8 +15,9 @@ from safetensors.numpy import save
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForTokenClassification, BertConfig, BertModel, PreTrainedTokenizerFast
 
+from benchmarks.minilm import answers
 from benchmarks.minilm.evaluation import agreement, auc, best_of_each, student
-from benchmarks.minilm.labels import Labelled, covered
+from benchmarks.minilm.labels import RATES, Labelled, covered
 from benchmarks.minilm.training import WINDOW, Recipe, adapt, export, train, windows
 from pipeline.models import ModelPool
 from pipeline.models.heads import build_classifier
@@ -103,6 +104,25 @@ def test_a_token_is_kept_if_most_of_it_is(text: str, data: st.DataObject) -> Non
     spans = np.array([[begin, end] for begin, end in pairwise(cuts)])
     expected = [2 * int(mask[begin:end].sum()) > end - begin for begin, end in spans]
     assert covered(edges, spans, len(text)).astype(bool).tolist() == expected
+
+
+def test_answers_are_looked_for_in_what_is_left(tmp_path: Path, tiny: str, pool: ModelPool) -> None:
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    contexts = [{"id": f"c{n}", "title": "one", "context": f"In {1900 + n} a bridge was built here."} for n in range(5)]
+    asked = [{"context_id": f"c{n}", "question": "When?", "answers": [f"{1900 + n}", "never"]} for n in range(5)]
+    for name, rows in (("contexts", contexts), ("questions", asked)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"dev-v1.1.{name}.jsonl").write_text(text, encoding="utf-8")
+    some = answers.squad(tmp_path, 3, seed=0)
+    assert [len(one.questions) for one in some] == [5]
+    methods = {"truncation": {"method": "truncation", "target": tiny}}
+    found = answers.scores(some, methods, pool.causal_lm(tiny), 1024, pool)
+    assert list(found) == ["whole text", "no text", *(f"truncation {rate}" for rate in RATES)]
+    assert found["whole text"]["kept"] == 1
+    assert found["no text"]["kept"] == 0
+    assert 0 < found["truncation 0.2"]["kept"] < found["truncation 0.5"]["kept"] < 1
+    assert all(one["nats"] > 0 for one in found.values())
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
