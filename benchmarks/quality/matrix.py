@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tomllib
 from collections import Counter
@@ -178,8 +179,13 @@ def _generate(setup: Setup, task: Task) -> dict[str, Any]:
 
 def _corpus(setup: Setup, task: str, its: Task, corpus: str) -> Path:
     number = min(its.documents, setup.documents or its.documents)
-    path = setup.out / "corpora" / f"{task}-{corpus}-{number}.jsonl"
-    write(path, islice(its.corpora[corpus](setup.data), number))
+    return _written(setup.data, setup.out / "corpora" / f"{task}-{corpus}-{number}.jsonl", task, corpus, number)
+
+
+@functools.cache
+def _written(data: Path, path: Path, task: str, corpus: str, number: int) -> Path:
+    """The corpus's file, made anew once a run: what it is made from may have changed."""
+    write(path, islice(TASKS[task].corpora[corpus](data), number))
     return path
 
 
