@@ -17,6 +17,9 @@ SHOTS = 14
 CHARACTERS_PER_TOKEN = 6
 """More than English has."""
 
+PIECE = 2**16
+"""Characters that are tokenised at once."""
+
 Demonstrations = Literal["drawn", "distinct", "fixed"]
 
 
@@ -65,8 +68,11 @@ class Library:
     def of(cls, data: Path, tokens: int, tokenizer: Any) -> Library:
         """At least ``tokens`` tokens, where ``data`` has as many."""
         text = _at_least(_texts(data), CHARACTERS_PER_TOKEN * tokens)
-        found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
-        return cls(text, [begin for begin, _ in found])
+        pieces = range(0, len(text), PIECE)  # some tokenizers take the square of a text's length
+        found = tokenizer.backend_tokenizer.encode_batch(
+            [text[start : start + PIECE] for start in pieces], add_special_tokens=False
+        )
+        return cls(text, [start + begin for start, one in zip(pieces, found, strict=True) for begin, _ in one.offsets])
 
     def documents(self, count: int, tokens: int) -> list[PromptParts]:
         """Single contexts of ``tokens`` tokens, without overlap; used up, they come again with a number in front."""
