@@ -36,7 +36,8 @@ class NotCutError(ValueError):
 class Cut:
     """A document before and after compression.
 
-    ``kept``: characters of ``text`` (from, to), sorted and disjoint; None where its method does not say.
+    ``kept``: characters of ``text`` (from, to), sorted and disjoint; None where its method does not say. ``listed``:
+    those of ``compressed`` that were added, a list of removed phrases.
     """
 
     job_id: str
@@ -50,6 +51,7 @@ class Cut:
     text: str
     compressed: str
     kept: tuple[Span, ...] | None
+    listed: Span | None = None
 
     @property
     def removed(self) -> tuple[Span, ...]:
@@ -158,12 +160,13 @@ def read_cut(document: Any, part: str) -> Cut:
     if not rows:
         raise NotCutError(f"{document.output} has no row of document {document.doc_id} any more")
     row = rows[0]
-    kept = row.get("kept")
+    kept, listed = row.get("kept"), row.get("listed")
     return Cut(
         job_id=document.id, doc_id=document.doc_id, source=document.source, method=row["compress_method"],
         tokens_original=row["tokens_original"], tokens_asked=row["tokens_asked"],
         tokens_compressed=row["tokens_compressed"], copied=row["copied"], text=row["text"],
         compressed=row["compressed"], kept=None if kept is None else merged(kept),
+        listed=None if listed is None else (listed[0], listed[1]),
     )  # fmt: skip
 
 

@@ -43,8 +43,10 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("compressed", pa.string(), nullable=False),
             pa.field("compress_method", pa.string(), nullable=False),
             # Characters of ``text`` that were kept: from, to, from, to, ... in their order here. Joined, they are
-            # ``compressed``. Null where a method does not cut its text out of the original.
+            # ``compressed``, but for what is ``listed``. Null where a method does not cut its text out of the original.
             pa.field("kept", pa.list_(pa.field("element", pa.int32()))),  # "element": what Parquet calls it
+            # Characters of ``compressed`` (from, to) that were added: a list of removed phrases. Null without one.
+            pa.field("listed", pa.list_(pa.field("element", pa.int32()))),
             pa.field("rate_asked", pa.float64()),  # of several, this copy's; null where the budget is in tokens
             pa.field("tokens_original", pa.int64(), nullable=False),  # target tokenizer, whole prompt
             pa.field("tokens_asked", pa.int64(), nullable=False),  # the budget

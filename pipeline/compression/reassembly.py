@@ -31,14 +31,15 @@ TRIES = 16  # units of which the cheapest is looked for
 class Fitted:
     """The compressed prompt, its tokens, counted on this very text, and the characters it has of the original.
 
-    ``spans`` is ``[n, 2]`` (from, to), in the order of the text: joined, they are the text. None where the text holds a
-    list of what was removed. ``kept``: which units it has.
+    ``spans`` is ``[n, 2]`` (from, to), in the order of the text: joined, they are the text, but for the characters
+    ``listed`` (from, to) of it, a list of what was removed. ``kept``: which units it has.
     """
 
     text: str
     tokens: int
-    spans: Ints | None
+    spans: Ints
     kept: Bools
+    listed: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -235,9 +236,9 @@ def _listing(prompt: Prompt, ranking: Ranking, fitted: Fitted, target: Tokenisin
         (found,) = _fit([replace(prompt, budget=room)], [replace(ranking, margins=margins)], target)
         if isinstance(found, Refusal) or room < prompt.fixed:
             break
-        text = with_list(prompt, ranking, found.kept, listed(phrases))
+        text, place = with_list(prompt, ranking, found.kept, listed(phrases))
         tokens = target.count([text])[0]
         if tokens <= prompt.budget:
-            return Fitted(text, tokens, None, found.kept)
+            return Fitted(text, tokens, prompt.layout.spans(found.kept, ranking.order), found.kept, place)
         room -= tokens - prompt.budget
     return fitted

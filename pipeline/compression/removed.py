@@ -62,14 +62,21 @@ def listed(phrases: list[Phrase]) -> str:
     return f"{SEPARATOR}{LABEL}{'; '.join(phrase.text for phrase in ordered)}"
 
 
-def with_list(prompt: Prompt, ranking: Ranking, kept: Bools, words: str) -> str:
-    """The compressed text with the list ``words`` after its contexts."""
+def with_list(prompt: Prompt, ranking: Ranking, kept: Bools, words: str) -> tuple[str, tuple[int, int]]:
+    """The compressed text with the list ``words`` after its contexts, and where (from, to) it stands.
+
+    Without what stands there, one blank line with it, the text is that of the kept units.
+    """
     asked = np.zeros(len(prompt.parts), dtype=bool)
     asked[prompt.places("question")] = True
     question = kept & asked[prompt.layout.parts]
     before = text_of(prompt.text, prompt.layout.spans(kept & ~question, ranking.order))
     after = text_of(prompt.text, prompt.layout.spans(question, ranking.order))
-    return (before + words if before else words.removeprefix(SEPARATOR)) + (SEPARATOR + after if after else "")
+    if not before:
+        words = words.removeprefix(SEPARATOR) + (SEPARATOR if after else "")
+        return words + after, (0, len(words))
+    end = len(before) + len(words)
+    return before + words + (SEPARATOR + after if after else ""), (len(before), end)
 
 
 _MARKS = " \t\r\n,;:.!?…()[]{}\"'“”‘’«»–—-*#|，。；：！？、"

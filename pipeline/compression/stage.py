@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.models import ModelError, digest_of, expects_gpu, load_tokenizer, resolve, resolve_device
 from pipeline.models.folder import parameters
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.compression.prompt import Copied
     from pipeline.models import ModelPool
 
-VERSION = 4
+VERSION = 5
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 _CHARACTERS_PER_SECOND = {"cpu": 1_500, "cuda": 1_000_000, "none": 300_000}
@@ -123,15 +122,16 @@ class Compress:
         from pipeline.compression.prompt import Copied
 
         copied = isinstance(one, Copied)
-        spans: NDArray[np.int64] | None
+        listed: tuple[int, int] | None = None
         if isinstance(one, Copied):
             text, tokens, spans = one.text, one.original, np.array([[0, len(one.text)]])
         else:
-            text, tokens, spans = one.fitted.text, one.fitted.tokens, one.fitted.spans
+            text, tokens, spans, listed = one.fitted.text, one.fitted.tokens, one.fitted.spans, one.fitted.listed
         fields = {
             "compressed": text,
             "compress_method": self.spec.method,
-            "kept": None if spans is None else in_source(spans, one.markup).ravel().tolist(),
+            "kept": in_source(spans, one.markup).ravel().tolist(),
+            "listed": listed and list(listed),
             "rate_asked": rate,
             "tokens_original": one.original,
             "tokens_asked": one.budget,

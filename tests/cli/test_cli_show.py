@@ -78,3 +78,15 @@ def test_a_document_is_shown_with_what_was_cut(user: User, tiny_model: Path) -> 
     unknown = user.says("show", "a", "-o", "o")
     assert unknown.code == 2
     assert "no document 'a' in this database; there are a@0.25, a@0.5" in " ".join(unknown.err.split())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
+def test_a_list_of_what_was_removed_is_shown_beside_the_cut(user: User, tiny_model: Path) -> None:
+    job(user, tiny_model, "o", rate=0.6, removed_phrases=2)
+    told = user.says("show", "a", "-o", "o", "--json").json
+    begin, end = told["listed"]
+    joined = "".join(TEXT[begin:end] for begin, end in told["kept"])
+    assert joined == told["compressed"][:begin] + told["compressed"][end:]
+    plain = user.says("show", "a", "-o", "o").out
+    assert "\nadded: Left out above: " in plain
+    assert "[-" in plain

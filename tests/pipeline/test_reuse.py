@@ -29,7 +29,7 @@ def engine(database_url: str, tmp_path: Path) -> Iterator[Engine]:
     numbers = {"tokens_original": 9, "tokens_asked": 5, "tokens_compressed": 4, "copied": False}
     rows: list[dict[str, Any]] = [
         {"seq": d.seq, "doc_id": d.id, "content_hash": d.content_hash, "text": d.prompt, "answer": None, **numbers,
-         "compressed": f"short {d.seq}", "compress_method": "m", "kept": None, "rate_asked": 0.5,
+         "compressed": f"short {d.seq}", "compress_method": "m", "kept": None, "listed": None, "rate_asked": 0.5,
          "compress_seconds": 2.0, "compress_reused_from": None}
         for d in DOCUMENTS[:2]
     ]  # fmt: skip

@@ -61,6 +61,7 @@ def _rows(
             "compressed": one.text,
             "compress_method": spec.method,
             "kept": None,  # the library decodes its text from tokens
+            "listed": None,
             "rate_asked": spec.options.rate if spec.options.target_token < 0 else None,
             "tokens_original": original,
             "tokens_asked": asked,

@@ -16,6 +16,7 @@ from pipeline.compression.marking import build_marking
 from pipeline.compression.preparing import Preparing
 from pipeline.compression.prompt import Prompt, Source
 from pipeline.compression.reassembly import Fitted, fit
+from pipeline.compression.recovering import recover
 from pipeline.compression.registry import Ranking
 from pipeline.compression.tokens import Tokenising
 from pipeline.models import load_tokenizer
@@ -106,7 +107,11 @@ def test_the_most_important_removed_phrases_are_listed_before_the_question(tiny:
     phrases = listing.split("; ")
     assert 1 <= len(phrases) <= 3
     assert all(phrase in " ".join(LONG.render().split()) and phrase not in head for phrase in phrases)
-    assert outcome.fields["kept"] is None
+    check(LONG, outcome)
+    added = slice(*outcome.fields["listed"])
+    assert compressed(outcome)[added] == f"\n\nLeft out above: {listing}"
+    quoted = " ".join(compressed(outcome)[: added.start].split()[-6:])
+    assert recover(LONG.render(), outcome.fields["kept"], quoted) in LONG.render()
     assert 0.9 * (outcome.tokens_asked or 0) <= outcome.tokens_out <= (outcome.tokens_asked or 0)
 
 
@@ -126,8 +131,9 @@ def test_the_budget_holds_with_a_list(tiny: str) -> None:
             assert outcome.tokens_out <= (outcome.tokens_asked or 0)
             assert outcome.tokens_out == counting.count([compressed(outcome)])[0]
             assert compressed(outcome).endswith(parts.question)
-            if outcome.fields["kept"] is not None:
-                check(parts, outcome)
+            check(parts, outcome)
+            begin, end = outcome.fields["listed"] or (0, 0)
+            assert ("Left out above: " in compressed(outcome)[begin:end]) == (end > begin)
         return outcome
 
     mostly_cut(cut, 60, prompts, shares, st.integers(1, 5))

@@ -33,7 +33,7 @@ LOCAL, _ = resolve_path("/")
 def row(seq: int, **changed: Any) -> dict[str, Any]:
     whole = {
         "seq": seq, "doc_id": f"d{seq}", "content_hash": "h", "text": f"text {seq}", "answer": None,
-        "compressed": "t", "compress_method": "llmlingua", "kept": [0, 1], "rate_asked": 0.5,
+        "compressed": "t", "compress_method": "llmlingua", "kept": [0, 1], "listed": None, "rate_asked": 0.5,
         "tokens_original": 10, "tokens_asked": 5, "tokens_compressed": 5, "copied": False, "compress_seconds": 0.5,
         "compress_reused_from": None,
         "generated": "g", "generate_model": "m", "finish_reason": "stop", "tokens_prompt": 6, "tokens_generated": 2,
