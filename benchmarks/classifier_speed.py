@@ -6,9 +6,9 @@
 An encoder is minilm, mpnet (``benchmarks/encoders.py``), or a folder with config.json, tokenizer.json,
 special_tokens_map.json and, unless random weights will do, model.safetensors. It gets an untrained head of two labels:
 what a head says makes no difference to speed. The library runs twice: a call for each document, and one call for all
-(its batches of 50 chunks are full then); the faster is the peer. Each way is warmed up by ``--warm-up-peer`` documents,
-ours by ``--warm-up``. Both count what comes out in another tokenizer than the encoder's, as a real job does: the
-library in cl100k, ours in that of ``--target``.
+(its batches of 50 chunks are full then; ``--runs`` times, the median); the faster is the peer. It is warmed up by
+``--warm-up-peer`` documents and by one call for all, ours by ``--warm-up``. Both count what comes out in another
+tokenizer than the encoder's, as a real job does: the library in cl100k, ours in that of ``--target``.
 ``overlap`` is the share of words that both keep, where two random choices would share as many as the rate says.
 """
 
@@ -76,7 +76,7 @@ def _measure(
         rate=arguments.rate, batch_tokens=arguments.batch_tokens,
     )  # fmt: skip
     warm_up = arguments.warm_up or (256 if loaded.device.type == "cuda" else 1)
-    figures["warm_up"] = {"ours, at most": warm_up, "the library, each way": arguments.warm_up_peer}
+    figures["warm_up"] = {"ours, at most": warm_up, "the library, and all at once": arguments.warm_up_peer}
     bench = Bench(loaded.device, loaded.model.base_model, count, arguments.runs, warm_up)
     speed, texts = bench.speed(staged(pool, spec, arguments.target), prompts, origin)
     figures["rows"].append({
@@ -94,19 +94,26 @@ def _ask(
     options = {"rate": arguments.rate, "use_context_level_filter": False}
     first = prompts[: arguments.peer_documents]
     one_by_one = [case(0, prompt, **options) for prompt in first]
-    together = [case(0, _together(some), **options) for some in (first[: arguments.warm_up_peer], first)]
+    together = case(0, _together(first), **options)
     counted = [case(0, prompt, "count") for prompt in prompts]
-    warm = warming([*one_by_one[: arguments.warm_up_peer], together[0]])
-    found, answers = peer.answers([*warm, *one_by_one, together[1], *counted], _tell)
+    warm = warming([*one_by_one[: arguments.warm_up_peer], together])
+    found, answers = peer.answers([*warm, *one_by_one, *[together] * arguments.runs, *counted], _tell)
     if failed := next((one["error"] for one in answers if "error" in one), None):
         raise SystemExit(f"the peer failed: {failed}")
-    single, joint, origin = answers[: len(first)], answers[len(first)], answers[len(first) + 1 :]
+    single, joint = answers[: len(first)], answers[len(first) : len(first) + arguments.runs]
+    origin = answers[len(first) + arguments.runs :]
     own = sum(count([prompt.render() for prompt in first]))
     rows = [
         _row("llmlingua, one by one", len(first), single, own, count),
-        _row("llmlingua, one call", len(first), [joint], own, count),
+        _row("llmlingua, one call", len(first), [_median(joint)], own, count)
+        | {"lowest": min(one["seconds"] for one in joint), "highest": max(one["seconds"] for one in joint)},
     ]
     return found, [one["origin_tokens"] for one in origin], [one["compressed_prompt"] for one in single], rows
+
+
+def _median(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The answer that took the median of the seconds."""
+    return sorted(answers, key=lambda one: float(one["seconds"]))[len(answers) // 2]
 
 
 def _together(prompts: Sequence[PromptParts]) -> PromptParts:
@@ -151,7 +158,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--peer-documents", type=int, default=32, help="of these, the peer gets so many")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--warm-up", type=int, help="documents compressed unmeasured; default: 256, on a CPU 1")
-    parser.add_argument("--warm-up-peer", type=int, default=2, help="the same for the library, for each way")
+    parser.add_argument("--warm-up-peer", type=int, default=2, help="the same for the library, one by one")
     parser.add_argument("--no-peer", action="store_true", help="ours alone")
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="the peer's environment; default: in the cache")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="what benchmarks.peers.environment --pack made")

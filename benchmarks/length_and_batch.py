@@ -76,7 +76,8 @@ def main() -> None:
                 save(arguments.json, figures | _summary(points, arguments.from_tokens))
     summary = _summary(points, arguments.from_tokens)
     print(table(summary["points"], COLUMNS))
-    print(f"seconds ~ tokens^b: {summary['exponents']}\n{figures['facts']}")
+    fitted = summary["exponents"] or f"no three sizes of at least {arguments.from_tokens:,} tokens (--from-tokens)"
+    print(f"seconds ~ tokens^b: {fitted}\n{figures['facts']}")
     if arguments.plot:
         plot(points, arguments.plot)
 
@@ -192,7 +193,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2_048, 8_192, 32_768])
-    parser.add_argument("--documents", type=int, nargs="+", default=[1, 16, 256, 1_024, 4_096])
+    parser.add_argument("--documents", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1_024, 4_096])
     parser.add_argument("--most-tokens", type=int, default=2**20)
     parser.add_argument("--from-tokens", type=int, default=2**16)
     parser.add_argument("--runs", type=int, default=2, help="beside the first")

@@ -153,9 +153,9 @@ def _shown(argument: str) -> str:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, and whether it has changed since; None outside a checkout."""
+    """The checkout's commit, and whether it has changed since; outside a checkout what $COMMIT says."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("COMMIT")

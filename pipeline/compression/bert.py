@@ -19,7 +19,7 @@ _NEW, _ODD = 2**32 - 1, 2**32 - 2  # no characters: not met yet, and odd
 def is_bert(inner: Any) -> bool:
     """Whether this is BERT's WordPiece, with BERT's way to normalise and to part text."""
     kinds = [type(one).__name__ for one in (inner.model, inner.normalizer, inner.pre_tokenizer)]
-    return kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
+    return kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"] and bool(inner.normalizer.clean_text)
 
 
 def solid(points: Points) -> Letters:

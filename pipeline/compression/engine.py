@@ -65,8 +65,8 @@ class Engine:
         return in_lanes(batches, lambda places, gate: self._make([sources[place] for place in places], gate), passed)
 
     def _make(self, sources: Sequence[Source], passed: Passed) -> list[Made]:
-        passed(0)
         with self.next:
+            passed(0)  # who waited for others may have been told to stop meanwhile
             ready = self.preparing.prepare(sources)
         with self.turns:
             rankings = self._score(ready, passed)

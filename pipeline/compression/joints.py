@@ -12,6 +12,10 @@ LONGEST = 8
 """Characters around a blank line, white space but for the first and last, for which it is remembered what it adds."""
 
 
+MOST = 2**16
+"""Joints that are remembered."""
+
+
 class Joints:
     """What a blank line between two texts adds to the tokens that they have by themselves, where that is certain.
 
@@ -38,9 +42,11 @@ class Joints:
         ends = left[len(before) - 1 :], right[: len(right) - len(after) + 1]
         if len(ends[0]) + len(ends[1]) > LONGEST:
             return None
-        if ends not in self._known:
-            self._known[ends] = self._count(SEPARATOR.join(ends)) - self._count(ends[0]) - self._count(ends[1])
-        return self._known[ends]
+        if len(known := self._known) > MOST:
+            known = self._known = {}  # another thread may go on with the old ones
+        if ends not in known:
+            known[ends] = self._count(SEPARATOR.join(ends)) - self._count(ends[0]) - self._count(ends[1])
+        return known[ends]
 
     def _count(self, text: str) -> int:
         return len(self._inner.encode(text, add_special_tokens=False))

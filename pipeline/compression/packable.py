@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from pipeline.compression.compiling import LAUNCHING
 from pipeline.compression.packed import ATTENTION, PackedPasses, attention, read_packed
 
 log = logging.getLogger(__name__)
+
+_WIDTH = 300
+"""Tokens of a text that packed passes are tried with."""
 
 _TOLERANCE = 0.05
 """Most that packed hidden states may be off at first sight: half precision takes a hundredth, another model a third."""
@@ -52,7 +56,7 @@ def _agrees(trunk: Any) -> bool:
     """Whether packed passes give the hidden states of a plain one. Until then the attention is not trusted."""
     AttentionInterface.register(ATTENTION, attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    before, trunk.config._attn_implementation = trunk.config._attn_implementation, ATTENTION
+    before = trunk.config._attn_implementation
     try:
         apart = _apart(trunk)
     except Exception as error:  # noqa: BLE001  compilers, kernels and models fail in ways of their own
@@ -66,42 +70,59 @@ def _agrees(trunk: Any) -> bool:
 
 
 def _apart(trunk: Any) -> float:
+    """How far packed passes are off, relative to what a plain one says while transformers still attends."""
     causal = not any(getattr(one, "is_causal", True) is False for one in trunk.modules())
-    found, expected = _after_stored(trunk) if causal else _both_ways(trunk)
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
+    expected, ask = _after_stored(trunk) if causal else _both_ways(trunk)
+    trunk.config._attn_implementation = ATTENTION
+    return float((ask().float() - expected.float()).norm() / expected.float().norm())
 
 
-def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows begun, then gone on with; and their beginnings alone."""
+Trial = tuple[torch.Tensor, Callable[[], torch.Tensor]]
+"""What a plain pass says, and what asks packed ones the same."""
+
+
+def _after_stored(trunk: Any) -> Trial:
+    """Rows begun; their beginnings alone; then two of them, in another order, gone on with in a store that grows."""
     ids = _ids(trunk)
-    early, late, none, rows = np.array([9, 4, 16]), np.array([15, 20, 8]), np.zeros(3, np.int64), np.arange(3)
-    first = torch.cat([ids[row, : early[row]] for row in rows])
-    second = torch.cat([ids[row, early[row] :] for row in rows])
-    whole = _whole(trunk, ids).view(3, 24, -1)
-    begun = [whole[row, : early[row]] for row in rows]
-    passes = PackedPasses(trunk, 3)
-    found = [
-        read_packed(trunk, first, early, positions_of(trunk)).last_hidden_state[0],
-        passes.run(rows, first, none, early, early),
-        passes.run(rows, second, early, late, none),
-    ]
-    return torch.cat(found), torch.cat([*begun, *begun, *(whole[row, early[row] :] for row in rows)])
+    width = ids.shape[1]
+    lengths, rows = np.array([width // 3, 4, 2 * width // 3]), np.array([2, 0])
+    first = torch.cat([ids[row, :length] for row, length in enumerate(lengths)])
+    second = torch.cat([ids[row, lengths[row] :] for row in rows])
+    whole = _whole(trunk, ids).view(3, width, -1)
+    begun = [whole[row, :length] for row, length in enumerate(lengths)]
+
+    def ask() -> torch.Tensor:
+        passes = PackedPasses(trunk, 3)
+        alone = read_packed(trunk, first, lengths, positions_of(trunk)).last_hidden_state[0]
+        stored = passes.run(np.arange(3), first, np.zeros(3, np.int64), lengths, lengths)
+        left = width - lengths[rows]
+        return torch.cat([alone, stored, passes.run(rows, second, lengths[rows], left, np.zeros_like(left))])
+
+    return torch.cat([*begun, *begun, *(whole[row, lengths[row] :] for row in rows)]), ask
 
 
-def _both_ways(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _both_ways(trunk: Any) -> Trial:
     """Texts of an encoder, more tokens in all than it has positions."""
-    ids, lengths, positions = _ids(trunk), [9, 4, 16], positions_of(trunk)
+    ids, positions = _ids(trunk), positions_of(trunk)
+    lengths = [9, 4, ids.shape[1]]
     texts = [one[:length] for one, length in zip(ids, lengths, strict=True)]
     times = 1 + min(len(positions), 2**13) // sum(lengths)
-    found = read_packed(trunk, torch.cat(texts * times), np.array(lengths * times), positions).last_hidden_state[0]
-    return found, torch.cat([_whole(trunk, one[None]) for one in texts]).repeat(times, 1)
+
+    def ask() -> torch.Tensor:
+        found: torch.Tensor = read_packed(
+            trunk, torch.cat(texts * times), np.array(lengths * times), positions
+        ).last_hidden_state[0]
+        return found
+
+    return torch.cat([_whole(trunk, one[None]) for one in texts]).repeat(times, 1), ask
 
 
 def _ids(trunk: Any) -> torch.Tensor:
-    """Three rows; none of the first ids, which may be padding."""
-    most = min(trunk.config.vocab_size, 1000)
-    ids = torch.arange(3 * 24, device=next(trunk.parameters()).device)
-    return ids.mul(37).remainder(most).clamp(min=min(5, most - 1)).reshape(3, 24)
+    """Three rows, longer than a block of the kernel; none of the first ids, which may be padding."""
+    most, width = min(trunk.config.vocab_size, 1000), min(_WIDTH, len(positions_of(trunk)))
+    window = getattr(trunk.config, "max_position_embeddings", None) or width
+    ids = torch.arange(3 * min(width, window), device=next(trunk.parameters()).device)
+    return ids.mul(37).remainder(most).clamp(min=min(5, most - 1)).reshape(3, -1)
 
 
 def _whole(trunk: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -160,7 +160,8 @@ class PackedPasses:
     def _make_room(self, device: torch.device, columns: int) -> None:
         if columns <= self._capacity:
             return
-        config, capacity = self._trunk.config, _up(columns, _COLUMNS)
+        # By a third at least: each growth copies all there is, and frees what the next, larger store cannot use.
+        config, capacity = self._trunk.config, _up(max(columns, self._capacity * 4 // 3), _COLUMNS)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         before, dtype = self._capacity, next(self._trunk.parameters()).dtype

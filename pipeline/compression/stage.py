@@ -142,13 +142,17 @@ class Compress:
         return Result(fields, one.original, tokens, one.budget, seconds, latency_seconds=latency)
 
 
-@functools.cache
 def _size(models: tuple[str, ...]) -> float:
-    """The parameters of these models over ``_PARAMETERS``; 1 where they are not on this machine."""
+    """The parameters of these models over ``_PARAMETERS``; 1 while they are not on this machine."""
     try:
-        return max(0.125, sum(parameters(resolve(model).folder) for model in models) / _PARAMETERS)
+        return _known_size(models)
     except ModelError:
         return 1.0
+
+
+@functools.cache
+def _known_size(models: tuple[str, ...]) -> float:
+    return max(0.125, sum(parameters(resolve(model).folder) for model in models) / _PARAMETERS)
 
 
 def _tokenizer_digest(model: str) -> str:

@@ -24,7 +24,7 @@ def fetch(numbers: torch.Tensor) -> Fetch:
         return numbers.numpy
     host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
     there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record()
+    there.record(torch.cuda.current_stream(numbers.device))  # not the current device's: it may be another
 
     def wait() -> NDArray[Any]:
         there.synchronize()

@@ -94,7 +94,10 @@ def widths_of(inner: Any) -> Widths | None:
     """The widths of a tokenizer's tokens; None for tokenizers of which they do not say where a token stands."""
     added = inner.get_added_tokens_decoder()
     if type(inner.decoder).__name__ == "ByteLevel" and inner.normalizer is None:
-        known = {number: len(token.content.encode()) for number, token in added.items()}
+        known = {
+            number: NEVER if token.lstrip or token.rstrip else len(token.content.encode())  # it may take spaces along
+            for number, token in added.items()
+        }
         return Widths(inner, _widths(inner, known, ""), _bytes, list)  # a character of its alphabet is one byte
     if not is_bert(inner) or any(token.normalized for token in added.values()):
         return None

@@ -11,10 +11,17 @@ from collections.abc import Iterator
 
 _DECORATION = str.maketrans({"−": "-", "*": " ", **dict.fromkeys("$€£¥`", None)})
 _NUMBER = re.compile(r"(?:(?<![\w).])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-_CONCLUDES = re.compile(r"answer\s*(?:is|are|was|would be)\b", re.IGNORECASE)
+_CONCLUDES = re.compile(
+    r"(?<!whether )(?<!whether the )(?<!what )(?<!what the )(?<!if )(?<!if the )(?<!know the )(?<!find the )"
+    r"answer\s*(?:is|are|was|would be)\b",
+    re.IGNORECASE,
+)
 _HEADS = re.compile(r"answer\s*[:=]|####|\\boxed\{", re.IGNORECASE)
+_ALONE = re.compile(r"\s*-?[\d.,]+\}?%?\.?(?:[ \t]+[^\W\d]+\.?)?\s*(?:\n|$)")
 _SENTENCE = re.compile(r"[\s:]*((?:[^\n.!?]|[.!?](?!\s|$))*)")
-_NEXT_QUESTION = re.compile(r"(?:^|\n)[ \t*#>]*(?:(?i:question|q|problem)\b[^\n:]{0,20}:|(?:Question|Q)\b(?=[ \t]+\S))")
+_NEXT_QUESTION = re.compile(
+    r"(?:^|\n)[ \t*#>]*(?:(?i:question|q|problem)(?:[ \t]*[#(]?\d{1,3}[.)]?)?[ \t*]*:|(?:Question|Q)[ \t]+(?=[A-Z]))"
+)
 _LABEL = re.compile(
     r"(?:(?:so|thus|therefore),?\s+)?(?:the\s+)?(?:final\s+)?answer(?:\s+is\b\s*:?|\s*:)\s*|a:\s*", re.IGNORECASE
 )
@@ -58,12 +65,17 @@ def _marked_number(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    return text.replace("**", "").translate(_DECORATION)
+    return re.sub(r"(?<!\d)\*\*|\*\*(?!\d)", "", text).translate(_DECORATION)
 
 
 def _conclusions(text: str) -> Iterator[str]:
-    """What follows each marker of an answer, to the end of its sentence; the likeliest answer first."""
-    for marker in (*_CONCLUDES.finditer(text), *reversed(list(_HEADS.finditer(text)))):
+    """What follows each marker of an answer, to the end of its sentence; the likeliest answer first.
+
+    A conclusion before a heading, unless nothing but a number stands under one that comes first.
+    """
+    said, heads = list(_CONCLUDES.finditer(text)), list(_HEADS.finditer(text))
+    bare = [head for head in heads if _ALONE.match(text, head.end()) and (not said or head.start() < said[0].start())]
+    for marker in (*bare[:1], *said, *reversed(heads)):
         sentence = _SENTENCE.match(text, marker.end())
         if sentence and sentence[1].strip():
             yield sentence[1].strip()
@@ -84,9 +96,9 @@ def choice(text: str, question: str, reference: str) -> str | None:
     The sentence after the first "answer is", as in the benchmark's own prompts, else the last line. An option that is
     written out in full counts as its letter.
     """
-    said = _conclusion(text)
     if re.fullmatch(r"\([A-Z]\)", reference.strip()):
-        return _letter(said, question)
+        return next(filter(None, (_letter(said, question) for said in _concluded(text))), None)
+    said = next(_concluded(text), "")
     if re.fullmatch(r"-?\d+(?:\.\d+)?", reference.strip()):
         return number(said)
     if re.fullmatch(r"[A-Za-z]+", reference.strip()):
@@ -95,10 +107,11 @@ def choice(text: str, question: str, reference: str) -> str | None:
     return plain_text(said) or None
 
 
-def _conclusion(text: str) -> str:
+def _concluded(text: str) -> Iterator[str]:
+    """The conclusions of the first piece that says something, its last line after them."""
     piece = next((piece for piece in _NEXT_QUESTION.split(_plain(text)) if piece.strip()), "")
-    lines = [line.strip() for line in piece.splitlines() if line.strip()]
-    return next(_conclusions(piece), lines[-1] if lines else "")
+    yield from _conclusions(piece)
+    yield from [line.strip() for line in piece.splitlines() if line.strip()][-1:]
 
 
 def _letter(said: str, question: str) -> str | None:

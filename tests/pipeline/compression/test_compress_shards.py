@@ -19,9 +19,9 @@ def test_a_larger_scorer_makes_smaller_shards(tiny: str, tmp_path: Path, monkeyp
     seconds = {}
     for size in (count / 10, count, 100.0 * count):
         monkeypatch.setattr(stage, "_PARAMETERS", size)
-        stage._size.cache_clear()
+        stage._known_size.cache_clear()
         seconds[size] = stage_of(tiny, rate=0.5).work_seconds(1_000)
-    stage._size.cache_clear()
+    stage._known_size.cache_clear()
     ten_times, once, least = seconds.values()
     assert ten_times == pytest.approx(10 * once)
     assert least == pytest.approx(once / 8)

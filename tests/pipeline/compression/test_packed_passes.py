@@ -116,12 +116,13 @@ def test_packed_passes_give_the_hidden_states_of_padded_ones(plain_and_packed: t
 
 def test_streams_are_ranked_alike(plain_and_packed: tuple[Scorer, Scorer]) -> None:
     plain, other = plain_and_packed
-    if plain.head.weight.dtype != torch.float32:
-        return  # near ties fall otherwise
     streams = [stream(length, seed, start) for seed, (length, start) in enumerate(LENGTHS)]
     found, expected = (rank(scorer, streams, 30, lambda tokens: None) for scorer in (other, plain))
     for one, another in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, another, atol=1e-4)
+        if plain.head.weight.dtype == torch.float32:
+            np.testing.assert_allclose(one, another, atol=1e-4)
+        else:  # near ties fall otherwise
+            assert np.mean((one > 0) == (another > 0)) > 0.9
 
 
 def test_whole_texts_are_read_alike(plain_and_packed: tuple[Scorer, Scorer]) -> None:
