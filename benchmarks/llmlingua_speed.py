@@ -171,8 +171,9 @@ def _engines(
     if "reference" in arguments.fidelity:
         engines["reference"] = reference(pool, **common, options=OPTIONS[work.kind])
     if "paper" in arguments.fidelity:
+        by = {"rank_contexts_by": arguments.rank_contexts_by}
         for budget in _budgets(work, rows):
-            spec = LLMLinguaSpec(kind="compress", device=arguments.device, **common, **budget)
+            spec = LLMLinguaSpec(kind="compress", device=arguments.device, **common, **budget, **by)
             engines[f"paper {next(iter(budget.values()))}"] = staged(pool, spec, arguments.model)
     return engines
 
@@ -264,6 +265,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=256, help="documents of 4,096 tokens; 0: none")
     parser.add_argument("--peer-documents", type=int, default=4, help="of these, the peer gets so many")
     parser.add_argument("--fidelity", nargs="+", default=["reference", "paper"], choices=["reference", "paper"])
+    parser.add_argument("--rank-contexts-by", default="perplexity", choices=["perplexity", "bm25", "random"],
+                        help="how paper fidelity chooses contexts")  # fmt: skip
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--warm-up", type=int, help="prompts that ours compresses unmeasured; default: 256, on a CPU 1")
     parser.add_argument("--warm-up-peer", type=int, default=2, help="the same for the library, of each family")
