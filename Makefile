@@ -15,7 +15,7 @@ SHELL := /bin/bash
 TORCH_INDEX ?=
 PYTHON ?=
 SEEDS ?= 20
-PROCESSES := tests/cli tests/workers tests/chaos
+PROCESSES := tests/workers tests/chaos
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 export TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
@@ -47,7 +47,7 @@ test: .venv/.dev ## lint, types, import contracts and all tests; installs redis-
 	@.ci/install-servers
 	$(MAKE) --no-print-directory lint
 	echo ">> tests"
-	# Two runs abreast: tests of processes wait for them half of the time.
+	# Two runs abreast, about as long: tests of processes wait for them half of the time.
 	export OMP_NUM_THREADS=1
 	log=$$(mktemp)
 	$(BIN)/python -m pytest $(PROCESSES) -o cache_dir=.pytest_cache/processes > "$$log" 2>&1 & beside=$$!
