@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
-from pipeline.compression.compiling import hasten
-from pipeline.compression.packable import can_pack, positions_of
-from pipeline.compression.packed import read_packed
 from pipeline.compression.ragged import ragged
-from pipeline.compression.transfers import on_device
+from pipeline.passes.compiling import hasten
+from pipeline.passes.packable import can_pack, positions_of
+from pipeline.passes.packed import read_packed
+from pipeline.passes.transfers import on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from pipeline.compression.packed import PackedPasses
 from pipeline.compression.ragged import ragged
 from pipeline.compression.scoring import Scorer
-from pipeline.compression.transfers import on_device
 from pipeline.models import ModelError
+from pipeline.passes.packed import PackedPasses
+from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]
 

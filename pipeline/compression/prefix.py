@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.compression.passes import passes_of
 from pipeline.compression.ragged import ragged
 from pipeline.compression.scoring import Scorer
-from pipeline.compression.transfers import on_device
+from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]
 

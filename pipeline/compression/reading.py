@@ -13,7 +13,7 @@ from pipeline.batching import run_packed
 from pipeline.compression.ragged import ragged
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer, Window, windows_of
-from pipeline.compression.transfers import Fetch, on_device
+from pipeline.passes.transfers import Fetch, on_device
 
 T = TypeVar("T")
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.compression.compiling import compiled_nats, hasten, read_once
-from pipeline.compression.packable import can_pack
-from pipeline.compression.packed import read_packed
 from pipeline.compression.ragged import ragged
-from pipeline.compression.transfers import Fetch, fetch, on_device
-from pipeline.compression.unstored import unstored
 from pipeline.models import ModelError
+from pipeline.passes.compiling import compiled_nats, hasten, read_once
+from pipeline.passes.packable import can_pack
+from pipeline.passes.packed import read_packed
+from pipeline.passes.transfers import Fetch, fetch, on_device
+from pipeline.passes.unstored import unstored
 
 if TYPE_CHECKING:
     from pipeline.models import LoadedModel

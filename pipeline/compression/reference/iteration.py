@@ -23,7 +23,7 @@ from pipeline.compression.reference.reading import Reading, most_positions
 from pipeline.compression.reference.windows import Window
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
-from pipeline.compression.transfers import on_device
+from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]
 

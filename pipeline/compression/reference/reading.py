@@ -17,7 +17,7 @@ from pipeline.compression.ragged import ragged
 from pipeline.compression.reading import in_passes
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
-from pipeline.compression.transfers import Fetch, fetch, on_device
+from pipeline.passes.transfers import Fetch, fetch, on_device
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

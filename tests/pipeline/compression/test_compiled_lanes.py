@@ -9,7 +9,7 @@ from threading import Barrier, Event
 import pytest
 import torch
 
-from pipeline.compression.compiling import compiled_nats, hasten
+from pipeline.passes.compiling import compiled_nats, hasten
 
 ROUNDS = 12
 

@@ -191,5 +191,7 @@ def test_settings_of_all_methods_and_every_module_are_documented() -> None:
     assert set(CompressSpec.model_fields) - {"kind", "method", "fidelity"} <= documented
     specs = [spec for spec in SPECS.values() if issubclass(spec, CompressSpec)]
     assert documented <= {name for spec in specs for name in spec.model_fields}
-    modules = {path.name for path in Path("pipeline/compression").glob("*.py")} - {"__init__.py"}
-    assert modules == set(re.findall(r"`(\w+\.py)`", page.partition("\n| file | what it holds |\n")[2]))
+    for folder, head in (("compression", "| file |"), ("passes", "| file of `pipeline/passes` |")):
+        modules = {path.name for path in Path("pipeline", folder).glob("*.py")} - {"__init__.py"}
+        table = page.partition(f"\n{head} what it holds |\n")[2].partition("\n\n")[0]
+        assert modules == set(re.findall(r"`(\w+\.py)`", table))

@@ -15,13 +15,13 @@ from compress_models import KINDS, save_model
 from test_compress_scoring import LENGTHS, stream
 from transformers import masking_utils
 
-from pipeline.compression import packed
+from pipeline.passes import packed
 from pipeline.compression.classifier import Classifier
 from pipeline.compression.classifier import hastened as hastened_classifier
-from pipeline.compression.compiling import compiled_nats, hasten, read_once
+from pipeline.passes.compiling import compiled_nats, hasten, read_once
 from pipeline.compression.iterative import rank
-from pipeline.compression.packable import can_pack
-from pipeline.compression.packed import PackedPasses, attend
+from pipeline.passes.packable import can_pack
+from pipeline.passes.packed import PackedPasses, attend
 from pipeline.compression.passes import Passes
 from pipeline.compression.reading import surprisals
 from pipeline.compression.reference.reading import Text, mean_losses
@@ -184,7 +184,7 @@ def test_a_kernel_that_fails_or_lies_is_not_used(
         expected = scorer.trunk(input_ids=torch.arange(40)[None], use_cache=False).last_hidden_state
     monkeypatch.setattr(packed, "attend", broken)
     assert not hastened(scorer)
-    assert "scoring runs with padding" in caplog.text
+    assert "the model runs with padding" in caplog.text
     with torch.inference_mode():
         found = scorer.trunk(input_ids=torch.arange(40)[None], use_cache=False).last_hidden_state
     torch.testing.assert_close(found, expected)

@@ -1,4 +1,4 @@
-"""Compiled layers for scoring on a GPU in half precision: twice the tokens a second, after a few seconds once.
+"""Compiled layers on a GPU in half precision: twice the tokens a second, after a few seconds once.
 
 Eager layers of small models spend more time between their matrix products than in them. float32 stays eager: there
 results are to be the same on every machine.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline.compression.unstored import Unstored
+from pipeline.passes.unstored import Unstored
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _compiles(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) ->
     except Exception as error:  # noqa: BLE001  compilers, drivers and caches fail in ways of their own
         for layer, forward in plain.items():
             layer.forward = forward
-        log.warning("scoring runs uncompiled, at about half the speed: %s", " ".join(str(error).split())[:300])
+        log.warning("the model runs uncompiled, at about half the speed: %s", " ".join(str(error).split())[:300])
         return False
     return True
 

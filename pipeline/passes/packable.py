@@ -11,8 +11,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from pipeline.compression.compiling import LAUNCHING
-from pipeline.compression.packed import ATTENTION, PackedPasses, attention, read_packed
+from pipeline.passes.compiling import LAUNCHING
+from pipeline.passes.packed import ATTENTION, PackedPasses, attention, read_packed
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _agrees(trunk: Any) -> bool:
         why = f"it is {apart:.2f} off" if not apart < _TOLERANCE else ""
     if why:
         trunk.config._attn_implementation = before
-        log.warning("scoring runs with padding, and uncompiled after stored text, at about half the speed: %s", why)
+        log.warning("the model runs with padding, and uncompiled after stored text, at about half the speed: %s", why)
     return not why
 
 

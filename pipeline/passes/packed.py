@@ -2,8 +2,8 @@
 
 For half precision on a GPU and models whose layers attend to all that came before, or to all (``packable``). Keys and
 values are read where they are by the attention kernel (FlashAttention over rows of different lengths), those to be
-stored after they went straight to their place: no mask, no copy, no repeated heads. ``Scorer.states`` and
-``passes.Passes`` do the same for any other model or machine.
+stored after they went straight to their place: no mask, no copy, no repeated heads. Compression's ``Scorer.states``
+and ``Passes`` do the same for any other model or machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pipeline.compression.transfers import on_device
+from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]
 
@@ -120,14 +120,14 @@ def _call(model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) ->
 
 
 class PackedPasses:
-    """As ``passes.Passes``, for a ``trunk`` that can be packed."""
+    """As compression's ``Passes``, for a ``trunk`` that can be packed."""
 
     def __init__(self, trunk: Any, rows: int, window: int = 2**31 - 1) -> None:
         self._trunk, self._rows, self._window, self._capacity = trunk, rows, window, 0
         self._stores: list[torch.Tensor] = []
 
     def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, kept: Ints) -> torch.Tensor:
-        """As in ``passes.Passes``. All new keys and values are stored; those behind ``kept`` will be overwritten."""
+        """As in ``Passes``. All new keys and values are stored; those behind ``kept`` will be overwritten."""
         del kept
         self._make_room(ids.device, int((cached + counts).max()))
         places = on_device(np.pad(np.stack([rows, cached, counts]), _LAST), ids.device)

@@ -1,0 +1,1 @@
+"""Forward passes without padding, compiled, on a GPU in half precision: compression reads, generation writes."""
