@@ -30,8 +30,18 @@ def can_pack(trunk: Any) -> bool:
     """
     with LAUNCHING:
         if not hasattr(trunk, "contextmill_packs"):
-            trunk.contextmill_packs = _plain(trunk) and _agrees(trunk)
+            trunk.contextmill_packs = attends_plainly(trunk) and _agrees(trunk)
         return bool(trunk.contextmill_packs)
+
+
+@torch.inference_mode()
+def can_step(trunk: Any) -> bool:
+    """Whether one token of each row is read right as well, by a ``trunk`` that ``can_pack``."""
+    with LAUNCHING:
+        why = _doubt(lambda: _token_by_token(trunk))
+    if why:
+        log.warning("the model writes with padding, at a fraction of the speed: %s", why)
+    return not why
 
 
 def positions_of(trunk: Any) -> range:
@@ -42,12 +52,12 @@ def positions_of(trunk: Any) -> range:
     return range(2**31 - 1)
 
 
-def _plain(trunk: Any) -> bool:
+def attends_plainly(trunk: Any) -> bool:
     """Whether every layer attends to all tokens (before), by transformers' attention functions."""
     config = trunk.config
     kinds = getattr(config, "layer_types", None) or []
     sliding = getattr(config, "sliding_window", None) if not kinds else None
-    ours = getattr(trunk, "_supports_attention_backend", False) and config._attn_implementation == "sdpa"
+    ours = getattr(trunk, "_supports_attention_backend", False) and config._attn_implementation in ("sdpa", ATTENTION)
     return ours and not sliding and set(kinds) <= {"full_attention"}
 
 
@@ -57,71 +67,70 @@ def _agrees(trunk: Any) -> bool:
     AttentionInterface.register(ATTENTION, attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     before = trunk.config._attn_implementation
-    try:
-        apart = _apart(trunk)
-    except Exception as error:  # noqa: BLE001  compilers, kernels and models fail in ways of their own
-        why = " ".join(str(error).split())[:300]
-    else:
-        why = f"it is {apart:.2f} off" if not apart < _TOLERANCE else ""
+    causal = not any(getattr(one, "is_causal", True) is False for one in trunk.modules())
+    why = _doubt(lambda: _after_stored(trunk) if causal else _both_ways(trunk))
     if why:
         trunk.config._attn_implementation = before
         log.warning("the model runs with padding, and uncompiled after stored text, at about half the speed: %s", why)
     return not why
 
 
-def _apart(trunk: Any) -> float:
-    """How far packed passes are off, relative to what a plain one says while transformers still attends."""
-    causal = not any(getattr(one, "is_causal", True) is False for one in trunk.modules())
-    expected, ask = _after_stored(trunk) if causal else _both_ways(trunk)
-    trunk.config._attn_implementation = ATTENTION
-    return float((ask().float() - expected.float()).norm() / expected.float().norm())
+def _doubt(read: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> str:
+    """Why hidden states that were found cannot pass for the expected ones; empty where they can."""
+    try:
+        found, expected = read()
+        apart = float((found.float() - expected.float()).norm() / expected.float().norm())
+    except Exception as error:  # noqa: BLE001  compilers, kernels and models fail in ways of their own
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return "" if apart < _TOLERANCE else f"it is {apart:.2f} off"
 
 
-Trial = tuple[torch.Tensor, Callable[[], torch.Tensor]]
-"""What a plain pass says, and what asks packed ones the same."""
-
-
-def _after_stored(trunk: Any) -> Trial:
-    """Rows begun; their beginnings alone; then two of them, in another order, gone on with in a store that grows."""
+def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Beginnings of rows alone; stored; then two rows, in another order, gone on with in a store that grows."""
     ids = _ids(trunk)
     width = ids.shape[1]
     lengths, rows = np.array([width // 3, 4, 2 * width // 3]), np.array([2, 0])
+    whole = _whole(trunk, ids).view(3, width, -1)
+    trunk.config._attn_implementation = ATTENTION  # from here on: what is expected comes from transformers' own
     first = torch.cat([ids[row, :length] for row, length in enumerate(lengths)])
     second = torch.cat([ids[row, lengths[row] :] for row in rows])
-    whole = _whole(trunk, ids).view(3, width, -1)
+    passes, left = PackedPasses(trunk, 3), width - lengths[rows]
+    found = [
+        read_packed(trunk, first, lengths, positions_of(trunk)).last_hidden_state[0],
+        passes.run(np.arange(3), first, np.zeros_like(lengths), lengths, lengths),
+        passes.run(rows, second, lengths[rows], left, np.zeros_like(left)),
+    ]
     begun = [whole[row, :length] for row, length in enumerate(lengths)]
-
-    def ask() -> torch.Tensor:
-        passes = PackedPasses(trunk, 3)
-        alone = read_packed(trunk, first, lengths, positions_of(trunk)).last_hidden_state[0]
-        stored = passes.run(np.arange(3), first, np.zeros(3, np.int64), lengths, lengths)
-        left = width - lengths[rows]
-        return torch.cat([alone, stored, passes.run(rows, second, lengths[rows], left, np.zeros_like(left))])
-
-    return torch.cat([*begun, *begun, *(whole[row, lengths[row] :] for row in rows)]), ask
+    return torch.cat(found), torch.cat([*begun, *begun, *(whole[row, lengths[row] :] for row in rows)])
 
 
-def _both_ways(trunk: Any) -> Trial:
+def _token_by_token(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token of three rows after what was stored of them, then one of the first."""
+    ids, rows, stored = _ids(trunk), np.arange(3), np.array([9, 4, 16])
+    whole = _whole(trunk, ids).view(*ids.shape, -1)
+    passes = PackedPasses(trunk, 3)
+    begun = torch.cat([ids[row, : stored[row]] for row in rows])
+    passes.run(rows, begun, np.zeros_like(stored), stored, stored)
+    found = [passes.step(rows, ids[rows, stored], stored), passes.step(rows[:1], ids[:1, 10], stored[:1] + 1)]
+    return torch.cat(found), torch.cat([whole[rows, stored], whole[:1, 10]])
+
+
+def _both_ways(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Texts of an encoder, more tokens in all than it has positions."""
     ids, positions = _ids(trunk), positions_of(trunk)
     lengths = [9, 4, ids.shape[1]]
     texts = [one[:length] for one, length in zip(ids, lengths, strict=True)]
     times = 1 + min(len(positions), 2**13) // sum(lengths)
-
-    def ask() -> torch.Tensor:
-        found: torch.Tensor = read_packed(
-            trunk, torch.cat(texts * times), np.array(lengths * times), positions
-        ).last_hidden_state[0]
-        return found
-
-    return torch.cat([_whole(trunk, one[None]) for one in texts]).repeat(times, 1), ask
+    expected = torch.cat([_whole(trunk, one[None]) for one in texts]).repeat(times, 1)
+    trunk.config._attn_implementation = ATTENTION
+    found = read_packed(trunk, torch.cat(texts * times), np.array(lengths * times), positions).last_hidden_state[0]
+    return found, expected
 
 
 def _ids(trunk: Any) -> torch.Tensor:
     """Three rows, longer than a block of the kernel; none of the first ids, which may be padding."""
-    most, width = min(trunk.config.vocab_size, 1000), min(_WIDTH, len(positions_of(trunk)))
-    window = getattr(trunk.config, "max_position_embeddings", None) or width
-    ids = torch.arange(3 * min(width, window), device=next(trunk.parameters()).device)
+    most, window = min(trunk.config.vocab_size, 1000), getattr(trunk.config, "max_position_embeddings", None) or _WIDTH
+    ids = torch.arange(3 * min(_WIDTH, window, len(positions_of(trunk))), device=next(trunk.parameters()).device)
     return ids.mul(37).remainder(most).clamp(min=min(5, most - 1)).reshape(3, -1)
 
 

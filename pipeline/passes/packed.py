@@ -26,9 +26,6 @@ ATTENTION = "contextmill_packed"
 _COLUMNS = 128
 """The store grows by so many columns."""
 
-_LAST = ((0, 0), (0, 1))
-"""Every pass ends with an empty row: torch would compile anew for a single one."""
-
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -124,25 +121,45 @@ class PackedPasses:
 
     def __init__(self, trunk: Any, rows: int, window: int = 2**31 - 1) -> None:
         self._trunk, self._rows, self._window, self._capacity = trunk, rows, window, 0
+        self._first = np.zeros(rows, np.int64)  # where in the store the columns of each row begin
         self._stores: list[torch.Tensor] = []
+
+    def reserve(self, columns: Ints) -> None:
+        """Before the first pass: room for ``columns[r]`` of row r, no more and for good. Else the store is a rectangle
+        that grows, and is copied when it does."""
+        self._first, self._capacity = np.cumsum(columns) - columns, int(columns.max())
+        for _ in range(2 * self._trunk.config.num_hidden_layers):
+            self._stores.append(self._zeros(int(columns.sum())))
 
     def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, kept: Ints) -> torch.Tensor:
         """As in ``Passes``. All new keys and values are stored; those behind ``kept`` will be overwritten."""
         del kept
-        self._make_room(ids.device, int((cached + counts).max()))
-        places = on_device(np.pad(np.stack([rows, cached, counts]), _LAST), ids.device)
-        row, stored, new = places
+        # An empty row at the end: torch would compile anew for a single one.
+        places = np.pad(np.stack([self._columns(rows, cached + counts), cached, counts]), ((0, 0), (0, 1)))
+        return self._pass(ids, places, _up(int(counts.max()), 64))
+
+    def step(self, rows: Ints, ids: torch.Tensor, cached: Ints) -> torch.Tensor:
+        """``run`` for one token of each row. The kernel knows this case, if there is no row without a token: it reads
+        a key once for all heads that share it, and cuts long rows in parts that it reads at once."""
+        if len(rows) == 1:  # torch would compile anew
+            return self.step(rows.repeat(2), ids.repeat(2), cached.repeat(2))[:1]
+        places = np.stack([self._columns(rows, cached + 1), cached, np.ones_like(rows)])
+        return self._pass(ids, places, 1)
+
+    def _pass(self, ids: torch.Tensor, places: Ints, longest: int) -> torch.Tensor:
+        """Hidden states of ``ids``; ``places`` are, row by row, its first column of the store, how many it has there,
+        and its tokens in ``ids``, ``longest`` or fewer."""
+        first, stored, new = on_device(places, ids.device)
         ends = new.cumsum(0)
         # What a row's tokens have in common, once for each of them.
         shift = torch.repeat_interleave(stored - (ends - new), new, output_size=len(ids))
         at = torch.arange(len(ids), device=ids.device) + shift
-        first = row * self._capacity
         pack = Pack(
             begins=torch.nn.functional.pad(ends, (1, 0)).int(),
             first=torch.nn.functional.pad(first, (0, 1)).int(),
             used=(stored + new).int(),
             slots=at + torch.repeat_interleave(first, new, output_size=len(ids)),
-            longest=_up(int(counts.max()), 64),
+            longest=longest,
             most_used=self._capacity,
             keys=self._stores[0::2],
             values=self._stores[1::2],
@@ -151,28 +168,38 @@ class PackedPasses:
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
+    def _columns(self, rows: Ints, ends: Ints) -> Ints:
+        """Where the columns of ``rows`` begin; afterwards there is room for ``ends`` of them."""
+        self._make_room(int(ends.max()))
+        return self._first[rows]
+
     def drop(self, row: int, begin: int, end: int, length: int) -> None:
         """Forget columns ``begin`` to ``end`` of the ``length`` of one row; those behind them move up."""
-        base = row * self._capacity
+        base = int(self._first[row])
         for store in self._stores:
             store[base + begin : base + begin + length - end] = store[base + end : base + length].clone()
 
-    def _make_room(self, device: torch.device, columns: int) -> None:
+    def _make_room(self, columns: int) -> None:
         if columns <= self._capacity:
             return
         # By a third at least: each growth copies all there is, and frees what the next, larger store cannot use.
-        config, capacity = self._trunk.config, _up(max(columns, self._capacity * 4 // 3), _COLUMNS)
+        before, capacity = self._capacity, _up(max(columns, self._capacity * 4 // 3), _COLUMNS)
+        for number in range(2 * self._trunk.config.num_hidden_layers):
+            store = self._zeros(self._rows * capacity)
+            if before:
+                shape, old = store.shape[1:], self._stores[number]
+                store.view(self._rows, capacity, *shape)[:, :before] = old.view(self._rows, before, *shape)
+                self._stores[number] = store
+            else:
+                self._stores.append(store)
+        self._first, self._capacity = np.arange(self._rows) * capacity, capacity
+
+    def _zeros(self, columns: int) -> torch.Tensor:
+        """Keys or values of one layer, ``[columns, heads, size]``."""
+        config, like = self._trunk.config, next(self._trunk.parameters())
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        before, dtype = self._capacity, next(self._trunk.parameters()).dtype
-        for number in range(2 * config.num_hidden_layers):
-            store = torch.zeros(self._rows, capacity, heads, size, dtype=dtype, device=device)
-            if before:
-                store[:, :before] = self._stores[number].view(self._rows, before, heads, size)
-                self._stores[number] = store.flatten(0, 1)
-            else:
-                self._stores.append(store.flatten(0, 1))
-        self._capacity = capacity
+        return torch.zeros(columns, heads, size, dtype=like.dtype, device=like.device)
 
 
 def _up(number: int, step: int) -> int:

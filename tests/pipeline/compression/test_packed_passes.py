@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import row_by_row  # noqa: F401  the kernel
 import torch
 from classifier_models import KINDS as CLASSIFIERS
 from classifier_models import save_classifier
@@ -15,38 +16,20 @@ from compress_models import KINDS, save_model
 from test_compress_scoring import LENGTHS, stream
 from transformers import masking_utils
 
-from pipeline.passes import packed
 from pipeline.compression.classifier import Classifier
 from pipeline.compression.classifier import hastened as hastened_classifier
-from pipeline.passes.compiling import compiled_nats, hasten, read_once
 from pipeline.compression.iterative import rank
-from pipeline.passes.packable import can_pack
-from pipeline.passes.packed import PackedPasses, attend
 from pipeline.compression.passes import Passes
 from pipeline.compression.reading import surprisals
 from pipeline.compression.reference.reading import Text, mean_losses
 from pipeline.compression.scoring import Scorer
 from pipeline.models import ModelPool
+from pipeline.passes import packed
+from pipeline.passes.compiling import compiled_nats, hasten, read_once
+from pipeline.passes.packable import can_pack
+from pipeline.passes.packed import PackedPasses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
-
-
-@attend.register_kernel("cpu")
-def _row_by_row(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, begins: torch.Tensor, first: torch.Tensor,
-    used: torch.Tensor, longest: int, most_used: int, causal: bool, scale: float,
-) -> torch.Tensor:  # fmt: skip
-    """What the GPU's kernel computes, word for word."""
-    found = torch.full_like(query, float("nan"))
-    for row, (begin, end) in enumerate(zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True)):
-        columns = slice(int(first[row]), int(first[row] + used[row]))
-        assert end - begin <= longest and used[row] <= most_used
-        mask = torch.ones(end - begin, int(used[row]), dtype=torch.bool)
-        mask = mask.tril(int(used[row]) - (end - begin)) if causal else mask
-        asked, key, value = (one.transpose(0, 1)[None] for one in (query[begin:end], keys[columns], values[columns]))
-        seen = torch.nn.functional.scaled_dot_product_attention(asked, key, value, mask, scale=scale, enable_gqa=True)
-        found[begin:end] = seen[0].transpose(0, 1)
-    return found
 
 
 @pytest.fixture(autouse=True)
