@@ -1,4 +1,4 @@
-"""When an answer ends: end tokens, stop strings, a stopping worker. Asked by ``generate`` after every token."""
+"""When an answer ends: end tokens, stop strings, a stopping worker. Asked by the decoders after every token."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, StoppingCriteria
+from transformers import PreTrainedModel
 
 from pipeline.stages import Run, Stopped
 
@@ -29,32 +28,27 @@ def end_tokens(model: PreTrainedModel, tokenizer: Any, stops: Iterable[str]) -> 
     return frozenset(ids | {added[stop] for stop in stops if stop in added})
 
 
-class Ending(StoppingCriteria):  # type: ignore[misc]
-    """Keeps each row's new tokens up to and with its last one, in ``tokens``; what comes after is padding.
+class Ending:
+    """Keeps each row's new tokens up to and with its last one, in ``tokens``.
 
-    Raises ``Stopped`` out of ``generate``: a worker told to leave must not wait for the longest answer.
+    Raises ``Stopped`` out of the decoder: a worker told to leave must not wait for the longest answer.
     """
 
     def __init__(self, rows: int, tokenizer: Any, ends: frozenset[int], stops: Sequence[str], run: Run) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(rows)]
         self.counted = 0  # new tokens already reported as progress
-        self._open = list(range(rows))
         self._tokenizer, self._ends, self._stops, self._run = tokenizer, ends, tuple(stops), run
         # a token that adds text adds a byte or more
         self._tail = max((len(stop.encode()) for stop in stops), default=0) + SPARE_TOKENS
         self._looked = time.monotonic()
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Which rows are done: bool [rows]."""
-        del scores, kwargs
-        newest = input_ids[:, -1].tolist()
-        for row in self._open:
-            self.tokens[row].append(newest[row])
-        self._open = self._going_on()
+    def take(self, rows: Sequence[int], newest: Sequence[int]) -> list[int]:
+        """The newest token of each of these ``rows`` -> those of the rows that it does not end."""
+        for row, token in zip(rows, newest, strict=True):
+            self.tokens[row].append(token)
+        going = self._going_on(rows)
         self._look()
-        done = torch.ones(len(newest), dtype=torch.bool)
-        done[self._open] = False
-        return done.to(input_ids.device)
+        return going
 
     def text(self, row: int) -> tuple[str, bool]:
         """The row's answer without the stop string, and whether it came to an end of its own."""
@@ -64,9 +58,8 @@ class Ending(StoppingCriteria):  # type: ignore[misc]
         cuts = [at for at in map(text.find, self._stops) if at >= 0]
         return text[: min(cuts)] if cuts else text, ended or bool(cuts)
 
-    def _going_on(self) -> list[int]:
-        """The open rows that their newest token does not end."""
-        going = [row for row in self._open if self.tokens[row][-1] not in self._ends]
+    def _going_on(self, rows: Sequence[int]) -> list[int]:
+        going = [row for row in rows if self.tokens[row][-1] not in self._ends]
         if not self._stops or not going:
             return going
         tails = self._decode_all([self.tokens[row][-self._tail :] for row in going])

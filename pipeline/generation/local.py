@@ -1,33 +1,22 @@
-"""Answers from a transformers model on this machine, in left-padded batches."""
+"""Answers from a transformers model on this machine, a batch of prompts at a time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from typing import ClassVar, Literal, Protocol
 
 from pipeline.batching import run_packed
 from pipeline.generation.ending import Ending, end_tokens
-from pipeline.generation.prompts import PromptEncoder
-from pipeline.generation.sampling import document_seed, processors
+from pipeline.generation.packed_decoding import PackedDecoder, can_decode
+from pipeline.generation.padded_decoding import PaddedDecoder
+from pipeline.generation.prompts import Prompt, PromptEncoder
+from pipeline.generation.sampling import document_seed
 from pipeline.models import LoadedModel
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
 from schemas.stage import GenerateSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is to be continued: token ids, the most tokens it may grow by, and the seed of its samples."""
-
-    ids: list[int]
-    new_tokens: int
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +33,19 @@ class Generation:
     latency_seconds: float
 
 
+class Decoder(Protocol):
+    """Writes the answers of one batch."""
+
+    padded: ClassVar[bool]
+    """Whether all rows take as much room as the longest, and may grow by as many tokens."""
+
+    def decode(self, prompts: Sequence[Prompt], ending: Ending) -> None:
+        """Hand every row's tokens to ``ending``, until it or the prompt's ``new_tokens`` ends the row."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalGenerator:
-    """Decodes with transformers' ``generate``. Another engine takes its place by offering the same ``generate``."""
+    """Batches of prompts for the fastest decoder that model and device allow."""
 
     loaded: LoadedModel
     spec: GenerateSpec
@@ -54,32 +53,25 @@ class LocalGenerator:
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
         """One generation per prompt, in order. Raises ``Stopped`` between batches, or within one, when told to stop."""
+        packs = can_decode(self.loaded)
+        decoder: Decoder = PackedDecoder(self.loaded, self.spec) if packs else PaddedDecoder(self.loaded, self.spec)
         # The room a prompt leaves in the window keys the batches: a finished short row is dragged along as padding, and
         # past the window a model with learned positions has no embedding for it.
         return run_packed(
             [len(prompt.ids) + prompt.new_tokens for prompt in prompts],
             self.spec.batch_tokens,
-            lambda rows: self._batch([prompts[row] for row in rows]),
-            keys=[prompt.new_tokens for prompt in prompts],
+            lambda rows: self._batch(decoder, [prompts[row] for row in rows]),
+            keys=[prompt.new_tokens for prompt in prompts] if decoder.padded else None,
+            padded=decoder.padded,
         )
 
-    def _batch(self, prompts: Sequence[Prompt]) -> list[Generation]:
+    def _batch(self, decoder: Decoder, prompts: Sequence[Prompt]) -> list[Generation]:
         if self.run.stopping():
             raise Stopped
         start = time.perf_counter()
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        ends = end_tokens(model, tokenizer, self.spec.stop)
-        ending = Ending(len(prompts), tokenizer, ends, self.spec.stop, self.run)
-        ids, mask = _left_padded([prompt.ids for prompt in prompts], tokenizer.pad_token_id or 0, self.loaded.device)
-        seeds, new_tokens = [prompt.seed for prompt in prompts], prompts[0].new_tokens
-        with _no_defaults(model), torch.inference_mode():
-            model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=GenerationConfig(max_new_tokens=new_tokens),
-                logits_processor=processors(self.spec, seeds, ids.shape[1], new_tokens, self.loaded.device),
-                stopping_criteria=StoppingCriteriaList([ending]),
-            )
+        ends = end_tokens(self.loaded.model, self.loaded.tokenizer, self.spec.stop)
+        ending = Ending(len(prompts), self.loaded.tokenizer, ends, self.spec.stop, self.run)
+        decoder.decode(prompts, ending)
         return self._finish(prompts, ending, time.perf_counter() - start)
 
     def _finish(self, prompts: Sequence[Prompt], ending: Ending, elapsed: float) -> list[Generation]:
@@ -129,24 +121,3 @@ def _result(model: str, prompt: Prompt, generation: Generation) -> Result:
         seconds=generation.seconds,
         latency_seconds=generation.latency_seconds,
     )
-
-
-def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, int64 [rows, longest]: on the left, so that every row's next token comes in the same column."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
-@contextmanager
-def _no_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the model's own generation defaults: ``generate`` fills whatever we leave open from them.
-
-    Else a checkpoint's repetition penalty or sampling flags would change the answers behind the job file's back.
-    """
-    kept, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = kept

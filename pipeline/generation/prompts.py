@@ -23,6 +23,15 @@ TEMPLATE_ERRORS = TemplateError, ArithmeticError, AttributeError, LookupError, T
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be continued: token ids, the most tokens it may grow by, and the seed of its samples."""
+
+    ids: list[int]
+    new_tokens: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PromptEncoder:
     """Turns texts into token ids. ``window`` is the model's: prompt and answer together must fit into it."""
 

@@ -46,6 +46,13 @@ def processors(
     return chain
 
 
+def narrow(chain: LogitsProcessorList, rows: torch.Tensor) -> None:
+    """From now on ``chain`` is shown the scores of these ``rows`` alone, int64 numbers among its seeds."""
+    for one in chain:
+        if isinstance(one, SeededDraw):
+            one.rows = rows
+
+
 class SeededDraw(LogitsProcessor):  # type: ignore[misc]
     """Draws each row's next token by inverting its distribution at that row's own uniform number.
 
@@ -59,11 +66,12 @@ class SeededDraw(LogitsProcessor):  # type: ignore[misc]
         rows = [torch.rand(new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
         self._uniform = torch.stack(rows).to(device)  # [rows, new_tokens], in [0, 1)
         self._width = width
+        self.rows: torch.Tensor | slice = slice(None)  # those that scores are of
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``scores`` [rows, vocabulary], warped logits -> 0 at the drawn token, minus infinity elsewhere."""
         cumulated = scores.softmax(-1).double().cumsum(-1)  # float32 sums would lose the tail of a large vocabulary
-        at = self._uniform[:, input_ids.shape[1] - self._width, None] * cumulated[:, -1:]
+        at = self._uniform[self.rows, input_ids.shape[1] - self._width, None] * cumulated[:, -1:]
         # right=True: the first entry above ``at``, so a token of probability 0 is never drawn
         token = torch.searchsorted(cumulated, at, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)

@@ -13,7 +13,7 @@ from schemas.job import TargetSpec
 from schemas.settings import Settings
 from schemas.stage import GenerateSpec
 
-VERSION = 1
+VERSION = 2
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 CHARACTERS_PER_TOKEN = 4

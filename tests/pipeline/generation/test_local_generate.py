@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, processors
 from transformers import GenerationConfig
 
 from pipeline.generation.ending import end_tokens
-from pipeline.generation.local import Generation, LocalGenerator, Prompt
-from pipeline.generation.prompts import PromptEncoder
+from pipeline.generation.local import Generation, LocalGenerator
+from pipeline.generation.prompts import Prompt, PromptEncoder
 from pipeline.models import ModelNotFound, ModelPool
 from pipeline.stages import Halt, Outcome, Refusal, Result, Run, Stopped, build
 from schemas.document import Document, PromptParts

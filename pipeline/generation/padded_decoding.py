@@ -1,0 +1,77 @@
+"""Decoding with transformers' ``generate`` in left-padded batches: any model, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from pipeline.generation.ending import Ending
+from pipeline.generation.prompts import Prompt
+from pipeline.generation.sampling import processors
+from pipeline.models import LoadedModel
+from schemas.stage import GenerateSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedDecoder:
+    """All rows until the last one ends; those that end sooner are dragged along."""
+
+    loaded: LoadedModel
+    spec: GenerateSpec
+    padded: ClassVar[bool] = True
+
+    def decode(self, prompts: Sequence[Prompt], ending: Ending) -> None:
+        """As in ``Decoder``. All prompts have the same ``new_tokens``."""
+        model, device = self.loaded.model, self.loaded.device
+        ids, mask = _left_padded([prompt.ids for prompt in prompts], self.loaded.tokenizer.pad_token_id or 0, device)
+        seeds, new_tokens = [prompt.seed for prompt in prompts], prompts[0].new_tokens
+        with _no_defaults(model), torch.inference_mode():
+            model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=GenerationConfig(max_new_tokens=new_tokens),
+                logits_processor=processors(self.spec, seeds, ids.shape[1], new_tokens, device),
+                stopping_criteria=StoppingCriteriaList([_Ended(ending, len(prompts))]),
+            )
+
+
+class _Ended(StoppingCriteria):  # type: ignore[misc]
+    """What ``generate`` asks after every token. What it makes of a row that has ended is padding."""
+
+    def __init__(self, ending: Ending, rows: int) -> None:
+        self._ending, self._open = ending, list(range(rows))
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Which rows are done: bool [rows]."""
+        del scores, kwargs
+        newest = input_ids[:, -1].tolist()
+        self._open = self._ending.take(self._open, [newest[row] for row in self._open])
+        done = torch.ones(len(newest), dtype=torch.bool)
+        done[self._open] = False
+        return done.to(input_ids.device)
+
+
+def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, int64 [rows, longest]: on the left, so that every row's next token comes in the same column."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+@contextmanager
+def _no_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the model's own generation defaults: ``generate`` fills whatever we leave open from them.
+
+    Else a checkpoint's repetition penalty or sampling flags would change the answers behind the job file's back.
+    """
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept

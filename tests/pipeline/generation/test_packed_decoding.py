@@ -1,0 +1,221 @@
+"""What is decoded without padding is what ``generate`` says; what cannot be stays with ``generate``."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import row_by_row  # noqa: F401  the kernel
+import torch
+from tiny_models import save_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline.generation import packed_decoding
+from pipeline.generation.local import Generation, LocalGenerator
+from pipeline.generation.packed_decoding import PackedDecoder, can_decode
+from pipeline.generation.prompts import Prompt
+from pipeline.models import LoadedModel, ModelPool
+from pipeline.passes import packed
+from pipeline.passes.packed import PackedPasses
+from pipeline.stages import Run, Stopped
+from schemas.stage import GenerateSpec
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
+
+LENGTHS = (9, 70, 2, 41, 1, 40, 23, 23)
+PROMPTS = [
+    Prompt(torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(at)).tolist(), 24, seed=at)
+    for at, length in enumerate(LENGTHS)
+]
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
+
+
+def traced(patched: pytest.MonkeyPatch) -> None:
+    """As on a GPU in half precision, but traced alone: torch's own compiler would take half a minute."""
+    patched.setattr(packed_decoding, "_worth_it", lambda loaded: True)
+    patched.setattr(torch, "compile", partial(_COMPILE, backend="eager"))
+
+
+_COMPILE = torch.compile
+
+
+@pytest.fixture(scope="module")
+def both(models: dict[str, Path]) -> Iterator[tuple[LoadedModel, LoadedModel]]:
+    """One model twice: for ``generate``, and made ready for packed passes."""
+    torch._dynamo.reset()
+    plain, other = (ModelPool("cpu").causal_lm(str(models["llama"])) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patched:
+        traced(patched)
+        assert can_decode(other)
+    yield plain, other
+
+
+Generate = Callable[..., list[Generation]]
+
+
+@pytest.fixture
+def generate(both: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Generate:
+    """Generations by either; the packed ones unless ``plain``."""
+    monkeypatch.setattr(packed_decoding, "_worth_it", lambda loaded: loaded is both[1])
+
+    def work(prompts: Sequence[Prompt], run: Run | None = None, plain: bool = False, **settings: Any) -> Any:
+        loaded = both[0] if plain else both[1]
+        spec = GenerateSpec(kind="generate", **settings)
+        return LocalGenerator(loaded, spec, run or Run(ModelPool("cpu"))).generate(prompts)
+
+    return work
+
+
+def said(generations: Sequence[Generation]) -> list[tuple[str, list[int], str]]:
+    return [(one.text, one.tokens, one.finish_reason) for one in generations]
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("batch_tokens", [40, 100, 16384])
+def test_any_batch_says_what_generate_says(generate: Generate, settings: dict[str, Any], batch_tokens: int) -> None:
+    expected = said(generate(PROMPTS, plain=True, **settings))
+    assert said(generate(PROMPTS, batch_tokens=batch_tokens, **settings)) == expected
+    assert len({tuple(tokens) for _, tokens, _ in expected}) > 4  # else it would prove nothing
+
+
+def test_order_does_not_matter_and_other_batches_compile_nothing(generate: Generate) -> None:
+    """Once there is a program for prompts and one for single tokens, whatever number of rows there are."""
+    expected = said(generate(PROMPTS))
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert said(generate(PROMPTS[::-1]))[::-1] == expected
+    assert said(generate(PROMPTS[2:5])) == expected[2:5]
+    assert said(generate(PROMPTS[1:2])) == expected[1:2]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.parametrize("most", [7, 40])
+def test_prompts_are_read_in_pieces(generate: Generate, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(packed_decoding, "PASS_TOKENS", most)
+    assert said(generate(PROMPTS)) == said(generate(PROMPTS, plain=True))
+
+
+def test_every_row_ends_at_its_own_step(generate: Generate, both: tuple[LoadedModel, LoadedModel]) -> None:
+    """By its limit, by an end token that others meet at other steps, or by a stop string."""
+    rows = [Prompt(one.ids, limit, one.seed) for one, limit in zip(PROMPTS, (1, 5, 24, 1, 3, 24, 24, 2), strict=True)]
+    free = generate(PROMPTS, plain=True)
+    stop = next(one.text for one in free if len(one.text) > 9)[4:7]
+    kept = [loaded.model.generation_config.eos_token_id for loaded in both]
+    try:
+        for loaded in both:
+            loaded.model.generation_config.eos_token_id = [2, free[2].tokens[7], free[5].tokens[3]]
+        expected = generate(rows, plain=True, stop=[stop])
+        found = generate(rows, stop=[stop])
+    finally:
+        for loaded, ids in zip(both, kept, strict=True):
+            loaded.model.generation_config.eos_token_id = ids
+    assert said(found) == said(expected)
+    assert len({len(one.tokens) for one in found}) > 3
+    assert {one.finish_reason for one in found} == {"stop", "length"}
+    assert said(generate([Prompt(one.ids, 1) for one in PROMPTS])) == [
+        (one.text, one.tokens, one.finish_reason)
+        for one in generate([Prompt(one.ids, 1) for one in PROMPTS], plain=True)
+    ]
+
+
+def test_a_row_may_fill_the_window(generate: Generate, both: tuple[LoadedModel, LoadedModel]) -> None:
+    ids, window = PROMPTS[1].ids, both[0].window
+    rows = [Prompt((ids * 3)[: window - room], room) for room in (1, 2, 30)]
+    assert said(generate(rows)) == said(generate(rows, plain=True))
+
+
+def test_seconds_are_shared_and_progress_counts_once(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.generation.ending.LOOK_SECONDS", 0.0)
+    counted: list[tuple[int, int]] = []
+    run = Run(ModelPool("cpu"), progress=lambda documents, tokens: counted.append((documents, tokens)))
+    found = generate(PROMPTS, run=run)
+    assert sum(documents for documents, _ in counted) == len(PROMPTS)
+    assert sum(tokens for _, tokens in counted) == sum(LENGTHS) + sum(len(one.tokens) for one in found)
+    assert len({one.latency_seconds for one in found}) == 1
+    assert sum(one.seconds for one in found) == pytest.approx(found[0].latency_seconds)
+
+
+def test_it_stops_within_a_batch_when_told(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("pipeline.generation.ending.LOOK_SECONDS", 0.0)
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) > 5
+
+    with pytest.raises(Stopped):
+        generate(PROMPTS, run=Run(ModelPool("cpu"), stopping=stopping))
+    assert len(asked) == 6
+    assert said(generate(PROMPTS)) == said(generate(PROMPTS, plain=True))
+
+
+def test_a_batch_out_of_memory_is_halved_and_its_store_let_go(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It runs out at the fifth step, halfway."""
+    begun: list[Any] = []
+    step, reserve = PackedPasses.step, PackedPasses.reserve
+
+    def counted(self: PackedPasses, columns: Any) -> None:
+        assert not any(one() is not None for one in begun)
+        begun.append(weakref.ref(self))
+        reserve(self, columns)
+
+    def narrow(self: PackedPasses, rows: Any, ids: torch.Tensor, cached: Any) -> torch.Tensor:
+        if len(rows) > 3 and cached.min() > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, rows, ids, cached)
+
+    expected = said(generate(PROMPTS, plain=True))
+    monkeypatch.setattr(PackedPasses, "reserve", counted)
+    monkeypatch.setattr(PackedPasses, "step", narrow)
+    assert said(generate(PROMPTS)) == expected
+    assert len(begun) > 3 and "out of memory: a batch of 8 rows" in caplog.text
+
+
+def save_other(folder: Path, name: str, **settings: Any) -> LoadedModel:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    sizes["num_key_value_heads"] = 2
+    config = AutoConfig.for_model(name, vocab_size=save_tokenizer(folder), bos_token_id=1, **sizes, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return ModelPool("cpu").causal_lm(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("granite", {"logits_scaling": 8.0}), ("mistral", {"sliding_window": 16}), ("gpt2", {})],
+)
+def test_what_cannot_be_decoded_so_stays_with_generate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any]
+) -> None:
+    loaded = save_other(tmp_path, name, **settings)
+    generator = LocalGenerator(loaded, GenerateSpec(kind="generate"), Run(ModelPool("cpu")))
+    expected = said(generator.generate(PROMPTS[:3]))
+    traced(monkeypatch)
+    assert not can_decode(loaded)
+    assert said(generator.generate(PROMPTS[:3])) == expected
+
+
+def test_a_kernel_that_lies_about_single_tokens_is_not_used(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attend = packed.attend
+
+    def broken(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+        found: torch.Tensor = attend(query, *rest)
+        return found * 2 if rest[5] == 1 else found
+
+    loaded = ModelPool("cpu").causal_lm(str(models["llama"]))
+    traced(monkeypatch)
+    monkeypatch.setattr(packed, "attend", broken)
+    assert not can_decode(loaded)
+    assert "the model writes with padding" in caplog.text
+
+
+def test_the_cpu_and_float32_stay_with_generate(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackedDecoder, "decode", None)
+    assert not can_decode(ModelPool("cpu").causal_lm(str(models["llama"])))
+    assert not can_decode(ModelPool("cpu").causal_lm(str(models["llama"]), "bfloat16"))
