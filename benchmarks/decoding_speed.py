@@ -1,0 +1,111 @@
+"""Decoding without padding against transformers' ``generate``, greedy, in the same run: speed and equal tokens.
+
+    python -m benchmarks.decoding_speed --model FOLDER                      # a GPU, half precision
+    python -m benchmarks.decoding_speed --model FOLDER --rows 1 4 --dtype float32 --device cpu     # both are generate
+
+``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. No answer ends
+by itself: all have ``--new`` tokens. ``equal`` is the share of tokens before the first that differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from benchmarks.measuring import facts, save, table, timed
+from pipeline.generation import local
+from pipeline.generation.local import LocalGenerator
+from pipeline.generation.packed_decoding import can_decode
+from pipeline.generation.prompts import Prompt
+from pipeline.models import LoadedModel, ModelPool
+from pipeline.stages import Run
+from schemas.stage import GenerateSpec
+
+
+def main() -> None:
+    arguments = _parse()
+    with tempfile.TemporaryDirectory() as temporary:
+        pool = ModelPool(arguments.device)
+        loaded = pool.causal_lm(str(_with_weights(arguments.model, Path(temporary))), arguments.dtype)
+        begun = time.perf_counter()
+        packs = can_decode(loaded)
+        print(f"packed: {packs}, made ready in {time.perf_counter() - begun:.1f} s", flush=True)
+        found: list[dict[str, Any]] = []
+        for rows in arguments.rows:
+            found.append(_compare(pool, loaded, arguments, rows))
+            print(table(found, list(found[0])), flush=True)
+            save(arguments.json, {"facts": facts(loaded.device, arguments.dtype), "packed": packs, "rows": found})
+
+
+def _compare(pool: ModelPool, loaded: LoadedModel, arguments: argparse.Namespace, rows: int) -> dict[str, Any]:
+    random = np.random.default_rng(rows)
+    spread = random.integers(arguments.tokens * 4 // 5, arguments.tokens * 6 // 5 + 1, rows)
+    lengths = [arguments.tokens] * rows if arguments.even else spread.tolist()
+    ids = [random.integers(5, loaded.model.config.vocab_size, length).tolist() for length in lengths]
+    room = rows * (max(lengths) + arguments.new)  # one batch, padded or not
+    generator = LocalGenerator(loaded, GenerateSpec(kind="generate", batch_tokens=room), Run(pool))
+    figures: dict[str, Any] = {"rows": rows, "tokens": sum(lengths)}
+    answers = []
+    for name, packs in (("padded", False), ("packed", can_decode(loaded))):
+        with (
+            mock.patch.object(local, "can_decode", lambda loaded, packs=packs: packs),
+            mock.patch.object(local, "end_tokens", lambda *some: frozenset()),
+        ):
+            seconds = {}
+            for new in (1, arguments.new):
+                prompts = [Prompt(one, new) for one in ids]
+                generator.generate(prompts)
+                found, seconds[new] = timed(lambda: generator.generate(prompts), arguments.runs, loaded.device)  # noqa: B023
+        answers.append([one.tokens for one in found])
+        read, whole = seconds[1].median, seconds[arguments.new].median
+        figures[f"{name} s"], figures[f"{name} read s"] = whole, read
+        figures[f"{name} tokens/s"] = rows * (arguments.new - 1) / max(1e-9, whole - read)
+    figures["times"] = figures["packed tokens/s"] / figures["padded tokens/s"]
+    figures["equal"] = _equal(*answers)
+    return figures
+
+
+def _equal(one: Sequence[list[int]], other: Sequence[list[int]]) -> float:
+    same = [np.array(a) == np.array(b) for a, b in zip(one, other, strict=True)]
+    return float(np.mean([np.logical_and.accumulate(row) for row in same]))
+
+
+def _with_weights(model: Path, target: Path) -> Path:
+    """The folder itself, or a copy in ``target`` with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if list(model.glob("*.safetensors")):
+        return model
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(target)
+    for path in model.iterdir():
+        if path.is_file():
+            shutil.copy(path, target)
+    return target
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--tokens", type=int, default=512, help="mean length of the prompts, a fifth more or less")
+    parser.add_argument("--even", action="store_true", help="prompts of equal length: generate has no padding then")
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
