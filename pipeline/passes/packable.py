@@ -105,14 +105,17 @@ def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _token_by_token(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token of three rows after what was stored of them, then one of the first."""
-    ids, rows, stored = _ids(trunk), np.arange(3), np.array([9, 4, 16])
-    whole = _whole(trunk, ids).view(*ids.shape, -1)
+    """A token of three rows after what was stored of them, in a store laid out for them; then one of the longest."""
+    ids, rows = _ids(trunk), np.arange(3)
+    width = ids.shape[1]
+    stored = np.array([width - 2, 4, width // 2])
+    whole = _whole(trunk, ids).view(3, width, -1)
     passes = PackedPasses(trunk, 3)
+    passes.reserve(stored + 2)
     begun = torch.cat([ids[row, : stored[row]] for row in rows])
     passes.run(rows, begun, np.zeros_like(stored), stored, stored)
-    found = [passes.step(rows, ids[rows, stored], stored), passes.step(rows[:1], ids[:1, 10], stored[:1] + 1)]
-    return torch.cat(found), torch.cat([whole[rows, stored], whole[:1, 10]])
+    found = [passes.step(rows, ids[rows, stored], stored), passes.step(rows[:1], ids[:1, -1], stored[:1] + 1)]
+    return torch.cat(found), torch.cat([whole[rows, stored], whole[:1, -1]])
 
 
 def _both_ways(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
