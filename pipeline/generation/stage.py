@@ -13,8 +13,9 @@ from schemas.job import TargetSpec
 from schemas.settings import Settings
 from schemas.stage import GenerateSpec
 
-VERSION = 2
-"""Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
+VERSION, LOCAL = 1, 2
+"""Raised when what this stage writes for the same spec changes, see ``Stage.identity``; only the second where hosted
+models, whose answers were paid for, write what they did."""
 
 CHARACTERS_PER_TOKEN = 4
 CPU_TOKENS = (800.0, 100.0)  # read and written per second, 135M parameters, two cores, a batch at a time
@@ -33,7 +34,7 @@ class Generate:
         """Local: the digest of weights and tokenizer. Hosted: all that is known is where the model is and its name."""
         if self.spec.backend == "openai":
             return [VERSION, "openai", self.spec.base_url or "default", self.target.model]
-        return [VERSION, digest_of(self.target.model)]
+        return [VERSION, LOCAL, digest_of(self.target.model)]
 
     def work_seconds(self, characters: int) -> float:
         """Reading the prompt and writing the longest answer allowed; the rates are those of the small default model."""

@@ -316,6 +316,17 @@ def test_another_version_of_a_stage_has_another_hash(
     assert stage_hashes(job(case, tiny_model)) != before
 
 
+def test_another_way_to_decode_here_leaves_hosted_answers_as_they_are(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were paid for."""
+    local, hosted = ({"kind": "generate", **backend} for backend in ({}, {"backend": "openai"}))
+    before = [stage_hashes(job(case, tiny_model)) for case in (local, hosted)]
+    monkeypatch.setattr("pipeline.generation.stage.LOCAL", 99)
+    after = [stage_hashes(job(case, tiny_model)) for case in (local, hosted)]
+    assert after[0] != before[0] and after[1] == before[1]
+
+
 def test_more_text_is_more_work(stage: Stage) -> None:
     assert 0 < stage.work_seconds(100) < stage.work_seconds(100_000)
 
