@@ -14,7 +14,6 @@ the operations of the layers' matrix products over the rate of one large product
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 import threading
@@ -32,6 +31,7 @@ import torch
 from benchmarks.engines import Compressor, reference, staged, watched
 from benchmarks.measuring import kernel_seconds, table, timed
 from benchmarks.peers.classifier import with_untrained_head
+from benchmarks.random_weights import with_weights
 from benchmarks.workloads import documents, gsm8k
 from pipeline.compression.passes import passes_of
 from pipeline.compression.scoring import Scorer
@@ -49,7 +49,7 @@ TEXTS = ((870, 150), (64, 2048))
 def main() -> None:
     arguments = _parse()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = str(_with_weights(arguments.model, Path(temporary) / "scorer"))
+        folder = str(with_weights(arguments.model, Path(temporary) / "scorer"))
         if not arguments.skip_passes:
             with _going_on("passes"):
                 _passes(arguments, folder)
@@ -236,20 +236,6 @@ def _place(frame: Any) -> str:
             ours.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}:{frame.f_lineno}")
         frame = frame.f_back
     return " < ".join([innermost, *ours])
-
-
-def _with_weights(model: Path, target: Path) -> Path:
-    """The folder itself, or a copy in ``target`` with random weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if (model / "model.safetensors").is_file():
-        return model
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(target)
-    for path in model.iterdir():
-        if path.is_file():
-            shutil.copy(path, target)
-    return target
 
 
 def _parse() -> argparse.Namespace:

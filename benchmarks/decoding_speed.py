@@ -10,7 +10,6 @@ by itself: all have ``--new`` tokens. ``equal`` is the share of tokens before th
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,9 +18,9 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 
 from benchmarks.measuring import facts, save, table, timed
+from benchmarks.random_weights import with_weights
 from pipeline.generation import local
 from pipeline.generation.local import LocalGenerator
 from pipeline.generation.packed_decoding import can_decode
@@ -35,7 +34,7 @@ def main() -> None:
     arguments = _parse()
     with tempfile.TemporaryDirectory() as temporary:
         pool = ModelPool(arguments.device)
-        loaded = pool.causal_lm(str(_with_weights(arguments.model, Path(temporary))), arguments.dtype)
+        loaded = pool.causal_lm(str(with_weights(arguments.model, Path(temporary))), arguments.dtype)
         begun = time.perf_counter()
         packs = can_decode(loaded)
         print(f"packed: {packs}, made ready in {time.perf_counter() - begun:.1f} s", flush=True)
@@ -77,20 +76,6 @@ def _compare(pool: ModelPool, loaded: LoadedModel, arguments: argparse.Namespace
 def _equal(one: Sequence[list[int]], other: Sequence[list[int]]) -> float:
     same = [np.array(a) == np.array(b) for a, b in zip(one, other, strict=True)]
     return float(np.mean([np.logical_and.accumulate(row) for row in same]))
-
-
-def _with_weights(model: Path, target: Path) -> Path:
-    """The folder itself, or a copy in ``target`` with random weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if list(model.glob("*.safetensors")):
-        return model
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(target)
-    for path in model.iterdir():
-        if path.is_file():
-            shutil.copy(path, target)
-    return target
 
 
 def _parse() -> argparse.Namespace:
