@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,18 +13,19 @@ from schemas.compress import Keep
 SECONDS, SECONDS_PER_CHARACTER = 10.0, 1e-5
 """What one pattern may take on one text. Some patterns take for ever on some texts: then the document is refused."""
 
-_NUMBER = re.compile(
+# By regex throughout: re of Python 3.11.2 goes on at the wrong place behind a group that takes all it can, as in (ab)*+.
+_NUMBER = regex.compile(
     r"(?:(?<![\w)\]])[-+]?+\.?+)?+"  # a sign or a leading point, but not the minus of 5-3
     r"\d++(?:[.,:/]\d++)*+(?:[eE][-+]?\d++)?+%?"
 )
 
 _NAME = r"[^\W\d]\w*+"
 _IDENTIFIERS = (
-    re.compile(rf"(?<![\w.]){_NAME}(?:\.{_NAME})*+\([^()\n]{{0,80}}+\)"),  # f(x), a.b(c)
-    re.compile(rf"(?<![\w.]){_NAME}(?:\.{_NAME})++"),  # a.b
-    re.compile(r"\b(?=[^\W_]*+_)(?=_*+[^\W_])\w++"),  # snake_case, CONSTANT_CASE, __init__
-    re.compile(r"\b(?:[a-z][a-z0-9]*+|[A-Z][a-z0-9]++)[A-Z]\w*+"),  # camelCase, PascalCase
-    re.compile(r"\b[A-Z]{2,}+[a-z]\w*+"),  # HTTPServer
+    regex.compile(rf"(?<![\w.]){_NAME}(?:\.{_NAME})*+\([^()\n]{{0,80}}+\)"),  # f(x), a.b(c)
+    regex.compile(rf"(?<![\w.]){_NAME}(?:\.{_NAME})++"),  # a.b
+    regex.compile(r"\b(?=[^\W_]*+_)(?=_*+[^\W_])\w++"),  # snake_case, CONSTANT_CASE, __init__
+    regex.compile(r"\b(?:[a-z][a-z0-9]*+|[A-Z][a-z0-9]++)[A-Z]\w*+"),  # camelCase, PascalCase
+    regex.compile(r"\b[A-Z]{2,}+[a-z]\w*+"),  # HTTPServer
 )
 
 
@@ -34,7 +34,7 @@ class Protection:
     """``Keep``, made ready: its patterns are compiled once."""
 
     words: tuple[str, ...]
-    fixed: tuple[re.Pattern[str], ...]
+    fixed: tuple[regex.Pattern[str], ...]
     patterns: tuple[regex.Pattern[str], ...]
 
     @classmethod
