@@ -13,7 +13,7 @@ from schemas.compress import Keep
 SECONDS, SECONDS_PER_CHARACTER = 10.0, 1e-5
 """What one pattern may take on one text. Some patterns take for ever on some texts: then the document is refused."""
 
-# By regex throughout: re of Python 3.11.2 goes on at the wrong place behind a group that takes all it can, as in (ab)*+.
+# By regex throughout: re of Python 3.11.2 goes on at the wrong place behind a group that takes all it can, like (ab)*+.
 _NUMBER = regex.compile(
     r"(?:(?<![\w)\]])[-+]?+\.?+)?+"  # a sign or a leading point, but not the minus of 5-3
     r"\d++(?:[.,:/]\d++)*+(?:[eE][-+]?\d++)?+%?"
