@@ -156,7 +156,7 @@ def _setup(arguments: argparse.Namespace) -> Setup:
     return Setup(
         data=arguments.data, out=arguments.out, target=arguments.target, scorer=arguments.scorer,
         documents=arguments.documents, max_new_tokens=arguments.max_new_tokens,
-        generate={**shared, "dtype": arguments.dtype}, compress=shared,
+        generate={**shared, "dtype": arguments.dtype}, compress={**shared, "dtype": arguments.scorer_dtype},
     )  # fmt: skip
 
 
@@ -175,6 +175,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--held-out", type=float, default=0.1)
     parser.add_argument("--kl-weight", type=float, default=0.0, help="above 0 the target is the teacher, too")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--scorer-dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--max-new-tokens", type=int, help="at most so many in an answer")
