@@ -86,7 +86,7 @@ BUNDLED = {
             ),
             head=Head(
                 "llmlingua2-minilm.safetensors",
-                "767c5f44dbbf51e9e4f30cd5d79e0a80cf3e6541c10069ad30e1bce339d92e57",
+                "ab2ffaba45bea1a1b0f4e30e88ffcd902a18db1db005fa1512c9bd6fd7fbf845",
             ),
         ),
     )

@@ -26,7 +26,7 @@ def ref() -> ModelRef:
 
 @pytest.mark.model
 def test_digest_is_the_same_on_every_machine(ref: ModelRef) -> None:
-    assert ref.digest == "aab665564fd8dcce31fe1a2c6ac1cbd4f5cdb9db605fedc20d45c41d70776b46"
+    assert ref.digest == "250b46a9686e90d32de7244f1138e94b1c500b49d6722e9d4ff10630cfb3baf1"
 
 
 @pytest.mark.model
