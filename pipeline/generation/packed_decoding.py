@@ -21,6 +21,7 @@ from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.packable import attends_plainly, can_pack, can_step
 from pipeline.passes.packed import PackedPasses
+from pipeline.passes.recorded import Steps
 from pipeline.passes.transfers import fetch, on_device
 from schemas.stage import GenerateSpec
 
@@ -66,6 +67,7 @@ class _Batch:
         self._chain = processors(spec, [one.seed for one in prompts], 0, int(self.limits.max()), loaded.device)
         self._passes = PackedPasses(loaded.model.get_decoder(), len(prompts), loaded.window)
         self._passes.reserve(self._lengths + self.limits - 1)  # an answer's last token is never read
+        self._steps = Steps(self._passes, self._head, len(prompts))
 
     def read(self) -> torch.Tensor:
         """The first token after each prompt, int64 ``[rows]``, on the device as all else."""
@@ -76,17 +78,17 @@ class _Batch:
             ends = (np.cumsum(counts) - 1)[cached + counts == self._lengths[rows]]
             last.append(hidden[on_device(ends, self._device)])
             begin += len(ids)
-        return self._choose(np.arange(len(self._lengths)), torch.cat(last), 0)
+        return self._choose(np.arange(len(self._lengths)), self._head(torch.cat(last)), 0)
 
     def write(self, rows: Ints, newest: torch.Tensor, made: int) -> torch.Tensor:
         """The token after the ``newest`` of each of these ``rows``, of which ``made`` were made."""
-        return self._choose(rows, self._passes.step(rows, newest, self._lengths[rows] + made - 1), made)
+        return self._choose(rows, self._steps.logits(rows, newest, self._lengths[rows] + made - 1), made)
 
-    def _choose(self, rows: Ints, hidden: torch.Tensor, made: int) -> torch.Tensor:
+    def _choose(self, rows: Ints, logits: torch.Tensor, made: int) -> torch.Tensor:
         if self._chain:
             narrow(self._chain, on_device(rows, self._device))
         before = torch.empty(len(rows), made, dtype=torch.int64, device=self._device)  # only its shape is looked at
-        chosen: torch.Tensor = self._chain(before, self._head(hidden).float()).argmax(-1)
+        chosen: torch.Tensor = self._chain(before, logits.float()).argmax(-1)
         return chosen
 
 

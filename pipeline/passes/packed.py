@@ -122,14 +122,16 @@ class PackedPasses:
     def __init__(self, trunk: Any, rows: int, window: int = 2**31 - 1) -> None:
         self._trunk, self._rows, self._window, self._capacity = trunk, rows, window, 0
         self._first = np.zeros(rows, np.int64)  # where in the store the columns of each row begin
+        self._spare = 0
         self._stores: list[torch.Tensor] = []
 
     def reserve(self, columns: Ints) -> None:
-        """Before the first pass: room for ``columns[r]`` of row r, no more and for good. Else the store is a rectangle
-        that grows, and is copied when it does."""
-        self._first, self._capacity = np.cumsum(columns) - columns, int(columns.max())
+        """Before the first pass: room for ``columns[r]`` of row r, no more and for good, and a spare column. Else the
+        store is a rectangle that grows, and is copied when it does."""
+        ends = np.cumsum(columns)
+        self._first, self._capacity, self._spare = ends - columns, int(columns.max()), int(ends[-1])
         for _ in range(2 * self._trunk.config.num_hidden_layers):
-            self._stores.append(self._zeros(int(columns.sum())))
+            self._stores.append(self._zeros(self._spare + 1))
 
     def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, kept: Ints) -> torch.Tensor:
         """As in ``Passes``. All new keys and values are stored; those behind ``kept`` will be overwritten."""
@@ -143,8 +145,30 @@ class PackedPasses:
         a key once for all heads that share it, and cuts long rows in parts that it reads at once."""
         if len(rows) == 1:  # torch would compile anew
             return self.step(rows.repeat(2), ids.repeat(2), cached.repeat(2))[:1]
-        places = np.stack([self._columns(rows, cached + 1), cached, np.ones_like(rows)])
-        return self._pass(ids, places, 1)
+        return self.step_at(ids, on_device(self.places(rows, cached), ids.device))
+
+    def places(self, rows: Ints, cached: Ints) -> Ints:
+        """``[2, rows]`` for ``step_at``: where the columns of ``rows`` begin, and how many each has."""
+        return np.stack([self._columns(rows, cached + 1), cached])
+
+    def idle(self, rows: int) -> Ints:
+        """The same of rows that only fill up: all of them write to the spare column."""
+        return np.array([[self._spare], [0]]).repeat(rows, 1)
+
+    def step_at(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """``step`` with the ``places`` on the device. Nothing depends on their values: it can be recorded."""
+        first, stored = places
+        pack = Pack(
+            begins=torch.arange(len(ids) + 1, dtype=torch.int32, device=ids.device),
+            first=torch.nn.functional.pad(first, (0, 1)).int(),
+            used=(stored + 1).int(),
+            slots=first + stored,
+            longest=1,
+            most_used=self._capacity,
+            keys=self._stores[0::2],
+            values=self._stores[1::2],
+        )
+        return self._hidden(ids, stored, pack)
 
     def _pass(self, ids: torch.Tensor, places: Ints, longest: int) -> torch.Tensor:
         """Hidden states of ``ids``; ``places`` are, row by row, its first column of the store, how many it has there,
@@ -164,6 +188,9 @@ class PackedPasses:
             keys=self._stores[0::2],
             values=self._stores[1::2],
         )
+        return self._hidden(ids, at, pack)
+
+    def _hidden(self, ids: torch.Tensor, at: torch.Tensor, pack: Pack) -> torch.Tensor:
         output = _call(self._trunk, ids, at.clamp(max=self._window - 1), pack)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden

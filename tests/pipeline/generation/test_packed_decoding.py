@@ -19,7 +19,7 @@ from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.packed_decoding import PackedDecoder, can_decode
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelPool
-from pipeline.passes import packed
+from pipeline.passes import packed, recorded
 from pipeline.passes.packed import PackedPasses
 from pipeline.stages import Run, Stopped
 from schemas.stage import GenerateSpec
@@ -90,6 +90,52 @@ def test_order_does_not_matter_and_other_batches_compile_nothing(generate: Gener
     assert said(generate(PROMPTS[2:5])) == expected[2:5]
     assert said(generate(PROMPTS[1:2])) == expected[1:2]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Passes are recorded here, too: as what runs once more. How many rows those had that were, and 0 for a replay."""
+    rows: list[int] = []
+
+    def record(run: recorded.Run, device: torch.device) -> recorded.Recorded:
+        output = run().clone()
+        rows.append(len(output))
+
+        def again() -> None:
+            rows.append(0)
+            output.copy_(run())
+
+        return again, output
+
+    monkeypatch.setitem(recorded.RECORDERS, "cpu", record)
+    return rows
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_recorded_passes_say_the_same(
+    generate: Generate, recording: list[int], settings: dict[str, Any], count: int
+) -> None:
+    """Rows end one by one, so that there are idle ones beside them, and more than one number is recorded."""
+    prompts = [Prompt(one.ids, 24 - 2 * place, one.seed) for place, one in enumerate(PROMPTS[:count])]
+    expected = said(generate(prompts, plain=True, **settings))
+    assert said(generate(prompts, **settings)) == expected
+    assert [rows for rows in recording if rows] == {1: [2], 5: [5, 4, 2], 8: [8, 4, 2]}[count]
+    assert recording.count(0) > 10  # most passes were replays
+
+
+def test_what_cannot_be_recorded_is_launched(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[int] = []
+
+    def fail(run: recorded.Run, device: torch.device) -> recorded.Recorded:
+        tried.append(1)
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setitem(recorded.RECORDERS, "cpu", fail)
+    assert said(generate(PROMPTS)) == said(generate(PROMPTS, plain=True))
+    assert tried == [1] and "operation not permitted when stream is capturing" in caplog.text
 
 
 @pytest.mark.parametrize("most", [7, 40])
