@@ -56,7 +56,7 @@ TASKS = {
     "bbh": Task(
         "bbh",
         {"full": bbh.few_shot, "zero-shot": partial(bbh.few_shot, shots=0)},
-        300, (3, 5, 7), 300, ("\nQ:", "\n\nQ ", END),
+        900, (3, 5, 7), 300, ("\nQ:", "\n\nQ ", END),
     ),
     "nq": Task(
         "qa",

@@ -12,7 +12,7 @@ import pytest
 from by_hand import Silent, work_through
 from sqlalchemy import Engine
 
-from benchmarks.quality import meetings, passages
+from benchmarks.quality import bbh, meetings, passages
 from benchmarks.quality.equal_tokens import achieved_rates
 from benchmarks.quality.gsm8k import hardest
 from benchmarks.quality.matrix import Planned, Setup, plan, planned_or_none, read_methods
@@ -59,13 +59,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"Question: Ann has {n} cups?\nLet's think step by step\nShe has {n}.\nThe answer is {n}" for n in range(8)
     ]
     (data / "gsm8k" / "prompt_hardest.txt").write_text("\n\n".join(shots), encoding="utf-8")
-    tasks = "reasoning_about_colored_objects", "object_counting", "navigate"
     prompt = "CANARY\n-----\nDo it.\n\nQ: one?\nA: Let's think. So the answer is 1.\n\nQ: two?\nA: So the answer is 2."
-    for task in tasks:
+    for task in bbh.TASKS:
         (data / "bbh" / "cot-prompts").mkdir(parents=True, exist_ok=True)
         (data / "bbh" / "cot-prompts" / f"{task}.txt").write_text(prompt, encoding="utf-8")
-    bbh = [{"id": f"{task}-{n}", "task": task, "input": f"{n}?", "target": "1"} for task in tasks for n in range(2)]
-    lines(data / "bbh" / "bbh.jsonl", bbh)
+    rows = [
+        {"id": f"{task}-{n}", "task": task, "input": f"{n}?", "target": "1"} for task in bbh.TASKS for n in range(2)
+    ]
+    lines(data / "bbh" / "bbh.jsonl", rows)
     nq = [
         {
             "id": f"nq-{n}",
