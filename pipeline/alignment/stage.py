@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import digest_of, expects_gpu
+from pipeline.models import check_causal, digest_of, expects_gpu
 from pipeline.stages import Halt, Outcome, Result, Run, Stopped
 from schemas.align import AlignSpec
 from schemas.document import Document
@@ -37,7 +38,8 @@ class Align:
     def identity(self) -> Any:
         """Digests of the model that is trained and of the teacher."""
         teacher = self.spec.teacher
-        return [VERSION, digest_of(self.spec.model), digest_of(teacher) if teacher else None]
+        of = partial(digest_of, check=check_causal)
+        return [VERSION, of(self.spec.model), of(teacher) if teacher else None]
 
     def work_seconds(self, characters: int) -> float:
         """Seconds that a document of this length takes over all epochs, roughly."""

@@ -100,9 +100,8 @@ class Copied:
 Ready = Prompt | Copied | Refusal
 
 
-def too_small(budget: int, least: int) -> Refusal:
-    """The refusal of a budget that cannot hold what must stay."""
+def too_small(budget: int, least: int, what: str = "what must stay") -> Refusal:
+    """The refusal of a budget that cannot hold ``what``."""
     return Refusal(
-        "budget_too_small",
-        f"the budget is {budget} tokens, but what must stay takes {least}: ask for at least {least} tokens",
+        "budget_too_small", f"the budget is {budget} tokens, but {what} takes {least}: ask for at least {least} tokens"
     )

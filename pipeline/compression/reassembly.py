@@ -199,7 +199,8 @@ def _least(search: _Search, target: Tokenising) -> Fitted | Refusal:
         and (head := _head(search, set(saying.tolist()), target))
     ):
         return head
-    return found if found.tokens <= prompt.budget else too_small(prompt.budget, found.tokens)
+    what = "what must stay" if search.forced.any() else "even its shortest part"
+    return found if found.tokens <= prompt.budget else too_small(prompt.budget, found.tokens, what)
 
 
 def _head(search: _Search, saying: set[int], target: Tokenising) -> Fitted | None:

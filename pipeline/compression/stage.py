@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.models import ModelError, digest_of, expects_gpu, load_tokenizer, resolve, resolve_device
+from pipeline.models import (
+    ModelError,
+    check_causal,
+    check_classifier,
+    digest_of,
+    expects_gpu,
+    load_tokenizer,
+    resolve,
+    resolve_device,
+)
 from pipeline.models.folder import parameters
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
-from schemas.compress import CompressSpec
+from schemas.compress import CompressSpec, LLMLingua2Spec
 from schemas.document import Document
 from schemas.job import TargetSpec
 from schemas.reference import ReferenceSpec
@@ -46,7 +55,8 @@ class Compress:
             from pipeline.compression.reference import punkt
 
             punkt.load()  # what it lacks shall be said when a job is submitted, not once it runs
-        scoring = [digest_of(model) for model in self.spec.scoring_models]
+        kind = check_classifier if isinstance(self.spec, LLMLingua2Spec) else check_causal
+        scoring = [digest_of(model, check=kind) for model in self.spec.scoring_models]
         return [VERSION, *scoring, _tokenizer_digest(self.target.tokenizer_model)]
 
     def work_seconds(self, characters: int) -> float:

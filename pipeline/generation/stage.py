@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.models import digest_of, expects_gpu
+from pipeline.models import check_causal, digest_of, expects_gpu
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
@@ -34,7 +34,7 @@ class Generate:
         """Local: the digest of weights and tokenizer. Hosted: all that is known is where the model is and its name."""
         if self.spec.backend == "openai":
             return [VERSION, "openai", self.spec.base_url or "default", self.target.model]
-        return [VERSION, LOCAL, digest_of(self.target.model)]
+        return [VERSION, LOCAL, digest_of(self.target.model, check=check_causal)]
 
     def work_seconds(self, characters: int) -> float:
         """Reading the prompt and writing the longest answer allowed; the rates are those of the small default model."""

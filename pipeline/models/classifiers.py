@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.folder import read_json, window_of
+from pipeline.models.folder import window_of
 from pipeline.models.gguf import quiet
+from pipeline.models.kinds import REMEDY, check_classifier
 from pipeline.models.ref import ModelError, ModelRef
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from pipeline.models.pool import LoadedModel
-
-KIND = "ForTokenClassification"
-REMEDY = (
-    "name a folder or hub id of an encoder fine-tuned for LLMLingua-2 (AutoModelForTokenClassification, labels remove "
-    "and keep), or llmlingua2-minilm"
-)
-
-
-def is_classifier(ref: ModelRef) -> bool:
-    """Whether the model's config says that it is a token classifier."""
-    return any(str(one).endswith(KIND) for one in _architectures(ref))
 
 
 def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
@@ -36,7 +26,7 @@ def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTraine
     from pipeline.models.mpnet import with_fused_attention
     from pipeline.models.pool import UNLIMITED, LoadedModel
 
-    _check_kind(ref)
+    check_classifier(ref)
     model: Any = _read(ref, getattr(torch, dtype))
     if model.config.num_labels != 2:
         raise ModelError(f"{ref.name}: {model.config.num_labels} labels, but remove and keep are two; {REMEDY}")
@@ -45,22 +35,6 @@ def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTraine
     with_fused_attention(model)
     window = min(window_of(ref.folder) or UNLIMITED, _positions(model), tokenizer.model_max_length)
     return LoadedModel(ref, model, tokenizer, torch.device(device), window)
-
-
-def _check_kind(ref: ModelRef) -> None:
-    """Before any weight is read: a causal LM may have gigabytes of them."""
-    if ref.adapter is not None:
-        raise ModelError(
-            f"{ref.name}: an adapter belongs to a causal LM, and this is to be a token classifier; {REMEDY}"
-        )
-    stated = _architectures(ref)
-    if stated and not is_classifier(ref):
-        what = "a causal LM" if any("LM" in one and "MaskedLM" not in one for one in stated) else "an encoder"
-        raise ModelError(f"{ref.name} is {what} without a head for token classification ({stated[0]}); {REMEDY}")
-
-
-def _architectures(ref: ModelRef) -> list[str]:
-    return [str(one) for one in read_json(ref.folder / "config.json").get("architectures") or []]
 
 
 def _read(ref: ModelRef, dtype: Any) -> PreTrainedModel:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models import adapters
-from pipeline.models.classifiers import is_classifier, load_classifier
+from pipeline.models.classifiers import load_classifier
 from pipeline.models.folder import window_of
 from pipeline.models.gguf import quiet
+from pipeline.models.kinds import check_causal
 from pipeline.models.ref import ModelDamaged, ModelError, ModelRef
 from pipeline.models.resolve import resolve
 from pipeline.models.soundness import checked
@@ -136,11 +137,7 @@ def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerF
     import torch
     from transformers import AutoModelForCausalLM
 
-    if is_classifier(ref):
-        raise ModelError(
-            f"{ref.name} is a token classifier, which predicts no next token: name a causal LM, "
-            "or use method llmlingua2"
-        )
+    check_causal(ref)
     options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     try:
         with quiet():

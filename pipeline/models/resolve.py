@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import shutil
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -63,9 +64,21 @@ def pull(
     return resolve(name, settings)
 
 
-def digest_of(name: str, settings: Settings | None = None, *, weights: bool = True) -> str:
-    """The sha256 over the model's config, weights and tokenizer; over config and tokenizer only without ``weights``."""
-    return resolve(name, settings, weights=weights).digest
+def digest_of(
+    name: str,
+    settings: Settings | None = None,
+    *,
+    weights: bool = True,
+    check: Callable[[ModelRef], None] | None = None,
+) -> str:
+    """The sha256 over the model's config, weights and tokenizer; over config and tokenizer only without ``weights``.
+
+    ``check`` raises where the model is of the wrong kind (``pipeline.models.kinds``).
+    """
+    ref = resolve(name, settings, weights=weights)
+    if check is not None:
+        check(ref)
+    return ref.digest
 
 
 def _adapted(name: str, base: str, adapter: str, ref: ModelRef, cache: Path, *, weights: bool) -> ModelRef:

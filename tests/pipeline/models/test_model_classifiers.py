@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
     MPNetConfig,
@@ -22,6 +24,8 @@ from transformers import (
 
 from pipeline.models import ModelError, ModelPool
 from pipeline.models.mpnet import with_fused_attention
+from pipeline.stages import build
+from schemas.job import JobSpec
 from schemas.settings import Settings
 
 
@@ -123,3 +127,38 @@ def test_mpnets_fused_attention_gives_what_its_own_gives() -> None:
             expected, found = (one(input_ids=ids, attention_mask=mask).logits for one in (own, fused))
             counts = seen if mask is not None else slice(None)
             torch.testing.assert_close(found[counts], expected[counts], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (BertModel, r"BertModel\) predicts no next token: name a causal LM"),
+        (BertForMaskedLM, r"BertForMaskedLM\) predicts no next token"),
+        (BertForTokenClassification, r"is a token classifier, which predicts no next token.*llmlingua2"),
+        (BertForSequenceClassification, r"BertForSequenceClassification\) predicts no next token"),
+    ],
+)
+def test_what_predicts_no_next_token_is_refused_before_anything_is_queued(
+    tmp_path: Path, folder: Path, kind: Any, says: str
+) -> None:
+    """The stages' identities are asked for when a job is submitted."""
+    other = str(_save(tmp_path / "other", folder, kind))
+    stages: list[dict[str, Any]] = [
+        {"kind": "compress", "method": "llmlingua", "rate": 0.5, "model": other},
+        {"kind": "compress", "fidelity": "reference", "model": other},
+        {"kind": "generate"},
+    ]
+    for stage in stages:
+        with pytest.raises(ModelError, match=says):
+            build(job(stage, other), 0).identity()
+
+
+def test_a_causal_lm_is_refused_as_a_classifier_before_anything_is_queued(folder: Path) -> None:
+    stage = {"kind": "compress", "method": "llmlingua2", "rate": 0.5, "model": str(folder)}
+    with pytest.raises(ModelError, match="is a causal LM without a head"):
+        build(job(stage, str(folder)), 0).identity()
+
+
+def job(stage: dict[str, Any], target: str) -> JobSpec:
+    raw = {"name": "n", "input": {"path": ["a"]}, "output": {"path": "b"}, "target": {"model": target}}
+    return JobSpec.model_validate({**raw, "stages": [stage]})

@@ -1,0 +1,47 @@
+"""What a model is for, by its config: asked before any weight is read, so that the wrong kind is refused at once."""
+
+from __future__ import annotations
+
+from pipeline.models.folder import read_json
+from pipeline.models.ref import ModelError, ModelRef
+
+TOKEN_CLASSIFIER = "ForTokenClassification"
+OTHER_HEADS = ("MaskedLM", "SequenceClassification", "QuestionAnswering", "MultipleChoice", "PreTraining")
+ENCODERS = ("bert", "mpnet", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "distilbert", "modernbert")
+"""Families that transformers would give a random head as causal LMs: a folder of one states just its trunk."""
+
+REMEDY = (
+    "name a folder or hub id of an encoder fine-tuned for LLMLingua-2 (AutoModelForTokenClassification, labels remove "
+    "and keep), or llmlingua2-minilm"
+)
+
+
+def check_classifier(ref: ModelRef) -> None:
+    """``ModelError`` for what is no token classifier. A config that says nothing may be anything."""
+    if ref.adapter is not None:
+        raise ModelError(
+            f"{ref.name}: an adapter belongs to a causal LM, and this is to be a token classifier; {REMEDY}"
+        )
+    stated, _ = _stated(ref)
+    if stated and not any(one.endswith(TOKEN_CLASSIFIER) for one in stated):
+        what = "a causal LM" if any("LM" in one and "MaskedLM" not in one for one in stated) else "an encoder"
+        raise ModelError(f"{ref.name} is {what} without a head for token classification ({stated[0]}); {REMEDY}")
+
+
+def check_causal(ref: ModelRef) -> None:
+    """``ModelError`` for what predicts no next token. A config that says nothing may be anything."""
+    stated, family = _stated(ref)
+    if any(one.endswith(TOKEN_CLASSIFIER) for one in stated):
+        raise ModelError(
+            f"{ref.name} is a token classifier, which predicts no next token: name a causal LM, "
+            "or use method llmlingua2"
+        )
+    trunk = family in ENCODERS and not any("LM" in one for one in stated)
+    if stated and (trunk or any(head in one for one in stated for head in OTHER_HEADS)):
+        raise ModelError(f"{ref.name} ({stated[0]}) predicts no next token: name a causal LM")
+
+
+def _stated(ref: ModelRef) -> tuple[list[str], str]:
+    """Architectures and family of the config."""
+    config = read_json(ref.folder / "config.json")
+    return [str(one) for one in config.get("architectures") or []], str(config.get("model_type", ""))
