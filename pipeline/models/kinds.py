@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.models.folder import read_json
 from pipeline.models.ref import ModelError, ModelRef
 
 TOKEN_CLASSIFIER = "ForTokenClassification"
+CAUSAL = ("ForCausalLM", "LMHeadModel")
 OTHER_HEADS = ("MaskedLM", "SequenceClassification", "QuestionAnswering", "MultipleChoice", "PreTraining")
 ENCODERS = ("bert", "mpnet", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "distilbert", "modernbert")
 """Families that transformers would give a random head as causal LMs: a folder of one states just its trunk."""
@@ -24,24 +27,30 @@ def check_classifier(ref: ModelRef) -> None:
         )
     stated, _ = _stated(ref)
     if stated and not any(one.endswith(TOKEN_CLASSIFIER) for one in stated):
-        what = "a causal LM" if any("LM" in one and "MaskedLM" not in one for one in stated) else "an encoder"
+        what = "a causal LM" if _is_causal(stated) else "a model"
         raise ModelError(f"{ref.name} is {what} without a head for token classification ({stated[0]}); {REMEDY}")
 
 
 def check_causal(ref: ModelRef) -> None:
     """``ModelError`` for what predicts no next token. A config that says nothing may be anything."""
-    stated, family = _stated(ref)
+    stated, config = _stated(ref)
+    if not stated or _is_causal(stated):
+        return
     if any(one.endswith(TOKEN_CLASSIFIER) for one in stated):
         raise ModelError(
             f"{ref.name} is a token classifier, which predicts no next token: name a causal LM, "
             "or use method llmlingua2"
         )
-    trunk = family in ENCODERS and not any("LM" in one for one in stated)
-    if stated and (trunk or any(head in one for one in stated for head in OTHER_HEADS)):
-        raise ModelError(f"{ref.name} ({stated[0]}) predicts no next token: name a causal LM")
+    other = config.get("model_type") in ENCODERS or any(head in one for one in stated for head in OTHER_HEADS)
+    if other or config.get("is_encoder_decoder"):
+        raise ModelError(f"{ref.name} ({stated[0]}) is no causal LM: name one whose config says ForCausalLM")
 
 
-def _stated(ref: ModelRef) -> tuple[list[str], str]:
-    """Architectures and family of the config."""
+def _is_causal(stated: list[str]) -> bool:
+    return any(one.endswith(CAUSAL) for one in stated)
+
+
+def _stated(ref: ModelRef) -> tuple[list[str], dict[str, Any]]:
+    """Architectures of the config, and all of it."""
     config = read_json(ref.folder / "config.json")
-    return [str(one) for one in config.get("architectures") or []], str(config.get("model_type", ""))
+    return [str(one) for one in config.get("architectures") or []], config

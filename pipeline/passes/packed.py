@@ -120,7 +120,8 @@ class PackedPasses:
     """As compression's ``Passes``, for a ``trunk`` that can be packed."""
 
     def __init__(self, trunk: Any, rows: int, window: int = 2**31 - 1) -> None:
-        self._trunk, self._rows, self._window, self._capacity = trunk, rows, window, 0
+        self.trunk, self.device = trunk, next(trunk.parameters()).device
+        self._rows, self._window, self._capacity = rows, window, 0
         self._first = np.zeros(rows, np.int64)  # where in the store the columns of each row begin
         self._spare = 0
         self._stores: list[torch.Tensor] = []
@@ -130,7 +131,7 @@ class PackedPasses:
         store is a rectangle that grows, and is copied when it does."""
         ends = np.cumsum(columns)
         self._first, self._capacity, self._spare = ends - columns, int(columns.max()), int(ends[-1])
-        for _ in range(2 * self._trunk.config.num_hidden_layers):
+        for _ in range(2 * self.trunk.config.num_hidden_layers):
             self._stores.append(self._zeros(self._spare + 1))
 
     def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, kept: Ints) -> torch.Tensor:
@@ -191,7 +192,7 @@ class PackedPasses:
         return self._hidden(ids, at, pack)
 
     def _hidden(self, ids: torch.Tensor, at: torch.Tensor, pack: Pack) -> torch.Tensor:
-        output = _call(self._trunk, ids, at.clamp(max=self._window - 1), pack)
+        output = _call(self.trunk, ids, at.clamp(max=self._window - 1), pack)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
@@ -211,7 +212,7 @@ class PackedPasses:
             return
         # By a third at least: each growth copies all there is, and frees what the next, larger store cannot use.
         before, capacity = self._capacity, _up(max(columns, self._capacity * 4 // 3), _COLUMNS)
-        for number in range(2 * self._trunk.config.num_hidden_layers):
+        for number in range(2 * self.trunk.config.num_hidden_layers):
             store = self._zeros(self._rows * capacity)
             if before:
                 shape, old = store.shape[1:], self._stores[number]
@@ -223,7 +224,7 @@ class PackedPasses:
 
     def _zeros(self, columns: int) -> torch.Tensor:
         """Keys or values of one layer, ``[columns, heads, size]``."""
-        config, like = self._trunk.config, next(self._trunk.parameters())
+        config, like = self.trunk.config, next(self.trunk.parameters())
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return torch.zeros(columns, heads, size, dtype=like.dtype, device=like.device)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import row_by_row  # noqa: F401  the kernel
 import torch
@@ -97,7 +98,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Passes are recorded here, too: as what runs once more. How many rows those had that were, and 0 for a replay."""
     rows: list[int] = []
 
-    def record(run: recorded.Run, device: torch.device) -> recorded.Recorded:
+    def record(run: recorded.Run) -> recorded.Recorded:
         output = run().clone()
         rows.append(len(output))
 
@@ -107,7 +108,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return again, output
 
-    monkeypatch.setitem(recorded.RECORDERS, "cpu", record)
+    monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: record)
     return rows
 
 
@@ -124,21 +125,74 @@ def test_recorded_passes_say_the_same(
     assert recording.count(0) > 10  # most passes were replays
 
 
-@pytest.mark.parametrize("says", ["operation not permitted when stream is capturing", "a replay is"])
+def test_idle_rows_write_where_nobody_reads(
+    both: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after they were not idle."""
+    passes = PackedPasses(both[1].model.get_decoder(), 4)
+    passes.reserve(np.full(4, 8))
+    told: list[torch.Tensor] = []
+
+    def step_at(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        told.append(places.clone())
+        return torch.zeros(len(ids), 1)
+
+    monkeypatch.setattr(passes, "step_at", step_at)
+    step = recorded._Step(passes, lambda hidden: hidden, 4, lambda run: (run, run()))
+    for rows in (4, 2):
+        step.logits(torch.ones(rows, dtype=torch.int64), passes.places(np.arange(rows), np.full(rows, 3)))
+    assert [one.tolist() for one in told] == [
+        [[32, 32, 32, 32], [0, 0, 0, 0]],
+        [[0, 8, 16, 24], [3, 3, 3, 3]],
+        [[0, 8, 32, 32], [3, 3, 0, 0]],
+    ]
+
+
+def _off_in_one_row(run: recorded.Run) -> recorded.Recorded:
+    output = run()
+    output[0] = 0
+    return lambda: None, output
+
+
+def _refused(run: recorded.Run) -> recorded.Recorded:
+    raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+
+@pytest.mark.parametrize(("record", "says"), [(_refused, "operation not permitted"), (_off_in_one_row, "is 1.00 off")])
 def test_what_cannot_be_recorded_or_says_something_else_is_launched(
-    generate: Generate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, says: str
+    generate: Generate, both: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, record: recorded.Recorder, says: str,
+) -> None:  # fmt: skip
+    """By every later batch of the model, too, which is told of once."""
+    tried: list[int] = []
+
+    def counted(run: recorded.Run) -> recorded.Recorded:
+        tried.append(1)
+        return record(run)
+
+    monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: counted)
+    trunk: Any = both[1].model.get_decoder()
+    monkeypatch.setattr(trunk, "contextmill_records", True, raising=False)
+    expected = said(generate(PROMPTS, plain=True))
+    assert said(generate(PROMPTS)) == said(generate(PROMPTS)) == expected
+    assert tried == [1] and caplog.text.count(says) == 1
+
+
+def test_a_batch_that_leaves_no_memory_to_record_is_launched_whole(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried: list[int] = []
 
-    def record(run: recorded.Run, device: torch.device) -> recorded.Recorded:
+    def record(run: recorded.Run) -> recorded.Recorded:
         tried.append(1)
-        if says.startswith("operation"):
-            raise RuntimeError("operation not permitted\nwhen stream is capturing")
-        return lambda: None, torch.randn_like(run())
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setitem(recorded.RECORDERS, "cpu", record)
-    assert said(generate(PROMPTS)) == said(generate(PROMPTS, plain=True))
-    assert tried == [1] and says in caplog.text
+    caplog.set_level("INFO")
+    monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: record)
+    expected = said(generate(PROMPTS, plain=True))
+    assert said(generate(PROMPTS)) == said(generate(PROMPTS)) == expected
+    assert tried == [1, 1]  # each batch may try
+    assert "no memory is left to record" in caplog.text and "a batch of 8 rows" not in caplog.text
 
 
 @pytest.mark.parametrize("most", [7, 40])

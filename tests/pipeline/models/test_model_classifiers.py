@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.models import ModelError, ModelPool
+from pipeline.models import ModelError, ModelPool, ModelRef, check_causal, check_classifier
 from pipeline.models.mpnet import with_fused_attention
 from pipeline.stages import build
 from schemas.job import JobSpec
@@ -81,7 +81,7 @@ def test_a_token_classifier_is_no_causal_lm(encoder: Path, pool: ModelPool) -> N
 
 def test_an_encoder_without_a_head_gets_no_random_one(tmp_path: Path, folder: Path, pool: ModelPool) -> None:
     bare = _save(tmp_path / "bare", folder, BertModel)
-    with pytest.raises(ModelError, match=r"is an encoder without a head .*BertModel.*llmlingua2-minilm"):
+    with pytest.raises(ModelError, match=r"is a model without a head .*BertModel.*llmlingua2-minilm"):
         pool.token_classifier(str(bare))
     config = json.loads((bare / "config.json").read_text())
     del config["architectures"]  # nothing says what it is: its tensors do
@@ -132,10 +132,10 @@ def test_mpnets_fused_attention_gives_what_its_own_gives() -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        (BertModel, r"BertModel\) predicts no next token: name a causal LM"),
-        (BertForMaskedLM, r"BertForMaskedLM\) predicts no next token"),
+        (BertModel, r"BertModel\) is no causal LM: name one whose config says ForCausalLM"),
+        (BertForMaskedLM, r"BertForMaskedLM\) is no causal LM"),
         (BertForTokenClassification, r"is a token classifier, which predicts no next token.*llmlingua2"),
-        (BertForSequenceClassification, r"BertForSequenceClassification\) predicts no next token"),
+        (BertForSequenceClassification, r"BertForSequenceClassification\) is no causal LM"),
     ],
 )
 def test_what_predicts_no_next_token_is_refused_before_anything_is_queued(
@@ -151,6 +151,30 @@ def test_what_predicts_no_next_token_is_refused_before_anything_is_queued(
     for stage in stages:
         with pytest.raises(ModelError, match=says):
             build(job(stage, other), 0).identity()
+
+
+@pytest.mark.parametrize(
+    ("config", "causal"),
+    [
+        ({"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]}, False),
+        ({"model_type": "xlm-roberta", "architectures": ["XLMRobertaForCausalLM"]}, True),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, False),
+        ({"model_type": "bart", "architectures": ["BartModel"], "is_encoder_decoder": True}, False),
+        ({"model_type": "bart", "architectures": ["BartForCausalLM"], "is_encoder_decoder": False}, True),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, True),
+        ({"model_type": "of-its-own"}, True),
+    ],
+)
+def test_what_a_config_says_decides(tmp_path: Path, config: dict[str, Any], causal: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ref = ModelRef("m", tmp_path, "0" * 64)
+    if causal:
+        check_causal(ref)
+        return
+    with pytest.raises(ModelError, match="is no causal LM"):
+        check_causal(ref)
+    with pytest.raises(ModelError, match="m is a model without a head for token classification"):
+        check_classifier(ref)
 
 
 def test_a_causal_lm_is_refused_as_a_classifier_before_anything_is_queued(folder: Path) -> None:
