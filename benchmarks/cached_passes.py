@@ -33,7 +33,6 @@ from benchmarks.measuring import kernel_seconds, table, timed
 from benchmarks.peers.classifier import with_untrained_head
 from benchmarks.random_weights import with_weights
 from benchmarks.workloads import documents, gsm8k
-from pipeline.compression.passes import passes_of
 from pipeline.compression.scoring import Scorer
 from pipeline.models import LoadedModel, ModelPool
 from schemas.compress import LLMLingua2Spec, LLMLinguaSpec
@@ -111,7 +110,7 @@ def _shape(plain: Scorer, fast: Scorer, shape: tuple[int, int, int], rate: float
     )
     found, seconds = [], []
     for scorer in (plain, fast):
-        passes = passes_of(scorer, number)
+        passes = scorer.passes(number)
         passes.run(rows, before, np.zeros_like(cached), cached, cached)
 
         def work(scorer: Scorer = scorer, passes: Any = passes) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,8 +10,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.alignment.pairs import Pair
-from pipeline.compression.ragged import padded
 from pipeline.models import LoadedModel
+from pipeline.passes.ragged import padded
 from pipeline.stages import Halt
 
 _LOGITS = {"cpu": 2**23, "cuda": 2**27}

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
-from pipeline.compression.ragged import ragged
 from pipeline.passes.compiling import hasten
 from pipeline.passes.packable import can_pack, positions_of
 from pipeline.passes.packed import read_packed
+from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.passes import passes_of
-from pipeline.compression.ragged import ragged
 from pipeline.compression.scoring import Scorer
+from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]
@@ -24,7 +23,7 @@ class Prefixes:
 
     def __init__(self, scorer: Scorer, starts: Sequence[Ints]) -> None:
         starts = [ids[-scorer.prefix :] for ids in starts]  # make_room drops more, should it not suffice
-        self._scorer, self._passes = scorer, passes_of(scorer, len(starts))
+        self._scorer, self._passes = scorer, scorer.passes(len(starts))
         self.length = np.array([len(ids) for ids in starts], dtype=np.int64)
         self.cached = np.zeros(len(starts), dtype=np.int64)
         self._ids = np.zeros((len(starts), int(self.length.max())), dtype=np.int64)

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
-from pipeline.compression.ragged import ragged
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer, Window, windows_of
+from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import Fetch, on_device
 
 T = TypeVar("T")

@@ -2,8 +2,8 @@
 
 For half precision on a GPU and models whose layers attend to all that came before, or to all (``packable``). Keys and
 values are read where they are by the attention kernel (FlashAttention over rows of different lengths), those to be
-stored after they went straight to their place: no mask, no copy, no repeated heads. Compression's ``Scorer.states``
-and ``Passes`` do the same for any other model or machine.
+stored after they went straight to their place: no mask, no copy, no repeated heads. ``padded`` does the same for any
+other model or machine.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _call(model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) ->
 
 
 class PackedPasses:
-    """As compression's ``Passes``, for a ``trunk`` that can be packed."""
+    """As ``PaddedPasses``, for a ``trunk`` that can be packed."""
 
     def __init__(self, trunk: Any, rows: int, window: int = 2**31 - 1) -> None:
         self.trunk, self.device = trunk, next(trunk.parameters()).device
@@ -135,7 +135,7 @@ class PackedPasses:
             self._stores.append(self._zeros(self._spare + 1))
 
     def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, kept: Ints) -> torch.Tensor:
-        """As in ``Passes``. All new keys and values are stored; those behind ``kept`` will be overwritten."""
+        """As in ``PaddedPasses``. All new keys and values are stored; those behind ``kept`` will be overwritten."""
         del kept
         # An empty row at the end: torch would compile anew for a single one.
         places = np.pad(np.stack([self._columns(rows, cached + counts), cached, counts]), ((0, 0), (0, 1)))

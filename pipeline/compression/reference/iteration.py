@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
 from pipeline.compression.iterative import CACHE
-from pipeline.compression.ragged import padded
 from pipeline.compression.reference.crash import Crash
 from pipeline.compression.reference.decisions import SPLIT, Deciding, Probe, Texts
 from pipeline.compression.reference.reading import Reading, most_positions
 from pipeline.compression.reference.windows import Window
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
+from pipeline.passes.ragged import padded
 from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.compression.passes import passes_of
-from pipeline.compression.ragged import ragged
 from pipeline.compression.reading import in_passes
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
+from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import Fetch, fetch, on_device
 
 Ints = NDArray[np.int64]
@@ -82,7 +81,7 @@ class Reading:
     def __init__(self, scorer: Scorer, rows: int, width: int, passed: Passed) -> None:
         self._scorer, self._passed = scorer, passed
         self._most = most_positions(scorer)
-        self.passes = passes_of(scorer, rows)
+        self.passes = scorer.passes(rows)
         exact = torch.float64 if scorer.head.weight.dtype is torch.float64 else torch.float32
         self.loss = torch.zeros(rows, width, dtype=exact, device=scorer.device)
         self.scored = np.zeros(rows, np.int64)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from pipeline.compression import scoring
 from pipeline.compression.iterative import Stream, rank, segment_of
-from pipeline.compression.passes import Passes
 from pipeline.compression.reading import surprisals
 from pipeline.compression.scoring import Scorer, windows_of
 from pipeline.models import ModelError, ModelPool
+from pipeline.passes.padded import PaddedPasses
 
 Ints = NDArray[np.int64]
 
@@ -118,7 +118,7 @@ def test_iterations_of_a_batch_equal_algorithm_2_by_hand(
 ) -> None:
     """Among them prefixes and streams that outgrow window or prefix; columns padded as on a GPU or not."""
     monkeypatch.setattr(scorer, "prefix", prefix)
-    monkeypatch.setattr(Passes, "round", lambda self, columns: -(-columns // multiple) * multiple)
+    monkeypatch.setattr(PaddedPasses, "round", lambda self, columns: -(-columns // multiple) * multiple)
     streams = [stream(length, seed, start, rate=0.3 + 0.1 * seed) for seed, (length, start) in enumerate(LENGTHS)]
     for one, margin in zip(streams, rank(scorer, streams, 30, lambda tokens: None), strict=True):
         scores, kept = by_hand(scorer, pool, one)
@@ -136,14 +136,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_says_so(
 ) -> None:
     streams = [stream(60, seed, 2) for seed in range(5)]
     expected = rank(scorer, streams, 30, lambda tokens: None)
-    real = scorer.trunk
+    real = scorer.trunk.forward
 
     def narrow(**arguments: Any) -> Any:
         if len(arguments["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(**arguments)
 
-    monkeypatch.setattr(scorer, "trunk", narrow)
+    monkeypatch.setattr(scorer.trunk, "forward", narrow)
     monkeypatch.setattr(scorer, "batch_tokens", 10_000)
     for one, other in zip(rank(scorer, streams, 30, lambda tokens: None), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)

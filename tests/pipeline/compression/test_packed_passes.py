@@ -19,7 +19,6 @@ from transformers import masking_utils
 from pipeline.compression.classifier import Classifier
 from pipeline.compression.classifier import hastened as hastened_classifier
 from pipeline.compression.iterative import rank
-from pipeline.compression.passes import Passes
 from pipeline.compression.reading import surprisals
 from pipeline.compression.reference.reading import Text, mean_losses
 from pipeline.compression.scoring import Scorer
@@ -90,7 +89,7 @@ def test_packed_passes_give_the_hidden_states_of_padded_ones(plain_and_packed: t
         return found
 
     with torch.inference_mode():
-        expected = read(Passes(plain, 4))
+        expected = read(plain.passes(4))
         found = read(PackedPasses(other.trunk, 4, other.window))
         for one, another in zip(found, expected, strict=True):
             assert float((one - another).norm() / another.norm()) < most

@@ -1,4 +1,7 @@
-"""Forward passes of many rows at once, each after keys and values of what was stored of it."""
+"""Passes as rectangles padded on the right, each row after its stored columns: any model that keeps keys and values.
+
+``packed`` has the same passes without padding, for fewer models and machines.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from pipeline.compression.ragged import ragged
-from pipeline.compression.scoring import Scorer
-from pipeline.models import ModelError
-from pipeline.passes.packed import PackedPasses
+from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]
@@ -92,15 +92,21 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class Passes:
+def keeps_columns(config: Any) -> bool:
+    """Whether all layers keep keys and values, a column for each token."""
+    return set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+
+
+class PaddedPasses:
     """Forward passes of many rows at once, each after what was stored of it. Nothing is stored yet."""
 
-    def __init__(self, scorer: Scorer, rows: int) -> None:
-        self._scorer, self._store = scorer, Store(rows)
+    def __init__(self, trunk: Any, rows: int, window: int) -> None:
+        self.trunk, self.device = trunk, next(trunk.parameters()).device
+        self._window, self._store = window, Store(rows)
 
     def round(self, columns: int) -> int:
         """GPU kernels of masked attention want multiples of eight."""
-        return -(-columns // 8) * 8 if self._scorer.device.type == "cuda" else columns
+        return -(-columns // 8) * 8 if self.device.type == "cuda" else columns
 
     def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, kept: Ints) -> torch.Tensor:
         """Hidden states ``[tokens, d]`` of the new tokens ``ids``, ``counts[i]`` of row ``rows[i]``, row by row.
@@ -108,13 +114,13 @@ class Passes:
         Of row ``rows[i]`` the first ``cached[i]`` columns of the store are attended to; the keys and values of its
         first ``kept[i]`` new tokens go there, behind them.
         """
-        device, width, new = self._scorer.device, self.round(int(cached.max())), self.round(int(counts.max()))
+        device, width, new = self.device, self.round(int(cached.max())), self.round(int(counts.max()))
         from_row, from_column = ragged(counts)
         places = on_device(from_row * new + from_column, device)
         padded = ids.new_zeros(len(rows) * new).index_copy_(0, places, ids).view(len(rows), new)
         stored = on_device(cached, device)
-        positions = (stored[:, None] + torch.arange(new, device=device)).clamp(max=self._scorer.window - 1)
-        output = self._scorer.trunk(
+        positions = (stored[:, None] + torch.arange(new, device=device)).clamp(max=self._window - 1)
+        output = self.trunk(
             input_ids=padded,
             position_ids=positions,
             attention_mask=self._mask(positions, stored, width),
@@ -130,7 +136,7 @@ class Passes:
 
     def _layers(self, rows: Ints, cached: Ints, kept: Ints, width: int) -> list[_Layer]:
         """The store as each layer sees it."""
-        device = self._scorer.device
+        device = self.device
         from_row, from_column = ragged(kept)
         write = _Write(*(
             on_device(one, device)
@@ -139,7 +145,7 @@ class Passes:
         leading = np.array_equal(rows, np.arange(len(rows)))
         which: Any = slice(0, len(rows)) if leading else on_device(rows, device)
         room = -(-int((cached + kept).max()) // 256) * 256
-        numbers = range(self._scorer.config.num_hidden_layers)
+        numbers = range(self.trunk.config.num_hidden_layers)
         return [_Layer(self._store, layer, which, width, write, room) for layer in numbers]
 
     def _mask(self, positions: torch.Tensor, cached: torch.Tensor, width: int) -> Any:
@@ -152,21 +158,10 @@ class Passes:
         stored = (columns < cached[:, None])[:, None, None, :].expand(rows, 1, new, width)
         fresh = torch.ones(new, new, dtype=torch.bool, device=positions.device).tril().expand(rows, 1, new, new)
         full = torch.cat([stored, fresh], dim=-1)
-        sliding = getattr(self._scorer.config, "sliding_window", None)
-        kinds = getattr(self._scorer.config, "layer_types", None) or []
+        sliding = getattr(self.trunk.config, "sliding_window", None)
+        kinds = getattr(self.trunk.config, "layer_types", None) or []
         if not sliding or (kinds and "sliding_attention" not in kinds):
             return full
         keys = torch.cat([columns.expand(rows, width), positions], dim=1)
         near = full & (positions[:, None, :, None] - keys[:, None, None, :] < sliding)
         return {"full_attention": full, "sliding_attention": near} if kinds else near
-
-
-def passes_of(scorer: Scorer, rows: int) -> Passes | PackedPasses:
-    """Passes of ``rows`` rows in the fastest way that this scorer allows. ``ModelError`` where it keeps no cache."""
-    kinds = set(getattr(scorer.config, "layer_types", None) or ["full_attention"])
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ModelError(
-            f"{scorer.config.model_type}: layers of kind {', '.join(sorted(kinds))} keep no keys and values that "
-            "could be reused; score with a model of plain attention layers"
-        )
-    return PackedPasses(scorer.trunk, rows, scorer.window) if scorer.packs else Passes(scorer, rows)
