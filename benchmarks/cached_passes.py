@@ -111,10 +111,10 @@ def _shape(plain: Scorer, fast: Scorer, shape: tuple[int, int, int], rate: float
     found, seconds = [], []
     for scorer in (plain, fast):
         passes = scorer.passes(number)
-        passes.run(rows, before, np.zeros_like(cached), cached, cached)
+        passes.run(rows, before, np.zeros_like(cached), cached)
 
         def work(scorer: Scorer = scorer, passes: Any = passes) -> tuple[torch.Tensor, torch.Tensor]:
-            hidden = passes.run(rows, after, cached, counts, np.zeros_like(counts))
+            hidden = passes.run(rows, after, cached, counts)
             return hidden, scorer.surprisal(hidden[:4096], after[1:4097])
 
         timed(work, 3, scorer.device)

@@ -71,7 +71,7 @@ class Prefixes:
         if segment is not None:
             ids[asked] = segment
         kept = np.minimum(feed, self.length[rows] - 1 - cached)
-        hidden = self._passes.run(rows, on_device(ids, self._scorer.device), cached, new, kept)
+        hidden = self._passes.run(rows, on_device(ids, self._scorer.device), cached, new)
         self.cached[rows] = cached + kept
         if segment is None:
             return np.zeros(0, np.float32)

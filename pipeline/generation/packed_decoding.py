@@ -74,7 +74,7 @@ class _Batch:
         last, begin = [], 0
         for rows, cached, counts in _pieces(self._lengths, self._most):
             ids = self._ids[begin : begin + counts.sum()]
-            hidden = self._passes.run(rows, on_device(ids, self._device), cached, counts, counts)
+            hidden = self._passes.run(rows, on_device(ids, self._device), cached, counts)
             ends = (np.cumsum(counts) - 1)[cached + counts == self._lengths[rows]]
             last.append(hidden[on_device(ends, self._device)])
             begin += len(ids)

@@ -97,8 +97,8 @@ def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     passes, left = PackedPasses(trunk, 3), width - lengths[rows]
     found = [
         read_packed(trunk, first, lengths, positions_of(trunk)).last_hidden_state[0],
-        passes.run(np.arange(3), first, np.zeros_like(lengths), lengths, lengths),
-        passes.run(rows, second, lengths[rows], left, np.zeros_like(left)),
+        passes.run(np.arange(3), first, np.zeros_like(lengths), lengths),
+        passes.run(rows, second, lengths[rows], left),
     ]
     begun = [whole[row, :length] for row, length in enumerate(lengths)]
     return torch.cat(found), torch.cat([*begun, *begun, *(whole[row, lengths[row] :] for row in rows)])
@@ -113,7 +113,7 @@ def _token_by_token(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     passes = PackedPasses(trunk, 3)
     passes.reserve(stored + 2)
     begun = torch.cat([ids[row, : stored[row]] for row in rows])
-    passes.run(rows, begun, np.zeros_like(stored), stored, stored)
+    passes.run(rows, begun, np.zeros_like(stored), stored)
     found = [passes.step(rows, ids[rows, stored], stored), passes.step(rows[:1], ids[:1, -1], stored[:1] + 1)]
     return torch.cat(found), torch.cat([whole[rows, stored], whole[:1, -1]])
 

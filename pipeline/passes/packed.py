@@ -134,9 +134,8 @@ class PackedPasses:
         for _ in range(2 * self.trunk.config.num_hidden_layers):
             self._stores.append(self._zeros(self._spare + 1))
 
-    def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, kept: Ints) -> torch.Tensor:
-        """As in ``PaddedPasses``. All new keys and values are stored; those behind ``kept`` will be overwritten."""
-        del kept
+    def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints) -> torch.Tensor:
+        """As in ``PaddedPasses``."""
         # An empty row at the end: torch would compile anew for a single one.
         places = np.pad(np.stack([self._columns(rows, cached + counts), cached, counts]), ((0, 0), (0, 1)))
         return self._pass(ids, places, _up(int(counts.max()), 64))

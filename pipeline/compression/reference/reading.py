@@ -112,7 +112,7 @@ class Reading:
         feed = ends - cached
         row, place = ragged(feed)
         some = ids[on_device(rows[row], device), on_device(cached[row] + place, device)]
-        hidden = self.passes.run(rows, some, cached, feed, np.maximum(0, keep - cached))
+        hidden = self.passes.run(rows, some, cached, feed)
         at = np.flatnonzero(place < feed[row] - 1)
         nats = _nats(self._scorer, hidden, some, at)
         self._write(rows[row[at]], cached[row[at]] + place[at], nats)

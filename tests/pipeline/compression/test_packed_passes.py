@@ -73,19 +73,19 @@ def test_packed_passes_give_the_hidden_states_of_padded_ones(plain_and_packed: t
     plain, other = plain_and_packed
     most = 1e-5 if plain.head.weight.dtype == torch.float32 else 0.03
     steps = [
-        (np.array([0, 1, 2, 3]), np.array([0, 0, 0, 0]), np.array([9, 1, 130, 40]), np.array([9, 1, 100, 0])),
-        (np.array([1, 3]), np.array([1, 0]), np.array([20, 2]), np.array([20, 1])),
-        (np.array([2, 0, 1]), np.array([90, 9, 21]), np.array([40, 30, 5]), np.array([0, 0, 0])),
+        (np.array([0, 1, 2, 3]), np.array([0, 0, 0, 0]), np.array([9, 1, 130, 40])),
+        (np.array([1, 3]), np.array([1, 0]), np.array([20, 2])),
+        (np.array([2, 0, 1]), np.array([90, 9, 21]), np.array([40, 30, 5])),
     ]
-    ids = [torch.randint(1, 400, (int(counts.sum()),)) for _, _, counts, _ in steps]
+    ids = [torch.randint(1, 400, (int(counts.sum()),)) for _, _, counts in steps]
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
     def read(passes: Any) -> list[torch.Tensor]:
         found = []
-        for number, ((rows, cached, counts, kept), some) in enumerate(zip(steps, ids, strict=True)):
+        for number, ((rows, cached, counts), some) in enumerate(zip(steps, ids, strict=True)):
             if number == 2:
                 passes.drop(2, 5, 15, 100)
-            found.append(passes.run(rows, some, cached, counts, kept).float())
+            found.append(passes.run(rows, some, cached, counts).float())
         return found
 
     with torch.inference_mode():
