@@ -1,7 +1,7 @@
-"""Decoding without padding against transformers' ``generate``, greedy, in the same run: speed and equal tokens.
+"""Our decoding against transformers' ``generate``, greedy, in the same run: speed and equal tokens.
 
     python -m benchmarks.decoding_speed --model FOLDER                      # a GPU, half precision
-    python -m benchmarks.decoding_speed --model FOLDER --rows 1 4 --dtype float32 --device cpu     # both are generate
+    python -m benchmarks.decoding_speed --model FOLDER --rows 1 4 --dtype float32 --device cpu     # padded passes
 
 ``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. No answer ends
 by itself: all have ``--new`` tokens. ``equal`` is the share of tokens before the first that differs.
@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.measuring import facts, save, table, timed
 from benchmarks.random_weights import with_weights
 from pipeline.generation import local
+from pipeline.generation.decoding import passes_for
 from pipeline.generation.local import LocalGenerator
-from pipeline.generation.packed_decoding import can_decode
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.stages import Run
@@ -36,13 +36,18 @@ def main() -> None:
         pool = ModelPool(arguments.device)
         loaded = pool.causal_lm(str(with_weights(arguments.model, Path(temporary))), arguments.dtype)
         begun = time.perf_counter()
-        packs = can_decode(loaded)
-        print(f"packed: {packs}, made ready in {time.perf_counter() - begun:.1f} s", flush=True)
+        passes = passes_for(loaded)
+        if passes is None:
+            raise SystemExit("this model is decoded by generate: there is nothing to compare")
+        print(f"{passes.__name__}, made ready in {time.perf_counter() - begun:.1f} s", flush=True)
         found: list[dict[str, Any]] = []
         for rows in arguments.rows:
             found.append(_compare(pool, loaded, arguments, rows))
             print(table(found, list(found[0])), flush=True)
-            save(arguments.json, {"facts": facts(loaded.device, arguments.dtype), "packed": packs, "rows": found})
+            save(
+                arguments.json,
+                {"facts": facts(loaded.device, arguments.dtype), "passes": passes.__name__, "rows": found},
+            )
 
 
 def _compare(pool: ModelPool, loaded: LoadedModel, arguments: argparse.Namespace, rows: int) -> dict[str, Any]:
@@ -54,9 +59,9 @@ def _compare(pool: ModelPool, loaded: LoadedModel, arguments: argparse.Namespace
     generator = LocalGenerator(loaded, GenerateSpec(kind="generate", batch_tokens=room), Run(pool))
     figures: dict[str, Any] = {"rows": rows, "tokens": sum(lengths)}
     answers = []
-    for name, packs in (("padded", False), ("packed", can_decode(loaded))):
+    for name, passes in (("generate", None), ("ours", passes_for(loaded))):
         with (
-            mock.patch.object(local, "can_decode", lambda loaded, packs=packs: packs),
+            mock.patch.object(local, "passes_for", lambda loaded, passes=passes: passes),
             mock.patch.object(local, "end_tokens", lambda *some: frozenset()),
         ):
             seconds = {}
@@ -68,7 +73,7 @@ def _compare(pool: ModelPool, loaded: LoadedModel, arguments: argparse.Namespace
         read, whole = seconds[1].median, seconds[arguments.new].median
         figures[f"{name} s"], figures[f"{name} read s"] = whole, read
         figures[f"{name} tokens/s"] = rows * (arguments.new - 1) / max(1e-9, whole - read)
-    figures["times"] = figures["packed tokens/s"] / figures["padded tokens/s"]
+    figures["times"] = figures["ours tokens/s"] / figures["generate tokens/s"]
     figures["equal"] = _equal(*answers)
     return figures
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -78,9 +79,9 @@ def run_packed(
         rows = waiting.pop()
         tokens = _tokens(lengths, rows, padded)
         if len(rows) == 1 or tokens <= most:
-            done = _attempt(work, rows)
-            if done is not None:
-                results.update(zip(rows, done, strict=True))
+            done = attempted(partial(work, rows), last=len(rows) == 1)
+            if done:
+                results.update(zip(rows, done[0], strict=True))
                 continue
             most = tokens // 2
             log.warning("out of memory: a batch of %d rows (%d tokens) is halved", len(rows), tokens)
@@ -89,17 +90,17 @@ def run_packed(
     return [results[row] for row in range(len(lengths))]
 
 
-def _attempt(work: Callable[[list[int]], Sequence[T]], rows: list[int]) -> Sequence[T] | None:
-    """The work's results, or None when it ran out of memory and the batch can still be split."""
+def attempted(work: Callable[[], T], last: bool) -> list[T]:
+    """What ``work`` gives, alone in a list; an empty one when memory ran out, unless this was the ``last`` resort."""
     try:
-        return work(rows)
+        return [work()]
     except (MemoryError, RuntimeError) as error:
-        if len(rows) == 1 or not out_of_memory(error):
+        if last or not out_of_memory(error):
             raise
     # Past the except block: only now are the failed call's frames, and the tensors they hold, let go.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return None
+    return []
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""When an answer ends: end tokens, stop strings, a stopping worker. Asked by the decoders after every token."""
+"""When an answer ends: end tokens, stop strings, its limit, a stopping worker. Asked by the decoders at every step."""
 
 from __future__ import annotations
 
@@ -34,19 +34,34 @@ class Ending:
     Raises ``Stopped`` out of the decoder: a worker told to leave must not wait for the longest answer.
     """
 
-    def __init__(self, rows: int, tokenizer: Any, ends: frozenset[int], stops: Sequence[str], run: Run) -> None:
-        self.tokens: list[list[int]] = [[] for _ in range(rows)]
-        self.counted = 0  # new tokens already reported as progress
-        self._tokenizer, self._ends, self._stops, self._run = tokenizer, ends, tuple(stops), run
+    def __init__(
+        self, limits: Sequence[int], tokenizer: Any, ends: frozenset[int], stops: Sequence[str], run: Run
+    ) -> None:
+        self.tokens: list[list[int]] = [[] for _ in limits]
+        self.seconds = [0.0] * len(limits)  # from when a row began to its last token
+        self.left = set(range(len(limits)))
+        self._limits, self._tokenizer, self._ends, self._stops, self._run = limits, tokenizer, ends, tuple(stops), run
         # a token that adds text adds a byte or more
         self._tail = max((len(stop.encode()) for stop in stops), default=0) + SPARE_TOKENS
+        self._begun = [0.0] * len(limits)
         self._looked = time.monotonic()
+        self._counted = 0
+
+    def begin(self, rows: Iterable[int]) -> None:
+        """From now on their time counts. What an earlier attempt made of them is forgotten."""
+        now = time.perf_counter()
+        for row in rows:
+            self.tokens[row], self._begun[row] = [], now
 
     def take(self, rows: Sequence[int], newest: Sequence[int]) -> list[int]:
         """The newest token of each of these ``rows`` -> those of the rows that it does not end."""
         for row, token in zip(rows, newest, strict=True):
             self.tokens[row].append(token)
         going = self._going_on(rows)
+        now = time.perf_counter()
+        for row in set(rows).difference(going):
+            self.left.remove(row)
+            self.seconds[row] = now - self._begun[row]
         self._look()
         return going
 
@@ -58,17 +73,23 @@ class Ending:
         cuts = [at for at in map(text.find, self._stops) if at >= 0]
         return text[: min(cuts)] if cuts else text, ended or bool(cuts)
 
+    def report(self) -> None:
+        """Tokens made since the last report."""
+        made = max(self._counted, sum(map(len, self.tokens)))  # less after a new beginning
+        self._run.progress(0, made - self._counted)
+        self._counted = made
+
     def _going_on(self, rows: Sequence[int]) -> list[int]:
         going = [row for row in rows if self.tokens[row][-1] not in self._ends]
-        if not self._stops or not going:
-            return going
-        tails = self._decode_all([self.tokens[row][-self._tail :] for row in going])
-        # The whole answer is only decoded when its tail shows a stop string: what ends it is what text() will cut.
-        return [
-            row
-            for row, tail in zip(going, tails, strict=True)
-            if not (self._stopped(tail) and self._stopped(self._decode(self.tokens[row])))
-        ]
+        if self._stops and going:
+            tails = self._decode_all([self.tokens[row][-self._tail :] for row in going])
+            # The whole answer is only decoded when its tail shows a stop string: what ends it is what text() will cut.
+            going = [
+                row
+                for row, tail in zip(going, tails, strict=True)
+                if not (self._stopped(tail) and self._stopped(self._decode(self.tokens[row])))
+            ]
+        return [row for row in going if len(self.tokens[row]) < self._limits[row]]
 
     def _stopped(self, text: str) -> bool:
         return any(stop in text for stop in self._stops)
@@ -87,11 +108,8 @@ class Ending:
 
     def _look(self) -> None:
         now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        if self._run.stopping():
-            raise Stopped
-        made = sum(map(len, self.tokens))
-        self._run.progress(0, made - self.counted)
-        self.counted = made
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            if self._run.stopping():
+                raise Stopped
+            self.report()

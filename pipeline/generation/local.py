@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from functools import partial
+from typing import Literal
 
-from pipeline.batching import run_packed
+from pipeline.batching import attempted, run_packed
+from pipeline.generation.decoding import ColumnDecoder, passes_for
 from pipeline.generation.ending import Ending, end_tokens
-from pipeline.generation.packed_decoding import PackedDecoder, can_decode
-from pipeline.generation.padded_decoding import PaddedDecoder
+from pipeline.generation.generated import GenerateDecoder
 from pipeline.generation.prompts import Prompt, PromptEncoder
 from pipeline.generation.sampling import document_seed
 from pipeline.models import LoadedModel
@@ -18,12 +20,15 @@ from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
 from schemas.stage import GenerateSpec
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """An answer. ``tokens`` are all that were made for it, end token and stop string included; ``text`` has neither.
 
-    ``seconds`` is its share of its batch's time, by tokens; ``latency_seconds`` the time of the whole batch.
+    ``seconds`` is its share of the time in which it and others were worked on, by tokens; ``latency_seconds`` the time
+    from the beginning of its prompt to its last token.
     """
 
     text: str
@@ -33,19 +38,9 @@ class Generation:
     latency_seconds: float
 
 
-class Decoder(Protocol):
-    """Writes the answers of one batch."""
-
-    padded: ClassVar[bool]
-    """Whether all rows take as much room as the longest, and may grow by as many tokens."""
-
-    def decode(self, prompts: Sequence[Prompt], ending: Ending) -> None:
-        """Hand every row's tokens to ``ending``, until it or the prompt's ``new_tokens`` ends the row."""
-
-
 @dataclass(frozen=True, slots=True)
 class LocalGenerator:
-    """Batches of prompts for the fastest decoder that model and device allow."""
+    """Prompts for the fastest decoder that model and device allow, as many at once as memory holds."""
 
     loaded: LoadedModel
     spec: GenerateSpec
@@ -53,25 +48,43 @@ class LocalGenerator:
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
         """One generation per prompt, in order. Raises ``Stopped`` between batches, or within one, when told to stop."""
-        packs = can_decode(self.loaded)
-        decoder: Decoder = PackedDecoder(self.loaded, self.spec) if packs else PaddedDecoder(self.loaded, self.spec)
-        # The room a prompt leaves in the window keys the batches: a finished short row is dragged along as padding, and
-        # past the window a model with learned positions has no embedding for it.
+        passes = passes_for(self.loaded)
+        decoder = ColumnDecoder(self.loaded, self.spec, passes) if passes else None
+        if decoder and not decoder.padded:
+            return self._work(prompts, lambda ending: self._all(decoder, prompts, ending)) if prompts else []
+        # The room a prompt leaves in the window keys generate's batches: past the window a model with learned positions
+        # has no embedding for a row that is dragged along.
         return run_packed(
             [len(prompt.ids) + prompt.new_tokens for prompt in prompts],
             self.spec.batch_tokens,
             lambda rows: self._batch(decoder, [prompts[row] for row in rows]),
-            keys=[prompt.new_tokens for prompt in prompts] if decoder.padded else None,
-            padded=decoder.padded,
+            keys=None if decoder else [prompt.new_tokens for prompt in prompts],
         )
 
-    def _batch(self, decoder: Decoder, prompts: Sequence[Prompt]) -> list[Generation]:
+    def _all(self, decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending) -> None:
+        """Where memory runs out, what is not ended begins anew in half of the room."""
+        columns = self.spec.batch_tokens
+        while True:
+            left = [len(prompts[row].ids) + prompts[row].new_tokens for row in ending.left]
+            columns = min(columns, sum(left))
+            if attempted(partial(decoder.decode, prompts, ending, columns), last=columns <= max(left)):
+                return
+            log.warning("out of memory: %d rows in room for %d tokens go on in half of it", len(ending.left), columns)
+            columns //= 2
+
+    def _batch(self, decoder: ColumnDecoder | None, prompts: Sequence[Prompt]) -> list[Generation]:
+        if decoder:
+            return self._work(prompts, lambda ending: decoder.decode(prompts, ending, self.spec.batch_tokens))
+        return self._work(prompts, lambda ending: GenerateDecoder(self.loaded, self.spec).decode(prompts, ending))
+
+    def _work(self, prompts: Sequence[Prompt], decode: Callable[[Ending], None]) -> list[Generation]:
         if self.run.stopping():
             raise Stopped
         start = time.perf_counter()
         ends = end_tokens(self.loaded.model, self.loaded.tokenizer, self.spec.stop)
-        ending = Ending(len(prompts), self.loaded.tokenizer, ends, self.spec.stop, self.run)
-        decoder.decode(prompts, ending)
+        limits = [prompt.new_tokens for prompt in prompts]
+        ending = Ending(limits, self.loaded.tokenizer, ends, self.spec.stop, self.run)
+        decode(ending)
         return self._finish(prompts, ending, time.perf_counter() - start)
 
     def _finish(self, prompts: Sequence[Prompt], ending: Ending, elapsed: float) -> list[Generation]:
@@ -81,8 +94,9 @@ class LocalGenerator:
             text, ended = ending.text(row)
             reason: Literal["stop", "length"] = "stop" if ended else "length"
             share = elapsed * count / sum(counts)
-            generations.append(Generation(text, ending.tokens[row], reason, share, elapsed))
-        self.run.progress(len(prompts), sum(counts) - ending.counted)
+            generations.append(Generation(text, ending.tokens[row], reason, share, ending.seconds[row]))
+        ending.report()
+        self.run.progress(len(prompts), sum(len(prompt.ids) for prompt in prompts))
         return generations
 
 

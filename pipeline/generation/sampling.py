@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -14,7 +17,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pipeline.passes.transfers import on_device
 from schemas.stage import GenerateSpec
+
+Ints = NDArray[np.int64]
 
 GREEDY_BELOW = 1e-5
 """A temperature under this is greedy: dividing by it would overflow, and the draw is certain anyway."""
@@ -25,53 +31,74 @@ def document_seed(seed: int, content_hash: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{content_hash}".encode()).digest()[:8], "big") >> 1
 
 
-def processors(
-    spec: GenerateSpec, seeds: Sequence[int], width: int, new_tokens: int, device: torch.device
-) -> LogitsProcessorList:
-    """What stands between logits and argmax for rows with these ``seeds``; nothing at all when decoding greedily.
-
-    Temperature, then top-k, then top-p, as transformers orders them; the draw comes last. ``width`` is the padded
-    length of the prompts.
-    """
+def warpers(spec: GenerateSpec) -> LogitsProcessorList:
+    """Temperature, then top-k, then top-p, as transformers orders them."""
     chain = LogitsProcessorList()
-    if spec.temperature < GREEDY_BELOW:
-        return chain
     if spec.temperature != 1.0:
         chain.append(TemperatureLogitsWarper(spec.temperature))
     if spec.top_k:
         chain.append(TopKLogitsWarper(spec.top_k))
     if spec.top_p < 1.0:
         chain.append(TopPLogitsWarper(spec.top_p))
-    chain.append(SeededDraw(seeds, width, new_tokens, device))
     return chain
 
 
-def narrow(chain: LogitsProcessorList, rows: torch.Tensor) -> None:
-    """From now on ``chain`` is shown the scores of these ``rows`` alone, int64 numbers among its seeds."""
-    for one in chain:
-        if isinstance(one, SeededDraw):
-            one.rows = rows
+def uniform(seeds: Sequence[int], new_tokens: int, device: torch.device) -> torch.Tensor:
+    """Numbers in [0, 1), float64 ``[rows, new_tokens]``: one for each step of each document.
+
+    From a CPU generator per document: equal on every device, whatever the rows beside it, and one number a step where
+    Gumbel noise would take one for each entry of the vocabulary.
+    """
+    rows = [torch.rand(new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.stack(rows).to(device)
+
+
+def draw(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Where ``numbers`` ``[rows]`` fall in the cumulated distributions of warped ``scores`` ``[rows, v]``: tokens."""
+    cumulated = scores.softmax(-1).double().cumsum(-1)  # float32 sums would lose the tail of a large vocabulary
+    at = numbers[:, None] * cumulated[:, -1:]
+    # right=True: the first entry above ``at``, so a token of probability 0 is never drawn
+    return torch.searchsorted(cumulated, at, right=True).clamp(max=scores.shape[-1] - 1)[:, 0]
+
+
+class Choosing:
+    """The token that comes next, by ``logits`` of any of the documents with these ``seeds``."""
+
+    def __init__(self, spec: GenerateSpec, seeds: Sequence[int], new_tokens: int, device: torch.device) -> None:
+        self._sampled = spec.temperature >= GREEDY_BELOW
+        if self._sampled:
+            self._warpers, self._numbers = warpers(spec), uniform(seeds, new_tokens, device)
+
+    def __call__(self, logits: torch.Tensor, rows: Ints, made: Ints) -> torch.Tensor:
+        """int64 ``[rows]`` after ``logits`` ``[rows, v]`` of documents ``rows``, of which ``made`` tokens were made."""
+        if not self._sampled:
+            return logits.argmax(-1)
+        none: Any = None  # what the warpers do not look at
+        scores: torch.Tensor = self._warpers(none, logits.float())
+        which, step = on_device(np.stack([rows, made]), logits.device)
+        return draw(scores, self._numbers[which, step])
+
+
+def processors(
+    spec: GenerateSpec, seeds: Sequence[int], width: int, new_tokens: int, device: torch.device
+) -> LogitsProcessorList:
+    """``Choosing`` as ``generate`` takes it, which does the argmax; nothing at all when decoding greedily.
+
+    ``width`` is the padded length of the prompts.
+    """
+    if spec.temperature < GREEDY_BELOW:
+        return LogitsProcessorList()
+    return LogitsProcessorList([*warpers(spec), SeededDraw(seeds, width, new_tokens, device)])
 
 
 class SeededDraw(LogitsProcessor):  # type: ignore[misc]
-    """Draws each row's next token by inverting its distribution at that row's own uniform number.
-
-    ``generate`` draws a whole batch from one generator, so a row's sample would hang on its neighbours; it takes no
-    generator per row. Here the draw happens among the processors, and all that is left to ``generate`` is the argmax
-    of a row with one finite score. The numbers come from a CPU generator per document, one for each step: equal on
-    every device, and one number a step where Gumbel noise would take one for each entry of the vocabulary.
-    """
+    """``draw`` for ``generate``, which draws a whole batch from one generator: a row's sample would hang on its
+    neighbours. All that is left to it is the argmax of a row with one finite score."""
 
     def __init__(self, seeds: Sequence[int], width: int, new_tokens: int, device: torch.device) -> None:
-        rows = [torch.rand(new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        self._uniform = torch.stack(rows).to(device)  # [rows, new_tokens], in [0, 1)
-        self._width = width
-        self.rows: torch.Tensor | slice = slice(None)  # those that scores are of
+        self._numbers, self._width = uniform(seeds, new_tokens, device), width
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``scores`` [rows, vocabulary], warped logits -> 0 at the drawn token, minus infinity elsewhere."""
-        cumulated = scores.softmax(-1).double().cumsum(-1)  # float32 sums would lose the tail of a large vocabulary
-        at = self._uniform[self.rows, input_ids.shape[1] - self._width, None] * cumulated[:, -1:]
-        # right=True: the first entry above ``at``, so a token of probability 0 is never drawn
-        token = torch.searchsorted(cumulated, at, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        token = draw(scores, self._numbers[:, input_ids.shape[1] - self._width])
+        return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)

@@ -13,7 +13,7 @@ from schemas.job import TargetSpec
 from schemas.settings import Settings
 from schemas.stage import GenerateSpec
 
-VERSION, LOCAL = 1, 2
+VERSION, LOCAL = 1, 3
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``; only the second where hosted
 models, whose answers were paid for, write what they did."""
 

@@ -13,6 +13,7 @@ from transformers.masking_utils import sdpa_mask
 
 from pipeline.passes.compiling import LAUNCHING
 from pipeline.passes.packed import ATTENTION, PackedPasses, attention, read_packed
+from pipeline.passes.padded import PaddedPasses
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,14 @@ def can_pack(trunk: Any) -> bool:
 
 
 @torch.inference_mode()
-def can_step(trunk: Any) -> bool:
-    """Whether one token of each row is read right as well, by a ``trunk`` that ``can_pack``."""
+def can_step(trunk: Any, kind: type[PackedPasses] | type[PaddedPasses]) -> bool:
+    """Whether one token of each row is read right by passes of this ``kind``; for packed ones ``can_pack`` it first."""
+    packed = kind is PackedPasses
     with LAUNCHING:
-        why = _doubt(lambda: _token_by_token(trunk))
+        why = _doubt(lambda: _token_by_token(trunk, kind, _WIDTH if packed else _WIDTH // 8))
     if why:
-        log.warning("the model writes with padding, at a fraction of the speed: %s", why)
+        else_by = "with padding" if packed else "by transformers' generate"
+        log.warning("the model writes %s, at a fraction of the speed: %s", else_by, why)
     return not why
 
 
@@ -104,14 +107,16 @@ def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(found), torch.cat([*begun, *begun, *(whole[row, lengths[row] :] for row in rows)])
 
 
-def _token_by_token(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _token_by_token(trunk: Any, kind: Any, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A token of three rows after what was stored of them, in a store laid out for them; then one of the longest."""
-    ids, rows = _ids(trunk), np.arange(3)
+    ids, rows = _ids(trunk, width), np.arange(3)
     width = ids.shape[1]
     stored = np.array([width - 2, 4, width // 2])
     whole = _whole(trunk, ids).view(3, width, -1)
-    passes = PackedPasses(trunk, 3)
-    passes.reserve(stored + 2)
+    passes = kind(trunk, 3, 2**31 - 1)
+    passes.reserve(int(stored.sum()) + 6, width)
+    for row, begin in enumerate(np.cumsum(stored + 2) - stored - 2):
+        passes.place(row, int(begin))
     begun = torch.cat([ids[row, : stored[row]] for row in rows])
     passes.run(rows, begun, np.zeros_like(stored), stored)
     found = [passes.step(rows, ids[rows, stored], stored), passes.step(rows[:1], ids[:1, -1], stored[:1] + 1)]
@@ -130,10 +135,10 @@ def _both_ways(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return found, expected
 
 
-def _ids(trunk: Any) -> torch.Tensor:
+def _ids(trunk: Any, width: int = _WIDTH) -> torch.Tensor:
     """Three rows, longer than a block of the kernel; none of the first ids, which may be padding."""
-    most, window = min(trunk.config.vocab_size, 1000), getattr(trunk.config, "max_position_embeddings", None) or _WIDTH
-    ids = torch.arange(3 * min(_WIDTH, window, len(positions_of(trunk))), device=next(trunk.parameters()).device)
+    most, window = min(trunk.config.vocab_size, 1000), getattr(trunk.config, "max_position_embeddings", None) or width
+    ids = torch.arange(3 * min(width, window, len(positions_of(trunk))), device=next(trunk.parameters()).device)
     return ids.mul(37).remainder(most).clamp(min=min(5, most - 1)).reshape(3, -1)
 
 

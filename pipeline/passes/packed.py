@@ -9,7 +9,7 @@ other model or machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -119,6 +119,9 @@ def _call(model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) ->
 class PackedPasses:
     """As ``PaddedPasses``, for a ``trunk`` that can be packed."""
 
+    records: ClassVar[bool] = True
+    """Whether a step can be recorded (``recorded``)."""
+
     def __init__(self, trunk: Any, rows: int, window: int = 2**31 - 1) -> None:
         self.trunk, self.device = trunk, next(trunk.parameters()).device
         self._rows, self._window, self._capacity = rows, window, 0
@@ -126,13 +129,16 @@ class PackedPasses:
         self._spare = 0
         self._stores: list[torch.Tensor] = []
 
-    def reserve(self, columns: Ints) -> None:
-        """Before the first pass: room for ``columns[r]`` of row r, no more and for good, and a spare column. Else the
-        store is a rectangle that grows, and is copied when it does."""
-        ends = np.cumsum(columns)
-        self._first, self._capacity, self._spare = ends - columns, int(columns.max()), int(ends[-1])
+    def reserve(self, columns: int, longest: int) -> None:
+        """Before the first pass: a store of ``columns`` for rows of at most ``longest``, each of which is told its
+        ``place``. Else the store is a rectangle that grows, and is copied when it does."""
+        self._capacity, self._spare = longest, columns
         for _ in range(2 * self.trunk.config.num_hidden_layers):
-            self._stores.append(self._zeros(self._spare + 1))
+            self._stores.append(self._zeros(columns + 1))
+
+    def place(self, row: int, begin: int) -> None:
+        """The columns of ``row`` begin there from now on."""
+        self._first[row] = begin
 
     def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints) -> torch.Tensor:
         """As in ``PaddedPasses``."""

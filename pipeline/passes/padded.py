@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -98,6 +98,8 @@ def keeps_columns(config: Any) -> bool:
 class PaddedPasses:
     """Forward passes of many rows at once, each after what was stored of it. Nothing is stored yet."""
 
+    records: ClassVar[bool] = False
+
     def __init__(self, trunk: Any, rows: int, window: int) -> None:
         self.trunk, self.device = trunk, next(trunk.parameters()).device
         self._window, self._store = window, Store(rows)
@@ -132,6 +134,16 @@ class PaddedPasses:
         )
         hidden: torch.Tensor = output.last_hidden_state.flatten(0, 1)[places]
         return hidden
+
+    def step(self, rows: Ints, ids: torch.Tensor, cached: Ints) -> torch.Tensor:
+        """``run`` for one token of each row."""
+        return self.run(rows, ids, cached, np.ones_like(rows))
+
+    def reserve(self, columns: int, longest: int) -> None:
+        """Nothing: the store grows as it is needed."""
+
+    def place(self, row: int, begin: int) -> None:
+        """Nothing: every row has a place of its own."""
 
     def drop(self, row: int, begin: int, end: int, length: int) -> None:
         """Forget columns ``begin`` to ``end`` of the ``length`` of one row; those behind them move up."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.passes.compiling import LAUNCHING
 from pipeline.passes.packed import PackedPasses
+from pipeline.passes.padded import PaddedPasses
 from pipeline.passes.transfers import on_device
 
 log = logging.getLogger(__name__)
@@ -40,16 +41,17 @@ _CHUNK = 64
 
 
 class Steps:
-    """Logits after one more token of each row, by ``head`` and ``passes`` whose columns are reserved for ``most`` rows.
+    """Logits after one more token of each of ``most`` rows or fewer, by ``head`` and ``passes`` with reserved columns.
 
     Where a pass cannot be recorded it is launched kernel by kernel, from then on by every batch of this model.
     """
 
-    def __init__(self, passes: PackedPasses, head: Any, most: int) -> None:
-        self._passes, self._head, self._most = passes, head, max(2, most)
+    def __init__(self, passes: PackedPasses | PaddedPasses, head: Any, most: int) -> None:
+        self._passes: Any = passes
+        self._head, self._most = head, max(2, most)
         self._times: dict[int, int] = {}
         self._recorded: dict[int, _Step] = {}
-        make = RECORDERS.get(passes.device.type)
+        make = RECORDERS.get(passes.device.type) if passes.records else None
         self._recorder = make(passes.device) if make and getattr(passes.trunk, "contextmill_records", True) else None
 
     def logits(self, rows: Ints, ids: torch.Tensor, cached: Ints) -> torch.Tensor:

@@ -119,11 +119,9 @@ def test_columns_are_those_of_the_schema_and_the_seconds_are_shared(models: dict
     table = pa.Table.from_pylist([result.fields for result in results], schema=STAGE_FIELDS["generate"])
     assert table.num_rows == len(TEXTS)
     assert set(results[0].fields) == set(STAGE_FIELDS["generate"].names)
-    latency = results[0].latency_seconds
-    assert latency is not None and {result.latency_seconds for result in results} == {latency}
-    assert sum(result.seconds for result in results) == pytest.approx(latency)
-    shares = {round(latency / result.seconds * (result.tokens_in + result.tokens_out), 3) for result in results}
-    assert len(shares) == 1
+    elapsed = sum(result.seconds for result in results)
+    assert all(0 < (result.latency_seconds or 0) < elapsed for result in results)
+    assert len({round(result.seconds / (result.tokens_in + result.tokens_out), 9) for result in results}) == 1
     assert all(result.cost_microusd is None and result.fields["cost_usd"] is None for result in results)
     assert all(result.tokens_in == result.fields["tokens_prompt"] for result in results)
 

@@ -15,13 +15,15 @@ import torch
 from tiny_models import save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.generation import packed_decoding
+from pipeline.generation import decoding
+from pipeline.generation.decoding import passes_for
+from pipeline.generation.ending import Ending
 from pipeline.generation.local import Generation, LocalGenerator
-from pipeline.generation.packed_decoding import PackedDecoder, can_decode
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.passes import packed, recorded
 from pipeline.passes.packed import PackedPasses
+from pipeline.passes.padded import PaddedPasses
 from pipeline.stages import Run, Stopped
 from schemas.stage import GenerateSpec
 
@@ -37,7 +39,7 @@ SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
 
 def traced(patched: pytest.MonkeyPatch) -> None:
     """As on a GPU in half precision, but traced alone: torch's own compiler would take half a minute."""
-    patched.setattr(packed_decoding, "_worth_it", lambda loaded: True)
+    patched.setattr(decoding, "_worth_packing", lambda loaded: True)
     patched.setattr(torch, "compile", partial(_COMPILE, backend="eager"))
 
 
@@ -51,7 +53,7 @@ def both(models: dict[str, Path]) -> Iterator[tuple[LoadedModel, LoadedModel]]:
     plain, other = (ModelPool("cpu").causal_lm(str(models["llama"])) for _ in range(2))
     with pytest.MonkeyPatch.context() as patched:
         traced(patched)
-        assert can_decode(other)
+        assert passes_for(other) is PackedPasses
     yield plain, other
 
 
@@ -61,7 +63,7 @@ Generate = Callable[..., list[Generation]]
 @pytest.fixture
 def generate(both: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Generate:
     """Generations by either; the packed ones unless ``plain``."""
-    monkeypatch.setattr(packed_decoding, "_worth_it", lambda loaded: loaded is both[1])
+    monkeypatch.setattr(decoding, "_worth_packing", lambda loaded: loaded is both[1])
 
     def work(prompts: Sequence[Prompt], run: Run | None = None, plain: bool = False, **settings: Any) -> Any:
         loaded = both[0] if plain else both[1]
@@ -81,6 +83,23 @@ def test_any_batch_says_what_generate_says(generate: Generate, settings: dict[st
     expected = said(generate(PROMPTS, plain=True, **settings))
     assert said(generate(PROMPTS, batch_tokens=batch_tokens, **settings)) == expected
     assert len({tuple(tokens) for _, tokens, _ in expected}) > 4  # else it would prove nothing
+
+
+def test_rows_take_the_room_of_those_that_ended(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts with room for three of them at once: the others begin while these go on, and read over what they left."""
+    prompts = [Prompt(one.ids, 3 + 5 * (place % 4), one.seed) for place, one in enumerate(PROMPTS * 3)]
+    begun: list[list[int]] = []
+    begin = Ending.begin
+
+    def noted(self: Ending, rows: list[int]) -> None:
+        begun.append(rows)
+        begin(self, rows)
+
+    expected = said(generate(prompts, plain=True, **SAMPLED))
+    monkeypatch.setattr(Ending, "begin", noted)
+    assert said(generate(prompts, batch_tokens=200, **SAMPLED)) == expected
+    assert sorted(row for rows in begun for row in rows) == list(range(len(prompts)))
+    assert len(begun[0]) < 5 and len(begun) > 5
 
 
 def test_order_does_not_matter_and_other_batches_compile_nothing(generate: Generate) -> None:
@@ -130,7 +149,9 @@ def test_idle_rows_write_where_nobody_reads(
 ) -> None:
     """Also after they were not idle."""
     passes = PackedPasses(both[1].model.get_decoder(), 4)
-    passes.reserve(np.full(4, 8))
+    passes.reserve(32, 8)
+    for row in range(4):
+        passes.place(row, 8 * row)
     told: list[torch.Tensor] = []
 
     def step_at(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -197,7 +218,7 @@ def test_a_batch_that_leaves_no_memory_to_record_is_launched_whole(
 
 @pytest.mark.parametrize("most", [7, 40])
 def test_prompts_are_read_in_pieces(generate: Generate, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    monkeypatch.setattr(packed_decoding, "PASS_TOKENS", most)
+    monkeypatch.setattr(decoding, "PASS_TOKENS", most)
     assert said(generate(PROMPTS)) == said(generate(PROMPTS, plain=True))
 
 
@@ -237,8 +258,9 @@ def test_seconds_are_shared_and_progress_counts_once(generate: Generate, monkeyp
     found = generate(PROMPTS, run=run)
     assert sum(documents for documents, _ in counted) == len(PROMPTS)
     assert sum(tokens for _, tokens in counted) == sum(LENGTHS) + sum(len(one.tokens) for one in found)
-    assert len({one.latency_seconds for one in found}) == 1
-    assert sum(one.seconds for one in found) == pytest.approx(found[0].latency_seconds)
+    assert all(0 < one.latency_seconds < sum(one.seconds for one in found) for one in found)
+    early, late = generate([Prompt(PROMPTS[0].ids, 2), Prompt(PROMPTS[1].ids, 24)])
+    assert early.latency_seconds < late.latency_seconds
 
 
 def test_it_stops_within_a_batch_when_told(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,28 +277,32 @@ def test_it_stops_within_a_batch_when_told(generate: Generate, monkeypatch: pyte
     assert said(generate(PROMPTS)) == said(generate(PROMPTS, plain=True))
 
 
-def test_a_batch_out_of_memory_is_halved_and_its_store_let_go(
+def test_where_memory_runs_out_less_is_done_at_once_and_the_store_let_go(
     generate: Generate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It runs out at the fifth step, halfway."""
+    """It runs out halfway: what had ended by then stays, the rest begins anew."""
     begun: list[Any] = []
+    counted_tokens: list[int] = []
     step, reserve = PackedPasses.step, PackedPasses.reserve
 
-    def counted(self: PackedPasses, columns: Any) -> None:
+    def counted(self: PackedPasses, columns: int, longest: int) -> None:
         assert not any(one() is not None for one in begun)
         begun.append(weakref.ref(self))
-        reserve(self, columns)
+        reserve(self, columns, longest)
 
     def narrow(self: PackedPasses, rows: Any, ids: torch.Tensor, cached: Any) -> torch.Tensor:
         if len(rows) > 3 and cached.min() > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, rows, ids, cached)
 
-    expected = said(generate(PROMPTS, plain=True))
+    prompts = [Prompt(PROMPTS[0].ids, 3), *PROMPTS[1:]]
+    expected = said(generate(prompts, plain=True))
     monkeypatch.setattr(PackedPasses, "reserve", counted)
     monkeypatch.setattr(PackedPasses, "step", narrow)
-    assert said(generate(PROMPTS)) == expected
-    assert len(begun) > 3 and "out of memory: a batch of 8 rows" in caplog.text
+    run = Run(ModelPool("cpu"), progress=lambda documents, tokens: counted_tokens.append(tokens))
+    assert said(generate(prompts, run=run)) == expected
+    assert len(begun) > 1 and "out of memory: 7 rows in room for" in caplog.text
+    assert sum(counted_tokens) == sum(len(one.ids) for one in prompts) + sum(len(tokens) for _, tokens, _ in expected)
 
 
 def save_other(folder: Path, name: str, **settings: Any) -> LoadedModel:
@@ -298,7 +324,7 @@ def test_what_cannot_be_decoded_so_stays_with_generate(
     generator = LocalGenerator(loaded, GenerateSpec(kind="generate"), Run(ModelPool("cpu")))
     expected = said(generator.generate(PROMPTS[:3]))
     traced(monkeypatch)
-    assert not can_decode(loaded)
+    assert passes_for(loaded) is not PackedPasses
     assert said(generator.generate(PROMPTS[:3])) == expected
 
 
@@ -314,11 +340,10 @@ def test_a_kernel_that_lies_about_single_tokens_is_not_used(
     loaded = ModelPool("cpu").causal_lm(str(models["llama"]))
     traced(monkeypatch)
     monkeypatch.setattr(packed, "attend", broken)
-    assert not can_decode(loaded)
+    assert passes_for(loaded) is not PackedPasses
     assert "the model writes with padding" in caplog.text
 
 
-def test_the_cpu_and_float32_stay_with_generate(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PackedDecoder, "decode", None)
-    assert not can_decode(ModelPool("cpu").causal_lm(str(models["llama"])))
-    assert not can_decode(ModelPool("cpu").causal_lm(str(models["llama"]), "bfloat16"))
+def test_the_cpu_and_float32_read_padded(models: dict[str, Path]) -> None:
+    for dtype in ("float32", "bfloat16"):
+        assert passes_for(ModelPool("cpu").causal_lm(str(models["llama"]), dtype)) is PaddedPasses

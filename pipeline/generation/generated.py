@@ -1,11 +1,11 @@
-"""Decoding with transformers' ``generate`` in left-padded batches: any model, on any device."""
+"""Decoding with transformers' ``generate`` in left-padded batches: models that ``decoding`` cannot carry."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
@@ -18,15 +18,15 @@ from schemas.stage import GenerateSpec
 
 
 @dataclass(frozen=True, slots=True)
-class PaddedDecoder:
+class GenerateDecoder:
     """All rows until the last one ends; those that end sooner are dragged along."""
 
     loaded: LoadedModel
     spec: GenerateSpec
-    padded: ClassVar[bool] = True
 
     def decode(self, prompts: Sequence[Prompt], ending: Ending) -> None:
-        """As in ``Decoder``. All prompts have the same ``new_tokens``."""
+        """Hand every row's tokens to ``ending``, until it ends the row. All have the same ``new_tokens``."""
+        ending.begin(range(len(prompts)))
         model, device = self.loaded.model, self.loaded.device
         ids, mask = _left_padded([prompt.ids for prompt in prompts], self.loaded.tokenizer.pad_token_id or 0, device)
         seeds, new_tokens = [prompt.seed for prompt in prompts], prompts[0].new_tokens
