@@ -63,6 +63,9 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("tokens_prompt", pa.int64(), nullable=False),  # as sent, chat template included
             pa.field("tokens_generated", pa.int64(), nullable=False),
             pa.field("tokens_cached", pa.int64()),  # read from the endpoint's prompt cache
+            pa.field("target_passes", pa.int64()),  # of the model, the prompt's included; null behind an endpoint
+            pa.field("tokens_drafted", pa.int64()),  # ... proposed to it, and those that it would have said itself
+            pa.field("tokens_accepted", pa.int64()),
             pa.field("generate_seconds", pa.float64(), nullable=False),
             pa.field("latency_seconds", pa.float64(), nullable=False),
             pa.field("cost_usd", pa.decimal128(18, 6)),  # null: unknown price

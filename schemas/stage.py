@@ -31,7 +31,8 @@ class GenerateSpec(StageBase):
     """Let the target model (``[target]``) answer the prompts, on this machine or behind an OpenAI-compatible API."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {
-        "concurrency", "requests_per_minute", "tokens_per_minute", "deadline_seconds", "max_retries", "budget_usd",
+        "draft_tokens", "concurrency", "requests_per_minute", "tokens_per_minute", "deadline_seconds", "max_retries",
+        "budget_usd",
     }  # fmt: skip
 
     kind: Literal["generate"]
@@ -45,6 +46,8 @@ class GenerateSpec(StageBase):
     stop: tuple[str, ...] = Field((), description="strings that end an answer; the string itself is cut off")
     system: str | None = Field(None, description="system message, where the chat template has one")
     chat: StrictBool = Field(True, description="apply the model's chat template; off for plain completion")
+    # local models only
+    draft_tokens: Whole = Field(0, ge=0, le=31, description="tokens copied ahead and checked in one pass; 0 is off")
     # hosted endpoints only
     base_url: str | None = Field(None, description="OpenAI-compatible endpoint; default: the SDK's own")
     concurrency: Whole = Field(8, ge=1, description="calls in flight per worker")

@@ -7,6 +7,7 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.generation.ending import Ending
+from pipeline.generation.lines import Lines
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.sampling import Choosing
 from pipeline.models import LoadedModel
@@ -23,9 +25,9 @@ from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.packable import attends_plainly, can_pack, can_step
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses, keeps_columns
-from pipeline.passes.recorded import Steps
+from pipeline.passes.recorded import Steps, Work
 from pipeline.passes.room import Room
-from pipeline.passes.transfers import fetch, on_device
+from pipeline.passes.transfers import Fetch, fetch, on_device
 from schemas.stage import GenerateSpec
 
 Ints = NDArray[np.int64]
@@ -58,82 +60,109 @@ class ColumnDecoder:
 
         At once as many rows are worked on as fit in ``columns``, and at least one.
         """
-        batch = _Batch(self, prompts, sorted(ending.left), columns)
-        rows, newest, made = batch.join(others=False)
-        ending.begin(rows.tolist())
-        while len(rows):
-            arriving = fetch(newest)
-            # The device goes on before these tokens are here. What it makes of a row that they end is left out below.
-            ahead = np.flatnonzero(batch.limits[rows] > made)
-            following = batch.write(rows[ahead], _some(newest, ahead), made[ahead]) if len(ahead) else newest[:0]
-            going = np.isin(rows, ending.take(rows.tolist(), arriving().tolist()))
-            batch.leave(rows[~going])
-            rows, newest, made = rows[going], _some(following, np.flatnonzero(going[ahead])), made[going] + 1
-            joining, first, one = batch.join(others=len(rows) > 0)
-            if len(joining):
-                ending.begin(joining.tolist())
-                rows, newest, made = np.append(rows, joining), torch.cat([newest, first]), np.append(made, one)
+        batch = _Batch(self, prompts, ending, columns)
+        arriving = batch.join()
+        while arriving:
+            # The device goes on before these tokens are here. What it makes of a row that they end is left out.
+            following = batch.go_on()
+            for rows, found in arriving:
+                batch.take(rows, found())
+            arriving = following + batch.join()
+
+
+Arriving = list[tuple[Ints, Fetch]]
+"""Rows, and what was found for each of them: tokens, and how many of these count."""
 
 
 class _Batch:
-    """Prompts, the store of their keys and values, and how tokens are chosen."""
+    """The prompts that are worked on: where they are, and how far."""
 
-    def __init__(self, decoder: ColumnDecoder, prompts: Sequence[Prompt], rows: Sequence[int], columns: int) -> None:
+    def __init__(self, decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending, columns: int) -> None:
         loaded, spec = decoder.loaded, decoder.spec
-        self.limits = np.array([prompt.new_tokens for prompt in prompts])
-        self._prompts, self._lengths = prompts, np.array([len(prompt.ids) for prompt in prompts])
-        self._needs = self._lengths + self.limits - 1  # an answer's last token is never read
-        self._device, self._most = loaded.device, max(1, min(spec.batch_tokens, PASS_TOKENS))
-        self._head: Any = loaded.model.get_output_embeddings()
-        self._choose = Choosing(spec, [one.seed for one in prompts], int(self.limits.max()), loaded.device)
+        self._prompts, self._ending, self._width = prompts, ending, 1 + spec.draft_tokens
+        rows, lengths = sorted(ending.left), np.array([len(prompt.ids) for prompt in prompts])
+        self._lengths, self._limits = lengths, np.array([prompt.new_tokens for prompt in prompts])
+        # An answer's last token is never read; drafts may be, in the round that ends it and in the one begun meanwhile.
+        self._needs = lengths + self._limits - 1 + 2 * spec.draft_tokens
+        self._made = np.zeros_like(lengths)  # with what is arriving, at least
+        self._on: Ints = np.zeros(0, np.int64)  # rows that are worked on
         # Longest first: what is too large for the memory shows at the start and not after an hour.
         self._waiting = sorted(rows, key=lambda row: (self._needs[row], -row))
         total, longest = int(self._needs[rows].sum()), int(self._needs[rows].max())
         self._columns = min(total, max(columns, longest))
-        self._room, self._begins = Room(self._columns), np.zeros(len(prompts), np.int64)
-        self._passes = decoder.passes(loaded.model.get_decoder(), len(prompts), loaded.window)
+        self._room, self._begins = Room(self._columns), np.zeros_like(lengths)
+        most = min(len(rows), max(1, self._columns // int(self._needs[rows].min())))
+        self._slots, self._free = np.zeros_like(lengths), list(range(most))[::-1]
+        self._device, self._most = loaded.device, max(1, min(spec.batch_tokens, PASS_TOKENS))
+        self._head: Any = loaded.model.get_output_embeddings()
+        self._choose = Choosing(spec, [one.seed for one in prompts], int(self._limits.max()), loaded.device)
+        self._passes: Any = decoder.passes(loaded.model.get_decoder(), most, loaded.window)
         self._passes.reserve(self._columns, longest)
-        self._steps = Steps(self._passes, self._head, len(rows))
+        self._lines = Lines(most, longest + max(len(prompt.copied) for prompt in prompts) + 1, loaded.device)
+        write = functools.partial(self._lines.round, self._passes, self._head, self._choose)
+        work = Work(write, self._lines.length, self._lines.idle)
+        self._steps = Steps(work, loaded.model.get_decoder(), most, decoder.passes.records)
 
-    def join(self, others: bool) -> tuple[Ints, torch.Tensor, Ints]:
-        """Rows for which there is room now, their first tokens, int64 on the device as all tokens, and how many."""
+    def join(self) -> Arriving:
+        """Begin rows for which there is room now, the longest first: their first tokens."""
         joining: list[int] = []
-        if not others or self._room.free >= self._columns // _SHARE:
-            while self._waiting and self._placed(self._waiting[-1]):
+        if not len(self._on) or self._room.free >= self._columns // _SHARE:
+            while self._waiting and self._free and self._placed(self._waiting[-1]):
                 joining.append(self._waiting.pop())
-        rows = np.array(joining, dtype=np.int64)
-        first = self._read(rows) if joining else torch.zeros(0, dtype=torch.int64, device=self._device)
-        return rows, first, np.ones_like(rows)
+        if not joining:
+            return []
+        rows, prompts = np.array(joining), [self._prompts[row] for row in joining]
+        slots, ids = self._slots[rows], [np.array(prompt.ids) for prompt in prompts]
+        self._ending.begin(joining)
+        self._passes.place(slots, self._begins[rows])
+        self._lines.begin(slots, rows, [np.array(prompt.copied, np.int64) for prompt in prompts], ids)
+        first = self._read(rows, np.concatenate(ids))
+        self._lines.append(on_device(slots, self._device), first[:, None], 1)
+        self._on, self._made[rows] = np.append(self._on, rows), 1
+        return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)))]
 
     def _placed(self, row: int) -> bool:
         begin = self._room.take(int(self._needs[row]))
         if begin is None:
             return False
-        self._begins[row] = begin
-        self._passes.place(row, begin)
+        self._begins[row], self._slots[row] = begin, self._free.pop()
         return True
 
-    def leave(self, rows: Ints) -> None:
-        """Others may have the room of these rows."""
-        for row in rows.tolist():
-            self._room.give(int(self._begins[row]), int(self._needs[row]))
-
-    def _read(self, rows: Ints) -> torch.Tensor:
-        """The first token after each prompt."""
-        last = []
+    def _read(self, rows: Ints, ids: Ints) -> torch.Tensor:
+        """The first token after each prompt, int64 on the device as all tokens."""
+        last, begin = [], 0
         lengths = self._lengths[rows]
-        ids, begin = np.concatenate([self._prompts[row].ids for row in rows.tolist()]), 0
         for some, cached, counts in _pieces(lengths, self._most):
             piece = on_device(ids[begin : begin + counts.sum()], self._device)
-            hidden = self._passes.run(rows[some], piece, cached, counts)
+            hidden = self._passes.run(self._slots[rows[some]], piece, cached, counts)
             ends = (np.cumsum(counts) - 1)[cached + counts == lengths[some]]
             last.append(hidden[on_device(ends, self._device)])
             begin += len(piece)
-        return self._choose(self._head(torch.cat(last)), rows, np.zeros_like(rows))
+        documents = on_device(rows, self._device)
+        return self._choose(self._head(torch.cat(last)), documents, torch.zeros_like(documents))
 
-    def write(self, rows: Ints, newest: torch.Tensor, made: Ints) -> torch.Tensor:
-        """The token after the ``newest`` of each of these ``rows``, of which ``made`` were made."""
-        return self._choose(self._steps.logits(rows, newest, self._lengths[rows] + made - 1), rows, made)
+    def go_on(self) -> Arriving:
+        """Begin a round of all rows that what is arriving may not end."""
+        rows = self._on[self._made[self._on] < self._limits[self._on]]
+        if not len(rows):
+            return []
+        self._made[rows] += 1
+        most = int((self._lengths[rows] + self._made[rows]).max()) + 2 * (self._width - 1)
+        return [(rows, fetch(self._steps(self._slots[rows], self._width, most)))]
+
+    def take(self, rows: Ints, found: NDArray[np.int64]) -> None:
+        """Hand on what was found; others may have the room of the rows that it ends."""
+        on = np.isin(rows, self._on)
+        rows, found = rows[on], found[on]
+        if not len(rows):
+            return
+        self._made[rows] += found[:, -1] - 1
+        newest = [one[: one[-1]] for one in found.tolist()]
+        going = self._ending.take(rows.tolist(), newest, drafted=found.shape[1] - 2)
+        for row in set(rows.tolist()).difference(going):
+            self._room.give(int(self._begins[row]), int(self._needs[row]))
+            self._free.append(int(self._slots[row]))
+        self._on = self._on[~np.isin(self._on, rows) | np.isin(self._on, going)]
 
 
 def _pieces(lengths: Ints, most: int) -> Iterator[tuple[Ints, Ints, Ints]]:
@@ -144,10 +173,6 @@ def _pieces(lengths: Ints, most: int) -> Iterator[tuple[Ints, Ints, Ints]]:
         first, last = np.maximum(begins, begin), np.minimum(ends, begin + most)
         rows = np.flatnonzero(last > first)
         yield rows, (first - begins)[rows], (last - first)[rows]
-
-
-def _some(tensor: torch.Tensor, places: Ints) -> torch.Tensor:
-    return tensor if len(places) == len(tensor) else tensor[on_device(places, tensor.device)]
 
 
 def passes_for(loaded: LoadedModel) -> Passes | None:

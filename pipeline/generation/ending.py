@@ -39,6 +39,8 @@ class Ending:
     ) -> None:
         self.tokens: list[list[int]] = [[] for _ in limits]
         self.seconds = [0.0] * len(limits)  # from when a row began to its last token
+        self.passes = [0] * len(limits)  # of the model, each of which gave a row one token or more
+        self.drafted = [0] * len(limits)  # tokens that were proposed to these
         self.left = set(range(len(limits)))
         self._limits, self._tokenizer, self._ends, self._stops, self._run = limits, tokenizer, ends, tuple(stops), run
         # a token that adds text adds a byte or more
@@ -51,19 +53,29 @@ class Ending:
         """From now on their time counts. What an earlier attempt made of them is forgotten."""
         now = time.perf_counter()
         for row in rows:
-            self.tokens[row], self._begun[row] = [], now
+            self.tokens[row], self.passes[row], self.drafted[row], self._begun[row] = [], 0, 0, now
 
-    def take(self, rows: Sequence[int], newest: Sequence[int]) -> list[int]:
-        """The newest token of each of these ``rows`` -> those of the rows that it does not end."""
-        for row, token in zip(rows, newest, strict=True):
-            self.tokens[row].append(token)
-        going = self._going_on(rows)
+    def take(self, rows: Sequence[int], newest: Sequence[Sequence[int]], drafted: int = 0) -> list[int]:
+        """The newest tokens of each of these ``rows``, out of ``drafted`` ones and one more -> the rows that go on.
+
+        What comes after an end is forgotten.
+        """
+        ended: set[int] = set()
+        for row in rows:
+            self.passes[row] += 1
+            self.drafted[row] += drafted
+        for place in range(max(map(len, newest))):
+            told = [row for row, some in zip(rows, newest, strict=True) if len(some) > place and row not in ended]
+            for row, some in zip(rows, newest, strict=True):
+                if len(some) > place and row not in ended:
+                    self.tokens[row].append(some[place])
+            ended.update(set(told).difference(self._going_on(told)))
         now = time.perf_counter()
-        for row in set(rows).difference(going):
+        for row in ended:
             self.left.remove(row)
             self.seconds[row] = now - self._begun[row]
         self._look()
-        return going
+        return [row for row in rows if row not in ended]
 
     def text(self, row: int) -> tuple[str, bool]:
         """The row's answer without the stop string, and whether it came to an end of its own."""

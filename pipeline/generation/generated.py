@@ -50,7 +50,7 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
         """Which rows are done: bool [rows]."""
         del scores, kwargs
         newest = input_ids[:, -1].tolist()
-        self._open = self._ending.take(self._open, [newest[row] for row in self._open])
+        self._open = self._ending.take(self._open, [newest[row : row + 1] for row in self._open])
         done = torch.ones(len(newest), dtype=torch.bool)
         done[self._open] = False
         return done.to(input_ids.device)

@@ -28,7 +28,8 @@ class Generation:
     """An answer. ``tokens`` are all that were made for it, end token and stop string included; ``text`` has neither.
 
     ``seconds`` is its share of the time in which it and others were worked on, by tokens; ``latency_seconds`` the time
-    from the beginning of its prompt to its last token.
+    from the beginning of its prompt to its last token. ``passes`` of the model, the prompt's included, gave a token
+    each and what they accepted of the ``drafted`` ones.
     """
 
     text: str
@@ -36,6 +37,8 @@ class Generation:
     finish_reason: Literal["stop", "length"]
     seconds: float
     latency_seconds: float
+    passes: int
+    drafted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class LocalGenerator:
         decoder = ColumnDecoder(self.loaded, self.spec, passes) if passes else None
         if decoder and not decoder.padded:
             return self._work(prompts, lambda ending: self._all(decoder, prompts, ending)) if prompts else []
+        if self.spec.draft_tokens and not decoder:
+            log.warning("%s is decoded by transformers' generate, hence without drafts", self.loaded.ref.name)
         # The room a prompt leaves in the window keys generate's batches: past the window a model with learned positions
         # has no embedding for a row that is dragged along.
         return run_packed(
@@ -94,7 +99,8 @@ class LocalGenerator:
             text, ended = ending.text(row)
             reason: Literal["stop", "length"] = "stop" if ended else "length"
             share = elapsed * count / sum(counts)
-            generations.append(Generation(text, ending.tokens[row], reason, share, ending.seconds[row]))
+            seconds, passes, drafted = ending.seconds[row], ending.passes[row], ending.drafted[row]
+            generations.append(Generation(text, ending.tokens[row], reason, share, seconds, passes, drafted))
         ending.report()
         self.run.progress(len(prompts), sum(len(prompt.ids) for prompt in prompts))
         return generations
@@ -107,13 +113,21 @@ def answer(
     encoder = PromptEncoder(name, loaded.tokenizer, loaded.window, spec)
     encoded = encoder.encode([document.prompt for document in documents])
     prompts = [
-        Prompt(ids, min(spec.max_new_tokens, loaded.window - len(ids)), document_seed(spec.seed, document.content_hash))
+        _prompt(document, ids, loaded, spec)
         for document, ids in zip(documents, encoded, strict=True)
         if not isinstance(ids, Refusal)
     ]
     run.progress(len(documents) - len(prompts), 0)
     made = iter(zip(prompts, LocalGenerator(loaded, spec, run).generate(prompts), strict=True))
     return [ids if isinstance(ids, Refusal) else _result(name, *next(made)) for ids in encoded]
+
+
+def _prompt(document: Document, ids: list[int], loaded: LoadedModel, spec: GenerateSpec) -> Prompt:
+    """Answers may copy words that were cut from a compressed prompt: the original is there to draft from."""
+    seed = document_seed(spec.seed, document.content_hash)
+    original = document.parts.render() if spec.draft_tokens and "compressed" in document.fields else ""
+    copied = loaded.tokenizer(original, add_special_tokens=False, verbose=False)["input_ids"] if original else []
+    return Prompt(ids, min(spec.max_new_tokens, loaded.window - len(ids)), seed, copied)
 
 
 def _result(model: str, prompt: Prompt, generation: Generation) -> Result:
@@ -124,6 +138,9 @@ def _result(model: str, prompt: Prompt, generation: Generation) -> Result:
         "tokens_prompt": len(prompt.ids),
         "tokens_generated": len(generation.tokens),
         "tokens_cached": None,
+        "target_passes": generation.passes,
+        "tokens_drafted": generation.drafted,
+        "tokens_accepted": len(generation.tokens) - generation.passes,
         "generate_seconds": generation.seconds,
         "latency_seconds": generation.latency_seconds,
         "cost_usd": None,  # what a machine's hour costs is accounted for over the whole job

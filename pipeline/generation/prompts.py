@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -24,11 +24,13 @@ TEMPLATE_ERRORS = TemplateError, ArithmeticError, AttributeError, LookupError, T
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is to be continued: token ids, the most tokens it may grow by, and the seed of its samples."""
+    """What is to be continued: token ids, the most tokens it may grow by, the seed of its samples, and texts that its
+    answer may copy from, beside itself."""
 
     ids: list[int]
     new_tokens: int
     seed: int = 0
+    copied: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

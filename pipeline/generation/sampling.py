@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -17,10 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pipeline.passes.transfers import on_device
 from schemas.stage import GenerateSpec
-
-Ints = NDArray[np.int64]
 
 GREEDY_BELOW = 1e-5
 """A temperature under this is greedy: dividing by it would overflow, and the draw is certain anyway."""
@@ -69,14 +64,15 @@ class Choosing:
         if self._sampled:
             self._warpers, self._numbers = warpers(spec), uniform(seeds, new_tokens, device)
 
-    def __call__(self, logits: torch.Tensor, rows: Ints, made: Ints) -> torch.Tensor:
-        """int64 ``[rows]`` after ``logits`` ``[rows, v]`` of documents ``rows``, of which ``made`` tokens were made."""
+    def __call__(self, logits: torch.Tensor, documents: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        """int64 ``[rows]`` after ``logits`` ``[rows, v]`` of these documents, of which ``made`` tokens were made.
+
+        Beyond the last step it says anything."""
         if not self._sampled:
             return logits.argmax(-1)
         none: Any = None  # what the warpers do not look at
         scores: torch.Tensor = self._warpers(none, logits.float())
-        which, step = on_device(np.stack([rows, made]), logits.device)
-        return draw(scores, self._numbers[which, step])
+        return draw(scores, self._numbers[documents, made.clamp(max=self._numbers.shape[1] - 1)])
 
 
 def processors(

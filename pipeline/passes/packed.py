@@ -26,6 +26,9 @@ ATTENTION = "contextmill_packed"
 _COLUMNS = 128
 """The store grows by so many columns."""
 
+SPARE = 64
+"""Columns behind those of all rows, for a row that only fills up, and most tokens that a row may ``read_on`` by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -125,20 +128,22 @@ class PackedPasses:
     def __init__(self, trunk: Any, rows: int, window: int = 2**31 - 1) -> None:
         self.trunk, self.device = trunk, next(trunk.parameters()).device
         self._rows, self._window, self._capacity = rows, window, 0
-        self._first = np.zeros(rows, np.int64)  # where in the store the columns of each row begin
-        self._spare = 0
+        self._first = np.zeros(rows + 1, np.int64)  # where in the store the columns of each row begin
+        self._begins = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # the same
         self._stores: list[torch.Tensor] = []
 
     def reserve(self, columns: int, longest: int) -> None:
         """Before the first pass: a store of ``columns`` for rows of at most ``longest``, each of which is told its
         ``place``. Else the store is a rectangle that grows, and is copied when it does."""
-        self._capacity, self._spare = longest, columns
+        self._capacity = longest
         for _ in range(2 * self.trunk.config.num_hidden_layers):
-            self._stores.append(self._zeros(columns + 1))
+            self._stores.append(self._zeros(columns + SPARE))
+        self.place(np.array([self._rows]), np.array([columns]))
 
-    def place(self, row: int, begin: int) -> None:
-        """The columns of ``row`` begin there from now on."""
-        self._first[row] = begin
+    def place(self, rows: Ints, begins: Ints) -> None:
+        """The columns of ``rows`` begin there from now on."""
+        self._first[rows] = begins
+        self._begins.copy_(on_device(self._first.copy(), self.device))
 
     def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints) -> torch.Tensor:
         """As in ``PaddedPasses``."""
@@ -146,35 +151,27 @@ class PackedPasses:
         places = np.pad(np.stack([self._columns(rows, cached + counts), cached, counts]), ((0, 0), (0, 1)))
         return self._pass(ids, places, _up(int(counts.max()), 64))
 
-    def step(self, rows: Ints, ids: torch.Tensor, cached: Ints) -> torch.Tensor:
-        """``run`` for one token of each row. The kernel knows this case, if there is no row without a token: it reads
-        a key once for all heads that share it, and cuts long rows in parts that it reads at once."""
-        if len(rows) == 1:  # torch would compile anew
-            return self.step(rows.repeat(2), ids.repeat(2), cached.repeat(2))[:1]
-        return self.step_at(ids, on_device(self.places(rows, cached), ids.device))
+    def read_on(self, slots: torch.Tensor, ids: torch.Tensor, stored: torch.Tensor, most: int) -> torch.Tensor:
+        """As in ``PaddedPasses``, for at least two tokens. It can be recorded.
 
-    def places(self, rows: Ints, cached: Ints) -> Ints:
-        """``[2, rows]`` for ``step_at``: where the columns of ``rows`` begin, and how many each has."""
-        return np.stack([self._columns(rows, cached + 1), cached])
-
-    def idle(self, rows: int) -> Ints:
-        """The same of rows that only fill up: all of them write to the spare column."""
-        return np.array([[self._spare], [0]]).repeat(rows, 1)
-
-    def step_at(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """``step`` with the ``places`` on the device. Nothing depends on their values: it can be recorded."""
-        first, stored = places
+        Every token is a row of its own that ends with it: for rows of one token the kernel reads a key once for all
+        heads that share it, and cuts long rows in parts that it reads at once.
+        """
+        del most
+        number, new = ids.shape
+        at = (stored[:, None] + torch.arange(new, device=ids.device)).flatten()
+        first = self._begins[slots].repeat_interleave(new, output_size=number * new)
         pack = Pack(
-            begins=torch.arange(len(ids) + 1, dtype=torch.int32, device=ids.device),
+            begins=torch.arange(number * new + 1, dtype=torch.int32, device=ids.device),
             first=torch.nn.functional.pad(first, (0, 1)).int(),
-            used=(stored + 1).int(),
-            slots=first + stored,
+            used=(at + 1).int(),
+            slots=first + at,
             longest=1,
             most_used=self._capacity,
             keys=self._stores[0::2],
             values=self._stores[1::2],
         )
-        return self._hidden(ids, stored, pack)
+        return self._hidden(ids.flatten(), at, pack)
 
     def _pass(self, ids: torch.Tensor, places: Ints, longest: int) -> torch.Tensor:
         """Hidden states of ``ids``; ``places`` are, row by row, its first column of the store, how many it has there,
@@ -225,7 +222,7 @@ class PackedPasses:
                 self._stores[number] = store
             else:
                 self._stores.append(store)
-        self._first, self._capacity = np.arange(self._rows) * capacity, capacity
+        self._first, self._capacity = np.arange(self._rows + 1) * capacity, capacity
 
     def _zeros(self, columns: int) -> torch.Tensor:
         """Keys or values of one layer, ``[columns, heads, size]``."""

@@ -124,25 +124,43 @@ class PaddedPasses:
         one = _Pass(from_row, from_column, to_row, to_column, which, width)
         padded = ids.new_zeros(len(rows) * new).index_copy_(0, places, ids).view(len(rows), new)
         positions = on_device(cached, device)[:, None] + torch.arange(new, device=device)
+        return self._pass(padded, positions, one).flatten(0, 1)[places]
+
+    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, one: _Pass) -> torch.Tensor:
+        """Hidden states ``[rows, new, d]``."""
         layers = [_Layer(self._store, layer, one) for layer in range(self.trunk.config.num_hidden_layers)]
         output = self.trunk(
-            input_ids=padded,
+            input_ids=ids,
             position_ids=positions.clamp(max=self._window - 1),
-            attention_mask=self._mask(positions, width),
+            attention_mask=self._mask(positions, one.width),
             past_key_values=Cache(layers=layers),
             use_cache=True,
         )
-        hidden: torch.Tensor = output.last_hidden_state.flatten(0, 1)[places]
+        hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
-    def step(self, rows: Ints, ids: torch.Tensor, cached: Ints) -> torch.Tensor:
-        """``run`` for one token of each row."""
-        return self.run(rows, ids, cached, np.ones_like(rows))
+    def read_on(self, slots: torch.Tensor, ids: torch.Tensor, stored: torch.Tensor, most: int) -> torch.Tensor:
+        """Hidden states ``[rows * new, d]`` of ``ids`` ``[rows, new]`` after the first ``stored`` columns of the rows
+        ``slots``, where their keys and values go, too. No row has more than ``most`` columns afterwards."""
+        number, new = ids.shape
+        positions = stored[:, None] + torch.arange(new, device=self.device)
+        row = torch.arange(number, device=self.device)
+        column = torch.arange(new, device=self.device)
+        which: Any = slice(0, number) if self.device.type == "cpu" and bool((slots == row).all()) else slots
+        one = _Pass(
+            from_row=row.repeat_interleave(new, output_size=number * new),
+            from_column=column.repeat(number),
+            to_row=slots.repeat_interleave(new, output_size=number * new),
+            to_column=positions.flatten(),
+            rows=which,
+            width=self.round(most),
+        )
+        return self._pass(ids, positions, one).flatten(0, 1)
 
     def reserve(self, columns: int, longest: int) -> None:
         """Nothing: the store grows as it is needed."""
 
-    def place(self, row: int, begin: int) -> None:
+    def place(self, rows: Ints, begins: Ints) -> None:
         """Nothing: every row has a place of its own."""
 
     def drop(self, row: int, begin: int, end: int, length: int) -> None:

@@ -1,8 +1,8 @@
-"""One token of each row at the cost of its kernels: passes recorded as CUDA graphs, one for each number of rows.
+"""Short passes at the cost of their kernels: recorded as CUDA graphs, one for each number of rows and width.
 
 Such a pass launches hundreds of kernels, most of which take less time than Python takes to launch them; a graph is
-launched as one. It holds for one number of rows and one store of keys and values: numbers are rounded up to powers of
-two, with idle rows that write where nobody reads, and a graph ends with its batch.
+launched as one. All that changes from one pass to the next lies on the device, where a row has a slot. Numbers of rows
+are rounded up to powers of two, with idle rows in a slot where nobody reads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.passes.compiling import LAUNCHING
-from pipeline.passes.packed import PackedPasses
-from pipeline.passes.padded import PaddedPasses
 from pipeline.passes.transfers import on_device
 
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
-Run = Callable[[], torch.Tensor]
-Recorded = tuple[Callable[[], Any], torch.Tensor]
+Output = tuple[torch.Tensor, torch.Tensor]
+"""Of each slot: what came of it, and the logits that it came from."""
+Run = Callable[[], Output]
+Recorded = tuple[Callable[[], Any], Output]
 """What does the same once more, and where it writes its output."""
 Recorder = Callable[[Run], Recorded]
 
@@ -40,52 +41,67 @@ _CHUNK = 64
 """Rows compared at once: logits of all in float32 may be larger than all else."""
 
 
-class Steps:
-    """Logits after one more token of each of ``most`` rows or fewer, by ``head`` and ``passes`` with reserved columns.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done at each step: ``step(slots, width, most)``. It changes the ``state`` of its slots but ``idle``."""
 
-    Where a pass cannot be recorded it is launched kernel by kernel, from then on by every batch of this model.
+    step: Callable[[torch.Tensor, int, int], Output]
+    state: torch.Tensor
+    idle: int
+
+
+class Steps:
+    """``work`` on any slots, at most ``most`` of them, for a ``trunk``; recorded where ``records`` and it can be.
+
+    Where it cannot it is launched kernel by kernel, from then on by every batch of this model.
     """
 
-    def __init__(self, passes: PackedPasses | PaddedPasses, head: Any, most: int) -> None:
-        self._passes: Any = passes
-        self._head, self._most = head, max(2, most)
-        self._times: dict[int, int] = {}
-        self._recorded: dict[int, _Step] = {}
-        make = RECORDERS.get(passes.device.type) if passes.records else None
-        self._recorder = make(passes.device) if make and getattr(passes.trunk, "contextmill_records", True) else None
+    def __init__(self, work: Work, trunk: Any, most: int, records: bool) -> None:
+        self._work, self._trunk, self._most = work, trunk, max(2, most)
+        self._times: dict[tuple[int, int], int] = {}
+        self._recorded: dict[tuple[int, int], _Step] = {}
+        device = work.state.device
+        make = RECORDERS.get(device.type) if records and getattr(trunk, "contextmill_records", True) else None
+        self._recorder = make(device) if make else None
 
-    def logits(self, rows: Ints, ids: torch.Tensor, cached: Ints) -> torch.Tensor:
-        """``[rows, v]`` after the token ``ids[r]`` of row ``rows[r]``, of which ``cached[r]`` tokens are stored.
+    def __call__(self, slots: Ints, width: int, most: int) -> torch.Tensor:
+        """What came of each of these slots, none of which has more than ``most`` columns afterwards. To be used before
+        the next call, which writes to the same place."""
+        size = min(self._most, 1 << max(1, len(slots) - 1).bit_length())
+        key = size, width
+        self._times[key] = self._times.get(key, 0) + 1
+        if key in self._recorded:
+            return self._recorded[key](slots)[0]
+        if self._recorder and self._times[key] > _WORTH:
+            return self._record(self._recorder, key, slots, most)
+        return self._launched(slots, width, most)[0]
 
-        To be used before the next call, which writes to the same place.
-        """
-        size = min(self._most, 1 << max(1, len(rows) - 1).bit_length())
-        self._times[size] = self._times.get(size, 0) + 1
-        if size in self._recorded:
-            return self._recorded[size].logits(ids, self._passes.places(rows, cached))
-        logits: torch.Tensor = self._head(self._passes.step(rows, ids, cached))
-        if self._recorder and self._times[size] > _WORTH:
-            self._record(self._recorder, size, ids, self._passes.places(rows, cached), logits)
-        return logits
+    def _launched(self, slots: Ints, width: int, most: int) -> Output:
+        return self._work.step(on_device(slots, self._work.state.device), width, most)
 
-    def _record(self, recorder: Recorder, size: int, ids: torch.Tensor, places: Ints, expected: torch.Tensor) -> None:
-        """Once more what was just done, recorded. It is not trusted unless it says the same."""
+    def _record(self, recorder: Recorder, key: tuple[int, int], slots: Ints, most: int) -> torch.Tensor:
+        """Once launched and once more, recorded. It is not trusted unless it says the same."""
+        before = self._work.state.clone()
+        found, logits = self._launched(slots, key[1], most)
+        after = self._work.state.clone()
         try:
             with LAUNCHING:
-                step = _Step(self._passes, self._head, size, recorder)
-            apart = _apart(step.logits(ids, places), expected)
+                step = _Step(self._work, recorder, *key)
+            self._work.state.copy_(before)
+            apart = _apart(step(slots)[1], logits)
             if apart < _TOLERANCE:
-                self._recorded[size] = step
-                return
-            why = f"a replay is {apart:.2f} off"
+                self._recorded[key] = step
+            why = "" if apart < _TOLERANCE else f"a replay is {apart:.2f} off"
         except torch.OutOfMemoryError:  # for this batch alone: the next may leave more room
-            self._recorder = None
-            log.info("no memory is left to record a pass of %d rows: this batch is launched kernel by kernel", size)
-            return
+            self._recorder, why = None, ""
+            log.info("no memory is left to record a pass of %d rows: this batch is launched kernel by kernel", key[0])
         except Exception as error:  # noqa: BLE001  drivers and kernels fail in ways of their own
             why = " ".join(str(error).split())[:300] or type(error).__name__
-        self._recorder, self._passes.trunk.contextmill_records = None, False
-        log.warning("single tokens are launched kernel by kernel, at a fraction of the speed: %s", why)
+        self._work.state.copy_(after)
+        if why:
+            self._recorder, self._trunk.contextmill_records = None, False
+            log.warning("single tokens are launched kernel by kernel, at a fraction of the speed: %s", why)
+        return found
 
 
 def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -98,20 +114,22 @@ def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 class _Step:
-    """A recorded step of ``size`` rows."""
+    """A recorded step of ``size`` rows and ``width`` tokens each."""
 
-    def __init__(self, passes: PackedPasses, head: Any, size: int, recorder: Recorder) -> None:
-        self._ids = torch.zeros(size, dtype=torch.int64, device=passes.device)
-        self._idle = passes.idle(size)
-        self._places = on_device(self._idle.copy(), passes.device)
-        self._again, self._logits = recorder(lambda: head(passes.step_at(self._ids, self._places)))
+    def __init__(self, work: Work, recorder: Recorder, size: int, width: int) -> None:
+        self._idle, self._width = work.idle, width
+        self._slots = torch.full((size,), work.idle, device=work.state.device)
+        self._holds: list[int] = []
+        self._again, self._output = recorder(lambda: work.step(self._slots, width, 0))  # what records needs no ``most``
 
-    def logits(self, ids: torch.Tensor, places: Ints) -> torch.Tensor:
-        rows = len(ids)
-        self._ids[:rows] = ids
-        self._places.copy_(on_device(np.concatenate([places, self._idle[:, rows:]], 1), ids.device))
+    def __call__(self, slots: Ints) -> Output:
+        if self._holds != slots.tolist():
+            self._holds = slots.tolist()
+            filled = np.pad(slots, (0, len(self._slots) - len(slots)), constant_values=self._idle)
+            self._slots.copy_(on_device(filled, self._slots.device))
         self._again()
-        return self._logits[:rows]
+        found, logits = self._output
+        return found[: len(slots)], logits[: len(slots) * self._width]
 
 
 class _Graphs:
@@ -133,7 +151,7 @@ class _Graphs:
                 here.wait_stream(beside)
         return graph.replay, output
 
-    def _capture(self, graph: Any, run: Run) -> torch.Tensor:
+    def _capture(self, graph: Any, run: Run) -> Output:
         graph.capture_begin(self._pool, capture_error_mode="thread_local")  # other threads may go on allocating
         try:
             output = run()

@@ -21,7 +21,7 @@ def on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 def fetch(numbers: torch.Tensor) -> Fetch:
     """``numbers`` on their way to the host, while the device goes on with what it is given next."""
     if numbers.device.type != "cuda":
-        return numbers.numpy
+        return numbers.clone().numpy  # as they are now
     host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
     there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     there.record(torch.cuda.current_stream(numbers.device))  # not the current device's: it may be another

@@ -118,14 +118,15 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
 
     def record(run: recorded.Run) -> recorded.Recorded:
-        output = run().clone()
-        rows.append(len(output))
+        found, logits = (one.clone() for one in run())
+        rows.append(len(found))
 
         def again() -> None:
             rows.append(0)
-            output.copy_(run())
+            for one, other in zip((found, logits), run(), strict=True):
+                one.copy_(other)
 
-        return again, output
+        return again, (found, logits)
 
     monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: record)
     return rows
@@ -144,35 +145,35 @@ def test_recorded_passes_say_the_same(
     assert recording.count(0) > 10  # most passes were replays
 
 
-def test_idle_rows_write_where_nobody_reads(
-    both: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also after they were not idle."""
-    passes = PackedPasses(both[1].model.get_decoder(), 4)
-    passes.reserve(32, 8)
-    for row in range(4):
-        passes.place(row, 8 * row)
-    told: list[torch.Tensor] = []
+def test_idle_rows_stay_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after they were not, and a step that is recorded once more changes nothing by that."""
+    told: list[list[int]] = []
+    state = torch.zeros(5)
 
-    def step_at(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        told.append(places.clone())
-        return torch.zeros(len(ids), 1)
+    def step(slots: torch.Tensor, width: int, most: int) -> recorded.Output:
+        told.append(slots.tolist())
+        state[slots] += 1
+        return slots[:, None].clone(), torch.ones(len(slots) * width, 3)
 
-    monkeypatch.setattr(passes, "step_at", step_at)
-    step = recorded._Step(passes, lambda hidden: hidden, 4, lambda run: (run, run()))
-    for rows in (4, 2):
-        step.logits(torch.ones(rows, dtype=torch.int64), passes.places(np.arange(rows), np.full(rows, 3)))
-    assert [one.tolist() for one in told] == [
-        [[32, 32, 32, 32], [0, 0, 0, 0]],
-        [[0, 8, 16, 24], [3, 3, 3, 3]],
-        [[0, 8, 32, 32], [3, 3, 0, 0]],
-    ]
+    def record(run: recorded.Run) -> recorded.Recorded:
+        output = run()
+        return run, output
+
+    monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: record)
+    steps = recorded.Steps(recorded.Work(step, state, idle=4), torch.nn.Module(), most=4, records=True)
+    for _ in range(4):
+        steps(np.array([0, 1, 3]), 1, 9)
+    steps(np.array([2, 1, 0, 3]), 1, 9)
+    steps(np.array([3, 0, 1]), 1, 9)
+    assert told[:3] == [[0, 1, 3]] * 3  # launched, the third time to compare
+    assert told[3:] == [[4, 4, 4, 4], [0, 1, 3, 4], [0, 1, 3, 4], [2, 1, 0, 3], [3, 0, 1, 4]]
+    assert state[:4].tolist() == [6, 6, 1, 6]
 
 
 def _off_in_one_row(run: recorded.Run) -> recorded.Recorded:
-    output = run()
-    output[0] = 0
-    return lambda: None, output
+    found, logits = (one.clone() for one in run())
+    logits[0] = 0
+    return lambda: None, (found, logits)
 
 
 def _refused(run: recorded.Run) -> recorded.Recorded:
@@ -283,22 +284,24 @@ def test_where_memory_runs_out_less_is_done_at_once_and_the_store_let_go(
     """It runs out halfway: what had ended by then stays, the rest begins anew."""
     begun: list[Any] = []
     counted_tokens: list[int] = []
-    step, reserve = PackedPasses.step, PackedPasses.reserve
+    read_on, reserve = PackedPasses.read_on, PackedPasses.reserve
 
     def counted(self: PackedPasses, columns: int, longest: int) -> None:
         assert not any(one() is not None for one in begun)
         begun.append(weakref.ref(self))
         reserve(self, columns, longest)
 
-    def narrow(self: PackedPasses, rows: Any, ids: torch.Tensor, cached: Any) -> torch.Tensor:
-        if len(rows) > 3 and cached.min() > 4:
+    def narrow(
+        self: PackedPasses, slots: torch.Tensor, ids: torch.Tensor, stored: torch.Tensor, most: int
+    ) -> torch.Tensor:
+        if len(slots) > 3 and stored.min() > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(self, rows, ids, cached)
+        return read_on(self, slots, ids, stored, most)
 
     prompts = [Prompt(PROMPTS[0].ids, 3), *PROMPTS[1:]]
     expected = said(generate(prompts, plain=True))
     monkeypatch.setattr(PackedPasses, "reserve", counted)
-    monkeypatch.setattr(PackedPasses, "step", narrow)
+    monkeypatch.setattr(PackedPasses, "read_on", narrow)
     run = Run(ModelPool("cpu"), progress=lambda documents, tokens: counted_tokens.append(tokens))
     assert said(generate(prompts, run=run)) == expected
     assert len(begun) > 1 and "out of memory: 7 rows in room for" in caplog.text
