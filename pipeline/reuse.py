@@ -54,8 +54,10 @@ def taken_over(
 def _read(other: str, output: str, part: str, kind: str) -> list[dict[str, Any]] | None:
     try:
         fs, root = resolve_path(output)
-        rows: list[dict[str, Any]] = read_part(fs, f"{root}/{part}", columns=STAGE_FIELDS[kind].names).to_pylist()
-        return rows
+        names = STAGE_FIELDS[kind].names
+        rows = read_part(fs, f"{root}/{part}", columns=names).to_pylist()
+        # get: an older part may lack a column that was added since.
+        return [{name: row.get(name) for name in names} for row in rows]
     except (OSError, pa.ArrowInvalid) as error:
         log.warning("results of job %s cannot be taken over: %s", other, error)
         return None

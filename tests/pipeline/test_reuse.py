@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hosted_rig import documents, new_job
 from sqlalchemy import Engine, insert, update
@@ -14,7 +15,7 @@ from pipeline.reuse import CANDIDATES, taken_over
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import table_from_rows, write_part
 from pipeline.storage.sql import open_engine
-from schemas.records import part_schema
+from schemas.records import STAGE_FIELDS, part_schema
 from schemas.tables import Job, Usage
 
 DOCUMENTS = documents(3)
@@ -54,6 +55,13 @@ def test_the_same_stage_gives_its_results_for_free(engine: Engine) -> None:
         1: ("short 1", "last"),
     }
     assert {(result.tokens_in, result.tokens_out, result.cost_microusd) for result, _ in taken.values()} == {(9, 4, 0)}
+
+
+def test_a_column_that_was_added_since_is_null(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    younger = STAGE_FIELDS["compress"].append(pa.field("since", pa.int64()))
+    monkeypatch.setitem(STAGE_FIELDS, "compress", younger)
+    taken = taken_over(engine, "tonight", "compress", "half", DOCUMENTS)
+    assert [result.fields["since"] for result, _ in taken.values()] == [None, None]
 
 
 def test_another_stage_gives_nothing(engine: Engine) -> None:
