@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.generation.ending import Ending
 from pipeline.generation.lines import Lines
+from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.sampling import Choosing
 from pipeline.models import LoadedModel
@@ -98,6 +99,7 @@ class _Batch:
         self._choose = Choosing(spec, [one.seed for one in prompts], int(self._limits.max()), loaded.device)
         self._passes: Any = decoder.passes(loaded.model.get_decoder(), most, loaded.window)
         self._passes.reserve(self._columns, longest)
+        self._prefixes = Prefixes(prompts)
         self._lines = Lines(most, longest + max(len(prompt.copied) for prompt in prompts) + 1, loaded.device)
         write = functools.partial(self._lines.round, self._passes, self._head, self._choose)
         work = Work(write, self._lines.length, self._lines.idle)
@@ -116,7 +118,7 @@ class _Batch:
         self._ending.begin(joining)
         self._passes.place(slots, self._begins[rows])
         self._lines.begin(slots, rows, [np.array(prompt.copied, np.int64) for prompt in prompts], ids)
-        first = self._read(rows, np.concatenate(ids))
+        first = self._read(rows)
         self._lines.append(on_device(slots, self._device), first[:, None], 1)
         self._on, self._made[rows] = np.append(self._on, rows), 1
         return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)))]
@@ -128,18 +130,32 @@ class _Batch:
         self._begins[row], self._slots[row] = begin, self._free.pop()
         return True
 
-    def _read(self, rows: Ints, ids: Ints) -> torch.Tensor:
-        """The first token after each prompt, int64 on the device as all tokens."""
-        last, begin = [], 0
-        lengths = self._lengths[rows]
-        for some, cached, counts in _pieces(lengths, self._most):
-            piece = on_device(ids[begin : begin + counts.sum()], self._device)
-            hidden = self._passes.run(self._slots[rows[some]], piece, cached, counts)
-            ends = (np.cumsum(counts) - 1)[cached + counts == lengths[some]]
-            last.append(hidden[on_device(ends, self._device)])
-            begin += len(piece)
+    def _read(self, rows: Ints) -> torch.Tensor:
+        """The first token after each prompt, int64 on the device as all tokens. What others have read is copied."""
+        read: list[int] = []
+        last: list[torch.Tensor] = []
+        for wave in self._prefixes.waves(rows.tolist()):
+            some, others, shared = np.array(wave).T
+            shared = np.minimum(shared, self._lengths[some] - 1)  # the last token's hidden state is needed
+            if len(copied := np.flatnonzero(shared)):
+                self._passes.copy(self._slots[others[copied]], self._slots[some[copied]], shared[copied])
+            last += self._read_on(some, shared)
+            read += some.tolist()
+        place = {row: place for place, row in enumerate(read)}
+        states = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
         documents = on_device(rows, self._device)
-        return self._choose(self._head(torch.cat(last)), documents, torch.zeros_like(documents))
+        return self._choose(self._head(states), documents, torch.zeros_like(documents))
+
+    def _read_on(self, rows: Ints, stored: Ints) -> Iterator[torch.Tensor]:
+        """The hidden states of the last tokens of these prompts, of which ``stored`` tokens need not be read."""
+        ids = np.concatenate([self._prompts[row].ids[begin:] for row, begin in zip(rows, stored, strict=True)])
+        left, begin = self._lengths[rows] - stored, 0
+        for some, before, counts in _pieces(left, self._most):
+            piece = on_device(ids[begin : begin + counts.sum()], self._device)
+            hidden = self._passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)
+            ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
+            yield hidden[on_device(ends, self._device)]
+            begin += len(piece)
 
     def go_on(self) -> Arriving:
         """Begin a round of all rows that what is arriving may not end."""
@@ -160,6 +176,7 @@ class _Batch:
         newest = [one[: one[-1]] for one in found.tolist()]
         going = self._ending.take(rows.tolist(), newest, drafted=found.shape[1] - 2)
         for row in set(rows.tolist()).difference(going):
+            self._prefixes.leave(row)
             self._room.give(int(self._begins[row]), int(self._needs[row]))
             self._free.append(int(self._slots[row]))
         self._on = self._on[~np.isin(self._on, rows) | np.isin(self._on, going)]

@@ -26,7 +26,7 @@ def propose(tokens: torch.Tensor, length: torch.Tensor, count: int) -> torch.Ten
     ends = length[:, None]
     last = tokens.gather(1, ends - LONGEST + torch.arange(LONGEST, device=tokens.device))
     windows = tokens.unfold(1, LONGEST, 1)  # [lines, width - LONGEST + 1, LONGEST]: those that end at place + PADDING
-    matched = (windows == last[:, None]).flip(-1).cumprod(-1).sum(-1)
+    matched = (windows == last[:, None]).flip(-1).cumprod(-1, dtype=torch.int8).sum(-1)
     place = torch.arange(width - PADDING, device=tokens.device) + PADDING
     # The longest, of these the latest; none at or behind the last token, which would follow itself.
     rank = torch.where(place < ends - 1, matched * width + place, -1)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]
@@ -160,7 +161,7 @@ class PackedPasses:
         del most
         number, new = ids.shape
         at = (stored[:, None] + torch.arange(new, device=ids.device)).flatten()
-        first = self._begins[slots].repeat_interleave(new, output_size=number * new)
+        first = self._begins[slots, None].expand(number, new).flatten()
         pack = Pack(
             begins=torch.arange(number * new + 1, dtype=torch.int32, device=ids.device),
             first=torch.nn.functional.pad(first, (0, 1)).int(),
@@ -202,6 +203,14 @@ class PackedPasses:
         """Where the columns of ``rows`` begin; afterwards there is room for ``ends`` of them."""
         self._make_room(int(ends.max()))
         return self._first[rows]
+
+    def copy(self, sources: Ints, targets: Ints, counts: Ints) -> None:
+        """As in ``PaddedPasses``."""
+        row, column = ragged(counts)
+        places = np.stack([self._first[sources][row] + column, self._first[targets][row] + column])
+        source, target = on_device(places, self.device)
+        for store in self._stores:
+            store[target] = store[source]
 
     def drop(self, row: int, begin: int, end: int, length: int) -> None:
         """Forget columns ``begin`` to ``end`` of the ``length`` of one row; those behind them move up."""

@@ -54,6 +54,11 @@ class Store:
             held[kind][one.to_row, :, one.to_column] = states[one.from_row, :, one.from_column]
         return [states[one.rows, :, : one.width] for states in held]
 
+    def copy(self, source: int, target: int, count: int) -> None:
+        """The first ``count`` columns of a row to another."""
+        for held in chain.from_iterable(self._layers.values()):
+            held[target, :, :count] = held[source, :, :count]
+
     def drop(self, row: int, begin: int, end: int, length: int) -> None:
         """Forget columns ``begin`` to ``end`` of the ``length`` of one row; those behind them move up."""
         for held in chain.from_iterable(self._layers.values()):
@@ -148,9 +153,9 @@ class PaddedPasses:
         column = torch.arange(new, device=self.device)
         which: Any = slice(0, number) if self.device.type == "cpu" and bool((slots == row).all()) else slots
         one = _Pass(
-            from_row=row.repeat_interleave(new, output_size=number * new),
+            from_row=row[:, None].expand(number, new).flatten(),
             from_column=column.repeat(number),
-            to_row=slots.repeat_interleave(new, output_size=number * new),
+            to_row=slots[:, None].expand(number, new).flatten(),
             to_column=positions.flatten(),
             rows=which,
             width=self.round(most),
@@ -162,6 +167,11 @@ class PaddedPasses:
 
     def place(self, rows: Ints, begins: Ints) -> None:
         """Nothing: every row has a place of its own."""
+
+    def copy(self, sources: Ints, targets: Ints, counts: Ints) -> None:
+        """The first ``counts`` columns of rows ``sources`` to rows ``targets``, which are others."""
+        for source, target, count in zip(sources.tolist(), targets.tolist(), counts.tolist(), strict=True):
+            self._store.copy(source, target, count)
 
     def drop(self, row: int, begin: int, end: int, length: int) -> None:
         """Forget columns ``begin`` to ``end`` of the ``length`` of one row; those behind them move up."""

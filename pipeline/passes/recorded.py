@@ -58,6 +58,7 @@ class Steps:
 
     def __init__(self, work: Work, trunk: Any, most: int, records: bool) -> None:
         self._work, self._trunk, self._most = work, trunk, max(2, most)
+        self._least = 2 if records else 1  # what is compiled would be compiled anew for a single token
         self._times: dict[tuple[int, int], int] = {}
         self._recorded: dict[tuple[int, int], _Step] = {}
         device = work.state.device
@@ -77,7 +78,9 @@ class Steps:
         return self._launched(slots, width, most)[0]
 
     def _launched(self, slots: Ints, width: int, most: int) -> Output:
-        return self._work.step(on_device(slots, self._work.state.device), width, most)
+        filled = np.pad(slots, (0, max(0, self._least - len(slots))), constant_values=self._work.idle)
+        found, logits = self._work.step(on_device(filled, self._work.state.device), width, most)
+        return found[: len(slots)], logits[: len(slots) * width]
 
     def _record(self, recorder: Recorder, key: tuple[int, int], slots: Ints, most: int) -> torch.Tensor:
         """Once launched and once more, recorded. It is not trusted unless it says the same."""

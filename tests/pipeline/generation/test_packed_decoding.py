@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import row_by_row  # noqa: F401  the kernel
 import torch
+from test_prefixes import prompts_of
 from tiny_models import save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -79,9 +80,12 @@ def said(generations: Sequence[Generation]) -> list[tuple[str, list[int], str]]:
 
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("batch_tokens", [40, 100, 16384])
-def test_any_batch_says_what_generate_says(generate: Generate, settings: dict[str, Any], batch_tokens: int) -> None:
+@pytest.mark.parametrize("draft_tokens", [0, 5])
+def test_any_batch_says_what_padded_passes_say(
+    generate: Generate, settings: dict[str, Any], batch_tokens: int, draft_tokens: int
+) -> None:
     expected = said(generate(PROMPTS, plain=True, **settings))
-    assert said(generate(PROMPTS, batch_tokens=batch_tokens, **settings)) == expected
+    assert said(generate(PROMPTS, batch_tokens=batch_tokens, draft_tokens=draft_tokens, **settings)) == expected
     assert len({tuple(tokens) for _, tokens, _ in expected}) > 4  # else it would prove nothing
 
 
@@ -100,6 +104,22 @@ def test_rows_take_the_room_of_those_that_ended(generate: Generate, monkeypatch:
     assert said(generate(prompts, batch_tokens=200, **SAMPLED)) == expected
     assert sorted(row for rows in begun for row in rows) == list(range(len(prompts)))
     assert len(begun[0]) < 5 and len(begun) > 5
+
+
+def test_what_prompts_have_in_common_is_copied(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = prompts_of(160)
+    copied: list[int] = []
+    copy = PackedPasses.copy
+
+    def counted(self: PackedPasses, sources: Any, targets: Any, counts: Any) -> None:
+        copied.append(int(counts.sum()))
+        copy(self, sources, targets, counts)
+
+    expected = said(generate(prompts, plain=True))
+    monkeypatch.setattr(PackedPasses, "copy", counted)
+    for batch_tokens in (300, 16384):
+        assert said(generate(prompts, batch_tokens=batch_tokens)) == expected
+    assert len(copied) > 1 and sum(copied) > 600  # both times some, and with all of them here nearly all
 
 
 def test_order_does_not_matter_and_other_batches_compile_nothing(generate: Generate) -> None:
@@ -143,6 +163,9 @@ def test_recorded_passes_say_the_same(
     assert said(generate(prompts, **settings)) == expected
     assert [rows for rows in recording if rows] == {1: [2], 5: [5, 4, 2], 8: [8, 4, 2]}[count]
     assert recording.count(0) > 10  # most passes were replays
+    recording.clear()
+    assert said(generate(prompts, draft_tokens=3, **settings)) == expected
+    assert recording.count(0) > 5
 
 
 def test_idle_rows_stay_idle(monkeypatch: pytest.MonkeyPatch) -> None:
