@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Discriminator, Field, StrictBool, StrictFloat, Tag, field_validator, model_validator
 
 from schemas.align import AlignSpec
-from schemas.base import USD, StageBase, Whole
+from schemas.base import USD, ModelName, StageBase, Whole
 from schemas.compress import (
     BM25Spec,
     LLMLingua2Spec,
@@ -22,17 +22,21 @@ from schemas.compress import (
     TruncationSpec,
     compress_tag,
 )
+from schemas.drafting import Plan
 from schemas.evaluate import EvaluateSpec
 from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
+
+MOST_DRAFTS = 48
+"""Checked at once: an idle row has as many columns and some."""
 
 
 class GenerateSpec(StageBase):
     """Let the target model (``[target]``) answer the prompts, on this machine or behind an OpenAI-compatible API."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {
-        "draft_tokens", "concurrency", "requests_per_minute", "tokens_per_minute", "deadline_seconds", "max_retries",
-        "budget_usd",
+        "drafters", "draft_tokens", "draft_rounds", "draft_tail", "draft_lenience",
+        "concurrency", "requests_per_minute", "tokens_per_minute", "deadline_seconds", "max_retries", "budget_usd",
     }  # fmt: skip
 
     kind: Literal["generate"]
@@ -47,7 +51,11 @@ class GenerateSpec(StageBase):
     system: str | None = Field(None, description="system message, where the chat template has one")
     chat: StrictBool = Field(True, description="apply the model's chat template; off for plain completion")
     # local models only
-    draft_tokens: Whole = Field(0, ge=0, le=31, description="tokens copied ahead and checked in one pass; 0 is off")
+    draft_tokens: Whole = Field(0, ge=0, description="tokens copied ahead and checked in one pass; 0 is off")
+    drafters: tuple[ModelName, ...] = Field((), max_length=3, description="models that draft, the largest first")
+    draft_rounds: tuple[Annotated[Whole, Field(ge=1)], ...] = Field((), description="of each drafter; default: 2")
+    draft_tail: Whole = Field(0, ge=0, description="tokens copied behind a drafter's")
+    draft_lenience: StrictFloat = Field(1.0, ge=1, description="drafters pass a draft of probability over 1 / this")
     # hosted endpoints only
     base_url: str | None = Field(None, description="OpenAI-compatible endpoint; default: the SDK's own")
     concurrency: Whole = Field(8, ge=1, description="calls in flight per worker")
@@ -56,6 +64,27 @@ class GenerateSpec(StageBase):
     deadline_seconds: StrictFloat = Field(120.0, gt=0, description="for one call, its retries included")
     max_retries: Whole = Field(5, ge=0)
     budget_usd: str | None = Field(None, pattern=USD, description="hard limit; reserved before each call")
+
+    @property
+    def plan(self) -> Plan:
+        """What drafts, in numbers; every drafter has two rounds where none are given."""
+        rounds = self.draft_rounds or (2,) * len(self.drafters)
+        return Plan(self.draft_tokens, rounds, self.draft_tail, self.draft_lenience)
+
+    @model_validator(mode="after")
+    def _drafting(self) -> GenerateSpec:
+        if len(self.plan.rounds) != len(self.drafters):
+            raise ValueError(f"draft_rounds names {len(self.draft_rounds)} numbers for {len(self.drafters)} drafters")
+        if self.draft_tail and not self.drafters:
+            raise ValueError("draft_tail stands behind what drafters draft; without any, raise draft_tokens")
+        if self.plan.most > MOST_DRAFTS:
+            raise ValueError(
+                f"{self.plan.most} drafts at once, and at most {MOST_DRAFTS} can be: a drafter writes its rounds times "
+                "what is drafted for it and one"
+            )
+        if self.plan.most and self.backend != "local":
+            raise ValueError('drafts need backend = "local": an endpoint drafts by itself, if at all')
+        return self
 
     @field_validator("base_url")
     @classmethod

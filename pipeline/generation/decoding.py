@@ -20,6 +20,7 @@ from pipeline.generation.ending import Ending
 from pipeline.generation.lines import Lines
 from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
+from pipeline.generation.rounds import Model, cascade
 from pipeline.generation.sampling import Choosing
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
@@ -29,6 +30,7 @@ from pipeline.passes.padded import PaddedPasses, keeps_columns
 from pipeline.passes.recorded import Steps, Work
 from pipeline.passes.room import Room
 from pipeline.passes.transfers import Fetch, fetch, on_device
+from schemas.drafting import Plan
 from schemas.stage import GenerateSpec
 
 Ints = NDArray[np.int64]
@@ -44,11 +46,14 @@ as often as one of them ends."""
 
 @dataclass(frozen=True, slots=True)
 class ColumnDecoder:
-    """Answers of a model by ``passes``, the kind that ``passes_for`` found."""
+    """Answers of a model by ``passes``, the kind that ``passes_for`` found for it and for the ``drafters`` of its
+    ``plan``, if any."""
 
     loaded: LoadedModel
     spec: GenerateSpec
     passes: Passes
+    plan: Plan
+    drafters: Sequence[LoadedModel]
 
     @property
     def padded(self) -> bool:
@@ -80,11 +85,12 @@ class _Batch:
 
     def __init__(self, decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending, columns: int) -> None:
         loaded, spec = decoder.loaded, decoder.spec
-        self._prompts, self._ending, self._width = prompts, ending, 1 + spec.draft_tokens
+        self._prompts, self._ending, self._device = prompts, ending, loaded.device
         rows, lengths = sorted(ending.left), np.array([len(prompt.ids) for prompt in prompts])
         self._lengths, self._limits = lengths, np.array([prompt.new_tokens for prompt in prompts])
-        # An answer's last token is never read; drafts may be, in the round that ends it and in the one begun meanwhile.
-        self._needs = lengths + self._limits - 1 + 2 * spec.draft_tokens
+        # An answer's last token is never read; drafts may be, in the round that ends it and in the one begun meanwhile,
+        # and a drafter begins its reading a little sooner.
+        self._needs = lengths + self._limits - 1 + 2 * decoder.plan.most + len(decoder.drafters)
         self._made = np.zeros_like(lengths)  # with what is arriving, at least
         self._on: Ints = np.zeros(0, np.int64)  # rows that are worked on
         # Longest first: what is too large for the memory shows at the start and not after an hour.
@@ -94,15 +100,14 @@ class _Batch:
         self._room, self._begins = Room(self._columns), np.zeros_like(lengths)
         most = min(len(rows), max(1, self._columns // int(self._needs[rows].min())))
         self._slots, self._free = np.zeros_like(lengths), list(range(most))[::-1]
-        self._device, self._most = loaded.device, max(1, min(spec.batch_tokens, PASS_TOKENS))
-        self._head: Any = loaded.model.get_output_embeddings()
-        self._choose = Choosing(spec, [one.seed for one in prompts], int(self._limits.max()), loaded.device)
-        self._passes: Any = decoder.passes(loaded.model.get_decoder(), most, loaded.window)
-        self._passes.reserve(self._columns, longest)
-        self._prefixes = Prefixes(prompts)
+        self._most, self._prefixes = max(1, min(spec.batch_tokens, PASS_TOKENS)), Prefixes(prompts)
+        self._models = [_model(one, decoder, most) for one in (loaded, *decoder.drafters)]
+        for model in self._models:
+            model.passes.reserve(self._columns, longest)
+        choose = Choosing(spec, [one.seed for one in prompts], int(self._limits.max()), loaded.device)
+        self._choose, self._target = choose, cascade(self._models[0], self._models[1:], decoder.plan, choose)
         self._lines = Lines(most, longest + max(len(prompt.copied) for prompt in prompts) + 1, loaded.device)
-        write = functools.partial(self._lines.round, self._passes, self._head, self._choose)
-        work = Work(write, self._lines.length, self._lines.idle)
+        work = Work(functools.partial(self._target.round, self._lines), self._lines.length, self._lines.idle)
         self._steps = Steps(work, loaded.model.get_decoder(), most, decoder.passes.records)
 
     def join(self) -> Arriving:
@@ -116,10 +121,13 @@ class _Batch:
         rows, prompts = np.array(joining), [self._prompts[row] for row in joining]
         slots, ids = self._slots[rows], [np.array(prompt.ids) for prompt in prompts]
         self._ending.begin(joining)
-        self._passes.place(slots, self._begins[rows])
+        for model in self._models:
+            model.passes.place(slots, self._begins[rows])
         self._lines.begin(slots, rows, [np.array(prompt.copied, np.int64) for prompt in prompts], ids)
         first = self._read(rows)
-        self._lines.append(on_device(slots, self._device), first[:, None], 1)
+        there = on_device(slots, self._device)
+        self._lines.put(there, self._lines.length[there], first[:, None])
+        self._lines.keep(there, 1)
         self._on, self._made[rows] = np.append(self._on, rows), 1
         return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)))]
 
@@ -137,22 +145,25 @@ class _Batch:
         for wave in self._prefixes.waves(rows.tolist()):
             some, others, shared = np.array(wave).T
             shared = np.minimum(shared, self._lengths[some] - 1)  # the last token's hidden state is needed
-            if len(copied := np.flatnonzero(shared)):
-                self._passes.copy(self._slots[others[copied]], self._slots[some[copied]], shared[copied])
-            last += self._read_on(some, shared)
+            copied = np.flatnonzero(shared)
+            for model in self._models[::-1]:
+                if len(copied):
+                    model.passes.copy(self._slots[others[copied]], self._slots[some[copied]], shared[copied])
+                states = torch.cat(list(self._read_on(model.passes, some, shared)))
+            last.append(states)  # the target's
             read += some.tolist()
         place = {row: place for place, row in enumerate(read)}
         states = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
         documents = on_device(rows, self._device)
-        return self._choose(self._head(states), documents, torch.zeros_like(documents))
+        return self._choose(self._models[0].head(states), documents, torch.zeros_like(documents))
 
-    def _read_on(self, rows: Ints, stored: Ints) -> Iterator[torch.Tensor]:
+    def _read_on(self, passes: Any, rows: Ints, stored: Ints) -> Iterator[torch.Tensor]:
         """The hidden states of the last tokens of these prompts, of which ``stored`` tokens need not be read."""
         ids = np.concatenate([self._prompts[row].ids[begin:] for row, begin in zip(rows, stored, strict=True)])
         left, begin = self._lengths[rows] - stored, 0
         for some, before, counts in _pieces(left, self._most):
             piece = on_device(ids[begin : begin + counts.sum()], self._device)
-            hidden = self._passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)
+            hidden = passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)
             ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
             yield hidden[on_device(ends, self._device)]
             begin += len(piece)
@@ -163,8 +174,8 @@ class _Batch:
         if not len(rows):
             return []
         self._made[rows] += 1
-        most = int((self._lengths[rows] + self._made[rows]).max()) + 2 * (self._width - 1)
-        return [(rows, fetch(self._steps(self._slots[rows], self._width, most)))]
+        most = int((self._lengths[rows] + self._made[rows]).max()) + 2 * self._target.most + len(self._models) - 1
+        return [(rows, fetch(self._steps(self._slots[rows], 1 + self._target.most, most)))]
 
     def take(self, rows: Ints, found: NDArray[np.int64]) -> None:
         """Hand on what was found; others may have the room of the rows that it ends."""
@@ -180,6 +191,13 @@ class _Batch:
             self._room.give(int(self._begins[row]), int(self._needs[row]))
             self._free.append(int(self._slots[row]))
         self._on = self._on[~np.isin(self._on, rows) | np.isin(self._on, going)]
+
+
+def _model(loaded: LoadedModel, decoder: ColumnDecoder, rows: int) -> Model:
+    model: Any = loaded.model
+    target: Any = decoder.loaded.model
+    passes, head = decoder.passes(model.get_decoder(), rows, loaded.window), model.get_output_embeddings()
+    return Model(passes, head, min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0]))
 
 
 def _pieces(lengths: Ints, most: int) -> Iterator[tuple[Ints, Ints, Ints]]:

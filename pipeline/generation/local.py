@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from pipeline.batching import attempted, run_packed
+from pipeline.batching import attempted, out_of_memory, run_packed
 from pipeline.generation.decoding import ColumnDecoder, passes_for
 from pipeline.generation.ending import Ending, end_tokens
 from pipeline.generation.generated import GenerateDecoder
 from pipeline.generation.prompts import Prompt, PromptEncoder
 from pipeline.generation.sampling import document_seed
 from pipeline.models import LoadedModel
+from pipeline.passes.padded import PaddedPasses
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
+from schemas.drafting import Plan
 from schemas.stage import GenerateSpec
 
 log = logging.getLogger(__name__)
@@ -48,15 +50,13 @@ class LocalGenerator:
     loaded: LoadedModel
     spec: GenerateSpec
     run: Run
+    drafters: Sequence[LoadedModel] = ()
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
         """One generation per prompt, in order. Raises ``Stopped`` between batches, or within one, when told to stop."""
-        passes = passes_for(self.loaded)
-        decoder = ColumnDecoder(self.loaded, self.spec, passes) if passes else None
+        decoder = self._decoder()
         if decoder and not decoder.padded:
             return self._work(prompts, lambda ending: self._all(decoder, prompts, ending)) if prompts else []
-        if self.spec.draft_tokens and not decoder:
-            log.warning("%s is decoded by transformers' generate, hence without drafts", self.loaded.ref.name)
         # The room a prompt leaves in the window keys generate's batches: past the window a model with learned positions
         # has no embedding for a row that is dragged along.
         return run_packed(
@@ -66,20 +66,35 @@ class LocalGenerator:
             keys=None if decoder else [prompt.new_tokens for prompt in prompts],
         )
 
+    def _decoder(self) -> ColumnDecoder | None:
+        """None where the model is ``generate``'s. A drafter whose passes do not say what it says is left out."""
+        kinds, plan = [passes_for(one) for one in (self.loaded, *self.drafters)], self.spec.plan
+        if kinds[0] is None:
+            if plan.most:
+                log.warning("%s is decoded by transformers' generate, hence without drafts", self.loaded.ref.name)
+            return None
+        drafters = [one for one, kind in zip(self.drafters, kinds[1:], strict=True) if kind]
+        rounds = tuple(number for number, kind in zip(plan.rounds, kinds[1:], strict=False) if kind)
+        if len(drafters) < len(self.spec.drafters):
+            log.warning("%d drafters of %d can be used here", len(drafters), len(self.spec.drafters))
+        passes = kinds[0] if {*kinds} <= {kinds[0], None} else PaddedPasses
+        tail = plan.tail if drafters else 0
+        return ColumnDecoder(self.loaded, self.spec, passes, replace(plan, rounds=rounds, tail=tail), drafters)
+
     def _all(self, decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending) -> None:
         """Where memory runs out, what is not ended begins anew in half of the room."""
         columns = self.spec.batch_tokens
         while True:
             left = [len(prompts[row].ids) + prompts[row].new_tokens for row in ending.left]
             columns = min(columns, sum(left))
-            if attempted(partial(decoder.decode, prompts, ending, columns), last=columns <= max(left)):
+            if attempted(partial(_decode, decoder, prompts, ending, columns), last=columns <= max(left)):
                 return
             log.warning("out of memory: %d rows in room for %d tokens go on in half of it", len(ending.left), columns)
             columns //= 2
 
     def _batch(self, decoder: ColumnDecoder | None, prompts: Sequence[Prompt]) -> list[Generation]:
         if decoder:
-            return self._work(prompts, lambda ending: decoder.decode(prompts, ending, self.spec.batch_tokens))
+            return self._work(prompts, lambda ending: _decode(decoder, prompts, ending, self.spec.batch_tokens))
         return self._work(prompts, lambda ending: GenerateDecoder(self.loaded, self.spec).decode(prompts, ending))
 
     def _work(self, prompts: Sequence[Prompt], decode: Callable[[Ending], None]) -> list[Generation]:
@@ -106,9 +121,23 @@ class LocalGenerator:
         return generations
 
 
+def _decode(decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending, columns: int) -> None:
+    """With its drafters, or where these fail without them."""
+    try:
+        decoder.decode(prompts, ending, columns)
+        return
+    except Exception as error:
+        if isinstance(error, Stopped) or out_of_memory(error) or not decoder.drafters:
+            raise
+        log.warning("drafters are given up for this batch: %s", " ".join(str(error).split())[:300] or type(error))
+    plan = Plan(copied=decoder.plan.copied)
+    replace(decoder, plan=plan, drafters=()).decode(prompts, ending, columns)
+
+
 def answer(
-    documents: Sequence[Document], name: str, loaded: LoadedModel, spec: GenerateSpec, run: Run
-) -> list[Outcome]:
+    documents: Sequence[Document], name: str, loaded: LoadedModel, spec: GenerateSpec, run: Run,
+    drafters: Sequence[LoadedModel] = (),
+) -> list[Outcome]:  # fmt: skip
     """The outcome of each document, in order: the answer of the model called ``name``, or why it was not asked."""
     encoder = PromptEncoder(name, loaded.tokenizer, loaded.window, spec)
     encoded = encoder.encode([document.prompt for document in documents])
@@ -118,14 +147,15 @@ def answer(
         if not isinstance(ids, Refusal)
     ]
     run.progress(len(documents) - len(prompts), 0)
-    made = iter(zip(prompts, LocalGenerator(loaded, spec, run).generate(prompts), strict=True))
+    made = iter(zip(prompts, LocalGenerator(loaded, spec, run, drafters).generate(prompts), strict=True))
     return [ids if isinstance(ids, Refusal) else _result(name, *next(made)) for ids in encoded]
 
 
 def _prompt(document: Document, ids: list[int], loaded: LoadedModel, spec: GenerateSpec) -> Prompt:
     """Answers may copy words that were cut from a compressed prompt: the original is there to draft from."""
     seed = document_seed(spec.seed, document.content_hash)
-    original = document.parts.render() if spec.draft_tokens and "compressed" in document.fields else ""
+    copies = spec.draft_tokens or spec.draft_tail
+    original = document.parts.render() if copies and "compressed" in document.fields else ""
     copied = loaded.tokenizer(original, add_special_tokens=False, verbose=False)["input_ids"] if original else []
     return Prompt(ids, min(spec.max_new_tokens, loaded.window - len(ids)), seed, copied)
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.models import check_causal, digest_of, expects_gpu
+from pipeline.models import ModelError, check_causal, digest_of, expects_gpu, load_tokenizer
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
 from schemas.settings import Settings
 from schemas.stage import GenerateSpec
+
+if TYPE_CHECKING:
+    from pipeline.models import LoadedModel
+
+log = logging.getLogger(__name__)
 
 VERSION, LOCAL = 1, 3
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``; only the second where hosted
@@ -34,6 +40,8 @@ class Generate:
         """Local: the digest of weights and tokenizer. Hosted: all that is known is where the model is and its name."""
         if self.spec.backend == "openai":
             return [VERSION, "openai", self.spec.base_url or "default", self.target.model]
+        for name in self.spec.drafters:
+            check_drafter(name, self.target.model)
         return [VERSION, LOCAL, digest_of(self.target.model, check=check_causal)]
 
     def work_seconds(self, characters: int) -> float:
@@ -51,5 +59,23 @@ class Generate:
             return HostedGenerator(self.spec, self.target, Settings().api_key).run(documents, run)
         from pipeline.generation.local import answer
 
+        drafters = list(self._drafters(run))
         loaded = run.models.causal_lm(self.target.model, self.spec.dtype, self.spec.device)
-        return answer(documents, self.target.model, loaded, self.spec, run)
+        return answer(documents, self.target.model, loaded, self.spec, run, drafters)
+
+    def _drafters(self, run: Run) -> Iterator[LoadedModel]:
+        """Without what cannot be loaded on this machine: drafts save time, and answers do not hang on them."""
+        for name in self.spec.drafters:
+            try:
+                yield run.models.causal_lm(name, self.spec.dtype, self.spec.device)
+            except ModelError as error:
+                log.warning("%s does not draft: %s", name, error)
+
+
+def check_drafter(name: str, target: str) -> None:
+    """``ModelError`` for what is not there, is no causal LM, or knows other tokens than the target."""
+    digest_of(name, check=check_causal)
+    if load_tokenizer(name).get_vocab() != load_tokenizer(target).get_vocab():
+        raise ModelError(
+            f"{name} cannot draft for {target}: their vocabularies differ; name a model with the target's own tokenizer"
+        )

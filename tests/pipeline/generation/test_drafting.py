@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import LONGEST, PADDING, propose
 from pipeline.generation.prompts import Prompt
-from pipeline.models import LoadedModel, ModelPool
+from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.passes.padded import PaddedPasses
 from pipeline.stages import Result, Run, build
 from schemas.document import Document, PromptParts
@@ -70,9 +74,9 @@ def by_hand(text: list[int], count: int) -> list[int]:
     return [text[-1]] * count
 
 
-def generate(loaded: LoadedModel, **settings: Any) -> list[Generation]:
-    spec = GenerateSpec(kind="generate", **settings)
-    return LocalGenerator(loaded, spec, Run(ModelPool("cpu"))).generate(PROMPTS)
+def generate(loaded: LoadedModel, models: Sequence[LoadedModel] = (), **settings: Any) -> list[Generation]:
+    spec = GenerateSpec(kind="generate", drafters=[one.ref.name for one in models], **settings)
+    return LocalGenerator(loaded, spec, Run(ModelPool("cpu")), models).generate(PROMPTS)
 
 
 def said(generations: list[Generation]) -> list[tuple[str, list[int], str]]:
@@ -88,12 +92,153 @@ def test_answers_are_those_of_plain_decoding(
     assert passes_for(loaded) is PaddedPasses
     plain = generate(loaded, **settings)
     assert all((one.passes, one.drafted) == (len(one.tokens), 0) for one in plain)
-    for tokens in (1, 3, 31):
+    for tokens in (3, 31):
         for batch_tokens in (1, 200, 16384):
             drafted = generate(loaded, draft_tokens=tokens, batch_tokens=batch_tokens, **settings)
             assert said(drafted) == said(plain)
             assert all(one.passes <= len(one.tokens) for one in drafted)
             assert all(one.drafted == tokens * (one.passes - 1) for one in drafted)
+
+
+@pytest.fixture(scope="module")
+def relatives(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[LoadedModel]:
+    """The llama, two that resemble it less and less, and a GPT-2, all of one vocabulary."""
+    pool, found = ModelPool("cpu", limit=4), []
+    for noise in (0.0, 0.02, 0.06):
+        folder = tmp_path_factory.mktemp("relative")
+        shutil.copytree(models["llama"], folder, dirs_exist_ok=True)
+        tensors = load_file(folder / "model.safetensors")
+        drawn = torch.Generator().manual_seed(int(100 * noise))
+        save_file(
+            {name: one + noise * torch.randn(one.shape, generator=drawn) for name, one in tensors.items()},
+            folder / "model.safetensors", metadata={"format": "pt"},
+        )  # fmt: skip
+        found.append(pool.causal_lm(str(folder)))
+    return [*found, pool.causal_lm(str(models["gpt2"]))]
+
+
+PLANS: list[tuple[list[int], dict[str, Any]]] = [
+    ([1], {"draft_tokens": 0}),
+    ([1], {"draft_tokens": 4, "draft_rounds": (3,)}),
+    ([2], {"draft_tokens": 2, "draft_rounds": (4,), "draft_tail": 5, "draft_lenience": 3.0}),
+    ([0], {"draft_tokens": 3, "draft_rounds": (1,), "draft_tail": 9}),
+    ([1, 2], {"draft_tokens": 2, "draft_rounds": (2, 2)}),
+    ([1, 3], {"draft_tokens": 0, "draft_rounds": (2, 3), "draft_tail": 2, "draft_lenience": 2.0}),
+    ([0, 1, 2], {"draft_tokens": 1, "draft_rounds": (1, 2, 2)}),
+]
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("which", "plan"), PLANS)
+def test_whoever_drafts_answers_are_those_of_plain_decoding(
+    relatives: list[LoadedModel], which: list[int], plan: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    plain = generate(relatives[0], **settings)
+    for batch_tokens in (1, 16384):
+        found = generate(relatives[0], [relatives[at] for at in which], batch_tokens=batch_tokens, **plan, **settings)
+        assert said(found) == said(plain)
+        assert all(one.passes <= len(one.tokens) for one in found)
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("tail", [0, 4])
+def test_a_drafter_that_says_the_same_is_always_right(
+    relatives: list[LoadedModel], settings: dict[str, Any], tail: int
+) -> None:
+    """Whatever was accepted of its drafts and of copies behind them, it knows what it has read: one wrong column, and
+    it would say something else."""
+    for which, plan, most in (([0], (5,), 5), ([0, 0], (2, 2), 6)):
+        found = generate(relatives[0], [relatives[at] for at in which], draft_rounds=plan, draft_tail=tail, **settings)
+        for one in found:
+            assert one.passes <= 1 + -(-(len(one.tokens) - 1) // (most + 1))
+
+
+def test_the_more_alike_the_more_is_accepted(relatives: list[LoadedModel]) -> None:
+    passes = [
+        sum(one.passes for one in generate(relatives[0], [relatives[at]], draft_rounds=(4,), **SAMPLED))
+        for at in (0, 1, 2, 3)
+    ]
+    assert passes == sorted(passes) and passes[0] < 0.7 * passes[2]
+
+
+def test_a_lenient_drafter_passes_more_of_what_is_copied_for_it(relatives: list[LoadedModel]) -> None:
+    """At a lenience without bounds it passes all of it: what was copied from the wrong place is all that is drafted."""
+    plan = {"draft_tokens": 5, "draft_rounds": (1,)}
+    strict, lenient = (
+        sum(one.passes for one in generate(relatives[0], [relatives[0]], draft_lenience=lenience, **plan))
+        for lenience in (1.0, 1e30)
+    )
+    copying = sum(one.passes for one in generate(relatives[0], draft_tokens=5))
+    assert strict < lenient <= copying
+
+
+def test_a_drafter_that_fails_is_given_up_and_answers_go_on(
+    relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of a batch, when some have ended."""
+    plain, calls = generate(relatives[0]), []
+    forward = relatives[1].model.get_decoder().forward
+
+    def failing(**arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 20:
+            raise RuntimeError("the drafter is broken")
+        return forward(**arguments)
+
+    assert passes_for(relatives[1])
+    monkeypatch.setattr(relatives[1].model.get_decoder(), "forward", failing)
+    found = generate(relatives[0], [relatives[1]], draft_tokens=2)
+    assert said(found) == said(plain) and "drafters are given up for this batch: the drafter is broken" in caplog.text
+
+
+def test_a_drafter_of_another_vocabulary_is_refused_when_the_job_is_submitted(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(models["gpt2"], tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"<|im_start|>"', '"<|other|>"'), encoding="utf-8")
+
+    def identity(drafter: str) -> Any:
+        stage = {"kind": "generate", "drafters": [drafter]}
+        target = {"model": str(models["llama"])}
+        return build(
+            JobSpec.model_validate({"input": {"path": "x"}, "target": target, "stages": [stage]}), 0
+        ).identity()
+
+    assert identity(str(models["gpt2"])) == identity(str(models["llama"]))
+    with pytest.raises(ModelError, match=r"cannot draft for .*their vocabularies differ"):
+        identity(str(tmp_path / "other"))
+    with pytest.raises(ModelError, match="no model 'nowhere'"):
+        identity("nowhere")
+
+
+def test_a_drafter_that_is_not_on_this_machine_is_done_without(
+    models: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = {"kind": "generate", "max_new_tokens": 9, "drafters": ["nowhere"]}
+    job = JobSpec.model_validate({"input": {"path": "x"}, "target": {"model": str(models["llama"])}, "stages": [stage]})
+    parts = PromptParts(contexts=("x",))
+    (outcome,) = build(job, 0).run([Document(0, "0", parts, "h")], Run(ModelPool("cpu")))
+    assert isinstance(outcome, Result) and outcome.fields["target_passes"] == outcome.fields["tokens_generated"]
+    assert "nowhere does not draft: no model 'nowhere'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"draft_tokens": 49}, "49 drafts at once"),
+        ({"drafters": ["a"], "draft_rounds": [7], "draft_tokens": 6}, "49 drafts at once, and at most 48"),
+        ({"drafters": ["a"], "draft_rounds": [1, 2]}, "draft_rounds names 2 numbers for 1 drafters"),
+        ({"draft_tail": 3}, "without any, raise draft_tokens"),
+        ({"draft_tokens": 3, "backend": "openai"}, 'drafts need backend = "local"'),
+        ({"drafters": ["a", "b", "c", "d"]}, "at most 3 items"),
+        ({"drafters": ["a"], "draft_rounds": [0]}, "greater than or equal to 1"),
+        ({"drafters": ["a"], "draft_lenience": 0.5}, "greater than or equal to 1"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        GenerateSpec.model_validate({"kind": "generate", **settings})
 
 
 def test_what_the_answer_copies_takes_a_pass_for_every_eight_tokens(models: dict[str, Path]) -> None:

@@ -1,0 +1,153 @@
+"""Rounds that write on: something drafts, a model reads the drafts in one pass and keeps those it would have said.
+
+Speculative decoding (Leviathan et al., arXiv 2211.17192) and its cascade (Chen et al., arXiv 2312.11462): whoever
+drafts for the target may have its own drafts checked by a smaller model, down to Max-Gram, which copies (the vertical
+cascade), and where a round may check more than was drafted, copies fill up the rest (the horizontal one).
+
+The target's own choice decides, greedy or drawn at the document's own number for that place, and a draft counts where
+it is the same: answers are those of plain decoding, word for word, whatever drafts. A draft is thereby accepted with
+the target's probability, as a point mass is by rejection sampling. A drafter draws at the same numbers, so that it says
+what the target says wherever their distributions lie on top of each other.
+
+All of this happens on the device, in as many passes whatever is accepted: it can be recorded, and lines of any progress
+share it. The paper lets a drafter go on until a number of tokens is there; here, for a number of rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from pipeline.generation.lines import Lines
+from pipeline.generation.maxgram import propose
+from pipeline.generation.sampling import Choosing
+from pipeline.passes.recorded import Output
+from schemas.drafting import Plan
+
+
+class Drafting(Protocol):
+    """Writes drafts behind what is written."""
+
+    @property
+    def most(self) -> int:
+        """Drafts at once, at most."""
+
+    def draft(self, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
+        """Drafts for these lines, of which ``length`` tokens are written, drafts of others included -> the length with
+        them. No line has more than ``most`` columns afterwards, for passes that must know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """Max-Gram."""
+
+    most: int
+
+    def draft(self, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
+        """As in ``Drafting``."""
+        if self.most:
+            lines.put(slots, length, propose(lines.tokens[slots], length, self.most))
+        return length + self.most
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that reads lines by ``passes``; ``size`` of its vocabulary are those of the target."""
+
+    passes: Any
+    head: Any
+    size: int
+
+    def chosen(
+        self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, choose: Choosing, most: int
+    ) -> Output:
+        """What it says after each of the ``count`` tokens from ``begin``, ``[rows, count]``, and the logits."""
+        # Behind the drafts there may be none, and the target may know tokens that a drafter does not.
+        ids = lines.at(slots, begin, count).clamp(0, self.size - 1)
+        logits = self.head(self.passes.read_on(slots, ids, begin - lines.read_from[slots], most))[:, : self.size]
+        made = (begin + 1 - lines.answer_from[slots])[:, None] + torch.arange(count, device=slots.device)
+        documents = lines.document[slots, None].expand(ids.shape)
+        return choose(logits, documents.flatten(), made.flatten()).view(ids.shape), logits
+
+
+@dataclass(frozen=True, slots=True)
+class Checking:
+    """A smaller model that drafts for ``rounds`` rounds, in each of which it checks what is drafted for it.
+
+    ``behind``: so many of the last tokens written it may not have read, but for the very last: the one that it said
+    last, what came from above, and what was copied behind its drafts. ``lenience`` l: it lets a draft pass to which it
+    gives a probability over 1 / l, though it would say something else (the paper's, section 3.3); 1 is off.
+    """
+
+    model: Model
+    under: Drafting
+    rounds: int
+    choose: Choosing
+    behind: int = 1
+    lenience: float = 1.0
+
+    @property
+    def most(self) -> int:
+        """Every round gives what was drafted for it, and one token."""
+        return self.rounds * (self.under.most + 1)
+
+    def draft(self, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
+        """As in ``Drafting``."""
+        new = self.under.most
+        for behind in [self.behind, *[0] * (self.rounds - 1)]:
+            self.under.draft(lines, slots, length, most)
+            drafts = lines.at(slots, length, new)
+            begin = torch.maximum(length - 1 - behind, lines.read_from[slots])
+            chosen, logits = self.model.chosen(lines, slots, begin, behind + 1 + new, self.choose, most)
+            after = (length - 1 - begin)[:, None] + torch.arange(new + 1, device=slots.device)
+            said = chosen.gather(1, after)
+            passed = said[:, :new] == drafts
+            if self.lenience > 1:
+                chances = logits.view(*chosen.shape, -1).softmax(-1, dtype=torch.float32)
+                of_drafts = chances[torch.arange(len(slots), device=slots.device)[:, None], after[:, :new], drafts]
+                passed = passed | (of_drafts > 1 / self.lenience)
+            accepted = passed.cumprod(1).sum(1)
+            lines.put(slots, length + accepted, said.gather(1, accepted[:, None]))
+            length = length + accepted + 1
+        return length
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model whose answers these are, what drafts for it, and how many more tokens are copied behind such drafts."""
+
+    model: Model
+    under: Drafting
+    choose: Choosing
+    tail: int = 0
+
+    @property
+    def most(self) -> int:
+        """Drafts that it checks at once."""
+        return self.under.most + self.tail
+
+    def round(self, lines: Lines, slots: torch.Tensor, width: int, most: int) -> Output:
+        """``width - 1`` drafts, ``most`` of them, for each of these lines, and what comes of them: ``width`` tokens and
+        how many of these count, int64 ``[rows, width + 1]``; and the logits ``[rows * width, v]``."""
+        length = lines.length[slots]
+        end = self.under.draft(lines, slots, length, most)
+        end = Copying(self.tail).draft(lines, slots, end, most)
+        drafts = lines.at(slots, length, width - 1)
+        chosen, logits = self.model.chosen(lines, slots, length - 1, width, self.choose, most)
+        drafted = torch.arange(width - 1, device=slots.device) < (end - length)[:, None]
+        count = 1 + ((chosen[:, :-1] == drafts) & drafted).cumprod(1).sum(1)
+        lines.put(slots, length, chosen)
+        lines.keep(slots, count)
+        return torch.cat([chosen, count[:, None]], 1), logits
+
+
+def cascade(target: Model, drafters: Sequence[Model], plan: Plan, choose: Choosing) -> Target:
+    """The target above ``drafters``, the largest first; what is copied is copied for the last, or the target itself."""
+    under: Drafting = Copying(plan.copied)
+    for level in reversed(range(len(drafters))):
+        # From above comes a token for each level, that of the target's included.
+        under = Checking(drafters[level], under, plan.rounds[level], choose, 1 + level + plan.tail, plan.lenience)
+    return Target(target, under, choose, plan.tail)
