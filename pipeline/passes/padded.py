@@ -26,7 +26,8 @@ _COLUMNS = 256
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """Where the new keys and values of one pass are in it, where in the store they go, and what is attended to."""
+    """Where the new keys and values of one pass are in it, where in the store they go, and what is attended to: in a
+    ``first`` one nothing but themselves."""
 
     from_row: torch.Tensor
     from_column: torch.Tensor
@@ -34,6 +35,7 @@ class _Pass:
     to_column: torch.Tensor
     rows: Any
     width: int
+    first: bool
 
 
 class Store:
@@ -87,8 +89,8 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return self._pass.width, 0
 
     def get_seq_length(self) -> int:
-        """Columns that are attended to, but for the new ones."""
-        return self._pass.width
+        """Columns that are attended to, but for the new ones; asked for in a first pass only."""
+        return 0 if self._pass.first else self._pass.width
 
     def get_max_length(self) -> int:
         """No limit of its own."""
@@ -126,7 +128,8 @@ class PaddedPasses:
         )
         leading = np.array_equal(rows, np.arange(len(rows)))
         which: Any = slice(0, len(rows)) if leading else on_device(rows, device)
-        one = _Pass(from_row, from_column, to_row, to_column, which, width)
+        first = new == width and not cached.any()
+        one = _Pass(from_row, from_column, to_row, to_column, which, width, first)
         padded = ids.new_zeros(len(rows) * new).index_copy_(0, places, ids).view(len(rows), new)
         positions = on_device(cached, device)[:, None] + torch.arange(new, device=device)
         return self._pass(padded, positions, one).flatten(0, 1)[places]
@@ -137,7 +140,8 @@ class PaddedPasses:
         output = self.trunk(
             input_ids=ids,
             position_ids=positions.clamp(max=self._window - 1),
-            attention_mask=self._mask(positions, one.width),
+            # Without one transformers reads texts as texts, and spares half of the attention's work.
+            attention_mask=None if one.first else self._mask(positions, one.width),
             past_key_values=Cache(layers=layers),
             use_cache=True,
         )
@@ -159,6 +163,7 @@ class PaddedPasses:
             to_column=positions.flatten(),
             rows=which,
             width=self.round(most),
+            first=False,
         )
         return self._pass(ids, positions, one).flatten(0, 1)
 

@@ -1,0 +1,265 @@
+"""Drafting against plain decoding and against transformers' own ways, the same prompts in the same run.
+
+    python -m benchmarks.drafting FOLDER --target MODEL --drafters MODEL --dtype bfloat16 --rows 1 8 64 --peers
+    python -m benchmarks.drafting FOLDER --target MODEL --tasks summaries --rows 1 --documents 8 --rates 0.5 0.33 0.2
+
+FOLDER holds gsm8k/, mmlu/, pwc_like/, qmsum/ and code/ as JSON lines. For every plan of drafting: tokens a second,
+reading of the prompts left out (the time of one token is subtracted), times plain decoding; tokens for each pass of the
+target; the share of drafts that were accepted; standardised walltime improvement (SWI: passes times parameters, the
+paper's cost) and the share of answers' tokens before the first that differs from plain decoding. ``--rates`` shortens
+the contexts by BM25 to each of them, and drafts with and without the original text. Answers end by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measuring import facts, save, table, timed
+from benchmarks.quality import gsm8k, meetings
+from benchmarks.quality.corpora import read
+from pipeline.generation.local import Generation, LocalGenerator
+from pipeline.generation.prompts import Prompt
+from pipeline.models import LoadedModel, ModelPool
+from pipeline.stages import Result, Run, build
+from schemas.document import Document, PromptParts
+from schemas.job import JobSpec
+from schemas.stage import GenerateSpec
+
+PLANS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "copies 3": {"draft_tokens": 3},
+    "copies 7": {"draft_tokens": 7},
+    "copies 15": {"draft_tokens": 15},
+    "drafter 4": {"draft_rounds": (4,)},
+    "drafter 8": {"draft_rounds": (8,)},
+    "cascade 1 over 3": {"draft_rounds": (1,), "draft_tokens": 3},
+    "cascade 2 over 3": {"draft_rounds": (2,), "draft_tokens": 3},
+    "cascade 2 over 7": {"draft_rounds": (2,), "draft_tokens": 7},
+    "cascade 2 over 3, tail 4": {"draft_rounds": (2,), "draft_tokens": 3, "draft_tail": 4},
+    "cascade 2 over 7, lenient": {"draft_rounds": (2,), "draft_tokens": 7, "draft_lenience": 3.0},
+}
+"""By name: settings of the generate stage. Those with rounds need a drafter; further drafters get two rounds each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt: what may be shortened of it, and what may not."""
+
+    before: str
+    contexts: list[str]
+    after: str
+
+    @property
+    def parts(self) -> PromptParts:
+        """As a document has it."""
+        return PromptParts(self.before, tuple(self.contexts), self.after)
+
+
+def _gsm8k(data: Path) -> Iterator[Asked]:
+    for row in gsm8k.few_shot(data, 4):
+        yield Asked(row["instruction"], row["contexts"], row["question"])
+
+
+def _mmlu(data: Path) -> Iterator[Asked]:
+    for row in read(data / "mmlu" / "test_2000.jsonl"):
+        choices = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
+        yield Asked("", [], f"Question: {row['question']}\n{choices}\nExplain your choice step by step.\nAnswer:")
+
+
+def _reading(data: Path) -> Iterator[Asked]:
+    for row in read(data / "pwc_like" / "test.jsonl"):
+        yield Asked("", row["input"].split("\n"), f"Question: {row['prompt']}\nAnswer, quoting the text:")
+
+
+def _summaries(data: Path) -> Iterator[Asked]:
+    for row in meetings.summaries(data):
+        yield Asked(row["instruction"], row["contexts"][:6], row["question"])
+
+
+def _code(data: Path) -> Iterator[Asked]:
+    for row in read(data / "code" / "humaneval.jsonl"):
+        yield Asked("", [], row["prompt"])
+
+
+TASKS: dict[str, Callable[[Path], Iterator[Asked]]] = {
+    "gsm8k": _gsm8k, "mmlu": _mmlu, "reading": _reading, "summaries": _summaries, "code": _code,
+}  # fmt: skip
+
+
+def main() -> None:
+    arguments = _parse()
+    pool = ModelPool(arguments.device, limit=1 + len(arguments.drafters))
+    target, *drafters = (pool.causal_lm(name, arguments.dtype) for name in (arguments.target, *arguments.drafters))
+    found: list[dict[str, Any]] = []
+    for task in arguments.tasks:
+        asked = list(islice(TASKS[task](arguments.data), arguments.documents))
+        for rate, prompts in _shortened(asked, target, arguments, pool):
+            for rows in arguments.rows:
+                for line in _lines(target, drafters, prompts, rows, rate is not None, arguments, pool):
+                    found.append({"task": task, "rate": rate or "", "rows": rows, **line})
+                    print(json.dumps(found[-1]), flush=True)
+                save(arguments.json, {"facts": facts(target.device, arguments.dtype), "rows": found})
+    print(table(found, list(found[0])))
+
+
+def _shortened(
+    asked: Sequence[Asked], target: LoadedModel, arguments: argparse.Namespace, pool: ModelPool
+) -> Iterator[tuple[float | None, list[Prompt]]]:
+    """The prompts as they are, and at every rate: shorter, with the original to copy from."""
+    encode = target.tokenizer
+    limit = arguments.new
+
+    def prompt(text: str, original: str = "") -> Prompt:
+        copied = encode(original, add_special_tokens=False)["input_ids"] if original else []
+        return Prompt(encode(text)["input_ids"], limit, copied=copied)
+
+    if not arguments.rates:
+        yield None, [prompt(one.parts.render()) for one in asked]
+    documents = [Document(at, str(at), one.parts, one.parts.content_hash()) for at, one in enumerate(asked)]
+    for rate in arguments.rates:
+        stage = {"kind": "compress", "method": "bm25", "rate": rate, "budget": "contexts"}
+        raw = {"input": {"path": "-"}, "target": {"model": arguments.target}, "stages": [stage]}
+        outcomes = build(JobSpec.model_validate(raw), 0).run(documents, Run(pool))
+        yield (
+            rate,
+            [
+                prompt(outcome.fields["compressed"], document.parts.render())
+                for outcome, document in zip(outcomes, documents, strict=True)
+                if isinstance(outcome, Result)
+            ],
+        )
+
+
+def _lines(
+    target: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], rows: int, original: bool,
+    arguments: argparse.Namespace, pool: ModelPool,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    plain: dict[str, Any] = {}
+    for name, plan in PLANS.items():
+        needed = len(plan.get("draft_rounds", ()))
+        if (arguments.plans and name not in arguments.plans) or needed > len(drafters):
+            continue
+        if needed and len(drafters) > 1:
+            plan = {**plan, "draft_rounds": (*plan["draft_rounds"], *[2] * (len(drafters) - 1))}
+        some = drafters if needed else []
+        for copies in (True, False) if original and name != "plain" else (True,):
+            shown = prompts if copies else [replace(one, copied=[]) for one in prompts]
+            line = _measured(target, some, shown, rows, plan, arguments, pool)
+            plain = plain or dict(line)
+            times, equal = line["tokens/s"] / plain["tokens/s"], _equal(line.pop("answers"), plain["answers"])
+            yield {"plan": name if copies else f"{name}, not from the original", **line, "times": times, "equal": equal}
+    if arguments.peers and rows == 1:
+        for name, line in _peers(target, drafters, prompts, arguments):
+            yield {"plan": name, **line, "times": line["tokens/s"] / plain["tokens/s"]}
+
+
+def _measured(
+    target: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], rows: int, plan: dict[str, Any],
+    arguments: argparse.Namespace, pool: ModelPool,
+) -> dict[str, Any]:  # fmt: skip
+    names = [one.ref.name for one in drafters]
+    spec = GenerateSpec(kind="generate", dtype=arguments.dtype, batch_tokens=2**20, drafters=names, **plan)
+    generator = LocalGenerator(target, spec, Run(pool), drafters)
+    groups = [prompts[at : at + rows] for at in range(0, len(prompts), rows)]
+
+    def work(new: int | None = None) -> list[Generation]:
+        shown = [[replace(one, new_tokens=new or one.new_tokens) for one in group] for group in groups]
+        return [one for group in shown for one in generator.generate(group)]
+
+    work()  # what a first time makes: compiled code, recorded passes
+    _, read_in = timed(lambda: work(1), arguments.runs, target.device)
+    made, whole = timed(work, arguments.runs, target.device)
+    tokens, passes = sum(len(one.tokens) for one in made), sum(one.passes for one in made)
+    return {
+        "tokens/s": (tokens - len(made)) / max(1e-9, whole.median - read_in.median),
+        "s": whole.median,
+        "read in s": read_in.median,
+        "tokens": tokens,
+        "tokens a pass": tokens / passes,
+        "accepted": (tokens - passes) / max(1, sum(one.drafted for one in made)),
+        "SWI": _swi(target, drafters, tokens, passes, spec),
+        "answers": [one.tokens for one in made],
+    }
+
+
+def _swi(target: LoadedModel, drafters: Sequence[LoadedModel], tokens: int, passes: int, spec: GenerateSpec) -> float:
+    """Standardised walltime improvement by parameters: what one pass a token costs over what was passed through."""
+    costs = [sum(one.numel() for one in loaded.model.parameters()) for loaded in drafters]
+    each, calls = float(sum(one.numel() for one in target.model.parameters())), 1
+    unit = each
+    for cost, rounds in zip(costs, spec.plan.rounds, strict=True):
+        calls *= rounds
+        each += calls * cost
+    return tokens * unit / (passes * each)
+
+
+def _equal(answers: Sequence[list[int]], plain: Sequence[list[int]]) -> float:
+    """The share of the plain answers' tokens before the first that differs."""
+    same = 0
+    for one, other in zip(answers, plain, strict=True):
+        size = min(len(one), len(other))
+        same += int(np.logical_and.accumulate(np.array(one[:size]) == np.array(other[:size])).sum())
+    return same / max(1, sum(map(len, plain)))
+
+
+def _peers(
+    target: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], arguments: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """transformers, one prompt at a time, which is all that its drafting takes."""
+    ways: dict[str, dict[str, Any]] = {
+        "transformers": {},
+        "transformers, prompt lookup": {"prompt_lookup_num_tokens": 10},
+    }
+    if drafters:
+        ways["transformers, assisted"] = {"assistant_model": drafters[0].model}
+    model: Any = target.model
+
+    def work(new: int, options: dict[str, Any]) -> int:
+        made = 0
+        for prompt in prompts:
+            ids = torch.tensor([prompt.ids], device=target.device)
+            with torch.inference_mode():
+                out = model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, **options
+                )
+            made += out.shape[1] - ids.shape[1]
+        return made
+
+    for name, options in ways.items():
+        work(4, options)
+        _, read_in = timed(lambda: work(1, {}), arguments.runs, target.device)
+        tokens, whole = timed(lambda: work(arguments.new, options), arguments.runs, target.device)  # noqa: B023
+        rate = (tokens - len(prompts)) / max(1e-9, whole.median - read_in.median)
+        yield name, {"tokens/s": rate, "s": whole.median, "read in s": read_in.median, "tokens": tokens}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="FOLDER")
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--drafters", nargs="*", default=[], help="the largest first, of the target's vocabulary")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--plans", nargs="+", choices=PLANS)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1])
+    parser.add_argument("--rates", type=float, nargs="*", default=[])
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--peers", action="store_true", help="transformers' own ways as well, at one row")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
