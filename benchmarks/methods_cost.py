@@ -44,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llmlingua, not iterative": {"iterative": False},
     "llmlingua, no budget controller": {"budget_controller": False},
     "longllmlingua": {},
+    "longllmlingua, k = 2 as in the paper": {"granular_k": 2.0},
+    "longllmlingua, the best whole": {"delta_tau": 1.0},
     "longllmlingua, not contrastive": {"contrastive": False},
     "longllmlingua, contexts by bm25": {"rank_contexts_by": "bm25"},
     "longllmlingua, skim 0.3": {"skim": 0.3},
@@ -92,6 +94,7 @@ def main() -> None:
     rows = rows[: arguments.documents]
     pool = ModelPool(arguments.device)
     budget = {"target_tokens": arguments.target_tokens} if arguments.target_tokens else {"rate": arguments.rate}
+    budget |= {"budget": "contexts"} if arguments.contexts else {}
     for variant, options in VARIANTS.items():
         method = variant.partition(",")[0]
         if arguments.only and not any(variant.startswith(one) for one in arguments.only):
@@ -167,6 +170,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="the scorer, and whose tokens are counted")
     parser.add_argument("--rate", type=float, default=0.33)
     parser.add_argument("--target-tokens", type=int, help="instead of --rate")
+    parser.add_argument("--contexts", action="store_true", help="the budget is that of the contexts alone")
     parser.add_argument("--only", nargs="+", help="variants that begin so")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")

@@ -160,6 +160,7 @@ class LongLLMLinguaSpec(IterativeSpec):
 
     method: Literal["longllmlingua"]
     iterative_size: Whole = Field(200, ge=2, description="tokens in a segment of iterative compression (paper: 200)")
+    granular_k: StrictFloat = Field(1.0, ge=1, description="how far contexts overfill their budget (paper: 2)")
     rank_contexts_by: RankContexts = Field("question", description="which contexts are taken first (paper: question)")
     contrastive: StrictBool = Field(True, description="score units by what the question does to their surprisal")
     delta_tau: StrictFloat = Field(0.3, ge=0, le=1, description="how much more the best context keeps; 0: off")
