@@ -26,6 +26,8 @@ import torch
 from benchmarks.measuring import facts, save, table, timed
 from benchmarks.quality import gsm8k, meetings
 from benchmarks.quality.corpora import read
+from pipeline.generation.ending import end_tokens
+from pipeline.generation.generated import no_defaults
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelPool
@@ -146,7 +148,8 @@ def _lines(
     plain: dict[str, Any] = {}
     for name, plan in PLANS.items():
         needed = len(plan.get("draft_rounds", ()))
-        if (arguments.plans and name not in arguments.plans) or needed > len(drafters):
+        asked = not arguments.plans or name in arguments.plans or name == "plain"  # which all are set against
+        if not asked or needed > len(drafters):
             continue
         if needed and len(drafters) > 1:
             plan = {**plan, "draft_rounds": (*plan["draft_rounds"], *[2] * (len(drafters) - 1))}
@@ -215,22 +218,22 @@ def _peers(
     target: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """transformers, one prompt at a time, which is all that its drafting takes."""
+    ends = {"eos_token_id": sorted(end_tokens(target.model, target.tokenizer, ()))}
     ways: dict[str, dict[str, Any]] = {
-        "transformers": {},
-        "transformers, prompt lookup": {"prompt_lookup_num_tokens": 10},
+        "transformers": ends,
+        "transformers, prompt lookup": {**ends, "prompt_lookup_num_tokens": 10},
     }
     if drafters:
-        ways["transformers, assisted"] = {"assistant_model": drafters[0].model}
+        ways["transformers, assisted"] = {**ends, "assistant_model": drafters[0].model}
     model: Any = target.model
 
     def work(new: int, options: dict[str, Any]) -> int:
         made = 0
         for prompt in prompts:
             ids = torch.tensor([prompt.ids], device=target.device)
-            with torch.inference_mode():
-                out = model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, **options
-                )
+            with no_defaults(model), torch.inference_mode():
+                mask = torch.ones_like(ids)
+                out = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, **options)
             made += out.shape[1] - ids.shape[1]
         return made
 

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, Row, select, update
 from pipeline import collecting
 from pipeline.cutting import MAX_CHARACTERS, cut, most_documents
 from pipeline.shard_rows import INPUT_STAGE
-from pipeline.stages import build, stage_hashes
+from pipeline.stages import build, check, stage_hashes
 from pipeline.storage.filesystem import is_local, resolve_path
 from pipeline.storage.parts import table_from_rows, write_part
 from pipeline.storage.readers import BadRow, RawDocument, fingerprint, read_corpus
@@ -86,7 +86,9 @@ class Identity:
 
 def identify(spec: JobSpec) -> Identity:
     """Reads the whole input, and the weights' digests. Raises ``InputError``, ``ModelError``."""
-    return Identity(spec.spec_hash(), fingerprint(spec.input), tuple(stage_hashes(spec)))
+    identity = Identity(spec.spec_hash(), fingerprint(spec.input), tuple(stage_hashes(spec)))
+    check(spec)
+    return identity
 
 
 def existing_job(engine: Engine, identity: Identity) -> Row[Any] | None:

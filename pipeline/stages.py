@@ -136,6 +136,12 @@ def build(job: JobSpec, index: int) -> Stage:
     return stage
 
 
+def check(job: JobSpec) -> None:
+    """What a stage looks at when a job is submitted, beyond its identity: its ``check``, where it has one."""
+    for index in range(len(job.stages)):
+        getattr(build(job, index), "check", lambda: None)()
+
+
 def stage_hashes(job: JobSpec) -> list[str]:
     """One digest per stage: equal content hash and equal stage hash mean equal output, in whatever job.
 

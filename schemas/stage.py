@@ -77,6 +77,8 @@ class GenerateSpec(StageBase):
             raise ValueError(f"draft_rounds names {len(self.draft_rounds)} numbers for {len(self.drafters)} drafters")
         if self.draft_tail and not self.drafters:
             raise ValueError("draft_tail stands behind what drafters draft; without any, raise draft_tokens")
+        if self.draft_lenience > 1 and not (self.drafters and self.draft_tokens):
+            raise ValueError("draft_lenience is a drafter's with what is copied for it: it needs both")
         if self.plan.most > MOST_DRAFTS:
             raise ValueError(
                 f"{self.plan.most} drafts at once, and at most {MOST_DRAFTS} can be: a drafter writes its rounds times "

@@ -8,8 +8,8 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,9 @@ Passes = type[PackedPasses] | type[PaddedPasses]
 PASS_TOKENS = 2**15
 """Most tokens of prompts in a pass: they keep a GPU busy, and what a pass needs beside the store stays small."""
 
+_LEAST_TOKENS = 512
+"""A prompt of fewer is read in one pass, however small the batches."""
+
 _SHARE = 8
 """The part of all columns that must be free before rows join others: reading them one by one would stop the others
 as often as one of them ends."""
@@ -60,6 +63,18 @@ class ColumnDecoder:
         """Whether a pass takes as long as if all rows were as long as the longest."""
         return not self.passes.records
 
+    def columns_of(self, prompt: Prompt) -> int:
+        """What a prompt and its answer take.
+
+        An answer's last token is never read. Drafts may be, in the round that ends it and in the one begun meanwhile,
+        and a drafter begins its reading a little sooner.
+        """
+        return len(prompt.ids) + prompt.new_tokens - 1 + 2 * self.plan.most + len(self.drafters)
+
+    def alone(self) -> ColumnDecoder:
+        """The same without drafters."""
+        return replace(self, plan=Plan(copied=self.plan.copied), drafters=())
+
     @torch.inference_mode()
     def decode(self, prompts: Sequence[Prompt], ending: Ending, columns: int) -> None:
         """Hand the tokens of all rows that are ``left`` to ``ending``, until it ends them.
@@ -77,7 +92,7 @@ class ColumnDecoder:
 
 
 Arriving = list[tuple[Ints, Fetch]]
-"""Rows, and what was found for each of them: tokens, and how many of these count."""
+"""Rows, and what was found for each of them: tokens, how many were drafted, and how many of the tokens count."""
 
 
 class _Batch:
@@ -88,9 +103,7 @@ class _Batch:
         self._prompts, self._ending, self._device = prompts, ending, loaded.device
         rows, lengths = sorted(ending.left), np.array([len(prompt.ids) for prompt in prompts])
         self._lengths, self._limits = lengths, np.array([prompt.new_tokens for prompt in prompts])
-        # An answer's last token is never read; drafts may be, in the round that ends it and in the one begun meanwhile,
-        # and a drafter begins its reading a little sooner.
-        self._needs = lengths + self._limits - 1 + 2 * decoder.plan.most + len(decoder.drafters)
+        self._needs = np.array([decoder.columns_of(prompt) for prompt in prompts])
         self._made = np.zeros_like(lengths)  # with what is arriving, at least
         self._on: Ints = np.zeros(0, np.int64)  # rows that are worked on
         # Longest first: what is too large for the memory shows at the start and not after an hour.
@@ -100,15 +113,18 @@ class _Batch:
         self._room, self._begins = Room(self._columns), np.zeros_like(lengths)
         most = min(len(rows), max(1, self._columns // int(self._needs[rows].min())))
         self._slots, self._free = np.zeros_like(lengths), list(range(most))[::-1]
-        self._most, self._prefixes = max(1, min(spec.batch_tokens, PASS_TOKENS)), Prefixes(prompts)
+        self._most, self._prefixes = min(max(spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS), Prefixes(prompts)
         self._models = [_model(one, decoder, most) for one in (loaded, *decoder.drafters)]
         for model in self._models:
             model.passes.reserve(self._columns, longest)
         choose = Choosing(spec, [one.seed for one in prompts], int(self._limits.max()), loaded.device)
         self._choose, self._target = choose, cascade(self._models[0], self._models[1:], decoder.plan, choose)
         self._lines = Lines(most, longest + max(len(prompt.copied) for prompt in prompts) + 1, loaded.device)
-        work = Work(functools.partial(self._target.round, self._lines), self._lines.length, self._lines.idle)
-        self._steps = Steps(work, loaded.model.get_decoder(), most, decoder.passes.records)
+        state = self._lines.tokens, self._lines.length
+        work = Work(functools.partial(self._target.round, self._lines), state, self._lines.idle)
+        refused: set[Hashable] = vars(loaded.model).setdefault("contextmill_unrecorded", set())
+        drafters = tuple(one.ref.digest for one in decoder.drafters)
+        self._steps = Steps(work, most, decoder.passes.records, refused, drafters)
 
     def join(self) -> Arriving:
         """Begin rows for which there is room now, the longest first: their first tokens."""
@@ -129,7 +145,8 @@ class _Batch:
         self._lines.put(there, self._lines.length[there], first[:, None])
         self._lines.keep(there, 1)
         self._on, self._made[rows] = np.append(self._on, rows), 1
-        return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)))]
+        one = torch.ones_like(first)
+        return [(rows, fetch(torch.stack([first, one - 1, one], 1)))]
 
     def _placed(self, row: int) -> bool:
         begin = self._room.take(int(self._needs[row]))
@@ -163,6 +180,7 @@ class _Batch:
         left, begin = self._lengths[rows] - stored, 0
         for some, before, counts in _pieces(left, self._most):
             piece = on_device(ids[begin : begin + counts.sum()], self._device)
+            self._ending.look()
             hidden = passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)
             ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
             yield hidden[on_device(ends, self._device)]
@@ -185,7 +203,7 @@ class _Batch:
             return
         self._made[rows] += found[:, -1] - 1
         newest = [one[: one[-1]] for one in found.tolist()]
-        going = self._ending.take(rows.tolist(), newest, drafted=found.shape[1] - 2)
+        going = self._ending.take(rows.tolist(), newest, found[:, -2].tolist())
         for row in set(rows.tolist()).difference(going):
             self._prefixes.leave(row)
             self._room.give(int(self._begins[row]), int(self._needs[row]))

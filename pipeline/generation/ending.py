@@ -55,15 +55,15 @@ class Ending:
         for row in rows:
             self.tokens[row], self.passes[row], self.drafted[row], self._begun[row] = [], 0, 0, now
 
-    def take(self, rows: Sequence[int], newest: Sequence[Sequence[int]], drafted: int = 0) -> list[int]:
-        """The newest tokens of each of these ``rows``, out of ``drafted`` ones and one more -> the rows that go on.
+    def take(self, rows: Sequence[int], newest: Sequence[Sequence[int]], drafted: Sequence[int] = ()) -> list[int]:
+        """The newest tokens of each of these ``rows``, for which so many were ``drafted`` -> the rows that go on.
 
         What comes after an end is forgotten.
         """
         ended: set[int] = set()
-        for row in rows:
+        for row, number in zip(rows, drafted or [0] * len(rows), strict=True):
             self.passes[row] += 1
-            self.drafted[row] += drafted
+            self.drafted[row] += number
         for place in range(max(map(len, newest))):
             told = [row for row, some in zip(rows, newest, strict=True) if len(some) > place and row not in ended]
             for row, some in zip(rows, newest, strict=True):
@@ -74,7 +74,7 @@ class Ending:
         for row in ended:
             self.left.remove(row)
             self.seconds[row] = now - self._begun[row]
-        self._look()
+        self.look()
         return [row for row in rows if row not in ended]
 
     def text(self, row: int) -> tuple[str, bool]:
@@ -118,7 +118,8 @@ class Ending:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Report what was made, and raise ``Stopped`` where that is asked for; now and then."""
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now

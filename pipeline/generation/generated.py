@@ -30,7 +30,7 @@ class GenerateDecoder:
         model, device = self.loaded.model, self.loaded.device
         ids, mask = _left_padded([prompt.ids for prompt in prompts], self.loaded.tokenizer.pad_token_id or 0, device)
         seeds, new_tokens = [prompt.seed for prompt in prompts], prompts[0].new_tokens
-        with _no_defaults(model), torch.inference_mode():
+        with no_defaults(model), torch.inference_mode():
             model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -65,7 +65,7 @@ def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> t
 
 
 @contextmanager
-def _no_defaults(model: PreTrainedModel) -> Iterator[None]:
+def no_defaults(model: PreTrainedModel) -> Iterator[None]:
     """Hide the model's own generation defaults: ``generate`` fills whatever we leave open from them.
 
     Else a checkpoint's repetition penalty or sampling flags would change the answers behind the job file's back.

@@ -10,16 +10,15 @@ from functools import partial
 from typing import Literal
 
 from pipeline.batching import attempted, out_of_memory, run_packed
-from pipeline.generation.decoding import ColumnDecoder, passes_for
+from pipeline.generation.decoding import ColumnDecoder, Passes, passes_for
 from pipeline.generation.ending import Ending, end_tokens
 from pipeline.generation.generated import GenerateDecoder
 from pipeline.generation.prompts import Prompt, PromptEncoder
+from pipeline.generation.rounds import DrafterFailed
 from pipeline.generation.sampling import document_seed
 from pipeline.models import LoadedModel
-from pipeline.passes.padded import PaddedPasses
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
-from schemas.drafting import Plan
 from schemas.stage import GenerateSpec
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class LocalGenerator:
     loaded: LoadedModel
     spec: GenerateSpec
     run: Run
-    drafters: Sequence[LoadedModel] = ()
+    drafters: Sequence[LoadedModel | None] = ()
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
         """One generation per prompt, in order. Raises ``Stopped`` between batches, or within one, when told to stop."""
@@ -60,41 +59,51 @@ class LocalGenerator:
         # The room a prompt leaves in the window keys generate's batches: past the window a model with learned positions
         # has no embedding for a row that is dragged along.
         return run_packed(
-            [len(prompt.ids) + prompt.new_tokens for prompt in prompts],
+            [decoder.columns_of(one) if decoder else len(one.ids) + one.new_tokens for one in prompts],
             self.spec.batch_tokens,
             lambda rows: self._batch(decoder, [prompts[row] for row in rows]),
             keys=None if decoder else [prompt.new_tokens for prompt in prompts],
         )
 
     def _decoder(self) -> ColumnDecoder | None:
-        """None where the model is ``generate``'s. A drafter whose passes do not say what it says is left out."""
-        kinds, plan = [passes_for(one) for one in (self.loaded, *self.drafters)], self.spec.plan
-        if kinds[0] is None:
+        """None where the model is ``generate``'s."""
+        passes, plan = passes_for(self.loaded), self.spec.plan
+        if passes is None:
             if plan.most:
                 log.warning("%s is decoded by transformers' generate, hence without drafts", self.loaded.ref.name)
             return None
-        drafters = [one for one, kind in zip(self.drafters, kinds[1:], strict=True) if kind]
-        rounds = tuple(number for number, kind in zip(plan.rounds, kinds[1:], strict=False) if kind)
-        if len(drafters) < len(self.spec.drafters):
-            log.warning("%d drafters of %d can be used here", len(drafters), len(self.spec.drafters))
-        passes = kinds[0] if {*kinds} <= {kinds[0], None} else PaddedPasses
-        tail = plan.tail if drafters else 0
+        fitting = [
+            (one, rounds) for one, rounds in zip(self.drafters, plan.rounds, strict=True) if self._fits(one, passes)
+        ]
+        rounds, tail = tuple(rounds for _, rounds in fitting), plan.tail if fitting else 0
+        drafters = [one for one, _ in fitting if one]
         return ColumnDecoder(self.loaded, self.spec, passes, replace(plan, rounds=rounds, tail=tail), drafters)
+
+    def _fits(self, drafter: LoadedModel | None, passes: Passes) -> bool:
+        """A drafter reads in the same passes as its target, or the target would have to read in the slower ones."""
+        if drafter is None:
+            return False
+        if (own := passes_for(drafter)) is not passes:
+            how = own.__name__ if own else "transformers' generate"
+            log.warning("%s does not draft: it needs %s, its target %s", drafter.ref.name, how, passes.__name__)
+        return own is passes
 
     def _all(self, decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending) -> None:
         """Where memory runs out, what is not ended begins anew in half of the room."""
         columns = self.spec.batch_tokens
         while True:
-            left = [len(prompts[row].ids) + prompts[row].new_tokens for row in ending.left]
+            left = [decoder.columns_of(prompts[row]) for row in ending.left]
             columns = min(columns, sum(left))
-            if attempted(partial(_decode, decoder, prompts, ending, columns), last=columns <= max(left)):
+            last = columns <= max(left)
+            if attempted(partial(_decode, decoder, prompts, ending, columns, last), last):
                 return
             log.warning("out of memory: %d rows in room for %d tokens go on in half of it", len(ending.left), columns)
             columns //= 2
 
     def _batch(self, decoder: ColumnDecoder | None, prompts: Sequence[Prompt]) -> list[Generation]:
         if decoder:
-            return self._work(prompts, lambda ending: _decode(decoder, prompts, ending, self.spec.batch_tokens))
+            columns, last = sum(map(decoder.columns_of, prompts)), len(prompts) == 1
+            return self._work(prompts, lambda ending: _decode(decoder, prompts, ending, columns, last))
         return self._work(prompts, lambda ending: GenerateDecoder(self.loaded, self.spec).decode(prompts, ending))
 
     def _work(self, prompts: Sequence[Prompt], decode: Callable[[Ending], None]) -> list[Generation]:
@@ -121,22 +130,22 @@ class LocalGenerator:
         return generations
 
 
-def _decode(decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending, columns: int) -> None:
-    """With its drafters, or where these fail without them."""
+def _decode(decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending, columns: int, last: bool) -> None:
+    """With its drafters; without them where they fail, or where memory runs out and nothing smaller is left to try."""
     try:
         decoder.decode(prompts, ending, columns)
         return
     except Exception as error:
-        if isinstance(error, Stopped) or out_of_memory(error) or not decoder.drafters:
+        theirs = isinstance(error, DrafterFailed) or (last and out_of_memory(error))
+        if not decoder.drafters or not theirs:
             raise
-        log.warning("drafters are given up for this batch: %s", " ".join(str(error).split())[:300] or type(error))
-    plan = Plan(copied=decoder.plan.copied)
-    replace(decoder, plan=plan, drafters=()).decode(prompts, ending, columns)
+        log.warning("drafters are given up for this batch: %s", error)
+    decoder.alone().decode(prompts, ending, columns)
 
 
 def answer(
     documents: Sequence[Document], name: str, loaded: LoadedModel, spec: GenerateSpec, run: Run,
-    drafters: Sequence[LoadedModel] = (),
+    drafters: Sequence[LoadedModel | None] = (),
 ) -> list[Outcome]:  # fmt: skip
     """The outcome of each document, in order: the answer of the model called ``name``, or why it was not asked."""
     encoder = PromptEncoder(name, loaded.tokenizer, loaded.window, spec)

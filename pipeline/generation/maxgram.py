@@ -25,9 +25,12 @@ def propose(tokens: torch.Tensor, length: torch.Tensor, count: int) -> torch.Ten
     width = tokens.shape[1]
     ends = length[:, None]
     last = tokens.gather(1, ends - LONGEST + torch.arange(LONGEST, device=tokens.device))
-    windows = tokens.unfold(1, LONGEST, 1)  # [lines, width - LONGEST + 1, LONGEST]: those that end at place + PADDING
-    matched = (windows == last[:, None]).flip(-1).cumprod(-1, dtype=torch.int8).sum(-1)
     place = torch.arange(width - PADDING, device=tokens.device) + PADDING
+    matched = torch.zeros(len(tokens), len(place), dtype=torch.int64, device=tokens.device)
+    going = torch.ones_like(matched, dtype=torch.bool)
+    for back in range(LONGEST):
+        going &= tokens[:, PADDING - back : width - back] == last[:, LONGEST - 1 - back, None]
+        matched += going
     # The longest, of these the latest; none at or behind the last token, which would follow itself.
     rank = torch.where(place < ends - 1, matched * width + place, -1)
     best = place[rank.argmax(-1)][:, None]

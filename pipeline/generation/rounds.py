@@ -21,11 +21,16 @@ from typing import Any, Protocol
 
 import torch
 
+from pipeline.batching import out_of_memory
 from pipeline.generation.lines import Lines
 from pipeline.generation.maxgram import propose
 from pipeline.generation.sampling import Choosing
 from pipeline.passes.recorded import Output
 from schemas.drafting import Plan
+
+
+class DrafterFailed(Exception):  # noqa: N818
+    """A drafter's own pass failed, with this text; the target is as it was."""
 
 
 class Drafting(Protocol):
@@ -63,8 +68,9 @@ class Model:
 
     def chosen(
         self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, choose: Choosing, most: int
-    ) -> Output:
-        """What it says after each of the ``count`` tokens from ``begin``, ``[rows, count]``, and the logits."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What it says after each of the ``count`` tokens from ``begin``, ``[rows, count]``, and the logits ``[rows *
+        count, v]``."""
         # Behind the drafts there may be none, and the target may know tokens that a drafter does not.
         ids = lines.at(slots, begin, count).clamp(0, self.size - 1)
         logits = self.head(self.passes.read_on(slots, ids, begin - lines.read_from[slots], most))[:, : self.size]
@@ -101,14 +107,20 @@ class Checking:
             self.under.draft(lines, slots, length, most)
             drafts = lines.at(slots, length, new)
             begin = torch.maximum(length - 1 - behind, lines.read_from[slots])
-            chosen, logits = self.model.chosen(lines, slots, begin, behind + 1 + new, self.choose, most)
+            try:
+                chosen, logits = self.model.chosen(lines, slots, begin, behind + 1 + new, self.choose, most)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                raise DrafterFailed(" ".join(str(error).split())[:300] or type(error).__name__) from error
             after = (length - 1 - begin)[:, None] + torch.arange(new + 1, device=slots.device)
             said = chosen.gather(1, after)
             passed = said[:, :new] == drafts
             if self.lenience > 1:
                 chances = logits.view(*chosen.shape, -1).softmax(-1, dtype=torch.float32)
-                of_drafts = chances[torch.arange(len(slots), device=slots.device)[:, None], after[:, :new], drafts]
-                passed = passed | (of_drafts > 1 / self.lenience)
+                known = drafts.clamp(0, self.model.size - 1)
+                of_drafts = chances[torch.arange(len(slots), device=slots.device)[:, None], after[:, :new], known]
+                passed = passed | ((of_drafts > 1 / self.lenience) & (known == drafts))
             accepted = passed.cumprod(1).sum(1)
             lines.put(slots, length + accepted, said.gather(1, accepted[:, None]))
             length = length + accepted + 1
@@ -130,18 +142,22 @@ class Target:
         return self.under.most + self.tail
 
     def round(self, lines: Lines, slots: torch.Tensor, width: int, most: int) -> Output:
-        """``width - 1`` drafts, ``most`` of them, for each of these lines, and what comes of them: ``width`` tokens and
-        how many of these count, int64 ``[rows, width + 1]``; and the logits ``[rows * width, v]``."""
+        """At most ``width - 1`` drafts for each of these lines, and what comes of them.
+
+        Per row ``width`` tokens, how many were drafted, and how many of the tokens count, int64 ``[rows, width + 2]``;
+        and the logits ``[rows, v]`` of the first token.
+        """
         length = lines.length[slots]
         end = self.under.draft(lines, slots, length, most)
         end = Copying(self.tail).draft(lines, slots, end, most)
         drafts = lines.at(slots, length, width - 1)
         chosen, logits = self.model.chosen(lines, slots, length - 1, width, self.choose, most)
-        drafted = torch.arange(width - 1, device=slots.device) < (end - length)[:, None]
-        count = 1 + ((chosen[:, :-1] == drafts) & drafted).cumprod(1).sum(1)
+        drafted = end - length
+        there = torch.arange(width - 1, device=slots.device) < drafted[:, None]
+        count = 1 + ((chosen[:, :-1] == drafts) & there).cumprod(1).sum(1)
         lines.put(slots, length, chosen)
         lines.keep(slots, count)
-        return torch.cat([chosen, count[:, None]], 1), logits
+        return torch.cat([chosen, drafted[:, None], count[:, None]], 1), logits.view(*chosen.shape, -1)[:, 0]
 
 
 def cascade(target: Model, drafters: Sequence[Model], plan: Plan, choose: Choosing) -> Target:

@@ -67,12 +67,12 @@ class Choosing:
     def __call__(self, logits: torch.Tensor, documents: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
         """int64 ``[rows]`` after ``logits`` ``[rows, v]`` of these documents, of which ``made`` tokens were made.
 
-        Beyond the last step it says anything."""
+        Before the first and beyond the last step it says anything."""
         if not self._sampled:
             return logits.argmax(-1)
         none: Any = None  # what the warpers do not look at
         scores: torch.Tensor = self._warpers(none, logits.float())
-        return draw(scores, self._numbers[documents, made.clamp(max=self._numbers.shape[1] - 1)])
+        return draw(scores, self._numbers[documents, made.clamp(0, self._numbers.shape[1] - 1)])
 
 
 def processors(

@@ -40,8 +40,6 @@ class Generate:
         """Local: the digest of weights and tokenizer. Hosted: all that is known is where the model is and its name."""
         if self.spec.backend == "openai":
             return [VERSION, "openai", self.spec.base_url or "default", self.target.model]
-        for name in self.spec.drafters:
-            check_drafter(name, self.target.model)
         return [VERSION, LOCAL, digest_of(self.target.model, check=check_causal)]
 
     def work_seconds(self, characters: int) -> float:
@@ -59,20 +57,31 @@ class Generate:
             return HostedGenerator(self.spec, self.target, Settings().api_key).run(documents, run)
         from pipeline.generation.local import answer
 
-        drafters = list(self._drafters(run))
         loaded = run.models.causal_lm(self.target.model, self.spec.dtype, self.spec.device)
+        drafters = list(self._drafters(run))
         return answer(documents, self.target.model, loaded, self.spec, run, drafters)
 
-    def _drafters(self, run: Run) -> Iterator[LoadedModel]:
-        """Without what cannot be loaded on this machine: drafts save time, and answers do not hang on them."""
+    def check(self) -> None:
+        """Drafters are looked at when a job is submitted: a worker that lacks one does without."""
+        for name in self.spec.drafters:
+            _check_drafter(name, self.target.model)
+
+    def _drafters(self, run: Run) -> Iterator[LoadedModel | None]:
+        """None for what cannot be loaded on this machine: drafts save time, and answers do not hang on them."""
+        from pipeline.batching import out_of_memory
+
+        run.models.keep_at_least(1 + len(self.spec.drafters))
         for name in self.spec.drafters:
             try:
                 yield run.models.causal_lm(name, self.spec.dtype, self.spec.device)
-            except ModelError as error:
+            except (ModelError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, ModelError) and not out_of_memory(error):
+                    raise
                 log.warning("%s does not draft: %s", name, error)
+                yield None
 
 
-def check_drafter(name: str, target: str) -> None:
+def _check_drafter(name: str, target: str) -> None:
     """``ModelError`` for what is not there, is no causal LM, or knows other tokens than the target."""
     digest_of(name, check=check_causal)
     if load_tokenizer(name).get_vocab() != load_tokenizer(target).get_vocab():

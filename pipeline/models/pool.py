@@ -66,6 +66,10 @@ class ModelPool:
         """
         return self._resident(load, name, dtype, device)
 
+    def keep_at_least(self, models: int) -> None:
+        """Keep so many from now on, where the limit is lower: what works together would else be loaded in turns."""
+        self._limit = max(self._limit, models)
+
     def token_classifier(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
         """The encoder called ``name`` with its head of two labels, loaded unless it is resident.
 

@@ -231,7 +231,8 @@ class PackedPasses:
                 self._stores[number] = store
             else:
                 self._stores.append(store)
-        self._first, self._capacity = np.arange(self._rows + 1) * capacity, capacity
+        self._capacity = capacity
+        self.place(np.arange(self._rows), np.arange(self._rows) * capacity)
 
     def _zeros(self, columns: int) -> torch.Tensor:
         """Keys or values of one layer, ``[columns, heads, size]``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 Output = tuple[torch.Tensor, torch.Tensor]
-"""Of each slot: what came of it, and the logits that it came from."""
+"""Of each slot: what came of it, and the logits ``[rows, v]`` of the first token that it was given to read."""
 Run = Callable[[], Output]
 Recorded = tuple[Callable[[], Any], Output]
 """What does the same once more, and where it writes its output."""
@@ -43,27 +43,33 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is done at each step: ``step(slots, width, most)``. It changes the ``state`` of its slots but ``idle``."""
+    """What is done at each step: ``step(slots, width, most)``. It changes the ``state`` of its slots but ``idle``, and
+    done again from the same state it does the same."""
 
     step: Callable[[torch.Tensor, int, int], Output]
-    state: torch.Tensor
+    state: Sequence[torch.Tensor]
     idle: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of it lies."""
+        return self.state[0].device
 
 
 class Steps:
-    """``work`` on any slots, at most ``most`` of them, for a ``trunk``; recorded where ``records`` and it can be.
+    """``work`` on any slots, at most ``most`` of them; recorded where ``records`` and it can be.
 
-    Where it cannot it is launched kernel by kernel, from then on by every batch of this model.
+    Where it cannot it is launched kernel by kernel; ``refused``, which is kept with the model, has the ``kind`` of work
+    for which no later batch need try again.
     """
 
-    def __init__(self, work: Work, trunk: Any, most: int, records: bool) -> None:
-        self._work, self._trunk, self._most = work, trunk, max(2, most)
+    def __init__(self, work: Work, most: int, records: bool, refused: set[Hashable], kind: Hashable) -> None:
+        self._work, self._most, self._refused, self._kind = work, max(2, most), refused, kind
         self._least = 2 if records else 1  # what is compiled would be compiled anew for a single token
         self._times: dict[tuple[int, int], int] = {}
         self._recorded: dict[tuple[int, int], _Step] = {}
-        device = work.state.device
-        make = RECORDERS.get(device.type) if records and getattr(trunk, "contextmill_records", True) else None
-        self._recorder = make(device) if make else None
+        make = RECORDERS.get(work.device.type) if records and kind not in refused else None
+        self._recorder = make(work.device) if make else None
 
     def __call__(self, slots: Ints, width: int, most: int) -> torch.Tensor:
         """What came of each of these slots, none of which has more than ``most`` columns afterwards. To be used before
@@ -79,31 +85,39 @@ class Steps:
 
     def _launched(self, slots: Ints, width: int, most: int) -> Output:
         filled = np.pad(slots, (0, max(0, self._least - len(slots))), constant_values=self._work.idle)
-        found, logits = self._work.step(on_device(filled, self._work.state.device), width, most)
-        return found[: len(slots)], logits[: len(slots) * width]
+        found, logits = self._work.step(on_device(filled, self._work.device), width, most)
+        return found[: len(slots)], logits[: len(slots)]
 
     def _record(self, recorder: Recorder, key: tuple[int, int], slots: Ints, most: int) -> torch.Tensor:
-        """Once launched and once more, recorded. It is not trusted unless it says the same."""
-        before = self._work.state.clone()
-        found, logits = self._launched(slots, key[1], most)
-        after = self._work.state.clone()
+        """Recorded, replayed, and then launched: what was launched last is what counts, and what stays written.
+
+        A recording is not trusted unless its replay said the same."""
+        before, replayed, why = [one.clone() for one in self._work.state], None, ""
         try:
             with LAUNCHING:
                 step = _Step(self._work, recorder, *key)
-            self._work.state.copy_(before)
-            apart = _apart(step(slots)[1], logits)
-            if apart < _TOLERANCE:
-                self._recorded[key] = step
-            why = "" if apart < _TOLERANCE else f"a replay is {apart:.2f} off"
+            replayed = step(slots)[1].clone()
         except torch.OutOfMemoryError:  # for this batch alone: the next may leave more room
-            self._recorder, why = None, ""
+            self._recorder = None
             log.info("no memory is left to record a pass of %d rows: this batch is launched kernel by kernel", key[0])
         except Exception as error:  # noqa: BLE001  drivers and kernels fail in ways of their own
             why = " ".join(str(error).split())[:300] or type(error).__name__
-        self._work.state.copy_(after)
+        for one, old in zip(self._work.state, before, strict=True):
+            one.copy_(old)
+        found, logits = self._launched(slots, key[1], most)
+        if replayed is not None:
+            apart = _apart(replayed, logits)
+            why = "" if apart < _TOLERANCE else f"a replay is {apart:.2f} off"
         if why:
-            self._recorder, self._trunk.contextmill_records = None, False
-            log.warning("single tokens are launched kernel by kernel, at a fraction of the speed: %s", why)
+            self._recorder = None
+            self._refused.add(self._kind)
+            log.warning(
+                "passes of %d rows and %d tokens each are launched kernel by kernel, at a fraction of the speed: %s",
+                *key, why,
+            )  # fmt: skip
+        elif replayed is not None:
+            step.forget_logits()
+            self._recorded[key] = step
         return found
 
 
@@ -120,10 +134,12 @@ class _Step:
     """A recorded step of ``size`` rows and ``width`` tokens each."""
 
     def __init__(self, work: Work, recorder: Recorder, size: int, width: int) -> None:
-        self._idle, self._width = work.idle, width
-        self._slots = torch.full((size,), work.idle, device=work.state.device)
+        self._idle = work.idle
+        self._slots = torch.full((size,), work.idle, device=work.device)
         self._holds: list[int] = []
-        self._again, self._output = recorder(lambda: work.step(self._slots, width, 0))  # what records needs no ``most``
+        self._again, (self._found, self._logits) = recorder(
+            lambda: work.step(self._slots, width, 0)  # what records needs no ``most``
+        )
 
     def __call__(self, slots: Ints) -> Output:
         if self._holds != slots.tolist():
@@ -131,8 +147,11 @@ class _Step:
             filled = np.pad(slots, (0, len(self._slots) - len(slots)), constant_values=self._idle)
             self._slots.copy_(on_device(filled, self._slots.device))
         self._again()
-        found, logits = self._output
-        return found[: len(slots)], logits[: len(slots) * self._width]
+        return self._found[: len(slots)], self._logits[: len(slots)]
+
+    def forget_logits(self) -> None:
+        """They are as large as all else, and other recordings may have their room."""
+        self._logits = self._found
 
 
 class _Graphs:

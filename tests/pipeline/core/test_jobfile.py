@@ -186,7 +186,7 @@ def test_no_number_is_guessed_from_something_else(tmp_path: Path, kind: str, nam
             load_job(path, environment={})
 
 
-FLOATS = {"seconds_per_shard", "rate", "granular_k", "temperature", "top_p", "deadline_seconds"}
+FLOATS = {"seconds_per_shard", "rate", "granular_k", "temperature", "top_p", "draft_lenience", "deadline_seconds"}
 
 
 def test_what_a_flag_or_the_environment_set_is_not_blamed_on_the_file(job: Path) -> None:

@@ -13,15 +13,17 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from pipeline.generation.decoding import passes_for
+from pipeline.generation.ending import Ending
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import LONGEST, PADDING, propose
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelError, ModelPool
+from pipeline.passes.packed import SPARE
 from pipeline.passes.padded import PaddedPasses
-from pipeline.stages import Result, Run, build
+from pipeline.stages import Result, Run, Stopped, build, check, stage_hashes
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
-from schemas.stage import GenerateSpec
+from schemas.stage import MOST_DRAFTS, GenerateSpec
 
 LENGTHS = (9, 70, 2, 41, 1, 40, 23, 23)
 PROMPTS = [
@@ -123,7 +125,7 @@ PLANS: list[tuple[list[int], dict[str, Any]]] = [
     ([2], {"draft_tokens": 2, "draft_rounds": (4,), "draft_tail": 5, "draft_lenience": 3.0}),
     ([0], {"draft_tokens": 3, "draft_rounds": (1,), "draft_tail": 9}),
     ([1, 2], {"draft_tokens": 2, "draft_rounds": (2, 2)}),
-    ([1, 3], {"draft_tokens": 0, "draft_rounds": (2, 3), "draft_tail": 2, "draft_lenience": 2.0}),
+    ([1, 3], {"draft_tokens": 1, "draft_rounds": (2, 3), "draft_tail": 2, "draft_lenience": 2.0}),
     ([0, 1, 2], {"draft_tokens": 1, "draft_rounds": (1, 2, 2)}),
 ]
 
@@ -198,18 +200,16 @@ def test_a_drafter_of_another_vocabulary_is_refused_when_the_job_is_submitted(
     file = tmp_path / "other" / "tokenizer.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"<|im_start|>"', '"<|other|>"'), encoding="utf-8")
 
-    def identity(drafter: str) -> Any:
+    def submitted(drafter: str) -> None:
         stage = {"kind": "generate", "drafters": [drafter]}
         target = {"model": str(models["llama"])}
-        return build(
-            JobSpec.model_validate({"input": {"path": "x"}, "target": target, "stages": [stage]}), 0
-        ).identity()
+        check(JobSpec.model_validate({"input": {"path": "x"}, "target": target, "stages": [stage]}))
 
-    assert identity(str(models["gpt2"])) == identity(str(models["llama"]))
+    submitted(str(models["gpt2"]))
     with pytest.raises(ModelError, match=r"cannot draft for .*their vocabularies differ"):
-        identity(str(tmp_path / "other"))
+        submitted(str(tmp_path / "other"))
     with pytest.raises(ModelError, match="no model 'nowhere'"):
-        identity("nowhere")
+        submitted("nowhere")
 
 
 def test_a_drafter_that_is_not_on_this_machine_is_done_without(
@@ -217,6 +217,7 @@ def test_a_drafter_that_is_not_on_this_machine_is_done_without(
 ) -> None:
     stage = {"kind": "generate", "max_new_tokens": 9, "drafters": ["nowhere"]}
     job = JobSpec.model_validate({"input": {"path": "x"}, "target": {"model": str(models["llama"])}, "stages": [stage]})
+    assert stage_hashes(job)  # which a worker compares with those of the job
     parts = PromptParts(contexts=("x",))
     (outcome,) = build(job, 0).run([Document(0, "0", parts, "h")], Run(ModelPool("cpu")))
     assert isinstance(outcome, Result) and outcome.fields["target_passes"] == outcome.fields["tokens_generated"]
@@ -230,15 +231,93 @@ def test_a_drafter_that_is_not_on_this_machine_is_done_without(
         ({"drafters": ["a"], "draft_rounds": [7], "draft_tokens": 6}, "49 drafts at once, and at most 48"),
         ({"drafters": ["a"], "draft_rounds": [1, 2]}, "draft_rounds names 2 numbers for 1 drafters"),
         ({"draft_tail": 3}, "without any, raise draft_tokens"),
+        ({"draft_lenience": 2.0, "draft_tokens": 3}, "it needs both"),
         ({"draft_tokens": 3, "backend": "openai"}, 'drafts need backend = "local"'),
         ({"drafters": ["a", "b", "c", "d"]}, "at most 3 items"),
         ({"drafters": ["a"], "draft_rounds": [0]}, "greater than or equal to 1"),
-        ({"drafters": ["a"], "draft_lenience": 0.5}, "greater than or equal to 1"),
+        ({"drafters": ["a"], "draft_tokens": 1, "draft_lenience": 0.5}, "greater than or equal to 1"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         GenerateSpec.model_validate({"kind": "generate", **settings})
+
+
+def test_short_samples_with_a_long_tail(relatives: list[LoadedModel]) -> None:
+    """A drafter reads back into the prompt, where no number is drawn."""
+    spec = {"draft_rounds": (1,), "draft_tail": 9, **SAMPLED}
+    prompts = [Prompt(one.ids, 3, one.seed) for one in PROMPTS]
+    found = [
+        LocalGenerator(relatives[0], GenerateSpec(kind="generate", drafters=names, **more), Run(ModelPool("cpu")), some)
+        for names, more, some in (([], SAMPLED, []), (["x"], spec, [relatives[1]]))
+    ]
+    plain, drafted = (one.generate(prompts) for one in found)
+    assert said(plain) == said(drafted) and any(one.drafted for one in drafted)
+
+
+def test_all_rows_begin_at_once_with_drafts_too(relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    begin = Ending.begin
+
+    def noted(self: Ending, rows: Any) -> None:
+        begun.append(len(list(rows)))
+        begin(self, rows)
+
+    monkeypatch.setattr(Ending, "begin", noted)
+    generate(relatives[0], [relatives[1]], draft_tokens=5, draft_tail=3)
+    assert begun == [len(PROMPTS)]
+
+
+def test_what_was_drafted_is_counted_by_what_there_was(relatives: list[LoadedModel]) -> None:
+    """A drafter of three rounds writes three tokens at least, and rarely what it could at most."""
+    found = generate(relatives[0], [relatives[2]], draft_tokens=5, draft_rounds=(3,))
+    for one in found:
+        assert 3 * (one.passes - 1) <= one.drafted < 18 * (one.passes - 1)
+        assert len(one.tokens) - one.passes <= one.drafted
+
+
+def test_a_missing_drafter_takes_its_rounds_along(relatives: list[LoadedModel]) -> None:
+    spec = GenerateSpec(kind="generate", drafters=["gone", "d"], draft_rounds=[1, 4])
+    decoder = LocalGenerator(relatives[0], spec, Run(ModelPool("cpu")), [None, relatives[1]])._decoder()
+    assert decoder and decoder.plan.rounds == (4,) and list(decoder.drafters) == [relatives[1]]
+
+
+def test_stop_strings_and_stopping_are_heard_among_several_tokens(
+    relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = generate(relatives[0])
+    for stop in {one.text[at : at + 3] for one in free[:3] for at in (2, 7, 13)}:
+        if "\ufffd" not in stop:
+            plain = generate(relatives[0], stop=[stop])
+            assert said(generate(relatives[0], [relatives[0]], draft_rounds=(6,), stop=[stop])) == said(plain)
+    monkeypatch.setattr("pipeline.generation.ending.LOOK_SECONDS", 0.0)
+    asked: list[int] = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) > 5
+
+    spec = GenerateSpec(kind="generate", drafters=["x"])
+    with pytest.raises(Stopped):
+        LocalGenerator(relatives[0], spec, Run(ModelPool("cpu"), stopping=stopping), [relatives[1]]).generate(PROMPTS)
+
+
+def test_memory_that_only_drafters_lack_ends_no_shard(
+    relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = generate(relatives[0])
+
+    def full(**arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert passes_for(relatives[1])
+    monkeypatch.setattr(relatives[1].model.get_decoder(), "forward", full)
+    assert said(generate(relatives[0], [relatives[1]])) == said(plain)
+    assert "drafters are given up for this batch: CUDA out of memory" in caplog.text
+
+
+def test_an_idle_row_has_room_for_all_drafts() -> None:
+    assert SPARE >= MOST_DRAFTS + 2 + 3 + 1  # what it holds, what is read behind, and the target's own
 
 
 def test_what_the_answer_copies_takes_a_pass_for_every_eight_tokens(models: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import row_by_row  # noqa: F401  the kernel
 import torch
+from safetensors.torch import load_file, save_file
 from test_prefixes import prompts_of
 from tiny_models import save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline.generation import decoding
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.ending import Ending
+from pipeline.generation.lines import Lines
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelPool
@@ -58,18 +61,36 @@ def both(models: dict[str, Path]) -> Iterator[tuple[LoadedModel, LoadedModel]]:
     yield plain, other
 
 
+@pytest.fixture(scope="module")
+def drafters(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[LoadedModel]:
+    """Ready for packed passes, too: the model itself, and one that resembles it."""
+    folder = tmp_path_factory.mktemp("relative")
+    shutil.copytree(models["llama"], folder, dirs_exist_ok=True)
+    tensors, noise = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    changed = {name: one + 0.03 * torch.randn(one.shape, generator=noise) for name, one in tensors.items()}
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    found = [ModelPool("cpu").causal_lm(str(one)) for one in (models["llama"], folder)]
+    with pytest.MonkeyPatch.context() as patched:
+        traced(patched)
+        assert all(passes_for(one) is PackedPasses for one in found)
+    return found
+
+
 Generate = Callable[..., list[Generation]]
 
 
 @pytest.fixture
 def generate(both: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Generate:
     """Generations by either; the packed ones unless ``plain``."""
-    monkeypatch.setattr(decoding, "_worth_packing", lambda loaded: loaded is both[1])
+    monkeypatch.setattr(decoding, "_worth_packing", lambda loaded: loaded is not both[0])
 
-    def work(prompts: Sequence[Prompt], run: Run | None = None, plain: bool = False, **settings: Any) -> Any:
+    def work(
+        prompts: Sequence[Prompt], run: Run | None = None, plain: bool = False, models: Sequence[LoadedModel] = (),
+        **settings: Any,
+    ) -> Any:  # fmt: skip
         loaded = both[0] if plain else both[1]
-        spec = GenerateSpec(kind="generate", **settings)
-        return LocalGenerator(loaded, spec, run or Run(ModelPool("cpu"))).generate(prompts)
+        spec = GenerateSpec(kind="generate", drafters=["x"] * len(models), **settings)
+        return LocalGenerator(loaded, spec, run or Run(ModelPool("cpu")), models).generate(prompts)
 
     return work
 
@@ -168,6 +189,73 @@ def test_recorded_passes_say_the_same(
     assert recording.count(0) > 5
 
 
+CASCADES: list[dict[str, Any]] = [
+    {"draft_tokens": 3, "draft_rounds": (2,)},
+    {"draft_tokens": 2, "draft_rounds": (2,), "draft_tail": 3, "draft_lenience": 2.0},
+    {"draft_tokens": 1, "draft_rounds": (2, 2)},
+]
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("cascade", CASCADES)
+def test_cascades_are_recorded_and_say_the_same(
+    generate: Generate, drafters: list[LoadedModel], recording: list[int], caplog: pytest.LogCaptureFixture,
+    cascade: dict[str, Any], settings: dict[str, Any],
+) -> None:  # fmt: skip
+    """Drafts behind a rejected one are other tokens in a replay: what is compared does not hang on them."""
+    models = [drafters[1], drafters[0]][: len(cascade["draft_rounds"])]
+    prompts = [Prompt(one.ids, 60, one.seed) for one in PROMPTS]
+    expected = said(generate(prompts, plain=True, **settings))
+    for batch_tokens in (400, 16384):
+        recording.clear()
+        assert said(generate(prompts, models=models, batch_tokens=batch_tokens, **cascade, **settings)) == expected
+        assert recording.count(0) > 5
+    assert "kernel by kernel" not in caplog.text
+
+
+def test_a_replay_that_rounds_otherwise_leaves_nothing_behind(
+    generate: Generate, both: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replay that is compared writes other tokens: what was launched counts."""
+    rolled: list[int] = []
+
+    def record(run: recorded.Run) -> recorded.Recorded:
+        output = [one.clone() for one in run()]
+
+        def again() -> None:
+            for one, other in zip(output, run(), strict=True):
+                one.copy_(other)
+            rolled.append(1)
+            lines[0].tokens[:-1] = (lines[0].tokens[:-1] + 1) % 300
+
+        return again, (output[0], output[1])
+
+    lines: list[Lines] = []
+    begin = Lines.__init__
+
+    def noted(self: Lines, *arguments: Any) -> None:
+        begin(self, *arguments)
+        lines[:] = [self]
+
+    expected = said(generate(PROMPTS, plain=True))
+    monkeypatch.setattr(Lines, "__init__", noted)
+    monkeypatch.setattr(recorded._Step, "forget_logits", lambda self: None)
+    monkeypatch.setattr(recorded, "_TOLERANCE", -1.0)  # seen, compared, and not used
+    monkeypatch.setattr(both[1].model, "contextmill_unrecorded", set(), raising=False)
+    monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: record)
+    assert said(generate(PROMPTS, draft_tokens=3)) == expected
+    assert rolled
+
+
+def test_a_drafter_that_needs_other_passes_does_without(
+    generate: Generate, both: tuple[LoadedModel, LoadedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = said(generate(PROMPTS, plain=True))
+    found = generate(PROMPTS, models=[both[0]])
+    assert said(found) == expected and not any(one.drafted for one in found)
+    assert "does not draft: it needs PaddedPasses, its target PackedPasses" in caplog.text
+
+
 def test_idle_rows_stay_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after they were not, and a step that is recorded once more changes nothing by that."""
     told: list[list[int]] = []
@@ -176,20 +264,21 @@ def test_idle_rows_stay_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(slots: torch.Tensor, width: int, most: int) -> recorded.Output:
         told.append(slots.tolist())
         state[slots] += 1
-        return slots[:, None].clone(), torch.ones(len(slots) * width, 3)
+        return slots[:, None].clone(), torch.ones(len(slots), 3)
 
     def record(run: recorded.Run) -> recorded.Recorded:
         output = run()
         return run, output
 
     monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: record)
-    steps = recorded.Steps(recorded.Work(step, state, idle=4), torch.nn.Module(), most=4, records=True)
+    steps = recorded.Steps(recorded.Work(step, [state], idle=4), most=4, records=True, refused=set(), kind=0)
     for _ in range(4):
         steps(np.array([0, 1, 3]), 1, 9)
     steps(np.array([2, 1, 0, 3]), 1, 9)
     steps(np.array([3, 0, 1]), 1, 9)
-    assert told[:3] == [[0, 1, 3]] * 3  # launched, the third time to compare
-    assert told[3:] == [[4, 4, 4, 4], [0, 1, 3, 4], [0, 1, 3, 4], [2, 1, 0, 3], [3, 0, 1, 4]]
+    assert told[:3] == [[0, 1, 3], [0, 1, 3], [4, 4, 4, 4]]  # launched twice, then recorded
+    assert told[3:5] == [[0, 1, 3, 4], [0, 1, 3]]  # replayed to compare, and launched again from where it was
+    assert told[5:] == [[0, 1, 3, 4], [2, 1, 0, 3], [3, 0, 1, 4]]
     assert state[:4].tolist() == [6, 6, 1, 6]
 
 
@@ -216,8 +305,7 @@ def test_what_cannot_be_recorded_or_says_something_else_is_launched(
         return record(run)
 
     monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: counted)
-    trunk: Any = both[1].model.get_decoder()
-    monkeypatch.setattr(trunk, "contextmill_records", True, raising=False)
+    monkeypatch.setattr(both[1].model, "contextmill_unrecorded", set(), raising=False)
     expected = said(generate(PROMPTS, plain=True))
     assert said(generate(PROMPTS)) == said(generate(PROMPTS)) == expected
     assert tried == [1] and caplog.text.count(says) == 1
