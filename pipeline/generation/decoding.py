@@ -209,6 +209,22 @@ class _Batch:
             self._room.give(int(self._begins[row]), int(self._needs[row]))
             self._free.append(int(self._slots[row]))
         self._on = self._on[~np.isin(self._on, rows) | np.isin(self._on, going)]
+        if len(going) < len(rows) and not self._models[0].passes.records:
+            self._close_ranks()
+
+    def _close_ranks(self) -> None:
+        """The last lines take the places of those that ended: padded passes would gather what is not in front."""
+        taken = set(self._slots[self._on].tolist())
+        holes = [slot for slot in range(len(taken)) if slot not in taken]
+        late = self._on[self._slots[self._on] >= len(taken)]
+        for row, hole in zip(late.tolist(), holes, strict=True):
+            slot = int(self._slots[row])
+            for model in self._models:
+                model.passes.copy(np.array([slot]), np.array([hole]), self._needs[[row]])
+            self._lines.move(slot, hole)
+            self._free[self._free.index(hole)] = slot
+            self._slots[row] = hole
+        self._on = self._on[np.argsort(self._slots[self._on])]
 
 
 def _model(loaded: LoadedModel, decoder: ColumnDecoder, rows: int) -> Model:

@@ -42,6 +42,11 @@ class Lines:
         self.tokens[at] = on_device(filled, self._device)
         self.length[at], self.read_from[at], self.answer_from[at], self.document[at] = end, start, end, document
 
+    def move(self, source: int, target: int) -> None:
+        """A line to another place."""
+        for one in (self.tokens, self.length, self.read_from, self.answer_from, self.document):
+            one[target] = one[source]
+
     def at(self, slots: torch.Tensor, begin: torch.Tensor, count: int) -> torch.Tensor:
         """The ``count`` tokens from place ``begin`` of each of these lines, ``[rows, count]``."""
         return self.tokens[slots[:, None], begin[:, None] + torch.arange(count, device=self._device)]

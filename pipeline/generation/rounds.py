@@ -66,17 +66,21 @@ class Model:
     head: Any
     size: int
 
-    def chosen(
-        self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, choose: Choosing, most: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What it says after each of the ``count`` tokens from ``begin``, ``[rows, count]``, and the logits ``[rows *
-        count, v]``."""
+    def said(
+        self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, after: torch.Tensor, choose: Choosing,
+        most: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """It reads ``count`` tokens from ``begin``: what it says after those of them that are ``after`` ``[rows, n]``,
+        counted from there; and the logits ``[rows, n, v]``."""
         # Behind the drafts there may be none, and the target may know tokens that a drafter does not.
         ids = lines.at(slots, begin, count).clamp(0, self.size - 1)
-        logits = self.head(self.passes.read_on(slots, ids, begin - lines.read_from[slots], most))[:, : self.size]
-        made = (begin + 1 - lines.answer_from[slots])[:, None] + torch.arange(count, device=slots.device)
-        documents = lines.document[slots, None].expand(ids.shape)
-        return choose(logits, documents.flatten(), made.flatten()).view(ids.shape), logits
+        hidden = self.passes.read_on(slots, ids, begin - lines.read_from[slots], most).view(*ids.shape, -1)
+        asked = hidden[torch.arange(len(slots), device=slots.device)[:, None], after].flatten(0, 1)
+        logits = self.head(asked)[:, : self.size]
+        made = (begin + 1 - lines.answer_from[slots])[:, None] + after
+        documents = lines.document[slots, None].expand(after.shape)
+        chosen = choose(logits, documents.flatten(), made.flatten()).view(after.shape)
+        return chosen, logits.view(*after.shape, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +111,18 @@ class Checking:
             self.under.draft(lines, slots, length, most)
             drafts = lines.at(slots, length, new)
             begin = torch.maximum(length - 1 - behind, lines.read_from[slots])
+            after = (length - 1 - begin)[:, None] + torch.arange(new + 1, device=slots.device)
             try:
-                chosen, logits = self.model.chosen(lines, slots, begin, behind + 1 + new, self.choose, most)
+                said, logits = self.model.said(lines, slots, begin, behind + 1 + new, after, self.choose, most)
             except Exception as error:
                 if out_of_memory(error):
                     raise
                 raise DrafterFailed(" ".join(str(error).split())[:300] or type(error).__name__) from error
-            after = (length - 1 - begin)[:, None] + torch.arange(new + 1, device=slots.device)
-            said = chosen.gather(1, after)
             passed = said[:, :new] == drafts
             if self.lenience > 1:
-                chances = logits.view(*chosen.shape, -1).softmax(-1, dtype=torch.float32)
                 known = drafts.clamp(0, self.model.size - 1)
-                of_drafts = chances[torch.arange(len(slots), device=slots.device)[:, None], after[:, :new], known]
-                passed = passed | ((of_drafts > 1 / self.lenience) & (known == drafts))
+                chances = logits[:, :new].softmax(-1, dtype=torch.float32).gather(-1, known[..., None])[..., 0]
+                passed = passed | ((chances > 1 / self.lenience) & (known == drafts))
             accepted = passed.cumprod(1).sum(1)
             lines.put(slots, length + accepted, said.gather(1, accepted[:, None]))
             length = length + accepted + 1
@@ -151,13 +153,14 @@ class Target:
         end = self.under.draft(lines, slots, length, most)
         end = Copying(self.tail).draft(lines, slots, end, most)
         drafts = lines.at(slots, length, width - 1)
-        chosen, logits = self.model.chosen(lines, slots, length - 1, width, self.choose, most)
+        after = torch.arange(width, device=slots.device).expand(len(slots), width)
+        chosen, logits = self.model.said(lines, slots, length - 1, width, after, self.choose, most)
         drafted = end - length
         there = torch.arange(width - 1, device=slots.device) < drafted[:, None]
         count = 1 + ((chosen[:, :-1] == drafts) & there).cumprod(1).sum(1)
         lines.put(slots, length, chosen)
         lines.keep(slots, count)
-        return torch.cat([chosen, drafted[:, None], count[:, None]], 1), logits.view(*chosen.shape, -1)[:, 0]
+        return torch.cat([chosen, drafted[:, None], count[:, None]], 1), logits[:, 0]
 
 
 def cascade(target: Model, drafters: Sequence[Model], plan: Plan, choose: Choosing) -> Target:

@@ -21,6 +21,10 @@ GREEDY_BELOW = 1e-5
 """A temperature under this is greedy: dividing by it would overflow, and the draw is certain anyway."""
 
 
+_AT_ONCE = 256
+"""Rows drawn at once: sorted and summed up, logits of thousands would take more room than all else."""
+
+
 def document_seed(seed: int, content_hash: str) -> int:
     """The seed of one document, 63 bits of sha256 over the stage's seed and the document's content."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{content_hash}".encode()).digest()[:8], "big") >> 1
@@ -70,9 +74,13 @@ class Choosing:
         Before the first and beyond the last step it says anything."""
         if not self._sampled:
             return logits.argmax(-1)
+        numbers = self._numbers[documents, made.clamp(0, self._numbers.shape[1] - 1)]
+        return torch.cat(list(map(self._drawn, torch.split(logits, _AT_ONCE), torch.split(numbers, _AT_ONCE))))
+
+    def _drawn(self, logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         none: Any = None  # what the warpers do not look at
         scores: torch.Tensor = self._warpers(none, logits.float())
-        return draw(scores, self._numbers[documents, made.clamp(0, self._numbers.shape[1] - 1)])
+        return draw(scores, numbers)
 
 
 def processors(

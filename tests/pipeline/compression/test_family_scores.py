@@ -145,7 +145,7 @@ def test_units_count_by_what_the_question_does_to_them(pool: ModelPool, tiny: st
 def test_without_a_question_it_is_llmlingua(pool: ModelPool, tiny: str) -> None:
     asked, unasked = prompts_of(PARTS, PromptParts("Solve it.", CONTEXTS))
     together = ranking_of(method_of(pool, tiny, "longllmlingua"), unasked, asked, unasked)
-    (plain,) = ranking_of(method_of(pool, tiny, "llmlingua", iterative_size=200), unasked)
+    (plain,) = ranking_of(method_of(pool, tiny, "llmlingua", iterative_size=200, granular_k=1.0), unasked)
     for one in (together[0], together[2]):
         np.testing.assert_allclose(one.margins, plain.margins, atol=1e-5)
         assert one.order is None

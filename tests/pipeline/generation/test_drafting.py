@@ -268,6 +268,22 @@ def test_all_rows_begin_at_once_with_drafts_too(relatives: list[LoadedModel], mo
     assert begun == [len(PROMPTS)]
 
 
+def test_rows_close_ranks_when_one_ends(relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded passes gather the stored columns of rows that are not the first ones."""
+    seen: list[list[int]] = []
+    read_on = PaddedPasses.read_on
+
+    def noted(self: PaddedPasses, slots: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(slots.tolist())
+        return read_on(self, slots, *rest)
+
+    expected = said(generate(relatives[0], batch_tokens=1))
+    monkeypatch.setattr(PaddedPasses, "read_on", noted)
+    assert said(generate(relatives[0])) == expected
+    in_front = [slots == list(range(len(slots))) for slots in seen]
+    assert {len(slots) for slots in seen} >= {2, 4, 6, 8} and sum(in_front) > 0.8 * len(seen)
+
+
 def test_what_was_drafted_is_counted_by_what_there_was(relatives: list[LoadedModel]) -> None:
     """A drafter of three rounds writes three tokens at least, and rarely what it could at most."""
     found = generate(relatives[0], [relatives[2]], draft_tokens=5, draft_rounds=(3,))
