@@ -131,8 +131,12 @@ def test_an_orphaned_child_leaves_too(fleet: Fleet, tmp_path: Path) -> None:
 def test_a_worker_that_gives_up_does_not_pass_for_one_that_was_told_to_leave(fleet: Fleet) -> None:
     """Its child dies before it was ever ready: exit code 1, so that what keeps it running starts it again."""
     first = fleet.start_worker()
-    wait_until(first.kill_child, 60, "a child to kill")
-    first.process.wait(60)
+
+    def gave_up() -> bool:
+        first.kill_child()  # one that was ready is replaced, and that one is killed sooner
+        return first.process.poll() is not None
+
+    wait_until(gave_up, 60, "a worker that gives up")
     assert first.process.returncode == 1
     assert "ended by itself" in first.log.read_text()
     second = fleet.start_worker()
