@@ -59,4 +59,4 @@ class Lines:
     def keep(self, slots: torch.Tensor, count: Any) -> None:
         """``count`` more tokens of each of these lines are written for good."""
         self.length[slots] += count
-        self.length[self.idle] = PADDING + 2
+        self.length[self.idle].fill_(PADDING + 2)  # an assigned number would come from the host: not recorded
