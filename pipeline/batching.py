@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+
 
 def pack(
     lengths: Sequence[int], budget: int, keys: Sequence[Hashable] | None = None, enough: int | None = None,
@@ -104,5 +106,6 @@ def attempted(work: Callable[[], T], last: bool) -> list[T]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. On the CPU torch raises a plain RuntimeError, told by its text."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    """Whether an allocation failed. On the CPU, in the driver and in cuBLAS that is an error of another kind, told by
+    its text."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(one in str(error) for one in _OUT_OF_MEMORY)

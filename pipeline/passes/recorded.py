@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.batching import out_of_memory
 from pipeline.passes.compiling import LAUNCHING
 from pipeline.passes.transfers import on_device
 
@@ -97,11 +98,12 @@ class Steps:
             with LAUNCHING:
                 step = _Step(self._work, recorder, *key)
             replayed = step(slots)[1].clone()
-        except torch.OutOfMemoryError:  # for this batch alone: the next may leave more room
-            self._recorder = None
-            log.info("no memory is left to record a pass of %d rows: this batch is launched kernel by kernel", key[0])
         except Exception as error:  # noqa: BLE001  drivers and kernels fail in ways of their own
-            why = " ".join(str(error).split())[:300] or type(error).__name__
+            if out_of_memory(error):  # for this batch alone: the next may leave more room
+                self._recorder = None
+                log.info("no memory is left to record passes of %d rows: the batch goes kernel by kernel", key[0])
+            else:
+                why = " ".join(str(error).split())[:300] or type(error).__name__
         for one, old in zip(self._work.state, before, strict=True):
             one.copy_(old)
         found, logits = self._launched(slots, key[1], most)
@@ -155,14 +157,15 @@ class _Step:
 
 
 class _Graphs:
-    """CUDA graphs with one pool of memory for all: what one has written is used before the next runs."""
+    """CUDA graphs with one pool of memory for all of a process: what one has written is used before the next runs, as
+    one batch is decoded at a time. A pool for each batch would be kept by the allocator, but for nobody's use."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._pool = device, torch.cuda.graph_pool_handle()
+        self._device, self._pool = device, _pool(device).id
 
     def __call__(self, run: Run) -> Recorded:
         with torch.cuda.device(self._device):
-            graph: Any = torch.cuda.CUDAGraph()
+            graph: Any = torch.cuda.CUDAGraph(keep_graph=True)  # made ready by its first replay: that may fail, too
             here, beside = torch.cuda.current_stream(), _beside(self._device)
             beside.wait_stream(here)
             try:
@@ -188,12 +191,17 @@ class _Graphs:
         try:
             graph.capture_end()
         except RuntimeError:
-            index, internals = torch.cuda.current_device(), torch._C
-            for end in (internals._cuda_endAllocateToPool, internals._cuda_releasePool):
-                with suppress(RuntimeError):
-                    end(index, self._pool)
+            index = torch.cuda.current_device()
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(index, self._pool)
             generator = torch.cuda.default_generators[index]
             generator.graphsafe_set_state(generator.clone_state())
+
+
+@functools.cache
+def _pool(device: torch.device) -> torch.cuda.MemPool:
+    with torch.cuda.device(device):
+        return torch.cuda.MemPool()
 
 
 @functools.cache

@@ -86,4 +86,5 @@ def test_the_cpu_allocators_own_words_are_known() -> None:
         torch.empty(2**50)
     assert out_of_memory(caught.value)
     assert out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"))
     assert not out_of_memory(RuntimeError("size mismatch"))

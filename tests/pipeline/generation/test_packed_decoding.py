@@ -311,14 +311,15 @@ def test_what_cannot_be_recorded_or_says_something_else_is_launched(
     assert tried == [1] and caplog.text.count(says) == 1
 
 
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError("CUDA out"), RuntimeError("CUDA error: out of memory Search")])
 def test_a_batch_that_leaves_no_memory_to_record_is_launched_whole(
-    generate: Generate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, full: Exception
 ) -> None:
     tried: list[int] = []
 
     def record(run: recorded.Run) -> recorded.Recorded:
         tried.append(1)
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise full
 
     caplog.set_level("INFO")
     monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: record)
