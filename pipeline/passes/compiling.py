@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipeline.passes.joined import join
 from pipeline.passes.unstored import Unstored
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def _compiles(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) ->
     plain = {layer: layer.forward for layer in [model, *layers]}
     model.forward = one_at_a_time(model.forward)
     for number, layer in enumerate(layers):
+        join(layer)
         layer.forward = _dispatching(layer.forward, number)
     try:
         try_out()

@@ -60,6 +60,29 @@ class Pack:
         return {**told, "slots": self.slots, "keys": self.keys[number], "values": self.values[number]}
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where ``new`` tokens of each row belong: behind ``stored[r]`` columns that begin at ``first[r]`` of the store.
+
+    ``slots`` says where in the store each of them goes; ``arrived`` is the kernel's (``few``).
+    """
+
+    first: torch.Tensor
+    stored: torch.Tensor
+    new: int
+    slots: torch.Tensor
+    arrived: torch.Tensor
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    def layer(self, number: int) -> dict[str, Any]:
+        """What the attention of this layer is told."""
+        return {
+            "first": self.first, "stored": self.stored, "new": self.new, "slots": self.slots, "arrived": self.arrived,
+            "keys": self.keys[number], "values": self.values[number],
+        }  # fmt: skip
+
+
 @torch.library.custom_op("contextmill::attend", mutates_args=(), device_types="cuda")
 def attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, begins: torch.Tensor, first: torch.Tensor,
@@ -73,17 +96,34 @@ def attend(
     return found
 
 
+@torch.library.custom_op("contextmill::attend_few", mutates_args=(), device_types="cuda")
+def attend_few(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first: torch.Tensor, stored: torch.Tensor,
+    arrived: torch.Tensor, new: int, scale: float,
+) -> torch.Tensor:  # fmt: skip
+    """``query`` ``[rows * new, heads, size]`` of each row over its columns of the store, as in ``Step``; a token sees
+    all columns up to its own."""
+    from pipeline.passes import few  # where there is no GPU there is no Triton
+
+    return few.attend_few(query, keys, values, first, stored, arrived, new, scale)
+
+
 @attend.register_fake
+def _(query: torch.Tensor, *_: Any) -> torch.Tensor:
+    return query.new_empty(query.shape)
+
+
+@attend_few.register_fake
 def _(query: torch.Tensor, *_: Any) -> torch.Tensor:
     return query.new_empty(query.shape)
 
 
 def attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-    scaling: float | None = None, begins: torch.Tensor | None = None, **options: Any,
+    scaling: float | None = None, first: torch.Tensor | None = None, **options: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """transformers' own attention, but in a packed pass: there ``[1, heads, tokens, size]`` by ``attend``."""
-    if begins is None:
+    """transformers' own attention, but in a packed pass: there ``[1, heads, tokens, size]`` by the operators above."""
+    if first is None:
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return found, None
     # Projections give [tokens, heads, size] in memory, as the kernel reads it: these are views.
@@ -92,9 +132,12 @@ def attention(
         store[options["slots"]] = keys
         options["values"][options["slots"]] = values
         keys, values = store, options["values"]
-    places = [options[name] for name in ("first", "used", "longest", "most_used")]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(asked, keys, values, begins, *places, bool(getattr(module, "is_causal", True)), scale)[None], None
+    if (stored := options.get("stored")) is not None:
+        return attend_few(asked, keys, values, first, stored, options["arrived"], options["new"], scale)[None], None
+    used, longest, most_used = (options[name] for name in ("used", "longest", "most_used"))
+    causal = bool(getattr(module, "is_causal", True))
+    return attend(asked, keys, values, options["begins"], first, used, longest, most_used, causal, scale)[None], None
 
 
 def read_packed(model: Any, ids: torch.Tensor, lengths: Ints, positions: range) -> Any:
@@ -110,7 +153,7 @@ def read_packed(model: Any, ids: torch.Tensor, lengths: Ints, positions: range) 
     return _call(model, ids, on_device(at, device), Pack(starts, starts, used, longest, longest))
 
 
-def _call(model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) -> Any:
+def _call(model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack | Step) -> Any:
     return model(
         input_ids=ids[None],
         position_ids=positions[None],
@@ -132,6 +175,8 @@ class PackedPasses:
         self._first = np.zeros(rows + 1, np.int64)  # where in the store the columns of each row begin
         self._begins = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # the same
         self._stores: list[torch.Tensor] = []
+        counts = (rows + 2) * trunk.config.num_attention_heads
+        self._arrived = torch.zeros(counts, dtype=torch.int32, device=self.device)
 
     def reserve(self, columns: int, longest: int) -> None:
         """Before the first pass: a store of ``columns`` for rows of at most ``longest``, each of which is told its
@@ -153,26 +198,13 @@ class PackedPasses:
         return self._pass(ids, places, _up(int(counts.max()), 64))
 
     def read_on(self, slots: torch.Tensor, ids: torch.Tensor, stored: torch.Tensor, most: int) -> torch.Tensor:
-        """As in ``PaddedPasses``, for at least two tokens. It can be recorded.
-
-        Every token is a row of its own that ends with it: for rows of one token the kernel reads a key once for all
-        heads that share it, and cuts long rows in parts that it reads at once.
-        """
+        """As in ``PaddedPasses``, for at least two tokens. It can be recorded."""
         del most
-        number, new = ids.shape
-        at = (stored[:, None] + torch.arange(new, device=ids.device)).flatten()
-        first = self._begins[slots, None].expand(number, new).flatten()
-        pack = Pack(
-            begins=torch.arange(number * new + 1, dtype=torch.int32, device=ids.device),
-            first=torch.nn.functional.pad(first, (0, 1)).int(),
-            used=(at + 1).int(),
-            slots=first + at,
-            longest=1,
-            most_used=self._capacity,
-            keys=self._stores[0::2],
-            values=self._stores[1::2],
-        )
-        return self._hidden(ids.flatten(), at, pack)
+        new, first = ids.shape[1], self._begins[slots]
+        at = stored[:, None] + torch.arange(new, device=ids.device)
+        places = (first[:, None] + at).flatten()
+        step = Step(first, stored, new, places, self._arrived, self._stores[0::2], self._stores[1::2])
+        return self._hidden(ids.flatten(), at.flatten(), step)
 
     def _pass(self, ids: torch.Tensor, places: Ints, longest: int) -> torch.Tensor:
         """Hidden states of ``ids``; ``places`` are, row by row, its first column of the store, how many it has there,
@@ -194,7 +226,7 @@ class PackedPasses:
         )
         return self._hidden(ids, at, pack)
 
-    def _hidden(self, ids: torch.Tensor, at: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def _hidden(self, ids: torch.Tensor, at: torch.Tensor, pack: Pack | Step) -> torch.Tensor:
         output = _call(self.trunk, ids, at.clamp(max=self._window - 1), pack)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden

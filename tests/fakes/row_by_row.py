@@ -1,10 +1,10 @@
-"""Stands in for the GPU's attention kernel on the CPU, once imported."""
+"""Stands in for the GPU's attention kernels on the CPU, once imported."""
 
 from __future__ import annotations
 
 import torch
 
-from pipeline.passes.packed import attend
+from pipeline.passes.packed import attend, attend_few
 
 
 @attend.register_kernel("cpu")
@@ -22,4 +22,17 @@ def _row_by_row(
         asked, key, value = (one.transpose(0, 1)[None] for one in (query[begin:end], keys[columns], values[columns]))
         seen = torch.nn.functional.scaled_dot_product_attention(asked, key, value, mask, scale=scale, enable_gqa=True)
         found[begin:end] = seen[0].transpose(0, 1)
+    return found
+
+
+@attend_few.register_kernel("cpu")
+def _token_by_token(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first: torch.Tensor, stored: torch.Tensor,
+    arrived: torch.Tensor, new: int, scale: float,
+) -> torch.Tensor:  # fmt: skip
+    key_heads, rows = keys.shape[1], len(first)
+    assert not arrived.any() and len(arrived) >= rows * key_heads * -(-new * query.shape[1] // key_heads // 64)
+    begins = torch.arange(0, rows * new + 1, new)
+    longest = int(stored.max()) + new
+    found: torch.Tensor = _row_by_row(query, keys, values, begins, first, stored + new, new, longest, True, scale)
     return found

@@ -446,15 +446,15 @@ def test_what_cannot_be_decoded_so_stays_with_generate(
 def test_a_kernel_that_lies_about_single_tokens_is_not_used(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    attend = packed.attend
+    attend = packed.attend_few
 
     def broken(query: torch.Tensor, *rest: Any) -> torch.Tensor:
         found: torch.Tensor = attend(query, *rest)
-        return found * 2 if rest[5] == 1 else found
+        return found * 2
 
     loaded = ModelPool("cpu").causal_lm(str(models["llama"]))
     traced(monkeypatch)
-    monkeypatch.setattr(packed, "attend", broken)
+    monkeypatch.setattr(packed, "attend_few", broken)
     assert passes_for(loaded) is not PackedPasses
     assert "the model writes with padding" in caplog.text
 
