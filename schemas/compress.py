@@ -139,11 +139,17 @@ class IterativeSpec(CausalSpec):
     skim: StrictFloat = Field(
         0.0, ge=0, lt=1, description="share of a context's tokens that TF-IDF removes before the model reads"
     )
+    frame: StrictBool = Field(False, description="what demonstrations have in common is the last to go")
     iterative: StrictBool = Field(True, description="false: what was taken is read once (the paper's ablation)")
     budget_controller: StrictBool = Field(True, description="false: all contexts are taken (the paper's ablation)")
     dynamic_ratio: StrictBool = Field(
         True, description="false: one rate for all parts that may be compressed (the paper's ablation)"
     )
+
+    def output_settings(self) -> dict[str, Any]:
+        """As for any stage, but that ``frame`` is not there while it is off: results from before it was are valid."""
+        settings = super().output_settings()
+        return settings if self.frame else {name: value for name, value in settings.items() if name != "frame"}
 
 
 class LLMLinguaSpec(IterativeSpec):
@@ -163,7 +169,7 @@ class LongLLMLinguaSpec(IterativeSpec):
     granular_k: StrictFloat = Field(1.0, ge=1, description="how far contexts overfill their budget (paper: 2)")
     rank_contexts_by: RankContexts = Field("question", description="which contexts are taken first (paper: question)")
     contrastive: StrictBool = Field(True, description="score units by what the question does to their surprisal")
-    delta_tau: StrictFloat = Field(0.3, ge=0, le=1, description="how much more the best context keeps; 0: off")
+    delta_tau: StrictFloat = Field(1.0, ge=0, le=1, description="how much more the best context keeps; 0: off")
     reorder: StrictBool = Field(True, description="contexts in the order of their rank, the best first")
 
 

@@ -20,6 +20,9 @@ UNSPACED = (
 )  # fmt: skip
 """Scripts written without spaces between words: Thai to Tibetan, Myanmar, Khmer, Han, Kana, Bopomofo."""
 
+UNSPACED_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
+"""These scripts as they are written in a class of a regular expression."""
+
 _kinds = np.zeros(0x110000, dtype=np.uint8)  # filled as characters are met: 0 is "not met yet"
 
 

@@ -32,8 +32,9 @@ class Stream:
     tokens in ``ids``, costs ``costs[i]`` of the target's, may keep the share ``rates[i]`` of them, and is decided on in
     segment ``segments[i]`` (0, 1, ... without gaps). A ``locked`` unit is kept and not ranked; what it costs is taken
     off what the others of its segment, and then of later ones, may keep. Surprisals are multiplied by ``weights``,
-    where there are some. ``contrast``: tokens of a question, start token first; what counts is the surprisal after
-    ``start`` less that after ``contrast`` and ``start``.
+    where there are some. Units of the ``frame`` are the last of their segment to go. ``contrast``: tokens of a
+    question, start token first; what counts is the surprisal after ``start`` less that after ``contrast`` and
+    ``start``.
     """
 
     start: Ints
@@ -44,6 +45,7 @@ class Stream:
     segments: Ints
     locked: NDArray[np.bool_]
     weights: Floats | None = None
+    frame: NDArray[np.bool_] | None = None
     contrast: Ints | None = None
 
 
@@ -109,6 +111,7 @@ class _Iteration:
         self._rates = np.concatenate([stream.rates for stream in streams])[self._order]
         self._locked = np.concatenate([stream.locked for stream in streams])[self._order]
         self._weights = np.concatenate([_weights(stream) for stream in streams])[self._order]
+        self._frame = np.concatenate([_frame(stream) for stream in streams])[self._order]
         self._steps = np.searchsorted(segments[self._order], np.arange(int(segments.max()) + 2))
         ids = np.concatenate([stream.ids for stream in streams])
         first = np.cumsum(np.concatenate([stream.counts for stream in streams]))[self._order] - self._counts
@@ -157,7 +160,8 @@ class _Iteration:
         scores = np.where(locked, np.inf, scores)
         share = np.bincount(local, weights=self._rates[first:last] * costs - locked * costs)
         free = ~locked
-        above, self._spare[rows] = margins(scores[free], costs[free], local[free], self._spare[rows] + share)
+        allowed, frame = self._spare[rows] + share, self._frame[first:last]
+        above, self._spare[rows] = margins(scores[free], costs[free], local[free], allowed, frame[free])
         self._margins[first:last][free] = above
         self._margins[first:last][locked] = np.inf
         return self._margins[first:last] > 0
@@ -177,6 +181,10 @@ def _prefixes(scorer: Scorer, streams: Sequence[Stream]) -> Prefixes:
 
 def _weights(stream: Stream) -> Floats:
     return np.ones(len(stream.counts)) if stream.weights is None else stream.weights
+
+
+def _frame(stream: Stream) -> NDArray[np.bool_]:
+    return np.zeros(len(stream.counts), dtype=bool) if stream.frame is None else stream.frame
 
 
 def _ragged(first: Ints, counts: Ints) -> Ints:

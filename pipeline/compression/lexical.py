@@ -13,15 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.characters import UNSPACED
+from pipeline.compression.characters import UNSPACED_CLASS
 from pipeline.compression.prompt import Prompt
 from pipeline.compression.sentences import sentence_ends
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_SINGLE = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
-_WORD = re.compile(f"[{_SINGLE}]|[^\\W_{_SINGLE}]+")
+_WORD = re.compile(f"[{UNSPACED_CLASS}]|[^\\W_{UNSPACED_CLASS}]+")
 
 
 @dataclass(frozen=True, slots=True)

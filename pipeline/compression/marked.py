@@ -67,3 +67,11 @@ def spans_of(pairs: Iterable[Sequence[int]]) -> Ints:
     fresh = np.append(True, found[1:, 0] > ends[:-1])
     last = np.append(np.flatnonzero(fresh)[1:] - 1, len(found) - 1)
     return np.stack([found[fresh, 0], ends[last]], 1)
+
+
+def within(places: Ints, spans: Ints) -> Ints:
+    """The number of the span (sorted, disjoint) that each place lies in; -1: in none."""
+    if not len(spans):
+        return np.full(len(places), -1)
+    number = np.searchsorted(spans[:, 0], places, side="right") - 1
+    return np.where((number >= 0) & (places < spans[number, 1]), number, -1)

@@ -45,5 +45,6 @@ def _margins(stream: Stream, scores: Floats) -> Floats:
         scores = scores * stream.weights
     allowed: Floats = np.asarray(np.bincount(rows, weights=(stream.rates - stream.locked) * stream.costs), np.float64)
     found = np.full(len(scores), np.inf)
-    found[free], _ = margins(scores[free], stream.costs[free], rows[free], allowed)
+    first = None if stream.frame is None else stream.frame[free]
+    found[free], _ = margins(scores[free], stream.costs[free], rows[free], allowed, first)
     return found

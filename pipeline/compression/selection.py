@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 def choose_contexts(surprise: Floats, lengths: Ints, limit: float) -> Ints:
@@ -24,20 +25,25 @@ def choose_contexts(surprise: Floats, lengths: Ints, limit: float) -> Ints:
     return np.sort(ranking[before <= limit])
 
 
-def margins(scores: Floats, costs: Ints, rows: Ints, allowed: Floats) -> tuple[Floats, Floats]:
+def margins(
+    scores: Floats, costs: Ints, rows: Ints, allowed: Floats, first: Bools | None = None
+) -> tuple[Floats, Floats]:
     """Equation (7) for one segment of many documents: how far each unit lies above its segment's threshold.
 
     ``rows`` (not decreasing) says to which segment a unit belongs; segment r may keep units of ``allowed[r]`` tokens in
-    all. Returns the score less gamma, the threshold (kept: positive), and per segment the tokens left unspent.
+    all. Those that come ``first`` are kept before all others of their segment, and have a threshold of their own.
+    Returns the score less gamma, the threshold (kept: positive), and per segment the tokens left unspent.
     """
-    order = np.lexsort((-scores, rows))
+    first = np.zeros(len(scores), dtype=bool) if first is None else first
+    order = np.lexsort((-scores, ~first, rows))
     sorted_rows, sorted_costs = rows[order], costs[order]
     fits = running_sums(sorted_costs, sorted_rows) <= allowed[sorted_rows]
     spent = np.bincount(sorted_rows, weights=sorted_costs * fits, minlength=len(allowed))
     kept = np.zeros(len(scores), dtype=bool)
     kept[order] = fits
-    gamma = _thresholds(scores, rows, kept, len(allowed))
-    above = scores - gamma[rows]
+    groups = 2 * rows + first
+    gamma = _thresholds(scores, groups, kept, 2 * len(allowed))
+    above = scores - gamma[groups]
     tiny = np.finfo(np.float64).tiny  # equal scores on both sides of the threshold: the order decides
     return np.where(kept, np.maximum(above, tiny), np.minimum(above, -tiny)), allowed - spent
 

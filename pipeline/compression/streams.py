@@ -18,19 +18,24 @@ Floats = NDArray[np.float64]
 SETTLED = -1e6
 """Margin of what was removed before any scoring: under all that was scored, over nothing."""
 
+FRAMED = -SETTLED
+"""Added to the margins of a frame's units: over all that was scored, in whatever segment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a prompt is read: which parts, in which order, at which rate each.
 
     ``weights``: one number per unit of the prompt, by which its surprisal is multiplied. ``gone``: units that are not
-    read, because they are removed already. ``contrast`` as in ``Stream``. ``apart``: no segment spans two contexts.
+    read, because they are removed already. ``frame``: units that are the last to go. ``contrast`` as in ``Stream``.
+    ``apart``: no segment spans two contexts.
     """
 
     scored: tuple[int, ...]
     rates: tuple[float, ...]
     weights: Floats | None = None
     gone: NDArray[np.bool_] | None = None
+    frame: NDArray[np.bool_] | None = None
     contrast: Ints | None = None
     apart: bool = False
 
@@ -45,6 +50,7 @@ class _Piece:
     rates: Floats
     locked: NDArray[np.bool_]
     weights: Floats
+    frame: NDArray[np.bool_]
     group: str
 
 
@@ -69,10 +75,9 @@ class Streams:
         return _joined(start, pieces, self.size, plan)
 
     def _blank(self, group: str) -> _Piece:
-        one = np.ones(1)
-        return _Piece(
-            self.separator, np.array([len(self.separator)]), np.zeros(1, np.int64), one, np.ones(1, bool), one, group
-        )
+        one, locked, frame = np.ones(1), np.ones(1, bool), np.zeros(1, bool)
+        counts, costs = np.array([len(self.separator)]), np.zeros(1, np.int64)
+        return _Piece(self.separator, counts, costs, one, locked, one, frame, group)
 
 
 def spread(prompt: Prompt, plan: Plan, ranked: Floats | None) -> Floats:
@@ -88,6 +93,8 @@ def spread(prompt: Prompt, plan: Plan, ranked: Floats | None) -> Floats:
         found[units] = SETTLED
         found[units][read] = ranked[place : place + count]
         place += count
+    if plan.frame is not None:
+        found[plan.frame] += FRAMED
     return found
 
 
@@ -95,10 +102,11 @@ def _piece(part: Part, place: int, units: slice, rate: float, plan: Plan) -> _Pi
     """Part number ``place``; ``units`` are its own among all of the prompt."""
     counts = np.diff(part.first, append=len(part.ids))
     weights = np.ones(len(counts)) if plan.weights is None else plan.weights[units]
+    frame = np.zeros(len(counts), bool) if plan.frame is None else plan.frame[units]
     group = f"{part.role} {place}" if plan.apart else part.role
     read = np.ones(len(counts), bool) if plan.gone is None else ~plan.gone[units]
     ids, rates = part.ids[np.repeat(read, counts)], _rates(part, rate, read)
-    return _Piece(ids, counts[read], part.costs[read], rates, part.forced[read], weights[read], group)
+    return _Piece(ids, counts[read], part.costs[read], rates, part.forced[read], weights[read], frame[read], group)
 
 
 def _rates(part: Part, rate: float, read: NDArray[np.bool_]) -> Floats:
@@ -122,6 +130,7 @@ def _joined(start: Ints, pieces: Sequence[_Piece], size: int, plan: Plan) -> Str
         segments=segment_of(counts, groups, size),
         locked=np.concatenate([piece.locked for piece in pieces]),
         weights=None if plan.weights is None else np.concatenate([piece.weights for piece in pieces]),
+        frame=None if plan.frame is None else np.concatenate([piece.frame for piece in pieces]),
         contrast=plan.contrast,
     )
 

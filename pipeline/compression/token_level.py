@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compression.frame import frame_of
 from pipeline.compression.iterative import rank
 from pipeline.compression.lexical import Words, unit_weights
 from pipeline.compression.once import rank_once
@@ -61,7 +62,9 @@ class TokenLevel:
         ]
 
     def _informed(self, prompt: Prompt, plan: Plan) -> Plan:
-        """The plan with TF-IDF where the spec wants it: as weights, or to settle units before the model reads."""
+        """The plan with the frame and TF-IDF where the spec wants them: as weights, or to settle units unread."""
+        if self.spec.frame:
+            plan = replace(plan, frame=frame_of(prompt))
         by_weight = self.spec.importance == "surprisal-tfidf"
         if not by_weight and not self.spec.skim:
             return plan
@@ -73,7 +76,7 @@ class TokenLevel:
 def skimmed(prompt: Prompt, plan: Plan, weights: Floats, share: float) -> NDArray[np.bool_]:
     """Units that TF-IDF alone settles: of each context that is read the lowest, up to ``share`` of its tokens.
 
-    Never more than may go at the context's rate, and nothing that must stay.
+    Never more than may go at the context's rate, and nothing that must stay or is of the frame.
     """
     bounds = np.cumsum([0, *(len(part.places) for part in prompt.parts)])
     gone = np.zeros(int(bounds[-1]), bool)
@@ -84,6 +87,8 @@ def skimmed(prompt: Prompt, plan: Plan, weights: Floats, share: float) -> NDArra
             continue
         lowest = np.argsort(weights[bounds[place] : bounds[place + 1]], kind="stable")
         lowest = lowest[~part.forced[lowest]]
+        if plan.frame is not None:
+            lowest = lowest[~plan.frame[bounds[place] + lowest]]
         fits = np.cumsum(part.costs[lowest]) <= most
         gone[bounds[place] + lowest[fits]] = True
     return gone

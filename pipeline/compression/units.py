@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.compression.characters import JOINING, PUNCT, WORD, ZERO_WIDTH_JOINER, kinds_of, last_kept
 from pipeline.compression.edges import next_solid, phrase_edges, sentence_edges, word_edges
-from pipeline.compression.marked import Marked
+from pipeline.compression.marked import Marked, within
 from pipeline.compression.widths import parted
 from schemas.compress import Unit
 
@@ -118,7 +118,7 @@ def _line(parts: Sequence[Marked], offsets: Places, starts: Places, ends: Places
         solid = next_solid(kinds)[np.minimum(starts, len(text) - 1)]
         own = [np.array([(one.begin, one.end) for one in part.rates], np.int64).reshape(-1, 2) for part in parts]
         last = np.repeat(offsets + [len(part.text) - 1 for part in parts], np.diff(np.append(heads, len(starts))))
-        owned = _within(np.minimum(solid, last), _shifted(own, offsets))  # white space goes with its word
+        owned = within(np.minimum(solid, last), _shifted(own, offsets))  # white space goes with its word
         # Without the white space before it a number would run into the one before.
         blank = (solid >= ends) & (solid <= last)
         held = held | (blank & (last_kept(held[::-1].view(np.int8), ~blank[::-1])[::-1] > 0))
@@ -136,14 +136,6 @@ def _touching(starts: Places, ends: Places, spans: Ints) -> Bools:
     after = np.minimum(np.searchsorted(spans[:, 1], starts, side="right"), len(spans) - 1)
     touching: Bools = (spans[after, 0] < ends) & (spans[after, 1] > starts)
     return touching
-
-
-def _within(places: Places, spans: Ints) -> Ints:
-    """The number of the span (sorted, disjoint) that each place lies in; -1: in none."""
-    if not len(spans):
-        return np.full(len(places), -1)
-    number = np.searchsorted(spans[:, 0], places, side="right") - 1
-    return np.where((number >= 0) & (places < spans[number, 1]), number, -1)
 
 
 def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:

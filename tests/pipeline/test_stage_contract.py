@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "compress-rate": {"kind": "compress", "rate": 0.5},
     "compress-tokens": {"kind": "compress", "target_tokens": 60},
     "compress-all": {"kind": "compress", "rate": 0.6, "tau_instruction": 0.85, "tau_question": 0.9},
+    "compress-frame": {"kind": "compress", "rate": 0.5, "frame": True},
     "longllmlingua": {"kind": "compress", "method": "longllmlingua", "rate": 0.5},
     "llmlingua2": {"kind": "compress", "method": "llmlingua2", "rate": 0.5},
     "selective-context": {"kind": "compress", "method": "selective-context", "rate": 0.5},

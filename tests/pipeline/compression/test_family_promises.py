@@ -28,8 +28,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "selective-context-words": {"unit": "word", "importance": "surprisal-tfidf"},
     "llmlingua-once": {"iterative": False, "rank_contexts_by": "bm25"},
     "llmlingua-skim": {"skim": 0.3, "rank_contexts_by": "random", "importance": "surprisal-tfidf"},
+    "llmlingua-frame": {"frame": True, "hierarchy": True},
     "longllmlingua-all": {"budget_controller": False, "iterative": False, "reorder": False},
-    "longllmlingua-plain": {"contrastive": False, "delta_tau": 0.0, "skim": 0.2},
+    "longllmlingua-plain": {"contrastive": False, "delta_tau": 0.0, "skim": 0.2, "frame": True},
 }
 LINES = [line for line in WORDS.splitlines() if line][:8]
 AWKWARD = {
