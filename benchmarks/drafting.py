@@ -41,6 +41,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "copies 3": {"draft_tokens": 3},
     "copies 7": {"draft_tokens": 7},
     "copies 15": {"draft_tokens": 15},
+    "copies as pay": {"draft_tokens": "auto"},
     "drafter 4": {"draft_rounds": (4,)},
     "drafter 8": {"draft_rounds": (8,)},
     "cascade 1 over 3": {"draft_rounds": (1,), "draft_tokens": 3},

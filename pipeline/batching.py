@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+RELIEF: list[Callable[[], bool]] = []
+"""Called when memory is short, to let go of what is kept for speed alone; they say whether there was anything."""
+
 _OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
 
 
@@ -97,12 +100,15 @@ def attempted(work: Callable[[], T], last: bool) -> list[T]:
     try:
         return [work()]
     except (MemoryError, RuntimeError) as error:
-        if last or not out_of_memory(error):
+        if not out_of_memory(error):
+            raise
+        relieved = [relieve() for relieve in RELIEF]
+        if last and not any(relieved):
             raise
     # Past the except block: only now are the failed call's frames, and the tensors they hold, let go.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return []
+    return attempted(work, last) if last else []
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``copied`` tokens are drafted by copying; over these ``rounds`` of each drafter, the largest first; ``tail`` more
-    are copied behind theirs. ``lenience``: drafters pass what they give a probability over 1 / this."""
+    are copied behind theirs. ``lenience``: drafters pass what they give a probability over 1 / this. ``adaptive``: as
+    many are copied as pay, at most ``copied``."""
 
     copied: int = 0
     rounds: tuple[int, ...] = ()
     tail: int = 0
     lenience: float = 1.0
+    adaptive: bool = False
 
     @property
     def most(self) -> int:

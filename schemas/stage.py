@@ -30,6 +30,9 @@ from schemas.reference import ReferenceSpec
 MOST_DRAFTS = 48
 """Checked at once: an idle row has as many columns and some."""
 
+MOST_COPIED = 15
+"""Where as many are copied as pay."""
+
 
 class GenerateSpec(StageBase):
     """Let the target model (``[target]``) answer the prompts, on this machine or behind an OpenAI-compatible API."""
@@ -51,7 +54,9 @@ class GenerateSpec(StageBase):
     system: str | None = Field(None, description="system message, where the chat template has one")
     chat: StrictBool = Field(True, description="apply the model's chat template; off for plain completion")
     # local models only
-    draft_tokens: Whole = Field(0, ge=0, description="tokens copied ahead and checked in one pass; 0 is off")
+    draft_tokens: Annotated[Whole, Field(ge=0)] | Literal["auto"] = Field(
+        0, description="tokens copied ahead and checked in one pass; 0 is off, auto as many as pay"
+    )
     drafters: tuple[ModelName, ...] = Field((), max_length=3, description="models that draft, the largest first")
     draft_rounds: tuple[Annotated[Whole, Field(ge=1)], ...] = Field((), description="of each drafter; default: 2")
     draft_tail: Whole = Field(0, ge=0, description="tokens copied behind a drafter's")
@@ -69,7 +74,9 @@ class GenerateSpec(StageBase):
     def plan(self) -> Plan:
         """What drafts, in numbers; every drafter has two rounds where none are given."""
         rounds = self.draft_rounds or (2,) * len(self.drafters)
-        return Plan(self.draft_tokens, rounds, self.draft_tail, self.draft_lenience)
+        adaptive = self.draft_tokens == "auto"
+        copied = MOST_COPIED if self.draft_tokens == "auto" else self.draft_tokens
+        return Plan(copied, rounds, self.draft_tail, self.draft_lenience, adaptive)
 
     @model_validator(mode="after")
     def _drafting(self) -> GenerateSpec:
@@ -79,6 +86,8 @@ class GenerateSpec(StageBase):
             raise ValueError("draft_tail stands behind what drafters draft; without any, raise draft_tokens")
         if self.draft_lenience > 1 and not (self.drafters and self.draft_tokens):
             raise ValueError("draft_lenience is a drafter's with what is copied for it: it needs both")
+        if self.plan.adaptive and self.drafters:
+            raise ValueError('draft_tokens = "auto" is for copies alone: with drafters, say how many')
         if self.plan.most > MOST_DRAFTS:
             raise ValueError(
                 f"{self.plan.most} drafts at once, and at most {MOST_DRAFTS} can be: a drafter writes its rounds times "

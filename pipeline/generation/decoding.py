@@ -7,8 +7,7 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,24 +16,19 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.generation.ending import Ending
-from pipeline.generation.lines import Lines
+from pipeline.generation.engine import Engine, Kind, Passes, Size, engine_for
 from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
-from pipeline.generation.rounds import Model, cascade
-from pipeline.generation.sampling import Choosing
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.packable import attends_plainly, can_pack, can_step
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses, keeps_columns
-from pipeline.passes.recorded import Steps, Work
 from pipeline.passes.room import Room
 from pipeline.passes.transfers import Fetch, fetch, on_device
 from schemas.drafting import Plan
-from schemas.stage import GenerateSpec
 
 Ints = NDArray[np.int64]
-Passes = type[PackedPasses] | type[PaddedPasses]
 
 PASS_TOKENS = 2**15
 """Most tokens of prompts in a pass: they keep a GPU busy, and what a pass needs beside the store stays small."""
@@ -48,15 +42,9 @@ as often as one of them ends."""
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnDecoder:
+class ColumnDecoder(Kind):
     """Answers of a model by ``passes``, the kind that ``passes_for`` found for it and for the ``drafters`` of its
     ``plan``, if any."""
-
-    loaded: LoadedModel
-    spec: GenerateSpec
-    passes: Passes
-    plan: Plan
-    drafters: Sequence[LoadedModel]
 
     @property
     def padded(self) -> bool:
@@ -73,7 +61,7 @@ class ColumnDecoder:
 
     def alone(self) -> ColumnDecoder:
         """The same without drafters."""
-        return replace(self, plan=Plan(copied=self.plan.copied), drafters=())
+        return replace(self, plan=Plan(copied=self.plan.copied, adaptive=self.plan.adaptive), drafters=())
 
     @torch.inference_mode()
     def decode(self, prompts: Sequence[Prompt], ending: Ending, columns: int) -> None:
@@ -81,14 +69,22 @@ class ColumnDecoder:
 
         At once as many rows are worked on as fit in ``columns``, and at least one.
         """
-        batch = _Batch(self, prompts, ending, columns)
-        arriving = batch.join()
-        while arriving:
-            # The device goes on before these tokens are here. What it makes of a row that they end is left out.
-            following = batch.go_on()
-            for rows, found in arriving:
-                batch.take(rows, found())
-            arriving = following + batch.join()
+        with engine_for(self, self._size(prompts, sorted(ending.left), columns)) as engine:
+            batch = _Batch(self, engine, prompts, ending, columns)
+            arriving = batch.join()
+            while arriving:
+                # The device goes on before these tokens are here. What it makes of a row that they end is left out.
+                following = batch.go_on()
+                for rows, found in arriving:
+                    batch.take(rows, found())
+                arriving = following + batch.join()
+
+    def _size(self, prompts: Sequence[Prompt], rows: Sequence[int], columns: int) -> Size:
+        needs = [self.columns_of(prompts[row]) for row in rows]
+        columns, longest = min(sum(needs), max(columns, max(needs))), max(needs)
+        copied = max(len(prompts[row].copied) for row in rows)
+        at_once = 1 << (min(len(rows), columns // min(needs)) - 1).bit_length()
+        return Size(columns, at_once, longest, longest + copied + 1, self.spec.max_new_tokens)
 
 
 Arriving = list[tuple[Ints, Fetch]]
@@ -98,9 +94,10 @@ Arriving = list[tuple[Ints, Fetch]]
 class _Batch:
     """The prompts that are worked on: where they are, and how far."""
 
-    def __init__(self, decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending, columns: int) -> None:
-        loaded, spec = decoder.loaded, decoder.spec
-        self._prompts, self._ending, self._device = prompts, ending, loaded.device
+    def __init__(
+        self, decoder: ColumnDecoder, engine: Engine, prompts: Sequence[Prompt], ending: Ending, columns: int
+    ) -> None:
+        self._prompts, self._ending, self._device = prompts, ending, decoder.loaded.device
         rows, lengths = sorted(ending.left), np.array([len(prompt.ids) for prompt in prompts])
         self._lengths, self._limits = lengths, np.array([prompt.new_tokens for prompt in prompts])
         self._needs = np.array([decoder.columns_of(prompt) for prompt in prompts])
@@ -113,18 +110,8 @@ class _Batch:
         self._room, self._begins = Room(self._columns), np.zeros_like(lengths)
         most = min(len(rows), max(1, self._columns // int(self._needs[rows].min())))
         self._slots, self._free = np.zeros_like(lengths), list(range(most))[::-1]
-        self._most, self._prefixes = min(max(spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS), Prefixes(prompts)
-        self._models = [_model(one, decoder, most) for one in (loaded, *decoder.drafters)]
-        for model in self._models:
-            model.passes.reserve(self._columns, longest)
-        choose = Choosing(spec, [one.seed for one in prompts], int(self._limits.max()), loaded.device)
-        self._choose, self._target = choose, cascade(self._models[0], self._models[1:], decoder.plan, choose)
-        self._lines = Lines(most, longest + max(len(prompt.copied) for prompt in prompts) + 1, loaded.device)
-        state = self._lines.tokens, self._lines.length
-        work = Work(functools.partial(self._target.round, self._lines), state, self._lines.idle)
-        refused: set[Hashable] = vars(loaded.model).setdefault("contextmill_unrecorded", set())
-        drafters = tuple(one.ref.digest for one in decoder.drafters)
-        self._steps = Steps(work, most, decoder.passes.records, refused, drafters)
+        self._most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
+        self._prefixes, self._engine, self._models, self._lines = Prefixes(prompts), engine, engine.models, engine.lines
 
     def join(self) -> Arriving:
         """Begin rows for which there is room now, the longest first: their first tokens."""
@@ -139,7 +126,8 @@ class _Batch:
         self._ending.begin(joining)
         for model in self._models:
             model.passes.place(slots, self._begins[rows])
-        self._lines.begin(slots, rows, [np.array(prompt.copied, np.int64) for prompt in prompts], ids)
+        copied = [np.array(prompt.copied, np.int64) for prompt in prompts]
+        self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, ids)
         first = self._read(rows)
         there = on_device(slots, self._device)
         self._lines.put(there, self._lines.length[there], first[:, None])
@@ -171,8 +159,9 @@ class _Batch:
             read += some.tolist()
         place = {row: place for place, row in enumerate(read)}
         states = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
-        documents = on_device(rows, self._device)
-        return self._choose(self._models[0].head(states), documents, torch.zeros_like(documents))
+        slots = on_device(self._slots[rows], self._device)
+        numbers = self._lines.numbers(slots, torch.zeros_like(slots)[:, None])
+        return self._engine.choose(self._models[0].head(states), None if numbers is None else numbers[:, 0])
 
     def _read_on(self, passes: Any, rows: Ints, stored: Ints) -> Iterator[torch.Tensor]:
         """The hidden states of the last tokens of these prompts, of which ``stored`` tokens need not be read."""
@@ -191,9 +180,14 @@ class _Batch:
         rows = self._on[self._made[self._on] < self._limits[self._on]]
         if not len(rows):
             return []
+        target, policy, steps = self._engine.target, self._engine.policy, self._engine.steps
+        width = 1 + target.most
+        if policy:
+            left = int((self._limits - self._made)[rows].max())
+            width = policy.width(len(rows), left, lambda width: steps.ready(len(rows), width))
         self._made[rows] += 1
-        most = int((self._lengths[rows] + self._made[rows]).max()) + 2 * self._target.most + len(self._models) - 1
-        return [(rows, fetch(self._steps(self._slots[rows], 1 + self._target.most, most)))]
+        most = int((self._lengths[rows] + self._made[rows]).max()) + 2 * target.most + len(self._models) - 1
+        return [(rows, fetch(steps(self._slots[rows], width, most)))]
 
     def take(self, rows: Ints, found: NDArray[np.int64]) -> None:
         """Hand on what was found; others may have the room of the rows that it ends."""
@@ -202,6 +196,8 @@ class _Batch:
         if not len(rows):
             return
         self._made[rows] += found[:, -1] - 1
+        if policy := self._engine.policy:
+            policy.saw(found.shape[1] - 2, found[:, -1] - 1)
         newest = [one[: one[-1]] for one in found.tolist()]
         going = self._ending.take(rows.tolist(), newest, found[:, -2].tolist())
         for row in set(rows.tolist()).difference(going):
@@ -225,13 +221,6 @@ class _Batch:
             self._free[self._free.index(hole)] = slot
             self._slots[row] = hole
         self._on = self._on[np.argsort(self._slots[self._on])]
-
-
-def _model(loaded: LoadedModel, decoder: ColumnDecoder, rows: int) -> Model:
-    model: Any = loaded.model
-    target: Any = decoder.loaded.model
-    passes, head = decoder.passes(model.get_decoder(), rows, loaded.window), model.get_output_embeddings()
-    return Model(passes, head, min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0]))
 
 
 def _pieces(lengths: Ints, most: int) -> Iterator[tuple[Ints, Ints, Ints]]:

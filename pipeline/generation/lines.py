@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.generation.maxgram import PADDING
+from pipeline.generation.sampling import uniform
 from pipeline.passes.transfers import on_device
 
 Ints = NDArray[np.int64]
@@ -22,34 +23,43 @@ class Lines:
     good; what stands behind them is drafts.
     """
 
-    def __init__(self, number: int, width: int, device: torch.device) -> None:
+    def __init__(self, number: int, width: int, new: int, device: torch.device) -> None:
+        """``new`` random numbers for each line, if any."""
         self.idle, self._device = number, device
         self.tokens = torch.full((number + 1, PADDING + width), -1, device=device)
         self.length = torch.full((number + 1,), PADDING + 2, device=device)
         self.read_from = torch.full((number + 1,), PADDING, device=device)
         self.answer_from = torch.full((number + 1,), PADDING, device=device)
-        self.document = torch.zeros(number + 1, dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(number + 1, new, dtype=torch.float64, device=device)
         self.tokens[self.idle, PADDING:] = 0
 
-    def begin(self, slots: Ints, documents: Ints, copied: Sequence[Ints], prompts: Sequence[Ints]) -> None:
-        """Lines for these prompts, each behind the text that may be ``copied``."""
+    def begin(self, slots: Ints, seeds: Sequence[int], copied: Sequence[Ints], prompts: Sequence[Ints]) -> None:
+        """Lines for these prompts, each behind the text that may be ``copied``, with the numbers of these ``seeds``."""
         texts = [np.concatenate(both) for both in zip(copied, prompts, strict=True)]
         filled = np.full((len(texts), self.tokens.shape[1]), -1)
         for row, text in enumerate(texts):
             filled[row, PADDING : PADDING + len(text)] = text
         begins, ends = PADDING + np.array([len(one) for one in copied]), PADDING + np.array([len(one) for one in texts])
-        at, document, start, end = on_device(np.stack([slots, documents, begins, ends]), self._device)
+        at, start, end = on_device(np.stack([slots, begins, ends]), self._device)
         self.tokens[at] = on_device(filled, self._device)
-        self.length[at], self.read_from[at], self.answer_from[at], self.document[at] = end, start, end, document
+        self.length[at], self.read_from[at], self.answer_from[at] = end, start, end
+        if new := self._numbers.shape[1]:
+            self._numbers[at] = uniform(seeds, new, self._device)
 
     def move(self, source: int, target: int) -> None:
         """A line to another place."""
-        for one in (self.tokens, self.length, self.read_from, self.answer_from, self.document):
+        for one in (self.tokens, self.length, self.read_from, self.answer_from, self._numbers):
             one[target] = one[source]
 
     def at(self, slots: torch.Tensor, begin: torch.Tensor, count: int) -> torch.Tensor:
         """The ``count`` tokens from place ``begin`` of each of these lines, ``[rows, count]``."""
         return self.tokens[slots[:, None], begin[:, None] + torch.arange(count, device=self._device)]
+
+    def numbers(self, slots: torch.Tensor, made: torch.Tensor) -> torch.Tensor | None:
+        """Those of these lines for the tokens after the ``made`` ones ``[rows, n]`` of their answers; any for a place
+        before the first or beyond the last. None where there are none."""
+        new = self._numbers.shape[1]
+        return self._numbers[slots[:, None], made.clamp(0, new - 1)] if new else None
 
     def put(self, slots: torch.Tensor, begin: torch.Tensor, tokens: torch.Tensor) -> None:
         """``tokens`` ``[rows, count]`` at place ``begin`` of each of these lines."""

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Literal
 
 from pipeline.batching import attempted, out_of_memory, run_packed
-from pipeline.generation.decoding import ColumnDecoder, Passes, passes_for
+from pipeline.generation.decoding import ColumnDecoder, passes_for
 from pipeline.generation.ending import Ending, end_tokens
+from pipeline.generation.engine import Passes
 from pipeline.generation.generated import GenerateDecoder
 from pipeline.generation.prompts import Prompt, PromptEncoder
 from pipeline.generation.rounds import DrafterFailed
@@ -163,7 +164,7 @@ def answer(
 def _prompt(document: Document, ids: list[int], loaded: LoadedModel, spec: GenerateSpec) -> Prompt:
     """Answers may copy words that were cut from a compressed prompt: the original is there to draft from."""
     seed = document_seed(spec.seed, document.content_hash)
-    copies = spec.draft_tokens or spec.draft_tail
+    copies = spec.plan.copied or spec.draft_tail
     original = document.parts.render() if copies and "compressed" in document.fields else ""
     copied = loaded.tokenizer(original, add_special_tokens=False, verbose=False)["input_ids"] if original else []
     return Prompt(ids, min(spec.max_new_tokens, loaded.window - len(ids)), seed, copied)

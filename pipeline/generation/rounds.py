@@ -78,8 +78,8 @@ class Model:
         asked = hidden[torch.arange(len(slots), device=slots.device)[:, None], after].flatten(0, 1)
         logits = self.head(asked)[:, : self.size]
         made = (begin + 1 - lines.answer_from[slots])[:, None] + after
-        documents = lines.document[slots, None].expand(after.shape)
-        chosen = choose(logits, documents.flatten(), made.flatten()).view(after.shape)
+        numbers = lines.numbers(slots, made)
+        chosen = choose(logits, None if numbers is None else numbers.flatten()).view(after.shape)
         return chosen, logits.view(*after.shape, -1)
 
 
@@ -149,13 +149,14 @@ class Target:
         Per row ``width`` tokens, how many were drafted, and how many of the tokens count, int64 ``[rows, width + 2]``;
         and the logits ``[rows, v]`` of the first token.
         """
-        length = lines.length[slots]
-        end = self.under.draft(lines, slots, length, most)
-        end = Copying(self.tail).draft(lines, slots, end, most)
+        length = end = lines.length[slots]
+        if width > 1:
+            end = self.under.draft(lines, slots, length, most)
+            end = Copying(self.tail).draft(lines, slots, end, most)
         drafts = lines.at(slots, length, width - 1)
         after = torch.arange(width, device=slots.device).expand(len(slots), width)
         chosen, logits = self.model.said(lines, slots, length - 1, width, after, self.choose, most)
-        drafted = end - length
+        drafted = (end - length).clamp(max=width - 1)
         there = torch.arange(width - 1, device=slots.device) < drafted[:, None]
         count = 1 + ((chosen[:, :-1] == drafts) & there).cumprod(1).sum(1)
         lines.put(slots, length, chosen)

@@ -61,20 +61,16 @@ def draw(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
 
 class Choosing:
-    """The token that comes next, by ``logits`` of any of the documents with these ``seeds``."""
+    """The token that comes next, greedily or at the document's own number."""
 
-    def __init__(self, spec: GenerateSpec, seeds: Sequence[int], new_tokens: int, device: torch.device) -> None:
-        self._sampled = spec.temperature >= GREEDY_BELOW
-        if self._sampled:
-            self._warpers, self._numbers = warpers(spec), uniform(seeds, new_tokens, device)
+    def __init__(self, spec: GenerateSpec) -> None:
+        self.sampled = spec.temperature >= GREEDY_BELOW
+        self._warpers = warpers(spec) if self.sampled else LogitsProcessorList()
 
-    def __call__(self, logits: torch.Tensor, documents: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-        """int64 ``[rows]`` after ``logits`` ``[rows, v]`` of these documents, of which ``made`` tokens were made.
-
-        Before the first and beyond the last step it says anything."""
-        if not self._sampled:
+    def __call__(self, logits: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
+        """int64 ``[rows]`` after ``logits`` ``[rows, v]``, where ``sampled`` at ``numbers`` ``[rows]``."""
+        if numbers is None:
             return logits.argmax(-1)
-        numbers = self._numbers[documents, made.clamp(0, self._numbers.shape[1] - 1)]
         return torch.cat(list(map(self._drawn, torch.split(logits, _AT_ONCE), torch.split(numbers, _AT_ONCE))))
 
     def _drawn(self, logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -58,25 +58,32 @@ class Work:
 
 
 class Steps:
-    """``work`` on any slots, at most ``most`` of them; recorded where ``records`` and it can be.
+    """``work`` on any slots; recorded where ``records`` and it can be.
 
     Where it cannot it is launched kernel by kernel; ``refused``, which is kept with the model, has the ``kind`` of work
     for which no later batch need try again.
     """
 
-    def __init__(self, work: Work, most: int, records: bool, refused: set[Hashable], kind: Hashable) -> None:
-        self._work, self._most, self._refused, self._kind = work, max(2, most), refused, kind
+    def __init__(self, work: Work, records: bool, refused: set[Hashable], kind: Hashable) -> None:
+        self._work, self._records, self._refused, self._kind = work, records, refused, kind
         self._least = 2 if records else 1  # what is compiled would be compiled anew for a single token
         self._times: dict[tuple[int, int], int] = {}
         self._recorded: dict[tuple[int, int], _Step] = {}
-        make = RECORDERS.get(work.device.type) if records and kind not in refused else None
-        self._recorder = make(work.device) if make else None
+        self.begin()
+
+    def begin(self) -> None:
+        """A new batch: where memory was short, it may leave more."""
+        make = RECORDERS.get(self._work.device.type) if self._records and self._kind not in self._refused else None
+        self._recorder = make(self._work.device) if make else None
+
+    def ready(self, rows: int, width: int) -> bool:
+        """Whether such a step need not be recorded first, or never will be."""
+        return self._recorder is None or (_size(rows), width) in self._recorded
 
     def __call__(self, slots: Ints, width: int, most: int) -> torch.Tensor:
         """What came of each of these slots, none of which has more than ``most`` columns afterwards. To be used before
         the next call, which writes to the same place."""
-        size = min(self._most, 1 << max(1, len(slots) - 1).bit_length())
-        key = size, width
+        key = _size(len(slots)), width
         self._times[key] = self._times.get(key, 0) + 1
         if key in self._recorded:
             return self._recorded[key](slots)[0]
@@ -121,6 +128,11 @@ class Steps:
             step.forget_logits()
             self._recorded[key] = step
         return found
+
+
+def _size(rows: int) -> int:
+    """Rows of a recording: the next power of two, and at least two."""
+    return 1 << max(1, rows - 1).bit_length()
 
 
 def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:

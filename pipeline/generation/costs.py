@@ -1,0 +1,103 @@
+"""What a pass of a model takes on this machine, by rows and tokens of each: measured once, when it is first asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.batching import out_of_memory
+from pipeline.generation.rounds import Model
+from pipeline.passes.recorded import RECORDERS
+
+WIDTHS = (1, 2, 4, 8, 16)
+"""Tokens of a row in a pass."""
+
+_ROWS = (1, 8, 32, 128)
+_LEAST = 2  # of rows that are recorded (``recorded``)
+_STORED = 512  # columns of each row before
+_SECONDS = 3.0  # after which the rest is reckoned up: on a CPU what is measured takes as long as it will
+_RUNS = 5
+
+
+class Costs:
+    """Seconds of a pass for any number of rows, by ``WIDTHS``."""
+
+    def __init__(self, seconds: NDArray[np.float64]) -> None:
+        """``seconds`` ``[_ROWS, WIDTHS]``; nan where it was not measured: there time grows as the tokens do."""
+        filled = seconds.copy()
+        for row, rows in enumerate(_ROWS):
+            for place, width in enumerate(WIDTHS):
+                if np.isnan(filled[row, place]) and place:
+                    filled[row, place] = filled[row, place - 1] * width / WIDTHS[place - 1]
+                elif np.isnan(filled[row, place]):
+                    filled[row, place] = filled[row - 1, place] * rows / _ROWS[row - 1]
+        self._seconds = np.maximum.accumulate(np.maximum.accumulate(filled, 0), 1)  # more never takes less
+
+    def of(self, rows: int) -> NDArray[np.float64]:
+        """Seconds by ``WIDTHS`` of a pass of ``rows`` rows."""
+        beyond = max(1.0, rows / _ROWS[-1])
+        return np.array([float(np.interp(rows, _ROWS, column)) * beyond for column in self._seconds.T])
+
+
+@torch.inference_mode()
+def measured(make: Callable[[int], Model]) -> Costs:
+    """``make`` gives the model with passes for so many rows."""
+    seconds = np.full((len(_ROWS), len(WIDTHS)), np.nan)
+    # In the order of their tokens, so that what is left out is the largest.
+    cells = sorted(np.ndindex(*seconds.shape), key=lambda one: (_ROWS[one[0]] * WIDTHS[one[1]], one))
+    models: dict[int, Model] = {}
+    begun = time.monotonic()
+    for row, place in cells:
+        if time.monotonic() - begun > _SECONDS and not np.isnan(seconds[0, 0]):
+            break
+        rows = _ROWS[row]
+        try:
+            if rows not in models:
+                models[rows] = _ready(make, rows)
+            seconds[row, place] = _seconds(models[rows], rows, WIDTHS[place])
+        except Exception as error:
+            if not out_of_memory(error) or np.isnan(seconds[0, 0]):
+                raise
+            break
+    return Costs(seconds)
+
+
+def _ready(make: Callable[[int], Model], rows: int) -> Model:
+    rows, columns = max(_LEAST, rows), _STORED + max(WIDTHS)
+    model = make(rows)
+    model.passes.reserve(rows * columns, columns)
+    model.passes.place(np.arange(rows), np.arange(rows) * columns)
+    return model
+
+
+def _seconds(model: Model, rows: int, width: int) -> float:
+    device = model.head.weight.device
+    ids = torch.zeros(max(rows, _LEAST if model.passes.records else 1), width, dtype=torch.int64, device=device)
+    slots = torch.arange(len(ids), device=device)
+    stored = torch.full((len(ids),), _STORED, device=device)
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = model.passes.read_on(slots, ids, stored, _STORED + width)
+        found = model.head(hidden).argmax(-1)
+        return found, found
+
+    again: Callable[[], Any] = run
+    if model.passes.records and device.type in RECORDERS:
+        again, _ = RECORDERS[device.type](device)(run)
+    again()
+    return float(np.median([_timed(again, device) for _ in range(_RUNS if device.type == "cuda" else 1)]))
+
+
+def _timed(run: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun

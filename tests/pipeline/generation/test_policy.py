@@ -1,0 +1,131 @@
+"""Copies that do not pay are left alone soon, and those that do are found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.generation import costs
+from pipeline.generation.costs import WIDTHS, Costs, measured
+from pipeline.generation.policy import Policy
+from pipeline.generation.rounds import Model
+from schemas.stage import GenerateSpec
+
+FLAT = [1.0, 1.01, 1.03, 1.08, 1.2]  # a GPU that waits for its memory
+STEEP = [1.0, 1.6, 2.5, 4.5, 9.0]  # a CPU
+
+
+def costs_of(by_width: list[float]) -> Costs:
+    return Costs(np.tile(np.array(by_width), (4, 1)))
+
+
+def played(by_width: list[float], chances: list[float], rows: int, recording: bool = False) -> tuple[float, list[int]]:
+    """Tokens a second over plain decoding's, when in each round drafts pass with that chance; and the widths."""
+    random, policy = np.random.default_rng(0), Policy(costs_of(by_width))
+    tokens, seconds, widths = 0.0, 0.0, []
+    recorded = {1}
+    for place, chance in enumerate(chances):
+        width = policy.width(rows, len(chances) - place, lambda width: not recording or width in recorded)
+        if recording and width not in recorded:
+            recorded.add(width)
+            seconds += 50
+        accepted = np.cumprod(random.random((rows, width - 1)) < chance, 1).sum(1)
+        policy.saw(width, accepted)
+        widths.append(width)
+        tokens += 1 + accepted.mean()
+        seconds += by_width[WIDTHS.index(width)]
+    return tokens / seconds, widths
+
+
+def best(by_width: list[float], chance: float) -> float:
+    """The fastest width's, with these chances throughout."""
+    return max(sum(chance**place for place in range(width)) / by_width[WIDTHS.index(width)] for width in WIDTHS)
+
+
+@pytest.mark.parametrize(("by_width", "recording"), [(FLAT, False), (FLAT, True), (STEEP, False)])
+@pytest.mark.parametrize("rows", [1, 8, 256])
+@pytest.mark.parametrize("chance", [0.0, 0.02, 0.3, 0.7, 0.95])
+def test_nothing_is_lost_and_most_is_won(by_width: list[float], chance: float, rows: int, recording: bool) -> None:
+    found, _ = played(by_width, [chance] * 4000, rows, recording)
+    assert found >= 0.97
+    assert found >= 0.85 * best(by_width, chance)
+
+
+def test_what_changes_is_noticed() -> None:
+    _, widths = played(FLAT, [0.0] * 600 + [0.95] * 600, 4)
+    assert np.mean(widths[300:600]) < 4 and np.mean(widths[900:]) > 12
+    _, widths = played(STEEP, [0.95] * 600 + [0.0] * 600, 4)
+    assert np.mean(widths[300:600]) > 2 and np.mean(widths[900:]) < 1.1
+
+
+def test_a_width_is_not_recorded_for_a_few_rounds() -> None:
+    policy = Policy(costs_of(FLAT))
+    for _ in range(20):
+        policy.saw(16, np.full(4, 15))
+    assert policy.width(4, 30, lambda width: width == 1) == 1
+    assert policy.width(4, 30, lambda width: True) == 16
+    assert policy.width(4, 500, lambda width: width == 1) == 16
+
+
+def test_costs_between_and_beyond_what_was_measured() -> None:
+    seconds = np.full((4, len(WIDTHS)), np.nan)
+    seconds[0], seconds[1, :2] = [1, 1, 1, 1, 2], [2, 3]
+    found = Costs(seconds)
+    assert found.of(1).tolist() == [1, 1, 1, 1, 2]
+    assert found.of(8).tolist() == [2, 3, 6, 12, 24]  # as the tokens do
+    assert found.of(128).tolist()[:2] == [32, 64]
+    assert found.of(256).tolist()[:2] == [64, 128]
+    assert np.all(np.diff(found.of(5)) >= 0) and 1 < found.of(5)[0] < 2
+
+
+class _Slow:
+    """Passes that fail from so many tokens on."""
+
+    records = False
+
+    def __init__(self, most: int, told: list[int]) -> None:
+        self.most, self.told = most, told
+
+    def reserve(self, columns: int, longest: int) -> None:
+        assert columns % longest == 0
+
+    def place(self, rows: Any, begins: NDArray[np.int64]) -> None:
+        assert len(rows) == len(begins)
+
+    def read_on(self, slots: torch.Tensor, ids: torch.Tensor, stored: torch.Tensor, most: int) -> torch.Tensor:
+        self.told.append(ids.numel())
+        if ids.numel() > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros(ids.numel(), 4)
+
+
+def test_what_does_not_fit_is_reckoned_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    head = nn.Linear(4, 7)
+    found = measured(lambda rows: Model(_Slow(60, told), head, 7))
+    assert max(told) == 64 and told == sorted(told)
+    assert np.isfinite(found.of(1000)).all() and np.all(np.diff(found.of(1000)) > 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        measured(lambda rows: Model(_Slow(0, told), head, 7))
+    monkeypatch.setattr(costs, "_SECONDS", 0.0)
+    told.clear()
+    measured(lambda rows: Model(_Slow(60, told), head, 7))
+    assert set(told) == {1}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"drafters": ["x"], "draft_tokens": "auto"},
+        {"backend": "openai", "draft_tokens": "auto"},
+        {"draft_tokens": "many"},
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="draft"):
+        GenerateSpec(kind="generate", **settings)
