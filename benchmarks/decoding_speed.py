@@ -1,10 +1,11 @@
 """Our decoding against transformers' ``generate``, greedy, in the same run: speed and equal tokens.
 
-    python -m benchmarks.decoding_speed --model FOLDER                      # a GPU, half precision
+    python -m benchmarks.decoding_speed --model FOLDER --peers              # a GPU, half precision
     python -m benchmarks.decoding_speed --model FOLDER --rows 1 4 --dtype float32 --device cpu     # padded passes
 
 ``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. No answer ends
-by itself: all have ``--new`` tokens. ``equal`` is the share of tokens before the first that differs.
+by itself: all have ``--new`` tokens. ``equal`` is the share of tokens before the first that differs. ``--peers`` adds
+transformers' static cache, compiled, and its continuous batching (``generate_batch``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 
+from benchmarks.decoding_peers import PEERS, Decode
 from benchmarks.measuring import facts, save, table, timed
 from benchmarks.random_weights import with_weights
 from pipeline.generation import local
@@ -34,15 +37,17 @@ def main() -> None:
     arguments = _parse()
     with tempfile.TemporaryDirectory() as temporary:
         pool = ModelPool(arguments.device)
-        loaded = pool.causal_lm(str(with_weights(arguments.model, Path(temporary))), arguments.dtype)
+        folder = with_weights(arguments.model, Path(temporary))
+        loaded = pool.causal_lm(str(folder), arguments.dtype)
         begun = time.perf_counter()
         passes = passes_for(loaded)
         if passes is None:
             raise SystemExit("this model is decoded by generate: there is nothing to compare")
         print(f"{passes.__name__}, made ready in {time.perf_counter() - begun:.1f} s", flush=True)
+        peers = {name: make(folder, arguments.dtype, loaded.device) for name, make in PEERS.items() if arguments.peers}
         found: list[dict[str, Any]] = []
         for rows in arguments.rows:
-            found.append(_compare(pool, loaded, arguments, rows))
+            found.append(_compare(pool, loaded, peers, arguments, rows))
             print(table(found, list(found[0])), flush=True)
             save(
                 arguments.json,
@@ -50,7 +55,9 @@ def main() -> None:
             )
 
 
-def _compare(pool: ModelPool, loaded: LoadedModel, arguments: argparse.Namespace, rows: int) -> dict[str, Any]:
+def _compare(
+    pool: ModelPool, loaded: LoadedModel, peers: dict[str, Decode], arguments: argparse.Namespace, rows: int
+) -> dict[str, Any]:
     random = np.random.default_rng(rows)
     spread = random.integers(arguments.tokens * 4 // 5, arguments.tokens * 6 // 5 + 1, rows)
     lengths = [arguments.tokens] * rows if arguments.even else spread.tolist()
@@ -75,7 +82,22 @@ def _compare(pool: ModelPool, loaded: LoadedModel, arguments: argparse.Namespace
         figures[f"{name} tokens/s"] = rows * (arguments.new - 1) / max(1e-9, whole - read)
     figures["times"] = figures["ours tokens/s"] / figures["generate tokens/s"]
     figures["equal"] = _equal(*answers)
+    for name, decode in peers.items():
+        figures[f"{name} tokens/s"] = _of_peer(decode, ids, arguments, loaded.device)
     return figures
+
+
+def _of_peer(decode: Decode, ids: list[list[int]], arguments: argparse.Namespace, device: torch.device) -> float | str:
+    """Tokens a second, or why there are none: not every way takes every model."""
+    seconds = {}
+    try:
+        for new in (arguments.new, 1):  # the larger first: room is made for it
+            for _ in range(2):  # the second time compiles for other lengths
+                decode(ids, new)
+            _, seconds[new] = timed(lambda: decode(ids, new), arguments.runs, device)  # noqa: B023
+    except Exception as error:  # noqa: BLE001
+        return " ".join(str(error).split())[:80] or type(error).__name__
+    return float(len(ids) * (arguments.new - 1) / max(1e-9, seconds[arguments.new].median - seconds[1].median))
 
 
 def _equal(one: Sequence[list[int]], other: Sequence[list[int]]) -> float:
@@ -93,6 +115,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--even", action="store_true", help="prompts of equal length: generate has no padding then")
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--peers", action="store_true", help="transformers' faster ways as well")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

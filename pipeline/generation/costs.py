@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.batching import out_of_memory
 from pipeline.generation.rounds import Model
-from pipeline.passes.recorded import RECORDERS
+from pipeline.passes.compiling import LAUNCHING
+from pipeline.passes.recorded import RECORDERS, Run
 
 WIDTHS = (1, 2, 4, 8, 16)
 """Tokens of a row in a pass."""
@@ -86,11 +87,20 @@ def _seconds(model: Model, rows: int, width: int) -> float:
         found = model.head(hidden).argmax(-1)
         return found, found
 
-    again: Callable[[], Any] = run
-    if model.passes.records and device.type in RECORDERS:
-        again, _ = RECORDERS[device.type](device)(run)
+    again = _recorded(run, device) if model.passes.records and device.type in RECORDERS else run
     again()
     return float(np.median([_timed(again, device) for _ in range(_RUNS if device.type == "cuda" else 1)]))
+
+
+def _recorded(run: Run, device: torch.device) -> Callable[[], Any]:
+    """``run`` itself where it cannot be recorded: rounds will not be, either."""
+    try:
+        with LAUNCHING:
+            return RECORDERS[device.type](device)(run)[0]
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return run
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:

@@ -27,6 +27,10 @@ _GRAPHS = 64
 """Most programs of one layer's code, which models of a kind share; torch would go back to eager beyond eight."""
 
 
+_BESIDE = "norm", "rotary_emb"
+"""What transformers runs before and after the layers of a causal model: a dozen kernels each, as small as can be."""
+
+
 def one_at_a_time(call: Any) -> Any:
     """``call`` under ``LAUNCHING``."""
 
@@ -68,8 +72,11 @@ def hasten(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) -> bo
 def _compiles(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) -> bool:
     settings: Any = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, _GRAPHS)
-    plain = {layer: layer.forward for layer in [model, *layers]}
+    beside = [getattr(model, name) for name in _BESIDE if hasattr(model, name)]
+    plain = {layer: layer.forward for layer in [model, *beside, *layers]}
     model.forward = one_at_a_time(model.forward)
+    for one in beside:
+        one.forward = torch.compile(one.forward, dynamic=True)
     for number, layer in enumerate(layers):
         join(layer)
         layer.forward = _dispatching(layer.forward, number)
