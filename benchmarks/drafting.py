@@ -28,8 +28,8 @@ from benchmarks.quality import gsm8k, meetings
 from benchmarks.quality.corpora import read
 from pipeline.generation.ending import end_tokens
 from pipeline.generation.generated import no_defaults
-from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.prompts import Prompt
+from pipeline.generation.tuning import measure
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.stages import Result, Run, build
 from schemas.document import Document, PromptParts
@@ -159,11 +159,11 @@ def _lines(
             shown = prompts if copies else [replace(one, copied=[]) for one in prompts]
             line = _measured(target, some, shown, rows, plan, arguments, pool)
             plain = plain or dict(line)
-            times, equal = line["tokens/s"] / plain["tokens/s"], _equal(line.pop("answers"), plain["answers"])
+            times, equal = _times(line, plain), _equal(line.pop("answers"), plain["answers"])
             yield {"plan": name if copies else f"{name}, not from the original", **line, "times": times, "equal": equal}
     if arguments.peers and rows == 1:
         for name, line in _peers(target, drafters, prompts, arguments):
-            yield {"plan": name, **line, "times": line["tokens/s"] / plain["tokens/s"]}
+            yield {"plan": name, **line, "times": _times(line, plain)}
 
 
 def _measured(
@@ -172,27 +172,21 @@ def _measured(
 ) -> dict[str, Any]:  # fmt: skip
     names = [one.ref.name for one in drafters]
     spec = GenerateSpec(kind="generate", dtype=arguments.dtype, batch_tokens=2**20, drafters=names, **plan)
-    generator = LocalGenerator(target, spec, Run(pool), drafters)
-    groups = [prompts[at : at + rows] for at in range(0, len(prompts), rows)]
-
-    def work(new: int | None = None) -> list[Generation]:
-        shown = [[replace(one, new_tokens=new or one.new_tokens) for one in group] for group in groups]
-        return [one for group in shown for one in generator.generate(group)]
-
-    work()  # what a first time makes: compiled code, recorded passes
-    _, read_in = timed(lambda: work(1), arguments.runs, target.device)
-    made, whole = timed(work, arguments.runs, target.device)
-    tokens, passes = sum(len(one.tokens) for one in made), sum(one.passes for one in made)
+    found = measure(target, spec, drafters, prompts, rows, arguments.runs, pool)
     return {
-        "tokens/s": (tokens - len(made)) / max(1e-9, whole.median - read_in.median),
-        "s": whole.median,
-        "read in s": read_in.median,
-        "tokens": tokens,
-        "tokens a pass": tokens / passes,
-        "accepted": (tokens - passes) / max(1, sum(one.drafted for one in made)),
-        "SWI": _swi(target, drafters, tokens, passes, spec),
-        "answers": [one.tokens for one in made],
+        "tokens/s": found.tokens_per_second,
+        "s": found.seconds,
+        "read in s": found.read_seconds,
+        "tokens": found.tokens,
+        "tokens a pass": found.tokens_per_pass,
+        "accepted": found.accepted or 0.0,
+        "SWI": _swi(target, drafters, found.tokens, found.passes, spec),
+        "answers": found.answers,
     }
+
+
+def _times(line: dict[str, Any], plain: dict[str, Any]) -> float | None:
+    return line["tokens/s"] / plain["tokens/s"] if line["tokens/s"] and plain["tokens/s"] else None
 
 
 def _swi(target: LoadedModel, drafters: Sequence[LoadedModel], tokens: int, passes: int, spec: GenerateSpec) -> float:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 RELIEF: list[Callable[[], bool]] = []
 """Called when memory is short, to let go of what is kept for speed alone; they say whether there was anything."""
 
-_OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+_OUT_OF_MEMORY = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
 
 
 def pack(
@@ -96,7 +96,8 @@ def run_packed(
 
 
 def attempted(work: Callable[[], T], last: bool) -> list[T]:
-    """What ``work`` gives, alone in a list; an empty one when memory ran out, unless this was the ``last`` resort."""
+    """What ``work`` gives, alone in a list; an empty one when memory ran out, unless this was the ``last`` resort.
+    Where others could let go of some it is tried again."""
     try:
         return [work()]
     except (MemoryError, RuntimeError) as error:
@@ -108,7 +109,7 @@ def attempted(work: Callable[[], T], last: bool) -> list[T]:
     # Past the except block: only now are the failed call's frames, and the tensors they hold, let go.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return attempted(work, last) if last else []
+    return attempted(work, last) if any(relieved) else []
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -222,7 +222,7 @@ class _Producer:
         """Give new documents their place in the job; collapse repetitions, reject what is malformed or clashes."""
         documents: list[Document] = []
         rejections = [_rejection(self._job_id, row) for row in batch if isinstance(row, BadRow)]
-        found = [one for row in batch if isinstance(row, RawDocument) for one in _copies(row, self._spec.rates)]
+        found = [one for row in batch if isinstance(row, RawDocument) for one in copies(row, self._spec.rates)]
         known = self._known([one.id for one in found])
         for one in found:
             first = known.get(one.id)
@@ -291,7 +291,7 @@ class _Producer:
             connection.execute(this.values(rung_at=db_now()))
 
 
-def _copies(raw: RawDocument, rates: Sequence[float]) -> Iterator[Document]:
+def copies(raw: RawDocument, rates: Sequence[float]) -> Iterator[Document]:
     """The row as a document without a place yet; where the job asks for several rates, once at each of them.
 
     Copies stand side by side, so that their shard scores them once. Each has an id and a content hash of its own: it is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine, func, select
 
@@ -10,10 +10,11 @@ from pipeline.accounting.estimate import Estimate, estimate
 from pipeline.accounting.speeds import measured
 from pipeline.accounting.stage_estimate import CALL_RATE, CPU_RATES, GPU_RATES, REFERENCE_PARAMETERS, StageEstimate
 from pipeline.opening import open_database
-from pipeline.producer import SAMPLE, SAMPLE_CHARACTERS
+from pipeline.producer import SAMPLE, SAMPLE_CHARACTERS, copies
 from pipeline.stages import stage_hashes
 from pipeline.storage.readers import BadRow, read_corpus
 from pipeline.storage.sql import DatabaseError, reading
+from schemas.document import Document
 from schemas.job import InputSpec, JobSpec
 from schemas.settings import Settings
 from schemas.tables import Usage
@@ -46,6 +47,22 @@ def survey(spec: InputSpec) -> Survey:
         if len(sample) < SAMPLE:
             sample.append(text[:SAMPLE_CHARACTERS])
     return Survey(documents, characters, rejected, first, tuple(sample))
+
+
+def first_documents(spec: JobSpec, most: int) -> tuple[list[Document], list[BadRow]]:
+    """The first ``most`` documents of the corpus as submission makes them, each at the first of the job's rates, and
+    the bad rows before the last of them. A repeated id is passed over. Raises ``InputError``."""
+    found: dict[str, Document] = {}
+    bad: list[BadRow] = []
+    for row in read_corpus(spec.input):
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        one = next(copies(row, spec.rates[:1]))
+        found.setdefault(one.id, replace(one, seq=len(found)))
+        if len(found) == most:
+            break
+    return list(found.values()), bad
 
 
 def estimate_job(spec: JobSpec, settings: Settings) -> tuple[Estimate, Survey, dict[str, str]]:

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Discriminator, Field, StrictBool, StrictFloat, Tag, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from schemas.align import AlignSpec
 from schemas.base import USD, ModelName, StageBase, Whole
@@ -34,6 +43,12 @@ MOST_COPIED = 15
 """Where as many are copied as pay."""
 
 
+def _number_or_auto(value: object) -> object:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError('must be a whole number, 0 or more, or "auto"')
+    return value
+
+
 class GenerateSpec(StageBase):
     """Let the target model (``[target]``) answer the prompts, on this machine or behind an OpenAI-compatible API."""
 
@@ -54,7 +69,7 @@ class GenerateSpec(StageBase):
     system: str | None = Field(None, description="system message, where the chat template has one")
     chat: StrictBool = Field(True, description="apply the model's chat template; off for plain completion")
     # local models only
-    draft_tokens: Annotated[Whole, Field(ge=0)] | Literal["auto"] = Field(
+    draft_tokens: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)] = Field(
         0, description="tokens copied ahead and checked in one pass; 0 is off, auto as many as pay"
     )
     drafters: tuple[ModelName, ...] = Field((), max_length=3, description="models that draft, the largest first")

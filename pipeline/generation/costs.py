@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,17 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import out_of_memory
+from pipeline.generation.maxgram import PADDING, propose
 from pipeline.generation.rounds import Model
 from pipeline.passes.compiling import LAUNCHING
 from pipeline.passes.recorded import RECORDERS, Run
 
+log = logging.getLogger(__name__)
+
 WIDTHS = (1, 2, 4, 8, 16)
 """Tokens of a row in a pass."""
 
-_ROWS = (1, 8, 32, 128)
+_ROWS = (1, 8, 64)
 _LEAST = 2  # of rows that are recorded (``recorded``)
 _STORED = 512  # columns of each row before
-_SECONDS = 3.0  # after which the rest is reckoned up: on a CPU what is measured takes as long as it will
+_SECONDS = 3.0  # of passes, after which the rest is reckoned up: on a CPU large ones take long
 _RUNS = 5
 
 
@@ -37,33 +41,40 @@ class Costs:
                     filled[row, place] = filled[row, place - 1] * width / WIDTHS[place - 1]
                 elif np.isnan(filled[row, place]):
                     filled[row, place] = filled[row - 1, place] * rows / _ROWS[row - 1]
+        self._known: dict[int, list[float]] = {}
         self._seconds = np.maximum.accumulate(np.maximum.accumulate(filled, 0), 1)  # more never takes less
 
-    def of(self, rows: int) -> NDArray[np.float64]:
+    def of(self, rows: int) -> list[float]:
         """Seconds by ``WIDTHS`` of a pass of ``rows`` rows."""
-        beyond = max(1.0, rows / _ROWS[-1])
-        return np.array([float(np.interp(rows, _ROWS, column)) * beyond for column in self._seconds.T])
+        if rows not in self._known:
+            beyond = max(1.0, rows / _ROWS[-1])
+            self._known[rows] = [float(np.interp(rows, _ROWS, column)) * beyond for column in self._seconds.T]
+        return self._known[rows]
 
 
 @torch.inference_mode()
-def measured(make: Callable[[int], Model]) -> Costs:
-    """``make`` gives the model with passes for so many rows."""
+def measured(make: Callable[[int], Model], records: bool, look: Callable[[], None]) -> Costs:
+    """``make`` gives the model with passes for so many rows, which are recorded if ``records``. ``look`` is called in
+    between, and may raise."""
     seconds = np.full((len(_ROWS), len(WIDTHS)), np.nan)
     # In the order of their tokens, so that what is left out is the largest.
     cells = sorted(np.ndindex(*seconds.shape), key=lambda one: (_ROWS[one[0]] * WIDTHS[one[1]], one))
     models: dict[int, Model] = {}
-    begun = time.monotonic()
+    spent = 0.0
     for row, place in cells:
-        if time.monotonic() - begun > _SECONDS and not np.isnan(seconds[0, 0]):
-            break
+        look()
         rows = _ROWS[row]
         try:
             if rows not in models:
                 models[rows] = _ready(make, rows)
-            seconds[row, place] = _seconds(models[rows], rows, WIDTHS[place])
+            seconds[row, place] = _seconds(models[rows], rows, WIDTHS[place], records)
         except Exception as error:
             if not out_of_memory(error) or np.isnan(seconds[0, 0]):
                 raise
+            log.info("no memory is left to measure passes of %d rows and %d tokens each", rows, WIDTHS[place])
+            break
+        spent += 2 * float(seconds[row, place])
+        if spent > _SECONDS:
             break
     return Costs(seconds)
 
@@ -76,18 +87,22 @@ def _ready(make: Callable[[int], Model], rows: int) -> Model:
     return model
 
 
-def _seconds(model: Model, rows: int, width: int) -> float:
+def _seconds(model: Model, rows: int, width: int, records: bool) -> float:
+    """Of a round without its bookkeeping: drafts are copied, read, and compared with what is said."""
     device = model.head.weight.device
     ids = torch.zeros(max(rows, _LEAST if model.passes.records else 1), width, dtype=torch.int64, device=device)
     slots = torch.arange(len(ids), device=device)
     stored = torch.full((len(ids),), _STORED, device=device)
+    lines = torch.zeros(len(ids), PADDING + _STORED + width, dtype=torch.int64, device=device)
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:
+        if width > 1:
+            ids[:, 1:] = propose(lines, PADDING + stored, width - 1)
         hidden = model.passes.read_on(slots, ids, stored, _STORED + width)
         found = model.head(hidden).argmax(-1)
         return found, found
 
-    again = _recorded(run, device) if model.passes.records and device.type in RECORDERS else run
+    again = _recorded(run, device) if records and device.type in RECORDERS else run
     again()
     return float(np.median([_timed(again, device) for _ in range(_RUNS if device.type == "cuda" else 1)]))
 

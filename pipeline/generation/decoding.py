@@ -69,7 +69,7 @@ class ColumnDecoder(Kind):
 
         At once as many rows are worked on as fit in ``columns``, and at least one.
         """
-        with engine_for(self, self._size(prompts, sorted(ending.left), columns)) as engine:
+        with engine_for(self, self._size(prompts, sorted(ending.left), columns), ending.look) as engine:
             batch = _Batch(self, engine, prompts, ending, columns)
             arriving = batch.join()
             while arriving:
@@ -83,7 +83,9 @@ class ColumnDecoder(Kind):
         needs = [self.columns_of(prompts[row]) for row in rows]
         columns, longest = min(sum(needs), max(columns, max(needs))), max(needs)
         copied = max(len(prompts[row].copied) for row in rows)
-        at_once = 1 << (min(len(rows), columns // min(needs)) - 1).bit_length()
+        at_once = min(len(rows), columns // min(needs))
+        if self.passes.records:  # in powers of two
+            at_once = 1 << (at_once - 1).bit_length()
         return Size(columns, at_once, longest, longest + copied + 1, self.spec.max_new_tokens)
 
 
@@ -103,6 +105,7 @@ class _Batch:
         self._needs = np.array([decoder.columns_of(prompt) for prompt in prompts])
         self._made = np.zeros_like(lengths)  # with what is arriving, at least
         self._on: Ints = np.zeros(0, np.int64)  # rows that are worked on
+        self._ended: Ints = np.zeros(0, np.int64)  # tokens of the answers that are there
         # Longest first: what is too large for the memory shows at the start and not after an hour.
         self._waiting = sorted(rows, key=lambda row: (self._needs[row], -row))
         total, longest = int(self._needs[rows].sum()), int(self._needs[rows].max())
@@ -183,11 +186,16 @@ class _Batch:
         target, policy, steps = self._engine.target, self._engine.policy, self._engine.steps
         width = 1 + target.most
         if policy:
-            left = int((self._limits - self._made)[rows].max())
-            width = policy.width(len(rows), left, lambda width: steps.ready(len(rows), width))
+            width = policy.width(len(rows), self._left(rows), lambda width: steps.ready(len(rows), width))
         self._made[rows] += 1
         most = int((self._lengths[rows] + self._made[rows]).max()) + 2 * target.most + len(self._models) - 1
         return [(rows, fetch(steps(self._slots[rows], width, most)))]
+
+    def _left(self, rows: Ints) -> float:
+        """Tokens to come of each of ``rows`` and of those that will take their place, about."""
+        length = self._ended.mean() if len(self._ended) else self._limits.mean()
+        going = np.minimum(np.maximum(length - self._made[rows], 1), self._limits[rows])
+        return float((going.sum() + length * len(self._waiting)) / len(rows))
 
     def take(self, rows: Ints, found: NDArray[np.int64]) -> None:
         """Hand on what was found; others may have the room of the rows that it ends."""
@@ -200,6 +208,7 @@ class _Batch:
             policy.saw(found.shape[1] - 2, found[:, -1] - 1)
         newest = [one[: one[-1]] for one in found.tolist()]
         going = self._ending.take(rows.tolist(), newest, found[:, -2].tolist())
+        self._ended = np.append(self._ended, self._made[rows[~np.isin(rows, going)]])
         for row in set(rows.tolist()).difference(going):
             self._prefixes.leave(row)
             self._room.give(int(self._begins[row]), int(self._needs[row]))

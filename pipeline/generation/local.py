@@ -84,10 +84,9 @@ class LocalGenerator:
         """A drafter reads in the same passes as its target, or the target would have to read in the slower ones."""
         if drafter is None:
             return False
-        if (own := passes_for(drafter)) is not passes:
-            how = own.__name__ if own else "transformers' generate"
-            log.warning("%s does not draft: it needs %s, its target %s", drafter.ref.name, how, passes.__name__)
-        return own is passes
+        if reason := misfit(drafter, passes):
+            log.warning("%s", reason)
+        return not reason
 
     def _all(self, decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending) -> None:
         """Where memory runs out, what is not ended begins anew in half of the room."""
@@ -131,6 +130,14 @@ class LocalGenerator:
         return generations
 
 
+def misfit(drafter: LoadedModel, passes: Passes) -> str | None:
+    """Why it cannot draft for a target that is read in ``passes``."""
+    if (own := passes_for(drafter)) is passes:
+        return None
+    how = own.__name__ if own else "transformers' generate"
+    return f"{drafter.ref.name} does not draft: it needs {how}, its target {passes.__name__}"
+
+
 def _decode(decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending, columns: int, last: bool) -> None:
     """With its drafters; without them where they fail, or where memory runs out and nothing smaller is left to try."""
     try:
@@ -149,16 +156,23 @@ def answer(
     drafters: Sequence[LoadedModel | None] = (),
 ) -> list[Outcome]:  # fmt: skip
     """The outcome of each document, in order: the answer of the model called ``name``, or why it was not asked."""
-    encoder = PromptEncoder(name, loaded.tokenizer, loaded.window, spec)
-    encoded = encoder.encode([document.prompt for document in documents])
-    prompts = [
-        _prompt(document, ids, loaded, spec)
-        for document, ids in zip(documents, encoded, strict=True)
-        if not isinstance(ids, Refusal)
-    ]
+    asked = prompts_of(documents, name, loaded, spec)
+    prompts = [one for one in asked if isinstance(one, Prompt)]
     run.progress(len(documents) - len(prompts), 0)
     made = iter(zip(prompts, LocalGenerator(loaded, spec, run, drafters).generate(prompts), strict=True))
-    return [ids if isinstance(ids, Refusal) else _result(name, *next(made)) for ids in encoded]
+    return [one if isinstance(one, Refusal) else _result(name, *next(made)) for one in asked]
+
+
+def prompts_of(
+    documents: Sequence[Document], name: str, loaded: LoadedModel, spec: GenerateSpec
+) -> list[Prompt | Refusal]:
+    """What the model called ``name`` is asked for each document, in order, or why it is not."""
+    encoder = PromptEncoder(name, loaded.tokenizer, loaded.window, spec)
+    encoded = encoder.encode([document.prompt for document in documents])
+    return [
+        ids if isinstance(ids, Refusal) else _prompt(document, ids, loaded, spec)
+        for document, ids in zip(documents, encoded, strict=True)
+    ]
 
 
 def _prompt(document: Document, ids: list[int], loaded: LoadedModel, spec: GenerateSpec) -> Prompt:

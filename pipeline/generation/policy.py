@@ -26,42 +26,47 @@ _SETUP = 50
 """Rounds that recording another width takes, about."""
 
 _PROBE = 4
-"""The width that is recorded to see whether drafts pass; others, once it is known that they do."""
+"""The width that is recorded to see whether drafts pass, until there were enough; later, only what is known to pay."""
+
+_ENOUGH = 24
 
 
 class Policy:
-    """Widths for the rounds of one batch, from acceptance and ``costs``; the same for the same answers and costs."""
+    """Widths for the rounds of one batch after another, from what their drafts came to and from ``costs``."""
 
     def __init__(self, costs: Costs) -> None:
-        self._costs = costs
-        self._tried, self._passed = np.zeros(WIDTHS[-1] - 1), np.zeros(WIDTHS[-1] - 1)
+        self._costs, self._drafted = costs, 0
+        self._tried, self._passed = [0.0] * (WIDTHS[-1] - 1), [0.0] * (WIDTHS[-1] - 1)
 
-    def width(self, rows: int, left: int, ready: Callable[[int], bool]) -> int:
-        """Tokens that a round of ``rows`` rows should check, drafts and one; ``left`` rounds or fewer will follow.
+    def width(self, rows: int, left: float, ready: Callable[[int], bool]) -> int:
+        """Tokens that a round of ``rows`` rows should check, drafts and one; about ``left`` tokens of each are to come.
 
         ``ready`` says of a width whether it runs at full speed at once: another must be worth its recording.
         """
         costs = self._costs.of(rows)
-        hoped, seen = (self._tokens(chance) * costs[0] / costs for chance in (_HOPE, 0.0))
-        best, most = 1, _GAIN
-        for width, hope, sure in zip(WIDTHS[1:], hoped[1:], seen[1:], strict=True):
-            gain = hope if ready(width) else _after(_SETUP, hope if width == _PROBE else sure, left)
-            if gain > most:
-                best, most = width, gain
-        return best
+        hoped, seen = self._tokens(_HOPE), self._tokens(0.0)
+        rounds = []  # those of one token that go by until all are there
+        for width, cost, hope, sure in zip(WIDTHS, costs, hoped, seen, strict=True):
+            there = ready(width)
+            trying = width == _PROBE and self._drafted < _ENOUGH
+            rounds.append(left / (hope if there or trying else sure) * cost / costs[0] + _SETUP * (not there))
+        best = min(rounds)
+        return WIDTHS[rounds.index(best)] if best * _GAIN < rounds[0] else 1
 
     def saw(self, width: int, accepted: NDArray[np.int64]) -> None:
         """What became of the drafts of a round of ``width``, row by row: so many were accepted."""
         keep = 1 - 1 / _MEMORY
-        self._tried *= keep
-        self._passed *= keep
+        self._tried = [keep * one for one in self._tried]
+        self._passed = [keep * one for one in self._passed]
         if width > 1:
-            # A place was tried where all before it passed.
-            places = np.arange(width - 1)
-            self._tried[: width - 1] += (accepted[:, None] >= places).sum(0)
-            self._passed[: width - 1] += (accepted[:, None] > places).sum(0)
+            self._drafted += len(accepted)
+            # Rows by how many passed or more: a place was tried where all before it passed.
+            reached = np.bincount(accepted, minlength=width)[::-1].cumsum()[::-1].tolist()
+            for place in range(width - 1):
+                self._tried[place] += reached[place]
+                self._passed[place] += reached[place + 1]
 
-    def _tokens(self, chance: float) -> NDArray[np.float64]:
+    def _tokens(self, chance: float) -> list[float]:
         """Expected of a row in a round, by ``WIDTHS``: one, and each draft if all up to it pass. What was not tried has
         the chance of the place before it, the first this ``chance``."""
         reached, total, found = 1.0, 1.0, [1.0]
@@ -70,9 +75,4 @@ class Policy:
             reached *= chance
             total += reached
             found.append(total)
-        return np.array([found[width - 1] for width in WIDTHS])
-
-
-def _after(setup: float, gain: float, left: int) -> float:
-    """What is left of ``gain`` where ``setup`` rounds are spent before ``left`` of them."""
-    return left / (left / max(gain, 1e-9) + setup)
+        return [found[width - 1] for width in WIDTHS]

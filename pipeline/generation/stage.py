@@ -57,17 +57,24 @@ class Generate:
             return HostedGenerator(self.spec, self.target, Settings().api_key).run(documents, run)
         from pipeline.generation.local import answer
 
-        loaded = run.models.causal_lm(self.target.model, self.spec.dtype, self.spec.device)
-        drafters = list(self._drafters(run))
-        return answer(documents, self.target.model, loaded, self.spec, run, drafters)
+        loaded, drafters = self.load(run), list(self.drafters(run))
+        for one in drafters:
+            if isinstance(one, str):
+                log.warning("%s", one)
+        useful = [None if isinstance(one, str) else one for one in drafters]
+        return answer(documents, self.target.model, loaded, self.spec, run, useful)
 
     def check(self) -> None:
         """Drafters are looked at when a job is submitted: a worker that lacks one does without."""
         for name in self.spec.drafters:
             _check_drafter(name, self.target.model)
 
-    def _drafters(self, run: Run) -> Iterator[LoadedModel | None]:
-        """None for what cannot be loaded on this machine: drafts save time, and answers do not hang on them."""
+    def load(self, run: Run) -> LoadedModel:
+        """The target, where it is a local model. Raises ``ModelError``."""
+        return run.models.causal_lm(self.target.model, self.spec.dtype, self.spec.device)
+
+    def drafters(self, run: Run) -> Iterator[LoadedModel | str]:
+        """Each, or why it cannot be loaded on this machine: drafts save time, and answers do not hang on them."""
         from pipeline.batching import out_of_memory
 
         run.models.keep_at_least(1 + len(self.spec.drafters))
@@ -77,8 +84,7 @@ class Generate:
             except (ModelError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, ModelError) and not out_of_memory(error):
                     raise
-                log.warning("%s does not draft: %s", name, error)
-                yield None
+                yield f"{name} does not draft: {error}"
 
 
 def _check_drafter(name: str, target: str) -> None:

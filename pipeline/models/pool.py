@@ -88,6 +88,7 @@ class ModelPool:
             if key not in self._loaded:
                 while len(self._loaded) >= self._limit:  # before loading: there may be room for only so many
                     self._drop()
+                _relieve()
                 self._loaded[key] = checked(load(ref, dtype, where, load_tokenizer(name, self._settings)))
             self._loaded.move_to_end(key)
             return self._loaded[key]
@@ -95,6 +96,7 @@ class ModelPool:
     def own_copy(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
         """The model called ``name`` for its caller alone, who may train it. Raises what ``causal_lm`` raises."""
         where = resolve_device(self._device if device == "auto" else device)
+        _relieve()
         return checked(load(resolve(name, self._settings), dtype, where, load_tokenizer(name, self._settings)))
 
     def close(self) -> None:
@@ -106,11 +108,20 @@ class ModelPool:
     def _drop(self) -> None:
         import torch
 
+        _relieve()  # what was kept may hold on to the model's layers
         _, left = self._loaded.popitem(last=False)
         del left
         gc.collect()  # compiled layers refer to themselves
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _relieve() -> None:
+    """Another model needs memory."""
+    from pipeline.batching import RELIEF
+
+    for relieve in RELIEF:
+        relieve()
 
 
 def resolve_device(device: str = "auto") -> str:

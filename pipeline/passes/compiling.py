@@ -87,6 +87,8 @@ def _compiles(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) ->
             layer.forward = forward
         log.warning("the model runs uncompiled, at about half the speed: %s", " ".join(str(error).split())[:300])
         return False
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what held the weights that were joined
     return True
 
 

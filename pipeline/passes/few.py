@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 
 _QUERIES = 64
-"""Most queries (heads that share a key, times new tokens) of one program."""
+"""Most queries (heads that share a key, times new tokens) of one program; half of it for heads of over 128."""
 
-_COLUMNS = 64
-"""Columns that a program reads at once."""
+_BLOCK = 4096
+"""Entries of keys that a program reads at once: there is only so much shared memory."""
 
 _PROGRAMS = 264
 """As many keep the largest GPUs busy, twice the number of their processors."""
@@ -35,10 +35,10 @@ def attend_few(
     """
     rows, (_, key_heads, size) = len(first), keys.shape
     group = query.shape[1] // key_heads
-    queries = min(_QUERIES, max(16, triton.next_power_of_2(new * group)))
+    width = triton.next_power_of_2(size)
+    queries = min(_QUERIES if width <= 128 else _QUERIES // 2, max(16, triton.next_power_of_2(new * group)))
     blocks = triton.cdiv(new * group, queries)
     parts = max(1, min(_PARTS, _PROGRAMS // (rows * blocks * key_heads)))
-    width = triton.next_power_of_2(size)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     slots = rows * blocks * key_heads * parts if parts > 1 else 0
     sums = query.new_empty(slots, queries, width, dtype=torch.float32)
@@ -48,7 +48,7 @@ def attend_few(
         query, keys, values, out, first, stored, arrived, sums, scales, new, parts,
         query.stride(0), query.stride(1), keys.stride(0), keys.stride(1), out.stride(0), out.stride(1),
         scale * 1.4426950408889634,  # exponentials are of two here
-        GROUP=group, BLOCKS=blocks, SIZE=size, WIDTH=width, QUERIES=queries, COLUMNS=_COLUMNS,
+        GROUP=group, BLOCKS=blocks, SIZE=size, WIDTH=width, QUERIES=queries, COLUMNS=max(16, _BLOCK // width),
     )  # fmt: skip
     return out
 

@@ -108,19 +108,20 @@ def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _token_by_token(trunk: Any, kind: Any, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two tokens of three rows after what was stored of them, in a store laid out for them; then one of two."""
+    """Some tokens of three rows after what was stored of them, in a store laid out for them; then one of two."""
     ids, rows = _ids(trunk, width), np.arange(3)
     width = ids.shape[1]
-    stored = np.array([width - 3, 4, width // 2])
+    some = max(2, min(16, width // 8))
+    stored = np.array([width - some - 1, 4, width // 2])
     whole = _whole(trunk, ids).view(3, width, -1)
-    passes, ends = kind(trunk, 3, 2**31 - 1), np.cumsum(stored + 3)
+    passes, ends = kind(trunk, 3, 2**31 - 1), np.cumsum(stored + some + 1)
     passes.reserve(int(ends[-1]), width)
-    passes.place(rows, ends - stored - 3)
+    passes.place(rows, ends - stored - some - 1)
     begun = torch.cat([ids[row, : stored[row]] for row in rows])
     passes.run(rows, begun, np.zeros_like(stored), stored)
     found, expected = [], []
-    for some, skip, new in (([2, 0, 1], 0, 2), ([2, 0], 2, 1)):
-        slots, begins = (torch.tensor(one, device=ids.device) for one in (some, (stored[some] + skip).tolist()))
+    for which, skip, new in (([2, 0, 1], 0, some), ([2, 0], some, 1)):
+        slots, begins = (torch.tensor(one, device=ids.device) for one in (which, (stored[which] + skip).tolist()))
         columns = begins[:, None] + torch.arange(new, device=ids.device)
         found.append(passes.read_on(slots, ids[slots[:, None], columns], begins, width))
         expected.append(whole[slots[:, None], columns].flatten(0, 1))

@@ -11,6 +11,7 @@ from command import User
 COMMANDS = (
     "run",
     "submit",
+    "tune-drafting",
     "align",
     "worker",
     "status",

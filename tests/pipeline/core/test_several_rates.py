@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from pipeline.producer import _copies
+from pipeline.producer import copies as copies_of
 from pipeline.storage.readers import RawDocument
 from schemas.document import PromptParts
 from schemas.job import JobSpec
@@ -19,7 +19,7 @@ def job(**settings: object) -> JobSpec:
 
 
 def test_copies_of_a_row_differ_in_id_source_hash_and_rate() -> None:
-    copies = list(_copies(RAW, job(rates=[0.5, 0.33]).rates))
+    copies = list(copies_of(RAW, job(rates=[0.5, 0.33]).rates))
     assert [(one.id, one.source, one.rate) for one in copies] == [
         ("a@0.5", "corpus.jsonl:1 at rate 0.5", 0.5),
         ("a@0.33", "corpus.jsonl:1 at rate 0.33", 0.33),
@@ -29,7 +29,7 @@ def test_copies_of_a_row_differ_in_id_source_hash_and_rate() -> None:
 
 
 def test_without_rates_a_row_is_one_document() -> None:
-    (only,) = _copies(RAW, job(rate=0.5).rates)
+    (only,) = copies_of(RAW, job(rate=0.5).rates)
     assert (only.id, only.source, only.rate) == ("a", "corpus.jsonl:1", None)
     assert only.content_hash == RAW.parts.content_hash()
 

@@ -58,9 +58,9 @@ def made(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[
     noted: dict[str, list[Any]] = {"engines": [], "recordings": []}
     begin = Engine.__init__
 
-    def counted(self: Engine, kind: Any, size: Size) -> None:
+    def counted(self: Engine, kind: Any, size: Size, look: Any) -> None:
         noted["engines"].append(size)
-        begin(self, kind, size)
+        begin(self, kind, size, look)
 
     def record(run: recorded.Run) -> recorded.Recorded:
         found, logits = (one.clone() for one in run())
@@ -128,7 +128,8 @@ def test_no_engine_is_kept_where_memory_is_short(
 
     assert let_go in RELIEF and attempted(fails_once, last=True) == ["done"]  # there was something to let go of
     assert not kept and answers(loaded, prompts((30, 12))) == expected
-    assert not let_go() or not let_go()
+    let_go()
+    assert not let_go()
     tries.clear()
     with pytest.raises(torch.OutOfMemoryError):
         attempted(fails_once, last=True)
@@ -156,10 +157,25 @@ def test_as_many_copies_as_pay_change_no_answer(
     expected = answers(loaded, some, **settings)
     vars(loaded.model).pop("contextmill_costs", None)
     monkeypatch.setattr(policy, "_SETUP", 0)  # answers are short
-    monkeypatch.setattr(engine, "measured", lambda make: Costs(np.ones((4, 5))))
+    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((3, 5))))
     for batch_tokens in (200, 16384):
         found = generations(loaded, some, draft_tokens="auto", batch_tokens=batch_tokens, **settings)
         assert [one.tokens for one in found] == expected
-        assert all(one.drafted > 0 for one in found)
+        assert any(one.drafted for one in found)
         assert settings or sum(one.passes for one in found) < sum(map(len, expected))
     vars(loaded.model).pop("contextmill_costs")
+
+
+def test_many_rows_are_not_as_long_as_the_longest_of_others() -> None:
+    many, long = Size(1000, 64, 100, 120, 8), Size(3000, 1, 3000, 3001, 8)
+    assert many.with_room_for(long) == long
+    assert many.with_room_for(Size(2000, 32, 90, 150, 16)) == Size(2000, 64, 100, 150, 16)
+
+
+def test_another_model_gets_the_memory(
+    loaded: LoadedModel, made: dict[str, list[Any]], models: dict[str, Path]
+) -> None:
+    answers(loaded, prompts((30, 12)))
+    assert engine._KEPT[loaded.model]
+    ModelPool("cpu").causal_lm(str(models["gpt2"]))
+    assert not engine._KEPT[loaded.model]
