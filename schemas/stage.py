@@ -44,8 +44,8 @@ MOST_COPIED = 15
 
 
 def _number_or_auto(value: object) -> object:
-    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise ValueError('must be a whole number, 0 or more, or "auto"')
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31):
+        raise ValueError('must be a whole number of at least 0, or "auto"')
     return value
 
 
