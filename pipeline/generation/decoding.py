@@ -114,6 +114,7 @@ class _Batch:
         most = min(len(rows), max(1, self._columns // int(self._needs[rows].min())))
         self._slots, self._free = np.zeros_like(lengths), list(range(most))[::-1]
         self._most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
+        self._width = 1  # of the last round that was begun
         self._prefixes, self._engine, self._models, self._lines = Prefixes(prompts), engine, engine.models, engine.lines
 
     def join(self) -> Arriving:
@@ -188,7 +189,9 @@ class _Batch:
         if policy:
             width = policy.width(len(rows), self._left(rows), lambda width: steps.ready(len(rows), width))
         self._made[rows] += 1
-        most = int((self._lengths[rows] + self._made[rows]).max()) + 2 * target.most + len(self._models) - 1
+        # The round before, which is not here yet, may have made as many tokens as it read.
+        drafts, self._width = self._width + width - 2, width
+        most = int((self._lengths[rows] + self._made[rows]).max()) + drafts + len(self._models) - 1
         return [(rows, fetch(steps(self._slots[rows], width, most)))]
 
     def _left(self, rows: Ints) -> float:
