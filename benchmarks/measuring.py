@@ -10,7 +10,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 
 from pipeline.compression.scoring import Scorer
+from pipeline.generation.timing import timed as once
+from pipeline.generation.timing import wait
 
 T = TypeVar("T")
 
@@ -41,20 +42,8 @@ class Spread:
 
 def timed(work: Callable[[], T], runs: int, device: torch.device) -> tuple[T, Spread]:
     """The last result of ``work``, and the seconds of each of its ``runs``, until the device is idle again."""
-    seconds = []
-    for _ in range(runs):
-        wait(device)
-        begun = time.perf_counter()
-        result = work()
-        wait(device)
-        seconds.append(time.perf_counter() - begun)
-    return result, Spread.of(seconds)
-
-
-def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was given; a CPU has always."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    found = [once(work, device) for _ in range(runs)]
+    return found[-1][0], Spread.of([seconds for _, seconds in found])
 
 
 def kernel_seconds(work: Callable[[], Any], device: torch.device) -> float | None:

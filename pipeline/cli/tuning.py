@@ -262,7 +262,8 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _print_best(asked: _Asked, name: str, best: list[Measured]) -> None:
-    from pipeline.generation.tuning import GAIN, PLAIN
+    from pipeline.generation.policy import GAIN
+    from pipeline.generation.tuning import PLAIN
 
     rows = ", ".join(str(one.figures.rows) for one in best)
     times = ", ".join(f"{one.times:.2f}" for one in best)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.batching import out_of_memory
 from pipeline.generation.maxgram import PADDING, propose
 from pipeline.generation.rounds import Model
+from pipeline.generation.timing import timed
 from pipeline.passes.compiling import LAUNCHING
 from pipeline.passes.recorded import RECORDERS, Run
 
@@ -104,7 +104,7 @@ def _seconds(model: Model, rows: int, width: int, records: bool) -> float:
 
     again = _recorded(run, device) if records and device.type in RECORDERS else run
     again()
-    return float(np.median([_timed(again, device) for _ in range(_RUNS if device.type == "cuda" else 1)]))
+    return float(np.median([timed(again, device)[1] for _ in range(_RUNS if device.type == "cuda" else 1)]))
 
 
 def _recorded(run: Run, device: torch.device) -> Callable[[], Any]:
@@ -116,13 +116,3 @@ def _recorded(run: Run, device: torch.device) -> Callable[[], Any]:
         if out_of_memory(error):
             raise
         return run
-
-
-def _timed(run: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begun = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun

@@ -16,7 +16,7 @@ from pipeline.generation.costs import WIDTHS, Costs
 _MEMORY = 64
 """Rounds after which what was seen counts for a third. What is forgotten is tried again."""
 
-_GAIN = 1.03
+GAIN = 1.03
 """Times the tokens a second that drafts must promise: below it is noise."""
 
 _HOPE = 0.75
@@ -51,7 +51,7 @@ class Policy:
             trying = width == _PROBE and self._drafted < _ENOUGH
             rounds.append(left / (hope if there or trying else sure) * cost / costs[0] + _SETUP * (not there))
         best = min(rounds)
-        return WIDTHS[rounds.index(best)] if best * _GAIN < rounds[0] else 1
+        return WIDTHS[rounds.index(best)] if best * GAIN < rounds[0] else 1
 
     def saw(self, width: int, accepted: NDArray[np.int64]) -> None:
         """What became of the drafts of a round of ``width``, row by row: so many were accepted."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.local import Generation, LocalGenerator, misfit, prompts_of
+from pipeline.generation.policy import GAIN
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.stage import Generate
+from pipeline.generation.timing import timed
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.stages import Outcome, Refusal, Result, Run, build
 from schemas.document import Document
@@ -23,9 +23,6 @@ from schemas.job import JobSpec
 from schemas.stage import GenerateSpec
 
 PLAIN = "plain"
-
-GAIN = 1.03
-"""Times the tokens a second of plain decoding that a plan must reach to be recommended: below it is noise."""
 
 DRAFTING = ("drafters", "draft_rounds", "draft_tokens", "draft_tail", "draft_lenience")
 """The settings of a generate stage that make its plan of drafting."""
@@ -105,28 +102,12 @@ def measure(
         return [one for group in shown for one in generator.generate(group)]
 
     work()
-    _, read = _timed(lambda: work(1), runs, target.device)
-    made, whole = _timed(work, runs, target.device)
+    read = statistics.median(timed(partial(work, 1), target.device)[1] for _ in range(runs))
+    found = [timed(work, target.device) for _ in range(runs)]
+    made, whole = found[-1][0], statistics.median(seconds for _, seconds in found)
     answers = [one.tokens for one in made]
     passes, drafted = sum(one.passes for one in made), sum(one.drafted for one in made)
     return Figures(rows, whole, read, sum(map(len, answers)), passes, drafted, answers)
-
-
-def _timed(work: Callable[[], list[Generation]], runs: int, device: torch.device) -> tuple[list[Generation], float]:
-    """The last result, and the median of the seconds until the device is idle again."""
-    seconds = []
-    for _ in range(runs):
-        _wait(device)
-        begun = time.perf_counter()
-        result = work()
-        _wait(device)
-        seconds.append(time.perf_counter() - begun)
-    return result, statistics.median(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True, slots=True)

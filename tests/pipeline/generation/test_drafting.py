@@ -200,12 +200,15 @@ def test_a_drafter_of_another_vocabulary_is_refused_when_the_job_is_submitted(
     file = tmp_path / "other" / "tokenizer.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"<|im_start|>"', '"<|other|>"'), encoding="utf-8")
 
-    def submitted(drafter: str) -> None:
+    def submitted(drafter: str) -> JobSpec:
         stage = {"kind": "generate", "drafters": [drafter]}
         target = {"model": str(models["llama"])}
-        check(JobSpec.model_validate({"input": {"path": "x"}, "target": target, "stages": [stage]}))
+        spec = JobSpec.model_validate({"input": {"path": "x"}, "target": target, "stages": [stage]})
+        check(spec)
+        return spec
 
-    submitted(str(models["gpt2"]))
+    gpt2, llama = (build(submitted(str(models[name])), 0) for name in ("gpt2", "llama"))
+    assert gpt2.identity() == llama.identity()  # drafts change no answer
     with pytest.raises(ModelError, match=r"cannot draft for .*their vocabularies differ"):
         submitted(str(tmp_path / "other"))
     with pytest.raises(ModelError, match="no model 'nowhere'"):
