@@ -173,47 +173,54 @@ class _Graphs:
     one batch is decoded at a time. A pool for each batch would be kept by the allocator, but for nobody's use."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._pool = device, _pool(device).id
+        self._device = device
 
     def __call__(self, run: Run) -> Recorded:
         with torch.cuda.device(self._device):
+            pool = _holder(self._device).pool()
             graph: Any = torch.cuda.CUDAGraph(keep_graph=True)  # made ready by its first replay: that may fail, too
             here, beside = torch.cuda.current_stream(), _beside(self._device)
             beside.wait_stream(here)
             try:
                 with torch.cuda.stream(beside):
                     run()  # what a first run makes (kernels, workspaces) cannot be made while recording
-                    output = self._capture(graph, run)
+                    output = self._capture(graph, pool, run)
             finally:
                 here.wait_stream(beside)
         return graph.replay, output
 
-    def _capture(self, graph: Any, run: Run) -> Output:
-        graph.capture_begin(self._pool, capture_error_mode="thread_local")  # other threads may go on allocating
+    def _capture(self, graph: Any, pool: Any, run: Run) -> Output:
+        graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may go on allocating
         try:
             output = run()
             graph.capture_end()
         except BaseException:
-            self._abandon(graph)
+            self._abandon(graph, pool)
             raise
         return output
 
-    def _abandon(self, graph: Any) -> None:
+    def _abandon(self, graph: Any, pool: Any) -> None:
         """After a failure. Where it cannot end the graph, torch leaves allocator and generator in the middle of it."""
         try:
             graph.capture_end()
         except RuntimeError:
             index = torch.cuda.current_device()
             with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(index, self._pool)
+                torch._C._cuda_endAllocateToPool(index, pool)
             generator = torch.cuda.default_generators[index]
             generator.graphsafe_set_state(generator.clone_state())
 
 
 @functools.cache
-def _pool(device: torch.device) -> torch.cuda.MemPool:
-    with torch.cuda.device(device):
-        return torch.cuda.MemPool()
+def _holder(device: torch.device) -> torch.cuda.CUDAGraph:
+    """A graph of next to nothing that stays, and the pool with it: torch refuses one whose last graph is gone."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(_beside(device)):
+        torch.zeros(1, device=device)  # loads its kernel
+        graph.capture_begin(capture_error_mode="thread_local")
+        torch.zeros(1, device=device)
+        graph.capture_end()
+    return graph
 
 
 @functools.cache
