@@ -170,7 +170,9 @@ class LongLLMLinguaSpec(IterativeSpec):
     rank_contexts_by: RankContexts = Field("question", description="which contexts are taken first (paper: question)")
     contrastive: StrictBool = Field(True, description="score units by what the question does to their surprisal")
     delta_tau: StrictFloat = Field(1.0, ge=0, le=1, description="how much more the best context keeps; 0: off")
-    reorder: StrictBool = Field(True, description="contexts in the order of their rank, the best first")
+    reorder: StrictBool | Literal["best-last"] = Field(
+        True, description="contexts in the order of their rank, the best first (or last, next to the question)"
+    )
 
 
 class LLMLingua2Spec(CompressSpec):

@@ -69,7 +69,7 @@ class LongLLMLingua:
         for prompt, one in zip(prompts, relevance, strict=True):
             best = self._taken(prompt, one)
             plans.append(self._plan(prompt, best))
-            orders.append(_order(prompt, best) if self.spec.reorder else None)
+            orders.append(self._order(prompt, best) if self.spec.reorder else None)
         margins = self.asked.units.margins(prompts, plans, passed)
         return [Ranking(some, order) for some, order in zip(margins, orders, strict=True)]
 
@@ -93,7 +93,7 @@ class LongLLMLingua:
         base = self.asked.rates(prompt, best)
         plan = plan_of(prompt, best, base)
         rates = dict(zip(plan.scored, plan.rates, strict=True)) | self._context_rates(prompt, best, base)
-        order = _order(prompt, best) if self.spec.reorder else range(len(prompt.parts))
+        order = self._order(prompt, best) if self.spec.reorder else range(len(prompt.parts))
         scored = tuple(place for place in order if place in rates)
         contrast = self._question(prompt) if self.spec.contrastive else None
         apart = self.spec.delta_tau > 0 and len(best) > 1
@@ -103,6 +103,13 @@ class LongLLMLingua:
         lengths = np.array([prompt.parts[place].length for place in best], dtype=np.float64)
         rates = ranked_rates(lengths, base.contexts, self.spec.delta_tau)
         return dict(zip(best, rates.tolist(), strict=True))
+
+    def _order(self, prompt: Prompt, best: Sequence[int]) -> tuple[int, ...]:
+        """All parts: contexts by rank, those that are taken next to the end where the best stands; the rest where it
+        was."""
+        ranked = [*best, *(place for place in prompt.places("context") if place not in best)]
+        contexts = iter(reversed(ranked) if self.spec.reorder == "best-last" else ranked)
+        return tuple(next(contexts) if part.role == "context" else place for place, part in enumerate(prompt.parts))
 
     def _question(self, prompt: Prompt) -> Ints:
         """The question as it is read before the rest: start token, question, blank line."""
@@ -124,10 +131,3 @@ def ranked_rates(lengths: Floats, rate: float, delta: float) -> Floats:
         spent = float((lengths * np.clip(shifts + middle, 0, 1)).sum())
         low, high = (middle, high) if spent <= rate * lengths.sum() else (low, middle)
     return np.clip(shifts + low, 0, 1) if delta and len(lengths) > 1 else np.full(len(lengths), rate)
-
-
-def _order(prompt: Prompt, best: Sequence[int]) -> tuple[int, ...]:
-    """All parts: the contexts that are taken by rank, before those that are not; the rest where it was."""
-    contexts = [*best, *(place for place in prompt.places("context") if place not in best)]
-    ranked = iter(contexts)
-    return tuple(next(ranked) if part.role == "context" else place for place, part in enumerate(prompt.parts))

@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llmlingua-frame": {"frame": True, "hierarchy": True},
     "longllmlingua-all": {"budget_controller": False, "iterative": False, "reorder": False},
     "longllmlingua-plain": {"contrastive": False, "delta_tau": 0.0, "skim": 0.2, "frame": True},
+    "longllmlingua-best-last": {"contrastive": False, "rank_contexts_by": "perplexity", "reorder": "best-last"},
 }
 LINES = [line for line in WORDS.splitlines() if line][:8]
 AWKWARD = {

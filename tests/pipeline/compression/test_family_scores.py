@@ -109,6 +109,8 @@ def test_longllmlingua_orders_contexts_by_how_likely_they_make_the_question(
     (relevance,) = method.asked.contexts.relevance([prompt], lambda tokens: None)
     np.testing.assert_allclose(relevance, -np.array(expected), atol=1e-4)
     assert ranking_of(method, prompt)[0].order == (0, *(1 + np.argsort(expected)).tolist(), 4)
+    last = method_of(pool, tiny, "longllmlingua", reorder="best-last")
+    assert ranking_of(last, prompt)[0].order == (0, *(1 + np.argsort(expected)[::-1]).tolist(), 4)
     assert ranking_of(method_of(pool, tiny, "longllmlingua", reorder=False), prompt)[0].order is None
 
 
