@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from pipeline.models import ModelPool
 
 STAGES = {
+    "evaluate": "pipeline.evaluation.stage:Evaluate",
+    "recover": "pipeline.compression.recover_stage:Recover",
     "copy": "pipeline.copying:Copy",
     "compress": "pipeline.compression.stage:Compress",
     "generate": "pipeline.generation.stage:Generate",
     "align": "pipeline.alignment.stage:Align",
-    "recover": "pipeline.compression.recover_stage:Recover",
-    "evaluate": "pipeline.evaluation.stage:Evaluate",
 }
-"""Kind of stage -> the class behind it, imported only when such a stage runs (torch takes seconds)."""
+"""Kind of stage -> the class behind it, imported only when such a stage runs (torch takes seconds).
+
+In this order workers look for shards: what takes no model and ends documents goes first, so that jobs of a night end
+one by one; compression goes before answers, as a change of models takes longest.
+"""
 
 
 @dataclass(frozen=True, slots=True)

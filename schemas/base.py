@@ -40,10 +40,15 @@ class StageBase(Strict):
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "seconds_per_shard"})
     """Settings that change how fast a stage runs, never what it writes: they stay out of the config hash."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Settings that came later: at their defaults they stay out of it, too, so that earlier results stay valid."""
+
     device: Annotated[str, AfterValidator(_device)] = Field("auto", description="auto, cpu, cuda or cuda:N")
     batch_tokens: Whole = Field(16_384, ge=1, description="most padded tokens in one forward pass")
     seconds_per_shard: StrictFloat = Field(60.0, gt=0, description="estimated work in one shard")
 
     def output_settings(self) -> dict[str, Any]:
         """The settings that decide what the stage writes, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
+        fields = type(self).model_fields
+        as_before = {name for name in self.ADDED if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=self.SPEED_ONLY | as_before)

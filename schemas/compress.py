@@ -131,6 +131,7 @@ class IterativeSpec(CausalSpec):
     """What LLMLingua and LongLLMLingua share: the choice of contexts and iterative compression."""
 
     RANKS_BY_TAU: ClassVar[bool] = True
+    ADDED: ClassVar[frozenset[str]] = frozenset({"frame"})
 
     iterative_size: Whole = Field(100, ge=2, description="tokens in a segment of iterative compression (paper: 100)")
     granular_k: StrictFloat = Field(2.0, ge=1, description="the paper's k: how far demonstrations overfill")
@@ -145,11 +146,6 @@ class IterativeSpec(CausalSpec):
     dynamic_ratio: StrictBool = Field(
         True, description="false: one rate for all parts that may be compressed (the paper's ablation)"
     )
-
-    def output_settings(self) -> dict[str, Any]:
-        """As for any stage, but that ``frame`` is not there while it is off: results from before it was are valid."""
-        settings = super().output_settings()
-        return settings if self.frame else {name: value for name, value in settings.items() if name != "frame"}
 
 
 class LLMLinguaSpec(IterativeSpec):

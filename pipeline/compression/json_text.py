@@ -10,7 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,10 +34,16 @@ class KeyRates:
     """Rates by key or dotted path, ``pairs[n]``: of the keys around a value the innermost that is named decides.
 
     A path is named by its end ("body", "items.body"), lists left out; of several names the longest decides. All values
-    of one name share its rate.
+    of one name share its rate. ``met`` are the names that decided something.
     """
 
     pairs: tuple[tuple[str, float], ...] = ()
+    met: set[str] = field(default_factory=set, compare=False)
+
+    @property
+    def unmet(self) -> list[str]:
+        """Names that decided nothing so far: misspelt, perhaps."""
+        return [name for name, _ in self.pairs if name not in self.met]
 
     def find(self, path: Path) -> tuple[float, int] | None:
         """The rate and the region of a value whose keys, from the outermost, are ``path``."""
@@ -45,8 +51,10 @@ class KeyRates:
         most = max((name.count(".") + 1 for name in names), default=0)
         for end in range(len(path), 0, -1):
             for begin in range(max(0, end - most), end):
-                if found := names.get(".".join(path[begin:end])):
-                    return found
+                name = ".".join(path[begin:end])
+                if name in names:
+                    self.met.add(name)
+                    return names[name]
         return None
 
 

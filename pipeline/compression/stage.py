@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from pipeline.compression.engine import Batch, Compressed, Engine
     from pipeline.compression.prompt import Copied
     from pipeline.models import ModelPool
+
+log = logging.getLogger(__name__)
 
 VERSION = 5
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
@@ -89,9 +92,12 @@ class Compress:
         outcomes: dict[int, Outcome] = {}
         sources = [Source(document.parts, document.rate) for document in documents]
         rates = [spec.rate if source.rate is None else source.rate for source in sources]
-        for batch in self.engine(run.models).run(sources, passed):
+        engine = self.engine(run.models)
+        for batch in engine.run(sources, passed):
             outcomes.update(self._outcomes(batch, rates))
             run.progress(len(batch.places), 0)
+        if unmet := engine.preparing.marking.key_rates.unmet:
+            log.warning("key_rates: %s decides nothing in these %d documents", ", ".join(unmet), len(documents))
         return [outcomes[place] for place in range(len(documents))]
 
     def engine(self, models: ModelPool) -> Engine:

@@ -17,10 +17,18 @@ from fleet import QUICK, Fleet, job_spec, wait_until, write_corpus
 from odd_fleets import odd_fleet
 from outcomes import assert_each_once, fingerprint
 
-from workers.app import PREFIX, RUN_SHARD, queue_name
+from workers.app import PREFIX, RUN_SHARD, queue_name, queue_names
 from workers.heartbeat import UNACKED_INDEX
 
 ONE = {"kind": "copy", "seconds_per_shard": 1e-7}  # a document a shard
+
+
+def test_what_is_urgent_and_what_ends_documents_comes_first() -> None:
+    """Scores before the compression of the next job: a night of many jobs ends them one by one."""
+    names = queue_names()
+    assert names.index("contextmill.align.high") < names.index("contextmill.publish.bulk")
+    order = [name.split(".")[1] for name in names if name.endswith(".bulk")]
+    assert order == ["publish", "evaluate", "recover", "copy", "compress", "generate", "align"]
 
 
 def odd_lines(fleet: Fleet) -> Counter[str]:

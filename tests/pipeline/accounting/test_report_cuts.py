@@ -64,6 +64,13 @@ def test_what_was_cut_is_marked_and_stays_text(summary: Summary) -> None:
     assert "and the rows shown" in html
 
 
+def test_an_added_list_is_shown_beside_what_was_cut(summary: Summary) -> None:
+    listed = replace(CUT, compressed="kept\n\nRemoved: <b>seven lean years</b>", listed=(4, 40))
+    html = render_html(summary, [("Typical", listed)])
+    assert "Added: <q>Removed: &lt;b&gt;seven lean years&lt;/b&gt;</q>" in html
+    assert "Added:" not in render_html(summary, [("Typical", CUT)])
+
+
 def test_a_document_of_megabytes_does_not_make_a_report_of_megabytes(summary: Summary) -> None:
     text = "word " * 2**20
     alternating = tuple((at, at + 5) for at in range(0, len(text), 10))
