@@ -200,10 +200,11 @@ class _Graphs:
         return output
 
     def _abandon(self, graph: Any, pool: Any) -> None:
-        """After a failure. Where it cannot end the graph, torch leaves allocator and generator in the middle of it."""
+        """After a failure. Where it cannot end the graph, torch leaves allocators and generator in the middle of it."""
         try:
             graph.capture_end()
         except RuntimeError:
+            _holder.cache_clear()  # the allocator of pinned memory cannot be told: it refuses this pool from now on
             index = torch.cuda.current_device()
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(index, pool)
