@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from pipeline.passes.compiling import LAUNCHING
+from pipeline.passes.fused import MOST, fused
 from pipeline.passes.packed import ATTENTION, PackedPasses, attention, read_packed
 from pipeline.passes.padded import PaddedPasses
 
@@ -40,11 +41,22 @@ def can_step(trunk: Any, kind: type[PackedPasses] | type[PaddedPasses]) -> bool:
     """Whether one token of each row is read right by passes of this ``kind``; for packed ones ``can_pack`` it first."""
     packed = kind is PackedPasses
     with LAUNCHING:
-        why = _doubt(lambda: _token_by_token(trunk, kind, _WIDTH if packed else _WIDTH // 8))
+        why = _doubt(lambda: _token_by_token(trunk, kind, _WIDTH if packed else _WIDTH // 8, 16))
+        if packed and not why:
+            _fuse(trunk)
     if why:
         else_by = "with padding" if packed else "by transformers' generate"
         log.warning("the model writes %s, at a fraction of the speed: %s", else_by, why)
     return not why
+
+
+def _fuse(trunk: Any) -> None:
+    """Let steps of few tokens be read by kernels of our own, where these say the same. Only in bfloat16: in float16
+    the product of activations and a norm's weights may overflow."""
+    trunk.contextmill_fused = fused(trunk) if next(trunk.parameters()).dtype == torch.bfloat16 else None
+    if trunk.contextmill_fused and (why := _doubt(lambda: _token_by_token(trunk, PackedPasses, _WIDTH, MOST // 3))):
+        trunk.contextmill_fused = None
+        log.info("steps of few tokens take the compiled layers, two to three times as long: %s", why)
 
 
 def positions_of(trunk: Any) -> range:
@@ -107,11 +119,11 @@ def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(found), torch.cat([*begun, *begun, *(whole[row, lengths[row] :] for row in rows)])
 
 
-def _token_by_token(trunk: Any, kind: Any, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Some tokens of three rows after what was stored of them, in a store laid out for them; then one of two."""
+def _token_by_token(trunk: Any, kind: Any, width: int, some: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``some`` tokens of three rows after what was stored of them, in a store laid out for them; then one of two."""
     ids, rows = _ids(trunk, width), np.arange(3)
     width = ids.shape[1]
-    some = max(2, min(16, width // 8))
+    some = max(2, min(some, width // 8))
     stored = np.array([width - some - 1, 4, width // 2])
     whole = _whole(trunk, ids).view(3, width, -1)
     passes, ends = kind(trunk, 3, 2**31 - 1), np.cumsum(stored + some + 1)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from pipeline.passes.fused import MOST, Fused
 from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
 
@@ -175,6 +176,7 @@ class PackedPasses:
         self._first = np.zeros(rows + 1, np.int64)  # where in the store the columns of each row begin
         self._begins = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # the same
         self._stores: list[torch.Tensor] = []
+        self._fused: Fused | None = getattr(trunk, "contextmill_fused", None)
         counts = (rows + 2) * trunk.config.num_attention_heads
         self._arrived = torch.zeros(counts, dtype=torch.int32, device=self.device)
 
@@ -204,6 +206,8 @@ class PackedPasses:
         at = stored[:, None] + torch.arange(new, device=ids.device)
         places = (first[:, None] + at).flatten()
         step = Step(first, stored, new, places, self._arrived, self._stores[0::2], self._stores[1::2])
+        if self._fused and ids.numel() <= MOST:
+            return self._fused.read(ids.flatten(), at.flatten().clamp(max=self._window - 1), step)
         return self._hidden(ids.flatten(), at.flatten(), step)
 
     def _pass(self, ids: torch.Tensor, places: Ints, longest: int) -> torch.Tensor:

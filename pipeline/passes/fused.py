@@ -1,0 +1,113 @@
+"""Steps of decoding in five launches a layer, for models built as Llama is: attention and products of few tokens with
+all that stands between them.
+
+Compiled layers take a dozen launches, each of which waits for the one before; with few tokens that is most of the time.
+Which models these are their modules say; whether it is true, ``packable`` sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pipeline.passes.compiling import LAUNCHING
+from pipeline.passes.joined import Joined, Share
+
+if TYPE_CHECKING:
+    from pipeline.passes.packed import Step
+
+MOST = 16
+"""Tokens of a pass: so many take the product kernel no longer than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What a layer is made of: ``queries`` of keys and values as well, ``gates`` of what they let through as well."""
+
+    before: nn.Parameter
+    queries: Joined
+    out: nn.Parameter
+    between: nn.Parameter
+    gates: Joined
+    down: nn.Parameter
+    epsilon: float
+    scale: float
+
+
+class Fused:
+    """The layers of a ``trunk`` of transformers', read by kernels of our own."""
+
+    def __init__(self, trunk: Any, layers: Sequence[_Layer]) -> None:
+        self._trunk, self._layers = trunk, layers
+        self._heads = trunk.config.num_attention_heads
+        weight = layers[0].out
+        self._arrived = torch.zeros(max(weight.shape), dtype=torch.int32, device=weight.device)
+
+    def read(self, ids: torch.Tensor, at: torch.Tensor, step: Step) -> torch.Tensor:
+        """Hidden states ``[tokens, d]`` of ``ids`` ``[tokens]``, ``MOST`` or fewer, at places ``at``, as ``step`` has
+        them."""
+        with LAUNCHING:
+            return self._read(ids, at, step)
+
+    def _read(self, ids: torch.Tensor, at: torch.Tensor, step: Step) -> torch.Tensor:
+        from pipeline.passes import few, products  # where there is no GPU there is no Triton
+
+        hidden = self._trunk.embed_tokens(ids)
+        cosines, sines = (one[0] for one in self._trunk.rotary_emb(hidden[None], at[None]))
+        turns, arrived = (cosines.contiguous(), sines.contiguous()), self._arrived
+        for layer, keys, values in zip(self._layers, step.keys, step.values, strict=True):
+            projected = products.product(
+                hidden, layer.queries.weight, arrived,
+                norm=layer.before, epsilon=layer.epsilon, bias=layer.queries.bias,
+            )  # fmt: skip
+            attended = few.attend_new(
+                projected, turns, keys, values, step.first, step.stored, step.arrived, step.new, self._heads,
+                layer.scale,
+            )  # fmt: skip
+            products.product(attended, layer.out, arrived, residual=hidden)
+            inner = products.product(
+                hidden, layer.gates.weight, arrived, norm=layer.between, epsilon=layer.epsilon, paired=True
+            )
+            products.product(inner, layer.down, arrived, residual=hidden)
+        normed: torch.Tensor = self._trunk.norm(hidden)
+        return normed
+
+
+def fused(trunk: Any) -> Fused | None:
+    """The trunk's layers, joined before (``joined``), if its modules look like Llama's."""
+    layers = [_layer(one) for one in getattr(trunk, "layers", [])]
+    known = [one for one in layers if one is not None]
+    alike = all(hasattr(trunk, name) for name in ("embed_tokens", "rotary_emb", "norm"))
+    if not alike or not known or len(known) < len(layers) or getattr(trunk.config, "hidden_act", "") != "silu":
+        return None
+    return Fused(trunk, known)
+
+
+def _layer(layer: Any) -> _Layer | None:
+    attention: Any = getattr(layer, "self_attn", None)
+    mlp: Any = getattr(layer, "mlp", None)
+    norms: list[Any] = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
+    queries, gates = (_joined(inside, name) for inside, name in ((attention, "q_proj"), (mlp, "gate_proj")))
+    out, down = getattr(attention, "o_proj", None), getattr(mlp, "down_proj", None)
+    if queries is None or gates is None or gates.bias is not None or len(queries.sizes) != 3:
+        return None
+    if not all(type(one) is nn.Linear and one.bias is None for one in (out, down)):
+        return None
+    if not all(hasattr(norm, "variance_epsilon") for norm in norms) or hasattr(attention, "q_norm"):
+        return None
+    if len(list(layer.children())) != 4:
+        return None
+    before, between = norms
+    return _Layer(
+        before.weight, queries, out.weight, between.weight, gates, down.weight, before.variance_epsilon,
+        attention.scaling,
+    )  # fmt: skip
+
+
+def _joined(inside: Any, name: str) -> Joined | None:
+    share = getattr(inside, name, None)
+    return share.joined if isinstance(share, Share) else None

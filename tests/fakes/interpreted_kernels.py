@@ -1,0 +1,137 @@
+"""Run with TRITON_INTERPRET=1: how far our kernels are from the same written out in double precision.
+
+A process of its own, as Triton must be told before it is imported. Takes cases as JSON ``[kernel, arguments...]`` and
+prints, for each, the largest difference of two calls in a row and what is left in the counters.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from pipeline.passes.few import attend_few, attend_new
+from pipeline.passes.fused import fused
+from pipeline.passes.joined import join
+from pipeline.passes.packed import Step
+from pipeline.passes.products import product
+
+Off = tuple[float, int]
+
+
+def written_out(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first: torch.Tensor, stored: list[int], new: int
+) -> torch.Tensor:
+    """Token by token."""
+    found, group = torch.empty_like(query), query.shape[1] // keys.shape[1]
+    for row, before in enumerate(stored):
+        for token in range(new):
+            seen = slice(int(first[row]), int(first[row]) + before + token + 1)
+            key, value = (one[seen].repeat_interleave(group, 1).double() for one in (keys, values))
+            asked = query[row * new + token].double()
+            weights = (torch.einsum("hd,nhd->hn", asked, key) * 0.2).softmax(-1)
+            found[row * new + token] = torch.einsum("hn,nhd->hd", weights, value)
+    return found
+
+
+def few(new: int, heads: int, key_heads: int, size: int, stored: list[int]) -> Off:
+    """Attention alone."""
+    torch.manual_seed(0)
+    rows, room = len(stored), max(stored) + new + 3
+    keys, values = (torch.randn(rows * room, key_heads, size) for _ in range(2))
+    query = torch.randn(heads, rows * new, size).transpose(0, 1)  # as projections leave it
+    first, arrived = (torch.arange(rows) * room).flip(0), torch.zeros(rows * heads, dtype=torch.int32)
+    expected = written_out(query, keys, values, first, stored, new)
+    found = [attend_few(query, keys, values, first, torch.tensor(stored), arrived, new, 0.2) for _ in range(2)]
+    return max(float((one - expected).abs().max()) for one in found), int(arrived.abs().sum())
+
+
+def turned(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Rotary embeddings of ``[tokens, heads, size]``, the first half of a head turned with its second."""
+    one, two = states.chunk(2, -1)
+    return states * cosines[:, None] + torch.cat([-two, one], -1) * sines[:, None]
+
+
+def turning(new: int, heads: int, key_heads: int, size: int, stored: list[int]) -> Off:
+    """Attention from what was projected, which stores keys and values; nothing else of the store is touched."""
+    torch.manual_seed(0)
+    rows, room = len(stored), max(stored) + new + 3
+    keys, values = (torch.randn(rows * room, key_heads, size) for _ in range(2))
+    projected = torch.randn(rows * new, (heads + 2 * key_heads) * size)
+    angles = torch.rand(rows * new, size // 2) * 6
+    turns = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
+    first, arrived = (torch.arange(rows) * room).flip(0), torch.zeros(rows * heads, dtype=torch.int32)
+    query, key, value = projected.view(rows * new, -1, size).split([heads, key_heads, key_heads], 1)
+    places = (first[:, None] + torch.tensor(stored)[:, None] + torch.arange(new)).flatten()
+    all_keys, all_values = keys.clone(), values.clone()
+    all_keys[places], all_values[places] = turned(key, *turns), value
+    expected = written_out(turned(query, *turns), all_keys, all_values, first, stored, new).flatten(1)
+    differences = []
+    for _ in range(2):
+        found = attend_new(projected, turns, keys, values, first, torch.tensor(stored), arrived, new, heads, 0.2)
+        differences += [found - expected, keys - all_keys, values - all_values]
+    return max(float(one.abs().max()) for one in differences), int(arrived.abs().sum())
+
+
+def products(tokens: int, features: int, depth: int, around: str) -> Off:
+    """A product with what is named ``around`` it."""
+    torch.manual_seed(0)
+    given, norm, bias = torch.randn(tokens, depth), torch.rand(depth) + 0.5, torch.randn(features)
+    paired = "gate" in around
+    weight = torch.randn(features * (1 + paired), depth) / depth**0.5
+    residual, arrived = torch.randn(tokens, features), torch.zeros(-(-features // 16), dtype=torch.int32)
+    wide = given.double()
+    if "norm" in around:
+        wide = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm
+    expected = wide @ weight.double().T + (bias if "bias" in around else 0)
+    if paired:
+        gate, up = expected.chunk(2, -1)
+        expected = torch.nn.functional.silu(gate) * up
+    differences = []
+    for _ in range(2):
+        found = product(
+            given, weight, arrived, norm=norm if "norm" in around else None, epsilon=1e-5,
+            bias=bias if "bias" in around else None, paired=paired,
+            residual=residual.clone() if "residual" in around else None,
+        )  # fmt: skip
+        differences.append(found - expected - (residual if "residual" in around else 0))
+    return max(float(one.abs().max()) for one in differences), int(arrived.abs().sum())
+
+
+def model(kind: str) -> Off:
+    """Hidden states of a model of transformers', read in two steps by kernels alone. What it is made of must fit."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 100, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 16,
+    }  # fmt: skip
+    trunk: Any = AutoModel.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+    for name, weights in trunk.named_parameters():
+        torch.nn.init.normal_(weights, 1.0 if "norm" in name else 0.0, 0.2)
+    ids = torch.randint(100, (2, 9))
+    expected = trunk(input_ids=ids).last_hidden_state.double()
+    for layer in trunk.layers:
+        join(layer)
+    made = fused(trunk)
+    if made is None:
+        return -1.0, 0
+    stores = [torch.zeros(40, 2, 16) for _ in range(4)]
+    first, arrived = torch.tensor([20, 3]), torch.zeros(99, dtype=torch.int32)
+    found = []
+    for begin, end in ((0, 6), (6, 9)):
+        stored, new = torch.full((2,), begin), end - begin
+        step = Step(first, stored, new, first, arrived, stores[0::2], stores[1::2])
+        at = torch.arange(begin, end).repeat(2)
+        found.append(made.read(ids[:, begin:end].flatten(), at, step).view(2, new, -1))
+    return float((torch.cat(found, 1) - expected).abs().max()), int(arrived.abs().sum())
+
+
+KERNELS: dict[str, Callable[..., Off]] = {"few": few, "turning": turning, "products": products, "model": model}
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        print(json.dumps([KERNELS[kernel](*rest) for kernel, *rest in json.loads(sys.argv[1])]))

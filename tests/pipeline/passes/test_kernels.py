@@ -1,0 +1,46 @@
+"""Our kernels by Triton's interpreter; what they say on a GPU is seen before they are used there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "fakes" / "interpreted_kernels.py"
+
+ATTENTION = {
+    "many parts, put together": (1, 9, 3, 64, [600]),
+    "more rows than programs: one part": (1, 4, 4, 16, [20] * 70),
+    "heads and tokens share a key": (8, 12, 2, 32, [1, 300, 64]),
+    "more queries than a program takes, a size that is no power of two": (17, 8, 1, 80, [70, 63]),
+    "at a part's border, and nothing stored": (2, 3, 3, 32, [0, 1, 62, 63, 64]),
+}
+PRODUCTS = {
+    "behind a norm, with a bias": (2, 48, 128, "norm bias"),
+    "sizes that fill no block": (3, 40, 72, "norm bias residual"),
+    "a gate behind a norm": (2, 64, 192, "norm gate"),
+    "a gate over odd sizes": (17, 24, 40, "norm gate"),
+    "a depth in parts": (2, 32, 5000, "residual"),
+    "many tokens": (40, 32, 4096, "residual"),
+    "nothing around it": (1, 16, 16, ""),
+}
+CASES = {
+    **{f"few: {name}": ("few", *case) for name, case in ATTENTION.items()},
+    **{f"turning: {name}": ("turning", *case) for name, case in ATTENTION.items()},
+    **{f"product: {name}": ("products", *case) for name, case in PRODUCTS.items()},
+    **{f"model: {kind}": ("model", kind) for kind in ("llama", "qwen2", "mistral")},
+}
+
+
+def test_kernels_say_what_they_stand_for() -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+    command = [sys.executable, str(SCRIPT), json.dumps(list(CASES.values()))]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for case, (off, counted) in zip(CASES, json.loads(ended.stdout), strict=True):
+        assert 0 <= off < 2e-5 and not counted, (case, off, counted)
