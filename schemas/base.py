@@ -51,4 +51,4 @@ class StageBase(Strict):
         """The settings that decide what the stage writes, as plain JSON values."""
         fields = type(self).model_fields
         as_before = {name for name in self.ADDED if getattr(self, name) == fields[name].default}
-        return self.model_dump(mode="json", exclude=self.SPEED_ONLY | as_before)
+        return self.model_dump(mode="json", exclude={*self.SPEED_ONLY, *as_before})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,15 @@ def draw(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulated, at, right=True).clamp(max=scores.shape[-1] - 1)[:, 0]
 
 
+def most_likely(logits: torch.Tensor) -> torch.Tensor:
+    """The argmax of ``[rows, v]``, the first of equal ones. In two steps: on a GPU a row is one processor's."""
+    pieces = math.gcd(logits.shape[-1], 256)
+    highest, places = logits.view(len(logits), pieces, -1).max(-1)
+    best = highest.argmax(-1, keepdim=True)
+    found: torch.Tensor = best * (logits.shape[-1] // pieces) + places.gather(-1, best)
+    return found[:, 0]
+
+
 class Choosing:
     """The token that comes next, greedily or at the document's own number."""
 
@@ -70,7 +80,7 @@ class Choosing:
     def __call__(self, logits: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
         """int64 ``[rows]`` after ``logits`` ``[rows, v]``, where ``sampled`` at ``numbers`` ``[rows]``."""
         if numbers is None:
-            return logits.argmax(-1)
+            return most_likely(logits)
         return torch.cat(list(map(self._drawn, torch.split(logits, _AT_ONCE), torch.split(numbers, _AT_ONCE))))
 
     def _drawn(self, logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

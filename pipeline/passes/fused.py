@@ -92,7 +92,8 @@ def _layer(layer: Any) -> _Layer | None:
     mlp: Any = getattr(layer, "mlp", None)
     norms: list[Any] = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
     queries, gates = (_joined(inside, name) for inside, name in ((attention, "q_proj"), (mlp, "gate_proj")))
-    out, down = getattr(attention, "o_proj", None), getattr(mlp, "down_proj", None)
+    out: Any = getattr(attention, "o_proj", None)
+    down: Any = getattr(mlp, "down_proj", None)
     if queries is None or gates is None or gates.bias is not None or len(queries.sizes) != 3:
         return None
     if not all(type(one) is nn.Linear and one.bias is None for one in (out, down)):

@@ -65,7 +65,7 @@ def turning(new: int, heads: int, key_heads: int, size: int, stored: list[int]) 
     angles = torch.rand(rows * new, size // 2) * 6
     turns = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
     first, arrived = (torch.arange(rows) * room).flip(0), torch.zeros(rows * heads, dtype=torch.int32)
-    query, key, value = projected.view(rows * new, -1, size).split([heads, key_heads, key_heads], 1)
+    query, key, value = torch.split(projected.view(rows * new, -1, size), [heads, key_heads, key_heads], 1)
     places = (first[:, None] + torch.tensor(stored)[:, None] + torch.arange(new)).flatten()
     all_keys, all_values = keys.clone(), values.clone()
     all_keys[places], all_values[places] = turned(key, *turns), value

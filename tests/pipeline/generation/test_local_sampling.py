@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pipeline.generation.sampling import SeededDraw, document_seed, processors
+from pipeline.generation.sampling import SeededDraw, document_seed, most_likely, processors
 from schemas.stage import GenerateSpec
 
 CPU = torch.device("cpu")
@@ -50,6 +50,14 @@ def test_consecutive_steps_of_one_document_are_independent() -> None:
     tokens = [int(draws(torch.zeros(1, step, dtype=torch.int64), scores).argmax()) for step in range(steps)]
     pairs = torch.bincount(torch.tensor([2 * a + b for a, b in itertools.pairwise(tokens)]), minlength=4)
     assert ((pairs - steps / 4) ** 2 / (steps / 4)).sum() < 16.3
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 768, 257, 1024])
+def test_the_most_likely_token_is_the_first_of_equal_ones(size: int) -> None:
+    logits = torch.randint(5, (40, size)).to(torch.bfloat16)  # full of ties
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert most_likely(logits).tolist() == expected
+    assert most_likely(torch.cat([logits, logits], 1)[:, :size]).tolist() == expected  # no block of memory
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
