@@ -49,6 +49,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "cascade 2 over 7": {"draft_rounds": (2,), "draft_tokens": 7},
     "cascade 2 over 3, tail 4": {"draft_rounds": (2,), "draft_tokens": 3, "draft_tail": 4},
     "cascade 2 over 7, lenient": {"draft_rounds": (2,), "draft_tokens": 7, "draft_lenience": 3.0},
+    "drafts as pay": {"draft_rounds": (8,), "draft_tokens": "auto"},
 }
 """By name: settings of the generate stage. Those with rounds need a drafter; further drafters get two rounds each."""
 
@@ -190,7 +191,10 @@ def _times(line: dict[str, Any], plain: dict[str, Any]) -> float | None:
 
 
 def _swi(target: LoadedModel, drafters: Sequence[LoadedModel], tokens: int, passes: int, spec: GenerateSpec) -> float:
-    """Standardised walltime improvement by parameters: what one pass a token costs over what was passed through."""
+    """Standardised walltime improvement by parameters: what one pass a token costs over what was passed through. Not
+    known where drafters come and go."""
+    if spec.plan.adaptive and drafters:
+        return float("nan")
     costs = [sum(one.numel() for one in loaded.model.parameters()) for loaded in drafters]
     each, calls = float(sum(one.numel() for one in target.model.parameters())), 1
     unit = each

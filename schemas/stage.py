@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -42,6 +43,9 @@ MOST_DRAFTS = 48
 MOST_COPIED = 15
 """Where as many are copied as pay."""
 
+COPIED_BELOW = 3
+"""For the smallest drafter, where as much is drafted as pays."""
+
 
 def _number_or_auto(value: object) -> object:
     if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31):
@@ -70,7 +74,7 @@ class GenerateSpec(StageBase):
     chat: StrictBool = Field(True, description="apply the model's chat template; off for plain completion")
     # local models only
     draft_tokens: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)] = Field(
-        0, description="tokens copied ahead and checked in one pass; 0 is off, auto as many as pay"
+        0, description="tokens copied ahead and checked in one pass; 0 is off, auto: drafts as far as they pay"
     )
     drafters: tuple[ModelName, ...] = Field((), max_length=3, description="models that draft, the largest first")
     draft_rounds: tuple[Annotated[Whole, Field(ge=1)], ...] = Field((), description="of each drafter; default: 2")
@@ -87,11 +91,17 @@ class GenerateSpec(StageBase):
 
     @property
     def plan(self) -> Plan:
-        """What drafts, in numbers; every drafter has two rounds where none are given."""
+        """What drafts, in numbers; every drafter has two rounds where none are given. ``auto``: the largest as many as
+        may be, over a few copies."""
         rounds = self.draft_rounds or (2,) * len(self.drafters)
-        adaptive = self.draft_tokens == "auto"
-        copied = MOST_COPIED if self.draft_tokens == "auto" else self.draft_tokens
-        return Plan(copied, rounds, self.draft_tail, self.draft_lenience, adaptive)
+        if self.draft_tokens != "auto":
+            return Plan(self.draft_tokens, rounds, self.draft_tail, self.draft_lenience)
+        copied = COPIED_BELOW if self.drafters else MOST_COPIED
+        plan = Plan(copied, rounds, self.draft_tail, self.draft_lenience, True)
+        if self.drafters and not self.draft_rounds:
+            longer = (replace(plan, rounds=(most, *rounds[1:])) for most in (8, 4))
+            return next((one for one in longer if one.most <= MOST_DRAFTS), plan)
+        return plan
 
     @model_validator(mode="after")
     def _drafting(self) -> GenerateSpec:
@@ -101,8 +111,6 @@ class GenerateSpec(StageBase):
             raise ValueError("draft_tail stands behind what drafters draft; without any, raise draft_tokens")
         if self.draft_lenience > 1 and not (self.drafters and self.draft_tokens):
             raise ValueError("draft_lenience is a drafter's with what is copied for it: it needs both")
-        if self.plan.adaptive and self.drafters:
-            raise ValueError('draft_tokens = "auto" is for copies alone: with drafters, say how many')
         if self.plan.most > MOST_DRAFTS:
             raise ValueError(
                 f"{self.plan.most} drafts at once, and at most {MOST_DRAFTS} can be: a drafter writes its rounds times "

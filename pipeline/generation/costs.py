@@ -44,6 +44,13 @@ class Costs:
         self._known: dict[int, list[float]] = {}
         self._seconds = np.maximum.accumulate(np.maximum.accumulate(filled, 0), 1)  # more never takes less
 
+    def at(self, rows: int, width: int) -> float:
+        """Seconds of a pass of ``rows`` rows and ``width`` tokens each, also between and beyond what was measured."""
+        known = self.of(rows)
+        if width > WIDTHS[-1]:
+            return known[-1] + (known[-1] - known[-2]) * (width - WIDTHS[-1]) / (WIDTHS[-1] - WIDTHS[-2])
+        return float(np.interp(width, WIDTHS, known))
+
     def of(self, rows: int) -> list[float]:
         """Seconds by ``WIDTHS`` of a pass of ``rows`` rows."""
         if rows not in self._known:

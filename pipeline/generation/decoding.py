@@ -8,6 +8,7 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 
 from pipeline.generation.ending import Ending
 from pipeline.generation.engine import Engine, Kind, Passes, Size, engine_for
+from pipeline.generation.policy import Way
 from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
+from pipeline.generation.rounds import Model, drafting
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.packable import attends_plainly, can_pack, can_step
@@ -74,10 +77,10 @@ class ColumnDecoder(Kind):
             arriving = batch.join()
             while arriving:
                 # The device goes on before these tokens are here. What it makes of a row that they end is left out.
-                following = batch.go_on()
-                for rows, found in arriving:
-                    batch.take(rows, found())
-                arriving = following + batch.join()
+                following = batch.go_on(arriving)
+                for rows, found, way in arriving:
+                    batch.take(rows, found(), way)
+                arriving = following + batch.join() or batch.go_on([])
 
     def _size(self, prompts: Sequence[Prompt], rows: Sequence[int], columns: int) -> Size:
         needs = [self.columns_of(prompts[row]) for row in rows]
@@ -89,8 +92,9 @@ class ColumnDecoder(Kind):
         return Size(columns, at_once, longest, longest + copied + 1, self.spec.max_new_tokens)
 
 
-Arriving = list[tuple[Ints, Fetch]]
-"""Rows, and what was found for each of them: tokens, how many were drafted, and how many of the tokens count."""
+Arriving = list[tuple[Ints, Fetch, Way | None]]
+"""Rows; what was found for each of them: tokens, how many were drafted, and how many of the tokens count; and the way
+of the round, None for first tokens."""
 
 
 class _Batch:
@@ -114,8 +118,11 @@ class _Batch:
         most = min(len(rows), max(1, self._columns // int(self._needs[rows].min())))
         self._slots, self._free = np.zeros_like(lengths), list(range(most))[::-1]
         self._most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
-        self._width = 1  # of the last round that was begun
+        self._way = engine.usual  # of the last round that was begun
+        self._read_by_drafters = np.zeros_like(lengths)  # so much of each row, while they are not ``current``
         self._prefixes, self._engine, self._models, self._lines = Prefixes(prompts), engine, engine.models, engine.lines
+        self._current = bool(decoder.drafters)  # whether drafters have read what there is
+        self._current = self._current and self._next_way(np.array(rows)[:most]).rounds > 0
 
     def join(self) -> Arriving:
         """Begin rows for which there is room now, the longest first: their first tokens."""
@@ -138,7 +145,7 @@ class _Batch:
         self._lines.keep(there, 1)
         self._on, self._made[rows] = np.append(self._on, rows), 1
         one = torch.ones_like(first)
-        return [(rows, fetch(torch.stack([first, one - 1, one], 1)))]
+        return [(rows, fetch(torch.stack([first, one - 1, one], 1)), None)]
 
     def _placed(self, row: int) -> bool:
         begin = self._room.take(int(self._needs[row]))
@@ -155,10 +162,11 @@ class _Batch:
             some, others, shared = np.array(wave).T
             shared = np.minimum(shared, self._lengths[some] - 1)  # the last token's hidden state is needed
             copied = np.flatnonzero(shared)
-            for model in self._models[::-1]:
+            for model in self._models[::-1] if self._current else self._models[:1]:
                 if len(copied):
                     model.passes.copy(self._slots[others[copied]], self._slots[some[copied]], shared[copied])
-                states = torch.cat(list(self._read_on(model.passes, some, shared)))
+                texts = [self._prompts[row].ids for row in some]
+                states = torch.cat(list(self._read_on(model, some, texts, shared)))
             last.append(states)  # the target's
             read += some.tolist()
         place = {row: place for place, row in enumerate(read)}
@@ -167,32 +175,59 @@ class _Batch:
         numbers = self._lines.numbers(slots, torch.zeros_like(slots)[:, None])
         return self._engine.choose(self._models[0].head(states), None if numbers is None else numbers[:, 0])
 
-    def _read_on(self, passes: Any, rows: Ints, stored: Ints) -> Iterator[torch.Tensor]:
-        """The hidden states of the last tokens of these prompts, of which ``stored`` tokens need not be read."""
-        ids = np.concatenate([self._prompts[row].ids[begin:] for row, begin in zip(rows, stored, strict=True)])
-        left, begin = self._lengths[rows] - stored, 0
+    def _read_on(
+        self, model: Model, rows: Ints, texts: Sequence[Sequence[int]], stored: Ints
+    ) -> Iterator[torch.Tensor]:
+        """The hidden states of the last tokens of the rows' ``texts``, of which ``stored`` tokens need not be read."""
+        ids = np.concatenate([text[begin:] for text, begin in zip(texts, stored, strict=True)])
+        left, begin = np.array([len(text) for text in texts]) - stored, 0
         for some, before, counts in _pieces(left, self._most):
             piece = on_device(ids[begin : begin + counts.sum()], self._device)
             self._ending.look()
-            hidden = passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)
+            with drafting() if model in self._models[1:] else nullcontext():
+                hidden = model.passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)
             ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
             yield hidden[on_device(ends, self._device)]
             begin += len(piece)
 
-    def go_on(self) -> Arriving:
-        """Begin a round of all rows that what is arriving may not end."""
+    def go_on(self, arriving: Arriving) -> Arriving:
+        """Begin a round of all rows that what is ``arriving`` may not end; none where it must be here before."""
         rows = self._on[self._made[self._on] < self._limits[self._on]]
         if not len(rows):
             return []
-        target, policy, steps = self._engine.target, self._engine.policy, self._engine.steps
-        width = 1 + target.most
-        if policy:
-            width = policy.width(len(rows), self._left(rows), lambda width: steps.ready(len(rows), width))
+        way = self._next_way(rows)
+        if way.rounds and not self._current:
+            if arriving:
+                return []
+            self._catch_up()
+        elif self._current and not way.rounds:
+            self._leave_drafters()
         self._made[rows] += 1
         # The round before, which is not here yet, may have made as many tokens as it read.
-        drafts, self._width = self._width + width - 2, width
+        drafts, self._way = self._way.width + way.width - 2, way
         most = int((self._lengths[rows] + self._made[rows]).max()) + drafts + len(self._models) - 1
-        return [(rows, fetch(steps(self._slots[rows], width, most)))]
+        return [(rows, fetch(self._engine.steps(self._slots[rows], way, most)), way)]
+
+    def _next_way(self, rows: Ints) -> Way:
+        policy, steps = self._engine.policy, self._engine.steps
+        if policy is None:
+            return self._engine.usual
+        return policy.way(len(rows), self._left(rows), lambda way: steps.ready(len(rows), way), self._current)
+
+    def _leave_drafters(self) -> None:
+        """From now on they read nothing. Of the last tokens they may not have read those that a round begins with."""
+        on, behind = self._on, 1 + len(self._models) + self._engine.tail
+        self._read_by_drafters[on] = np.maximum(0, self._lengths[on] + self._made[on] - behind)
+        self._current = False
+
+    def _catch_up(self) -> None:
+        """Drafters read what they missed, but for the last token, which they read when they draft."""
+        texts = {row: [*self._prompts[row].ids, *self._ending.tokens[row]][:-1] for row in self._on.tolist()}
+        late = [row for row in self._on.tolist() if len(texts[row]) > self._read_by_drafters[row]]
+        for model in self._models[1:] if late else ():
+            for _ in self._read_on(model, np.array(late), [texts[row] for row in late], self._read_by_drafters[late]):
+                pass
+        self._current = True
 
     def _left(self, rows: Ints) -> float:
         """Tokens to come of each of ``rows`` and of those that will take their place, about."""
@@ -200,15 +235,15 @@ class _Batch:
         going = np.minimum(np.maximum(length - self._made[rows], 1), self._limits[rows])
         return float((going.sum() + length * len(self._waiting)) / len(rows))
 
-    def take(self, rows: Ints, found: NDArray[np.int64]) -> None:
-        """Hand on what was found; others may have the room of the rows that it ends."""
+    def take(self, rows: Ints, found: NDArray[np.int64], way: Way | None) -> None:
+        """Hand on what was found in this ``way``, if by a round; others may have the room of the rows that it ends."""
         on = np.isin(rows, self._on)
         rows, found = rows[on], found[on]
         if not len(rows):
             return
         self._made[rows] += found[:, -1] - 1
-        if policy := self._engine.policy:
-            policy.saw(found.shape[1] - 2, found[:, -1] - 1)
+        if way and (policy := self._engine.policy):
+            policy.saw(way, found[:, -2], found[:, -1] - 1)
         newest = [one[: one[-1]] for one in found.tolist()]
         going = self._ending.take(rows.tolist(), newest, found[:, -2].tolist())
         self._ended = np.append(self._ended, self._made[rows[~np.isin(rows, going)]])

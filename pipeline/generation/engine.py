@@ -5,25 +5,27 @@ Passes are recorded for the memory they read. Made anew for each batch, that wou
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
+
+import torch
 
 from pipeline.batching import RELIEF
 from pipeline.generation.costs import Costs, measured
 from pipeline.generation.lines import Lines
-from pipeline.generation.policy import Policy
-from pipeline.generation.rounds import Model, cascade
+from pipeline.generation.policy import Policy, Way
+from pipeline.generation.rounds import Model, Target, cascade
 from pipeline.generation.sampling import Choosing
 from pipeline.models import LoadedModel
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses
-from pipeline.passes.recorded import Steps, Work
+from pipeline.passes.recorded import Output, Steps, Work
 from schemas.drafting import Plan
-from schemas.stage import GenerateSpec
+from schemas.stage import MOST_COPIED, GenerateSpec
 
 Passes = type[PackedPasses] | type[PaddedPasses]
 
@@ -68,19 +70,27 @@ class Kind:
         passes, head = self.passes(model.get_decoder(), rows, loaded.window), model.get_output_embeddings()
         return Model(passes, head, min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0]))
 
+    def costs_of(self, loaded: LoadedModel, look: Callable[[], None]) -> Costs:
+        """Of the passes of the model or one of its drafters, measured once; ``look`` is called meanwhile."""
+        known: dict[Passes, Costs] = vars(loaded.model).setdefault("contextmill_costs", {})
+        if self.passes not in known:
+            records = self.passes.records and self.names not in self.refused
+            known[self.passes] = measured(lambda rows: self.model(loaded, rows), records, look)
+        return known[self.passes]
+
+    def policy(self, look: Callable[[], None]) -> Policy:
+        """What is known of this kind's drafts, kept with the model from batch to batch."""
+        known: dict[Hashable, Policy] = vars(self.loaded.model).setdefault("contextmill_policies", {})
+        if self.key not in known:
+            costs = [self.costs_of(one, look) for one in (self.loaded, *self.drafters)]
+            known[self.key] = Policy(partial(_seconds, costs, self.plan), list(map(way_of, self.plan.shorter())))
+        return known[self.key]
+
     @property
     def refused(self) -> set[Hashable]:
         """By drafters, what of the model is not to be recorded."""
         found: set[Hashable] = vars(self.loaded.model).setdefault("contextmill_unrecorded", set())
         return found
-
-    def costs(self, look: Callable[[], None]) -> Costs:
-        """Of the model's passes, measured once; ``look`` is called meanwhile."""
-        known: dict[Passes, Costs] = vars(self.loaded.model).setdefault("contextmill_costs", {})
-        if self.passes not in known:
-            records = self.passes.records and self.names not in self.refused
-            known[self.passes] = measured(lambda rows: self.model(self.loaded, rows), records, look)
-        return known[self.passes]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,20 +103,42 @@ class Kind:
         return self.passes, self.plan, self.names, self.spec.temperature, self.spec.top_p, self.spec.top_k
 
 
+def way_of(plan: Plan) -> Way:
+    """A round of this plan."""
+    return Way(plan.rounds[0] if plan.rounds else 0, 1 + plan.most)
+
+
+def _seconds(costs: Sequence[Costs], plan: Plan, rows: int, way: Way) -> float:
+    """Of a round: of the target's pass, and of those of its drafters, whose ``costs`` come after the target's."""
+    total, calls, under = costs[0].at(rows, way.width), 1, way.width - 1 - plan.tail
+    for cost, rounds in zip(costs[1:], (way.rounds, *plan.rounds[1:]), strict=True) if way.rounds else ():
+        calls *= rounds
+        under = under // rounds - 1  # what is drafted for this one
+        total += calls * cost.at(rows, under + 1)
+    return total
+
+
 class Engine:
-    """Of one kind, for batches of up to a ``size``."""
+    """Of one kind, for batches of up to a ``size``. ``models``: the target, and its drafters."""
 
     def __init__(self, kind: Kind, size: Size, look: Callable[[], None]) -> None:
         self.size, self.choose = size, Choosing(kind.spec)
         self.models = [kind.model(one, size.rows) for one in (kind.loaded, *kind.drafters)]
         for model in self.models:
             model.passes.reserve(size.columns, size.longest)
-        self.target = cascade(self.models[0], self.models[1:], kind.plan, self.choose)
         self.lines = Lines(size.rows, size.width, size.new if self.choose.sampled else 0, kind.loaded.device)
+        self.usual, self.tail = way_of(kind.plan), kind.plan.tail
+        self.policy = kind.policy(look) if kind.plan.adaptive else None
+        plans = [kind.plan, *kind.plan.shorter()] if kind.plan.adaptive else [kind.plan]
+        targets = {way_of(plan).rounds: cascade(self.models[0], self.models[1:], plan, self.choose) for plan in plans}
+        targets.setdefault(0, cascade(self.models[0], [], Plan(copied=MOST_COPIED), self.choose))
         state = self.lines.tokens, self.lines.length
-        work = Work(functools.partial(self.target.round, self.lines), state, self.lines.idle)
+        work = Work(partial(_round, targets, self.lines), state, self.lines.idle)
         self.steps = Steps(work, kind.passes.records, kind.refused, kind.names)
-        self.policy = Policy(kind.costs(look)) if kind.plan.adaptive else None
+
+
+def _round(targets: dict[int, Target], lines: Lines, slots: torch.Tensor, way: Way, most: int) -> Output:
+    return targets[way.rounds].round(lines, slots, way.width, most)
 
 
 _KEPT: WeakKeyDictionary[Any, dict[Hashable, Engine]] = WeakKeyDictionary()

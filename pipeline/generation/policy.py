@@ -1,4 +1,4 @@
-"""How many tokens to copy ahead: as many as pay, by what was accepted lately and what passes take on this machine.
+"""How to draft: as much as pays, by what was accepted lately and what passes take on this machine.
 
 Walltime improvement (Leviathan et al., arXiv 2211.17192, theorem 3.8; Chen et al., arXiv 2312.11462, section 4) with
 measured times instead of counted parameters, and a chance of acceptance for every place of a draft.
@@ -6,15 +6,19 @@ measured times instead of counted parameters, and a chance of acceptance for eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.generation.costs import WIDTHS, Costs
+from pipeline.generation.costs import WIDTHS
 
 _MEMORY = 64
 """Rounds after which what was seen counts for a third. What is forgotten is tried again."""
+
+_LONG_MEMORY = 1024
+"""The same of drafters, which must read all that they missed before they are tried again."""
 
 GAIN = 1.03
 """Times the tokens a second that drafts must promise: below it is noise."""
@@ -23,56 +27,105 @@ _HOPE = 0.75
 """The chance of a first draft where nothing is known: high enough to be tried where widths cost much."""
 
 _SETUP = 50
-"""Rounds that recording another width takes, about."""
+"""Rounds that recording another way takes, about."""
+
+_RETURN = 10
+"""Rounds that drafters take to read what they missed, about."""
 
 _PROBE = 4
-"""The width that is recorded to see whether drafts pass, until there were enough; later, only what is known to pay."""
+"""The width that is recorded to see whether copies pass, until there were enough; later, only what is known to pay."""
 
 _ENOUGH = 24
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a round goes: ``rounds`` of the largest drafter, 0 where tokens are copied if at all; the target checks
+    ``width`` tokens of each row, the last one written and drafts."""
+
+    rounds: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.width} tokens each" + f" after {self.rounds} rounds of a drafter" * (self.rounds > 0)
+
+
+Seconds = Callable[[int, Way], float]
+"""Of a round of so many rows."""
+
+
 class Policy:
-    """Widths for the rounds of one batch after another, from what their drafts came to and from ``costs``."""
+    """Ways for the rounds of one batch after another, of those that there are: copies in any of ``WIDTHS``, and
+    ``cascades`` of drafters. ``seconds`` says what they take."""
 
-    def __init__(self, costs: Costs) -> None:
-        self._costs, self._drafted = costs, 0
-        self._tried, self._passed = [0.0] * (WIDTHS[-1] - 1), [0.0] * (WIDTHS[-1] - 1)
+    def __init__(self, seconds: Seconds, cascades: Sequence[Way] = ()) -> None:
+        self._seconds, self._cascades = seconds, sorted(cascades, key=lambda way: way.rounds)
+        self._copies = _Chances(WIDTHS[-1] - 1, _MEMORY)
+        self._drafts = _Chances(max((way.width - 1 for way in cascades), default=0), _LONG_MEMORY)
+        self._each = 1.0  # drafts that a round of the largest drafter gives
 
-    def width(self, rows: int, left: float, ready: Callable[[int], bool]) -> int:
-        """Tokens that a round of ``rows`` rows should check, drafts and one; about ``left`` tokens of each are to come.
+    def way(self, rows: int, left: float, ready: Callable[[Way], bool], current: bool = True) -> Way:
+        """For a round of ``rows`` rows; about ``left`` tokens of each are to come.
 
-        ``ready`` says of a width whether it runs at full speed at once: another must be worth its recording.
+        ``ready`` says of a way whether it runs at full speed at once: another must be worth its recording. ``current``:
+        whether drafters have read all there is.
         """
-        costs = self._costs.of(rows)
-        hoped, seen = self._tokens(_HOPE), self._tokens(0.0)
-        rounds = []  # those of one token that go by until all are there
-        for width, cost, hope, sure in zip(WIDTHS, costs, hoped, seen, strict=True):
-            there = ready(width)
-            trying = width == _PROBE and self._drafted < _ENOUGH
-            rounds.append(left / (hope if there or trying else sure) * cost / costs[0] + _SETUP * (not there))
-        best = min(rounds)
-        return WIDTHS[rounds.index(best)] if best * GAIN < rounds[0] else 1
+        plain = Way(0, 1)
+        base = self._seconds(rows, plain)
+        rounds = {}  # plain ones that go by until all tokens are there
+        hoped, seen = self._copies.expected(_HOPE), self._copies.expected(0.0)
+        for width in WIDTHS:
+            way = Way(0, width)
+            trying = ready(way) or (width == _PROBE and self._copies.number < _ENOUGH)
+            tokens = (hoped if trying else seen)[width - 1]
+            rounds[way] = left / tokens * self._seconds(rows, way) / base + _SETUP * (not ready(way))
+        drafted = self._drafts.expected(_HOPE)
+        for way in self._cascades:
+            tokens = float(np.interp(way.rounds * self._each, np.arange(len(drafted)), drafted))
+            extra = _SETUP * (not ready(way)) * (self._drafts.number >= _ENOUGH) + _RETURN * (not current)
+            rounds[way] = left / tokens * self._seconds(rows, way) / base + extra
+        best = min(rounds, key=rounds.__getitem__)
+        return best if rounds[best] * GAIN < rounds[plain] else plain
 
-    def saw(self, width: int, accepted: NDArray[np.int64]) -> None:
-        """What became of the drafts of a round of ``width``, row by row: so many were accepted."""
-        keep = 1 - 1 / _MEMORY
-        self._tried = [keep * one for one in self._tried]
-        self._passed = [keep * one for one in self._passed]
-        if width > 1:
-            self._drafted += len(accepted)
-            # Rows by how many passed or more: a place was tried where all before it passed.
-            reached = np.bincount(accepted, minlength=width)[::-1].cumsum()[::-1].tolist()
-            for place in range(width - 1):
-                self._tried[place] += reached[place]
-                self._passed[place] += reached[place + 1]
+    def saw(self, way: Way, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
+        """What became of a round, row by row: so many drafts were accepted of so many."""
+        self._copies.fade()
+        if way.rounds:
+            self._drafts.fade()
+            self._drafts.saw(drafted, accepted)
+            self._each += (float(drafted.mean()) / way.rounds - self._each) / _MEMORY
+        elif way.width > 1:
+            self._copies.saw(drafted, accepted)
 
-    def _tokens(self, chance: float) -> list[float]:
-        """Expected of a row in a round, by ``WIDTHS``: one, and each draft if all up to it pass. What was not tried has
-        the chance of the place before it, the first this ``chance``."""
-        reached, total, found = 1.0, 1.0, [1.0]
+
+class _Chances:
+    """Whether drafts pass, by their place: an estimate as of survival (Kaplan and Meier, 1958), of which what lies
+    ``memory`` rounds back counts for a third."""
+
+    def __init__(self, places: int, memory: int) -> None:
+        self.number, self._keep = 0, 1 - 1 / memory
+        self._tried, self._passed = [0.0] * places, [0.0] * places
+
+    def fade(self) -> None:
+        """A round has gone by."""
+        self._tried = [self._keep * one for one in self._tried]
+        self._passed = [self._keep * one for one in self._passed]
+
+    def saw(self, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
+        """So many drafts of each row, of which so many were accepted: those behind the first refused were not tried."""
+        self.number += len(accepted)
+        places = np.arange(len(self._tried))
+        tried = (places < np.minimum(drafted, accepted + 1)[:, None]).sum(0).tolist()
+        passed = (places < accepted[:, None]).sum(0).tolist()
+        self._tried = [one + more for one, more in zip(self._tried, tried, strict=True)]
+        self._passed = [one + more for one, more in zip(self._passed, passed, strict=True)]
+
+    def expected(self, chance: float) -> list[float]:
+        """Tokens of a row in a round with 0, 1, 2... drafts: one, and each draft if all up to it pass. What was not
+        tried has the chance of the place before it, the first this ``chance``."""
+        reached, found = 1.0, [1.0]
         for tried, passed in zip(self._tried, self._passed, strict=True):
             chance = (passed + 2 * chance) / (tried + 2)
             reached *= chance
-            total += reached
-            found.append(total)
-        return [found[width - 1] for width in WIDTHS]
+            found.append(found[-1] + reached)
+        return found

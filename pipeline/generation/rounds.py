@@ -15,7 +15,8 @@ share it. The paper lets a drafter go on until a number of tokens is there; here
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +32,17 @@ from schemas.drafting import Plan
 
 class DrafterFailed(Exception):  # noqa: N818
     """A drafter's own pass failed, with this text; the target is as it was."""
+
+
+@contextmanager
+def drafting() -> Iterator[None]:
+    """What a drafter's pass raises is its own failure, but for memory that runs out."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise DrafterFailed(" ".join(str(error).split())[:300] or type(error).__name__) from error
 
 
 class Drafting(Protocol):
@@ -112,12 +124,8 @@ class Checking:
             drafts = lines.at(slots, length, new)
             begin = torch.maximum(length - 1 - behind, lines.read_from[slots])
             after = (length - 1 - begin)[:, None] + torch.arange(new + 1, device=slots.device)
-            try:
+            with drafting():
                 said, logits = self.model.said(lines, slots, begin, behind + 1 + new, after, self.choose, most)
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                raise DrafterFailed(" ".join(str(error).split())[:300] or type(error).__name__) from error
             passed = said[:, :new] == drafts
             if self.lenience > 1:
                 known = drafts.clamp(0, self.model.size - 1)

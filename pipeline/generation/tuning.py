@@ -43,6 +43,8 @@ def plans(spec: GenerateSpec) -> dict[str, Settings]:
         cascade = {"drafters": spec.drafters, "draft_rounds": (rounds, *[2] * (len(spec.drafters) - 1))}
         found[f"drafter {rounds}"] = cascade
         found[f"cascade {rounds} over 3"] = {**cascade, "draft_tokens": 3}
+    if spec.drafters:
+        found["drafts as pay"] = own_plan(GenerateSpec(kind="generate", drafters=spec.drafters, draft_tokens="auto"))
     own = own_plan(spec)
     return found if own in found.values() else {**found, "the job's own": own}
 

@@ -1,4 +1,4 @@
-"""Short passes at the cost of their kernels: recorded as CUDA graphs, one for each number of rows and width.
+"""Short passes at the cost of their kernels: recorded as CUDA graphs, one for each number of rows and shape.
 
 Such a pass launches hundreds of kernels, most of which take less time than Python takes to launch them; a graph is
 launched as one. All that changes from one pass to the next lies on the device, where a row has a slot. Numbers of rows
@@ -44,10 +44,11 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is done at each step: ``step(slots, width, most)``. It changes the ``state`` of its slots but ``idle``, and
-    done again from the same state it does the same."""
+    """What is done at each step: ``step(slots, shape, most)``, where ``shape`` is all else that tells steps apart.
 
-    step: Callable[[torch.Tensor, int, int], Output]
+    It changes the ``state`` of its slots but ``idle``, and done again from the same state it does the same."""
+
+    step: Callable[[torch.Tensor, Any, int], Output]
     state: Sequence[torch.Tensor]
     idle: int
 
@@ -67,8 +68,8 @@ class Steps:
     def __init__(self, work: Work, records: bool, refused: set[Hashable], kind: Hashable) -> None:
         self._work, self._records, self._refused, self._kind = work, records, refused, kind
         self._least = 2 if records else 1  # what is compiled would be compiled anew for a single token
-        self._times: dict[tuple[int, int], int] = {}
-        self._recorded: dict[tuple[int, int], _Step] = {}
+        self._times: dict[tuple[int, Hashable], int] = {}
+        self._recorded: dict[tuple[int, Hashable], _Step] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -76,27 +77,27 @@ class Steps:
         make = RECORDERS.get(self._work.device.type) if self._records and self._kind not in self._refused else None
         self._recorder = make(self._work.device) if make else None
 
-    def ready(self, rows: int, width: int) -> bool:
+    def ready(self, rows: int, shape: Hashable) -> bool:
         """Whether such a step need not be recorded first, or never will be."""
-        return self._recorder is None or (_size(rows), width) in self._recorded
+        return self._recorder is None or (_size(rows), shape) in self._recorded
 
-    def __call__(self, slots: Ints, width: int, most: int) -> torch.Tensor:
+    def __call__(self, slots: Ints, shape: Hashable, most: int) -> torch.Tensor:
         """What came of each of these slots, none of which has more than ``most`` columns afterwards. To be used before
         the next call, which writes to the same place."""
-        key = _size(len(slots)), width
+        key = _size(len(slots)), shape
         self._times[key] = self._times.get(key, 0) + 1
         if key in self._recorded:
             return self._recorded[key](slots)[0]
         if self._recorder and self._times[key] > _WORTH:
             return self._record(self._recorder, key, slots, most)
-        return self._launched(slots, width, most)[0]
+        return self._launched(slots, shape, most)[0]
 
-    def _launched(self, slots: Ints, width: int, most: int) -> Output:
+    def _launched(self, slots: Ints, shape: Hashable, most: int) -> Output:
         filled = np.pad(slots, (0, max(0, self._least - len(slots))), constant_values=self._work.idle)
-        found, logits = self._work.step(on_device(filled, self._work.device), width, most)
+        found, logits = self._work.step(on_device(filled, self._work.device), shape, most)
         return found[: len(slots)], logits[: len(slots)]
 
-    def _record(self, recorder: Recorder, key: tuple[int, int], slots: Ints, most: int) -> torch.Tensor:
+    def _record(self, recorder: Recorder, key: tuple[int, Hashable], slots: Ints, most: int) -> torch.Tensor:
         """Recorded, replayed, and then launched: what was launched last is what counts, and what stays written.
 
         A recording is not trusted unless its replay said the same."""
@@ -121,8 +122,7 @@ class Steps:
             self._recorder = None
             self._refused.add(self._kind)
             log.warning(
-                "passes of %d rows and %d tokens each are launched kernel by kernel, at a fraction of the speed: %s",
-                *key, why,
+                "passes of %d rows, %s, are launched kernel by kernel, at a fraction of the speed: %s", *key, why
             )  # fmt: skip
         elif replayed is not None:
             step.forget_logits()
@@ -145,14 +145,14 @@ def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 class _Step:
-    """A recorded step of ``size`` rows and ``width`` tokens each."""
+    """A recorded step of ``size`` rows and this ``shape``."""
 
-    def __init__(self, work: Work, recorder: Recorder, size: int, width: int) -> None:
+    def __init__(self, work: Work, recorder: Recorder, size: int, shape: Hashable) -> None:
         self._idle = work.idle
         self._slots = torch.full((size,), work.idle, device=work.device)
         self._holds: list[int] = []
         self._again, (self._found, self._logits) = recorder(
-            lambda: work.step(self._slots, width, 0)  # what records needs no ``most``
+            lambda: work.step(self._slots, shape, 0)  # what records needs no ``most``
         )
 
     def __call__(self, slots: Ints) -> Output:

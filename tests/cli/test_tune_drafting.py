@@ -23,7 +23,7 @@ max_new_tokens = 12
 """
 COMPRESS = '[[stages]]\nkind = "compress"\nmethod = "random"\nrates = [0.5, 0.25]\n'
 COPIES = ["plain", "copies 3", "copies 7", "copies 15", "copies as pay"]
-DRAFTED = ["drafter 2", "cascade 2 over 3", "drafter 4", "cascade 4 over 3"]
+DRAFTED = ["drafter 2", "cascade 2 over 3", "drafter 4", "cascade 4 over 3", "drafts as pay"]
 
 
 def write(user: User, model: Path, *, compress: str = "", settings: str = "") -> None:

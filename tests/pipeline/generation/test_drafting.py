@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from pipeline.generation import engine
+from pipeline.generation.costs import WIDTHS, Costs
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.ending import Ending
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import LONGEST, PADDING, propose
+from pipeline.generation.policy import Policy, Way
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.passes.packed import SPARE
@@ -140,6 +145,61 @@ def test_whoever_drafts_answers_are_those_of_plain_decoding(
         found = generate(relatives[0], [relatives[at] for at in which], batch_tokens=batch_tokens, **plan, **settings)
         assert said(found) == said(plain)
         assert all(one.passes <= len(one.tokens) for one in found)
+
+
+WAYS: list[tuple[list[int], dict[str, Any]]] = [
+    ([1], {}),
+    ([2], {"draft_tail": 5, "draft_lenience": 3.0}),
+    ([1, 2], {"draft_rounds": (3, 2)}),
+    ([0, 1, 3], {"draft_rounds": (2, 1, 1), "draft_tail": 2}),
+]
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("which", "plan"), WAYS)
+def test_drafters_that_come_and_go_change_no_answer(
+    relatives: list[LoadedModel], which: list[int], plan: dict[str, Any], settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whatever the policy wants from round to round: they read what they missed before they draft again."""
+    plain = generate(relatives[0], **settings)
+    seen: set[Way] = set()
+
+    def any_way(self: Policy, rows: int, left: float, ready: Any, current: bool = True) -> Way:
+        ways = [*self._cascades, *(Way(0, width) for width in WIDTHS)]
+        seen.add(way := ways[int(drawn.integers(len(ways)))])
+        return way
+
+    monkeypatch.setattr(Policy, "way", any_way)
+    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((3, 5))))
+    for batch_tokens in (1, 300, 16384):
+        drawn = np.random.default_rng(batch_tokens)
+        models = [relatives[at] for at in which]
+        found = generate(relatives[0], models, draft_tokens="auto", batch_tokens=batch_tokens, **plan, **settings)
+        assert said(found) == said(plain)
+    assert len({way.rounds for way in seen}) > 2 and len(seen) > 5
+
+
+def test_a_drafter_that_is_the_target_is_always_right_whatever_it_missed(
+    relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One wrong column, and it would say something else than the target."""
+    told: list[tuple[Way, list[int], list[int]]] = []
+    drawn = np.random.default_rng(0)
+
+    def saw(self: Policy, way: Way, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
+        told.append((way, drafted.tolist(), accepted.tolist()))
+
+    monkeypatch.setattr(
+        Policy, "way", lambda self, *_: Way(0, 2) if drawn.random() < 0.6 else self._cascades[int(drawn.integers(2))]
+    )
+    monkeypatch.setattr(Policy, "saw", saw)
+    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((3, 5))))
+    generate(relatives[0], [relatives[0]], draft_tokens="auto", batch_tokens=300)
+    by_drafter = [(drafted, accepted) for way, drafted, accepted in told if way.rounds]
+    assert len(by_drafter) > 9 and len(by_drafter) < len(told)
+    for drafted, accepted in by_drafter:
+        assert accepted == drafted  # what goes beyond the end of an answer is forgotten later
 
 
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])

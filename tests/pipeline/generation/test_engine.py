@@ -155,15 +155,20 @@ def test_as_many_copies_as_pay_change_no_answer(
     """Random weights go in circles: some greedy drafts pass."""
     some = prompts((30, 12, 40, 7), new=80)
     expected = answers(loaded, some, **settings)
-    vars(loaded.model).pop("contextmill_costs", None)
     monkeypatch.setattr(policy, "_SETUP", 0)  # answers are short
     monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((3, 5))))
     for batch_tokens in (200, 16384):
+        for known in ("contextmill_costs", "contextmill_policies"):
+            vars(loaded.model).pop(known, None)
         found = generations(loaded, some, draft_tokens="auto", batch_tokens=batch_tokens, **settings)
         assert [one.tokens for one in found] == expected
         assert any(one.drafted for one in found)
         assert settings or sum(one.passes for one in found) < sum(map(len, expected))
-    vars(loaded.model).pop("contextmill_costs")
+    again = generations(loaded, some, draft_tokens="auto", **settings)  # what passed before is known
+    assert [one.tokens for one in again] == expected
+    assert settings or sum(one.drafted for one in again) > 0
+    for known in ("contextmill_costs", "contextmill_policies"):
+        vars(loaded.model).pop(known)
 
 
 def test_many_rows_are_not_as_long_as_the_longest_of_others() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.generation import costs
 from pipeline.generation.costs import WIDTHS, Costs, measured
-from pipeline.generation.policy import Policy
+from pipeline.generation.policy import Policy, Way
 from pipeline.generation.rounds import Model
 from schemas.stage import GenerateSpec
 
@@ -20,18 +20,23 @@ FLAT = [1.0, 1.01, 1.03, 1.08, 1.2]  # a GPU that waits for its memory
 STEEP = [1.0, 1.6, 2.5, 4.5, 9.0]  # a CPU
 
 
-def costs_of(by_width: list[float]) -> Costs:
-    return Costs(np.tile(np.array(by_width), (3, 1)))
+def policy_of(by_width: list[float]) -> Policy:
+    return Policy(lambda rows, way: by_width[WIDTHS.index(way.width)])
+
+
+def row_of(accepted: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What was drafted, and accepted."""
+    return np.full(len(accepted), width - 1), accepted
 
 
 def played(by_width: list[float], chances: list[float], rows: int) -> tuple[float, list[int]]:
     """Tokens a second over plain decoding's, when in each round drafts pass with that chance; and the widths."""
-    random, policy = np.random.default_rng(0), Policy(costs_of(by_width))
+    random, policy = np.random.default_rng(0), policy_of(by_width)
     tokens, seconds, widths = 0.0, 0.0, []
     for place, chance in enumerate(chances):
-        width = policy.width(rows, len(chances) - place, lambda width: True)
+        width = policy.way(rows, len(chances) - place, lambda way: True).width
         accepted = np.cumprod(random.random((rows, width - 1)) < chance, 1).sum(1)
-        policy.saw(width, accepted)
+        policy.saw(Way(0, width), *row_of(accepted, width))
         widths.append(width)
         tokens += 1 + accepted.mean()
         seconds += by_width[WIDTHS.index(width)]
@@ -41,7 +46,7 @@ def played(by_width: list[float], chances: list[float], rows: int) -> tuple[floa
 def batches(chance: float, rows: int, length: int, number: int, drafts: bool) -> list[float]:
     """Seconds of batches, one after another, whose rows end one by one. Each number of rows, a power of two, and width
     is recorded at its third round, which takes as long as 30; those before take as long as 10."""
-    lengths, random, policy = np.random.default_rng(2), np.random.default_rng(1), Policy(costs_of(FLAT))
+    lengths, random, policy = np.random.default_rng(2), np.random.default_rng(1), policy_of(FLAT)
     used: dict[tuple[int, int], int] = {}
     found = []
     for _ in range(number):
@@ -49,12 +54,12 @@ def batches(chance: float, rows: int, length: int, number: int, drafts: bool) ->
         while (on := left > 0).any():
             count = int(on.sum())
             size = 1 << max(1, count - 1).bit_length()
-            ready = lambda width: used.get((size, width), 0) > 2  # noqa: B023, E731
-            width = policy.width(count, left[on].mean(), ready) if drafts else 1
+            ready = lambda way: used.get((size, way.width), 0) > 2  # noqa: B023, E731
+            width = policy.way(count, left[on].mean(), ready).width if drafts else 1
             used[size, width] = used.get((size, width), 0) + 1
             seconds += {1: 10, 2: 10, 3: 30}.get(used[size, width], FLAT[WIDTHS.index(width)])
             accepted = np.cumprod(random.random((count, width - 1)) < chance, 1).sum(1)
-            policy.saw(width, accepted)
+            policy.saw(Way(0, width), *row_of(accepted, width))
             left[on] -= 1 + accepted
         found.append(seconds)
     return found
@@ -91,12 +96,38 @@ def test_what_changes_is_noticed() -> None:
 
 
 def test_a_width_is_not_recorded_for_a_few_rounds() -> None:
-    policy = Policy(costs_of(FLAT))
+    policy = policy_of(FLAT)
     for _ in range(20):
-        policy.saw(16, np.full(4, 15))
-    assert policy.width(4, 30, lambda width: width == 1) == 1
-    assert policy.width(4, 30, lambda width: True) == 16
-    assert policy.width(4, 500, lambda width: width == 1) == 16
+        policy.saw(Way(0, 16), *row_of(np.full(4, 15), 16))
+    assert policy.way(4, 30, lambda way: way.width == 1).width == 1
+    assert policy.way(4, 30, lambda way: True).width == 16
+    assert policy.way(4, 500, lambda way: way.width == 1).width == 16
+
+
+CASCADES = [Way(rounds, rounds + 1) for rounds in (1, 3, 7)]
+
+
+@pytest.mark.parametrize("drafter", [0.05, 0.3, 1.2])
+@pytest.mark.parametrize("chances", [(0.0, 0.0), (0.0, 0.9), (0.6, 0.7), (0.9, 0.5)])
+def test_drafters_are_used_where_they_pay(chances: tuple[float, float], drafter: float) -> None:
+    """With copies and drafts of a drafter that pass with these chances."""
+    random = np.random.default_rng(0)
+    policy = Policy(lambda rows, way: 1 + 0.01 * way.width + way.rounds * drafter, CASCADES)
+    tokens, seconds, current = 0.0, 0.0, True
+    for place in range(4000):
+        way = policy.way(4, 4000 - place, lambda way: True, current)
+        seconds += 10 * (way.rounds > 0 and not current) + 1 + 0.01 * way.width + way.rounds * drafter
+        current = way.rounds > 0
+        accepted = np.cumprod(random.random((4, way.width - 1)) < chances[current], 1).sum(1)
+        policy.saw(way, *row_of(accepted, way.width))
+        tokens += 1 + accepted.mean()
+    ways = [*CASCADES, *(Way(0, width) for width in WIDTHS)]
+    expected = [
+        sum(chances[way.rounds > 0] ** one for one in range(way.width)) / (1 + 0.01 * way.width + way.rounds * drafter)
+        for way in ways
+    ]
+    assert tokens / seconds >= 0.97 / 1.01
+    assert tokens / seconds >= 0.85 * max(expected)
 
 
 def test_costs_between_and_beyond_what_was_measured() -> None:
@@ -137,7 +168,8 @@ def test_what_does_not_fit_is_reckoned_up(monkeypatch: pytest.MonkeyPatch) -> No
     looks: list[int] = []
     found = measured(lambda rows: Model(_Slow(60, told), head, 7), False, lambda: looks.append(1))
     assert max(told) == 64 and told == sorted(told) and len(looks) > 5
-    assert np.isfinite(found.of(1000)).all() and np.all(np.diff(found.of(1000)) > 0)
+    beyond = found.of(1000)
+    assert np.isfinite(beyond).all() and np.all(np.diff(beyond) >= 0) and beyond[-1] > beyond[0]
     with pytest.raises(torch.OutOfMemoryError):
         measured(lambda rows: Model(_Slow(0, told), head, 7), False, lambda: None)
     monkeypatch.setattr(costs, "_SECONDS", 0.0)
@@ -149,7 +181,6 @@ def test_what_does_not_fit_is_reckoned_up(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "settings",
     [
-        {"drafters": ["x"], "draft_tokens": "auto"},
         {"backend": "openai", "draft_tokens": "auto"},
         {"draft_tokens": "many"},
     ],
