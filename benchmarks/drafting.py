@@ -49,7 +49,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "cascade 2 over 7": {"draft_rounds": (2,), "draft_tokens": 7},
     "cascade 2 over 3, tail 4": {"draft_rounds": (2,), "draft_tokens": 3, "draft_tail": 4},
     "cascade 2 over 7, lenient": {"draft_rounds": (2,), "draft_tokens": 7, "draft_lenience": 3.0},
-    "drafts as pay": {"draft_rounds": (8,), "draft_tokens": "auto"},
+    "drafts as pay": {"draft_rounds": (), "draft_tokens": "auto"},
 }
 """By name: settings of the generate stage. Those with rounds need a drafter; further drafters get two rounds each."""
 
@@ -149,11 +149,11 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     plain: dict[str, Any] = {}
     for name, plan in PLANS.items():
-        needed = len(plan.get("draft_rounds", ()))
+        needed = "draft_rounds" in plan
         asked = not arguments.plans or name in arguments.plans or name == "plain"  # which all are set against
-        if not asked or needed > len(drafters):
+        if not asked or (needed and not drafters):
             continue
-        if needed and len(drafters) > 1:
+        if plan.get("draft_rounds") and len(drafters) > 1:
             plan = {**plan, "draft_rounds": (*plan["draft_rounds"], *[2] * (len(drafters) - 1))}
         some = drafters if needed else []
         for copies in (True, False) if original and name != "plain" else (True,):
@@ -190,13 +190,15 @@ def _times(line: dict[str, Any], plain: dict[str, Any]) -> float | None:
     return line["tokens/s"] / plain["tokens/s"] if line["tokens/s"] and plain["tokens/s"] else None
 
 
-def _swi(target: LoadedModel, drafters: Sequence[LoadedModel], tokens: int, passes: int, spec: GenerateSpec) -> float:
+def _swi(
+    target: LoadedModel, drafters: Sequence[LoadedModel], tokens: int, passes: int, spec: GenerateSpec
+) -> float | None:
     """Standardised walltime improvement by parameters: what one pass a token costs over what was passed through. Not
     known where drafters come and go."""
     if spec.plan.adaptive and drafters:
-        return float("nan")
-    costs = [sum(one.numel() for one in loaded.model.parameters()) for loaded in drafters]
-    each, calls = float(sum(one.numel() for one in target.model.parameters())), 1
+        return None
+    costs = [one.parameters for one in drafters]
+    each, calls = float(target.parameters), 1
     unit = each
     for cost, rounds in zip(costs, spec.plan.rounds, strict=True):
         calls *= rounds

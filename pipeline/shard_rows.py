@@ -161,6 +161,16 @@ def _usage(entry: Settled) -> dict[str, Any]:
     }
 
 
+def draft_rows(claim: Claim, settled: Sequence[Settled]) -> list[dict[str, Any]]:
+    """Rows of ``drafts``, for answers that this job made itself."""
+    return [
+        {"job_id": claim.job_id, "stage": claim.stage, "seq": entry.document.seq, "place": place, **one}
+        for entry in settled
+        if isinstance(entry.outcome, Result) and not entry.reused_from
+        for place, one in enumerate(entry.outcome.fields.get("drafts") or ())
+    ]
+
+
 def rejection_rows(claim: Claim, settled: Sequence[Settled]) -> list[dict[str, Any]]:
     """One row of ``rejections`` per refusal, with the document's ``seq`` besides."""
     return [

@@ -36,6 +36,17 @@ DOCUMENT = pa.schema(
 )
 """The columns every output row begins with."""
 
+DRAFT = pa.struct(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("parameters", pa.int64(), nullable=False),
+        pa.field("passes", pa.int64(), nullable=False),
+        pa.field("drafted", pa.int64(), nullable=False),
+        pa.field("accepted", pa.int64(), nullable=False),
+    ]
+)
+"""What one model did for an answer: see ``schemas.tables.Draft``."""
+
 STAGE_FIELDS: dict[str, pa.Schema] = {
     "copy": pa.schema([]),
     "compress": pa.schema(
@@ -66,6 +77,7 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("target_passes", pa.int64()),  # of the model, the prompt's included; null behind an endpoint
             pa.field("tokens_drafted", pa.int64()),  # ... proposed to it, and those that it would have said itself
             pa.field("tokens_accepted", pa.int64()),
+            pa.field("drafts", pa.list_(pa.field("element", DRAFT))),  # by the target, then by who drafted; or null
             pa.field("generate_seconds", pa.float64(), nullable=False),
             pa.field("latency_seconds", pa.float64(), nullable=False),
             pa.field("cost_usd", pa.decimal128(18, 6)),  # null: unknown price

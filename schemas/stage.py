@@ -32,19 +32,13 @@ from schemas.compress import (
     TruncationSpec,
     compress_tag,
 )
-from schemas.drafting import Plan
+from schemas.drafting import COPIED_BELOW, MOST_COPIED, Plan
 from schemas.evaluate import EvaluateSpec
 from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
 
 MOST_DRAFTS = 48
 """Checked at once: an idle row has as many columns and some."""
-
-MOST_COPIED = 15
-"""Where as many are copied as pay."""
-
-COPIED_BELOW = 3
-"""For the smallest drafter, where as much is drafted as pays."""
 
 
 def _number_or_auto(value: object) -> object:

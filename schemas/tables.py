@@ -146,6 +146,25 @@ class Usage(Base):
     reused_from: Mapped[str | None]
 
 
+class Draft(Base):
+    """What one model did for one answer that was drafted for: the target (``place`` 0), or one that drafted for it.
+
+    ``drafted`` tokens were proposed to the target, ``accepted`` of them stand in the answer. Max-Gram, which copies,
+    has no ``parameters`` and makes no ``passes``. Answers that were taken over have no rows.
+    """
+
+    __tablename__ = "drafts"
+    job_id: Mapped[str] = _job()
+    stage: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seq: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=False)
+    place: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    model: Mapped[str]
+    parameters: Mapped[int] = mapped_column(Big)
+    passes: Mapped[int] = mapped_column(Big)
+    drafted: Mapped[int] = mapped_column(Big)
+    accepted: Mapped[int] = mapped_column(Big)
+
+
 class Request(Base):
     """One HTTP call to a paid endpoint, written before it is sent.
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.accounting.estimate import Estimate
-from pipeline.accounting.figures import EvaluationFigures, RateFigures, StageFigures, Summary
+from pipeline.accounting.figures import DraftingFigures, EvaluationFigures, RateFigures, StageFigures, Summary
 from pipeline.accounting.savings import Saving
 from pipeline.accounting.wording import amount, count, duration, money, percent, points, ratio, size, span
 
@@ -38,6 +38,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(Text(line))
     if summary.evaluations:
         console.print(_evaluations(summary.evaluations))
+    for drafting in summary.drafting:
+        console.print(_drafting(drafting))
     if summary.savings:
         console.print(_savings(summary.savings))
     if summary.rates:
@@ -111,6 +113,17 @@ def _evaluations(rows: Sequence[EvaluationFigures]) -> Table:
         rate = (f"{row.rate:g}", ratio(row.ratio)) if rates else ()
         scored = f"{row.scored:,} of {row.documents:,}"
         table.add_row(row.metric, *rate, points(row.value), span(row.low, row.high), scored)
+    return table
+
+
+def _drafting(drafting: DraftingFigures) -> Table:
+    """The target's line says what drafting came to, the others what each model drafted."""
+    table = _table("drafted by", "passes", "drafted", "accepted", "share", "tokens a pass", "SWI")
+    for place, one in enumerate(drafting.models):
+        share = "-" if one.share is None else f"{one.share:.0%}"
+        drafts = ("-", "-", "-") if place == 0 else (count(one.drafted), count(one.accepted), share)
+        whole = ("", "") if place else (f"{drafting.tokens_per_pass:.2f}", f"{drafting.swi:.2f}")
+        table.add_row(f"for {one.model}" if place == 0 else one.model, count(one.passes), *drafts, *whole)
     return table
 
 

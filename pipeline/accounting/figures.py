@@ -156,6 +156,44 @@ class EvaluationFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftFigures:
+    """What one model did for the answers of a stage that were drafted for: the target, or one that drafted for it."""
+
+    model: str
+    parameters: int
+    passes: int
+    drafted: int
+    accepted: int
+
+    @property
+    def share(self) -> float | None:
+        """Of its drafts, what was accepted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftingFigures:
+    """A stage's ``answers`` that were drafted for, of so many ``tokens``: by the target, then by who drafted."""
+
+    stage: int
+    answers: int
+    tokens: int
+    models: tuple[DraftFigures, ...]
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Of the target."""
+        return self.tokens / max(1, self.models[0].passes)
+
+    @property
+    def swi(self) -> float:
+        """Standardised walltime improvement (arXiv 2312.11462, section 5): what passes of the target alone would cost
+        over what all passes cost, each as much as its model has parameters."""
+        cost = sum(one.passes * one.parameters for one in self.models)
+        return self.tokens * self.models[0].parameters / max(1, cost)
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetFigures:
     """The job's money: ``reserved + spent`` stays within ``limit``."""
 
@@ -214,6 +252,7 @@ class Summary:
     rejections: tuple[RejectionFigures, ...]
     prices_used: dict[str, int]
     evaluations: tuple[EvaluationFigures, ...]
+    drafting: tuple[DraftingFigures, ...]
     estimate: dict[str, Any] | None
     comparisons: tuple[Comparison, ...]
     places: Places

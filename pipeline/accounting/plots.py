@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from pipeline.accounting.figures import BINS, Ratios, RejectionFigures, StageFigures
+from pipeline.accounting.figures import BINS, DraftingFigures, Ratios, RejectionFigures, StageFigures
 from pipeline.accounting.savings import Saving
 from pipeline.accounting.wording import MINUS, duration, money
 
@@ -127,6 +127,25 @@ def failure_plot(rejections: Sequence[RejectionFigures], most: int = 12) -> str:
         axes.grid(axis="x")
         pairs = ((f"{r.stage}, {r.code}", f"{r.count:,}") for r in shown)
         return _svg(figure, "failures", "Failures by reason", _said(pairs))
+
+
+def acceptance_plot(drafting: DraftingFigures) -> str:
+    """Tokens that each model drafted, and those of them that stand in answers. Empty where nothing was drafted."""
+    drafters = [one for one in drafting.models if one.drafted]
+    if not drafters:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(1.2 + 0.62 * len(drafters))
+        places = range(len(drafters))
+        axes.barh([p - 0.19 for p in places], [one.drafted for one in drafters], 0.34, color=GREY, label="drafted")
+        axes.barh([p + 0.19 for p in places], [one.accepted for one in drafters], 0.34, color=GREEN, label="accepted")
+        axes.set_yticks(places, labels=[_label(one.model) for one in drafters], parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlabel("tokens")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _finish(figure, axes, "x")
+        said = _said((one.model, f"{one.accepted:,} of {one.drafted:,}") for one in drafters)
+        return _svg(figure, f"acceptance-{drafting.stage}", "Drafts and what was accepted", said)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from pipeline.accounting.figures import (
     BINS,
     BudgetFigures,
     Documents,
+    DraftFigures,
+    DraftingFigures,
     EvaluationFigures,
     OpenRequest,
     Ratios,
@@ -19,7 +21,7 @@ from pipeline.accounting.figures import (
     RequestFigures,
 )
 from pipeline.accounting.redact import redact
-from schemas.tables import Artifact, Budget, DocumentRow, Evaluation, Job, Part, Rejection, Request, Usage
+from schemas.tables import Artifact, Budget, DocumentRow, Draft, Evaluation, Job, Part, Rejection, Request, Usage
 
 PERCENTILES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 100)
 EXAMPLES = 3
@@ -206,6 +208,28 @@ def evaluations(connection: Connection, job_id: str) -> tuple[EvaluationFigures,
     names = [field.name for field in fields(EvaluationFigures)]
     query = select(*(getattr(Evaluation, name) for name in names)).where(Evaluation.job_id == job_id)
     return tuple(EvaluationFigures(*row) for row in connection.execute(query.order_by(Evaluation.place)))
+
+
+def drafting(connection: Connection, job_id: str) -> tuple[DraftingFigures, ...]:
+    """What was drafted for the answers of each stage, and by whom: models in the job file's order."""
+    sums = (func.sum(Draft.passes), func.sum(Draft.drafted), func.sum(Draft.accepted))
+    who = Draft.stage, Draft.place, Draft.model, Draft.parameters
+    query = select(*who, *sums).where(Draft.job_id == job_id).group_by(*who).order_by(*who)
+    models: dict[int, list[DraftFigures]] = {}
+    for stage, _, model, parameters, *counts in connection.execute(query):
+        models.setdefault(stage, []).append(DraftFigures(model, parameters, *map(int, counts)))
+    mine = and_(Usage.job_id == Draft.job_id, Usage.stage == Draft.stage, Usage.seq == Draft.seq)
+    made = (
+        select(Draft.stage, func.count(), func.sum(Usage.tokens_out))
+        .join(Usage, mine)
+        .where(Draft.job_id == job_id, Draft.place == 0)
+        .group_by(Draft.stage)
+        .order_by(Draft.stage)
+    )
+    return tuple(
+        DraftingFigures(stage, answers, int(tokens), tuple(models[stage]))
+        for stage, answers, tokens in connection.execute(made)
+    )
 
 
 def parts(connection: Connection, job_id: str, stage: int) -> tuple[int, int]:

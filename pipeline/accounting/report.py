@@ -113,6 +113,7 @@ def _figures(summary: Summary, plots: Any) -> dict[str, Any]:
         "ratio_svg": _trusted(plots.ratio_plot(summary.ratios)),
         "latency_svg": _trusted(plots.latency_plot(summary.stages)),
         "quality_svgs": _quality(summary, plots),
+        "acceptance_svgs": [_trusted(plots.acceptance_plot(one)) for one in summary.drafting],
         "failure_svg": _trusted(plots.failure_plot(summary.rejections)),
     }
 

@@ -69,6 +69,7 @@ def _summary(connection: Connection, job: Any, database: str, price_table: Path 
         rejections=queries.rejections(connection, job.id, [stage.kind for stage in spec.stages]),
         prices_used=queries.prices_used(connection, job.id),
         evaluations=queries.evaluations(connection, job.id),
+        drafting=queries.drafting(connection, job.id),
         estimate=job.estimate,
         comparisons=compare(job.estimate, documents.accepted, stages),
         places=_places(connection, job, database, last),

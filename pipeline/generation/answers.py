@@ -70,6 +70,7 @@ def _result(done: Done, model: str, seconds: float) -> Result:
         "tokens_cached": bill.tokens_cached,
         "target_passes": None,
         "tokens_drafted": None,
+        "drafts": None,
         "tokens_accepted": None,
         "generate_seconds": seconds,
         "latency_seconds": done.latency,

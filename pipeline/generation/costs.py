@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +14,17 @@ from numpy.typing import NDArray
 from pipeline.batching import out_of_memory
 from pipeline.generation.maxgram import PADDING, propose
 from pipeline.generation.rounds import Model
+from pipeline.generation.sampling import most_likely
 from pipeline.generation.timing import timed
 from pipeline.passes.compiling import LAUNCHING
 from pipeline.passes.recorded import RECORDERS, Run
 
 log = logging.getLogger(__name__)
 
-WIDTHS = (1, 2, 4, 8, 16)
+WIDTHS = (1, 2, 4, 8, 16, 32)
 """Tokens of a row in a pass."""
 
-_ROWS = (1, 8, 64)
+_ROWS = (1, 2, 4, 8, 16, 64)
 _LEAST = 2  # of rows that are recorded (``recorded``)
 _STORED = 512  # columns of each row before
 _SECONDS = 3.0  # of passes, after which the rest is reckoned up: on a CPU large ones take long
@@ -32,8 +34,10 @@ _RUNS = 5
 class Costs:
     """Seconds of a pass for any number of rows, by ``WIDTHS``."""
 
-    def __init__(self, seconds: NDArray[np.float64]) -> None:
-        """``seconds`` ``[_ROWS, WIDTHS]``; nan where it was not measured: there time grows as the tokens do."""
+    def __init__(self, seconds: NDArray[np.float64], recorded: bool = False) -> None:
+        """``seconds`` ``[_ROWS, WIDTHS]``; nan where it was not measured: there time grows as the tokens do. Passes
+        that are ``recorded`` have a power of two of rows, and at least two."""
+        self._recorded = recorded
         filled = seconds.copy()
         for row, rows in enumerate(_ROWS):
             for place, width in enumerate(WIDTHS):
@@ -45,14 +49,20 @@ class Costs:
         self._seconds = np.maximum.accumulate(np.maximum.accumulate(filled, 0), 1)  # more never takes less
 
     def at(self, rows: int, width: int) -> float:
-        """Seconds of a pass of ``rows`` rows and ``width`` tokens each, also between and beyond what was measured."""
+        """Seconds of a pass of ``rows`` rows and ``width`` tokens each. Between what was measured, those of the next
+        wider: some kernels take so many tokens and no more; beyond it, time grows as the tokens do."""
         known = self.of(rows)
         if width > WIDTHS[-1]:
-            return known[-1] + (known[-1] - known[-2]) * (width - WIDTHS[-1]) / (WIDTHS[-1] - WIDTHS[-2])
-        return float(np.interp(width, WIDTHS, known))
+            return known[-1] * width / WIDTHS[-1]
+        return known[bisect_left(WIDTHS, width)]
+
+    def reading(self, tokens: float) -> float:
+        """Seconds for so many tokens of prompts, by the largest pass that was measured."""
+        return tokens * self.of(_ROWS[-1])[-1] / (_ROWS[-1] * WIDTHS[-1])
 
     def of(self, rows: int) -> list[float]:
         """Seconds by ``WIDTHS`` of a pass of ``rows`` rows."""
+        rows = 1 << max(1, rows - 1).bit_length() if self._recorded else rows
         if rows not in self._known:
             beyond = max(1.0, rows / _ROWS[-1])
             self._known[rows] = [float(np.interp(rows, _ROWS, column)) * beyond for column in self._seconds.T]
@@ -83,7 +93,7 @@ def measured(make: Callable[[int], Model], records: bool, look: Callable[[], Non
         spent += 2 * float(seconds[row, place])
         if spent > _SECONDS:
             break
-    return Costs(seconds)
+    return Costs(seconds, records)
 
 
 def _ready(make: Callable[[int], Model], rows: int) -> Model:
@@ -106,7 +116,7 @@ def _seconds(model: Model, rows: int, width: int, records: bool) -> float:
         if width > 1:
             ids[:, 1:] = propose(lines, PADDING + stored, width - 1)
         hidden = model.passes.read_on(slots, ids, stored, _STORED + width)
-        found = model.head(hidden).argmax(-1)
+        found = most_likely(model.head(hidden))
         return found, found
 
     again = _recorded(run, device) if records and device.type in RECORDERS else run

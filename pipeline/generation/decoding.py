@@ -22,6 +22,7 @@ from pipeline.generation.policy import Way
 from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.rounds import Model, drafting
+from pipeline.generation.tally import Drafts
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.packable import attends_plainly, can_pack, can_step
@@ -29,7 +30,6 @@ from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses, keeps_columns
 from pipeline.passes.room import Room
 from pipeline.passes.transfers import Fetch, fetch, on_device
-from schemas.drafting import Plan
 
 Ints = NDArray[np.int64]
 
@@ -60,11 +60,11 @@ class ColumnDecoder(Kind):
         An answer's last token is never read. Drafts may be, in the round that ends it and in the one begun meanwhile,
         and a drafter begins its reading a little sooner.
         """
-        return len(prompt.ids) + prompt.new_tokens - 1 + 2 * self.plan.most + len(self.drafters)
+        return len(prompt.ids) + prompt.new_tokens - 1 + 2 * self.plan.room + len(self.drafters)
 
     def alone(self) -> ColumnDecoder:
         """The same without drafters."""
-        return replace(self, plan=Plan(copied=self.plan.copied, adaptive=self.plan.adaptive), drafters=())
+        return replace(self, plan=self.plan.of(), drafters=())
 
     @torch.inference_mode()
     def decode(self, prompts: Sequence[Prompt], ending: Ending, columns: int) -> None:
@@ -93,8 +93,8 @@ class ColumnDecoder(Kind):
 
 
 Arriving = list[tuple[Ints, Fetch, Way | None]]
-"""Rows; what was found for each of them: tokens, how many were drafted, and how many of the tokens count; and the way
-of the round, None for first tokens."""
+"""Rows; what was found for each of them: tokens, whose drafts were there, and how many of the tokens count
+(``rounds.Target.round``); and the way of the round, None for first tokens."""
 
 
 class _Batch:
@@ -144,8 +144,7 @@ class _Batch:
         self._lines.put(there, self._lines.length[there], first[:, None])
         self._lines.keep(there, 1)
         self._on, self._made[rows] = np.append(self._on, rows), 1
-        one = torch.ones_like(first)
-        return [(rows, fetch(torch.stack([first, one - 1, one], 1)), None)]
+        return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)), None)]
 
     def _placed(self, row: int) -> bool:
         begin = self._room.take(int(self._needs[row]))
@@ -184,7 +183,7 @@ class _Batch:
         for some, before, counts in _pieces(left, self._most):
             piece = on_device(ids[begin : begin + counts.sum()], self._device)
             self._ending.look()
-            with drafting() if model in self._models[1:] else nullcontext():
+            with drafting() if model is not self._models[0] else nullcontext():
                 hidden = model.passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)
             ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
             yield hidden[on_device(ends, self._device)]
@@ -212,11 +211,19 @@ class _Batch:
         policy, steps = self._engine.policy, self._engine.steps
         if policy is None:
             return self._engine.usual
-        return policy.way(len(rows), self._left(rows), lambda way: steps.ready(len(rows), way), self._current)
+        return policy.way(len(rows), self._left(rows), lambda way: steps.ready(len(rows), way), self._unread())
+
+    def _unread(self) -> float:
+        """Tokens that drafters would have to read, about: of prompts that wait, and what they missed."""
+        if len(self._models) == 1:
+            return 0.0
+        on = self._on[:0] if self._current else self._on
+        missed = self._lengths[on] + self._made[on] - self._read_by_drafters[on]
+        return float(self._prefixes.fresh[self._waiting].sum() + missed.sum())
 
     def _leave_drafters(self) -> None:
         """From now on they read nothing. Of the last tokens they may not have read those that a round begins with."""
-        on, behind = self._on, 1 + len(self._models) + self._engine.tail
+        on, behind = self._on, 1 + len(self._models) + self._engine.plan.tail
         self._read_by_drafters[on] = np.maximum(0, self._lengths[on] + self._made[on] - behind)
         self._current = False
 
@@ -242,10 +249,12 @@ class _Batch:
         if not len(rows):
             return
         self._made[rows] += found[:, -1] - 1
+        whose = found[:, found.shape[1] // 2 : -1]
         if way and (policy := self._engine.policy):
-            policy.saw(way, found[:, -2], found[:, -1] - 1)
+            policy.saw(way, (whose >= 0).sum(1), found[:, -1] - 1)
         newest = [one[: one[-1]] for one in found.tolist()]
-        going = self._ending.take(rows.tolist(), newest, found[:, -2].tolist())
+        drafts = Drafts(whose, self._engine.passes_in(way)) if way else None
+        going = self._ending.take(rows.tolist(), newest, drafts)
         self._ended = np.append(self._ended, self._made[rows[~np.isin(rows, going)]])
         for row in set(rows.tolist()).difference(going):
             self._prefixes.leave(row)

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from pipeline.generation.tally import Drafts, Tally
 from pipeline.stages import Run, Stopped
 
 LOOK_SECONDS = 0.5  # how often a running batch reports progress and asks whether to stop
@@ -35,12 +36,14 @@ class Ending:
     """
 
     def __init__(
-        self, limits: Sequence[int], tokenizer: Any, ends: frozenset[int], stops: Sequence[str], run: Run
-    ) -> None:
+        self, limits: Sequence[int], tokenizer: Any, ends: frozenset[int], stops: Sequence[str], run: Run,
+        drafters: int = 1,
+    ) -> None:  # fmt: skip
+        """``drafters``: as many draft, Max-Gram included."""
         self.tokens: list[list[int]] = [[] for _ in limits]
         self.seconds = [0.0] * len(limits)  # from when a row began to its last token
         self.passes = [0] * len(limits)  # of the model, each of which gave a row one token or more
-        self.drafted = [0] * len(limits)  # tokens that were proposed to these
+        self.drafts = Tally(len(limits), drafters)  # what was proposed to these, and by whom
         self.left = set(range(len(limits)))
         self._limits, self._tokenizer, self._ends, self._stops, self._run = limits, tokenizer, ends, tuple(stops), run
         # a token that adds text adds a byte or more
@@ -49,27 +52,31 @@ class Ending:
         self._looked = time.monotonic()
         self._counted = 0
 
-    def begin(self, rows: Iterable[int]) -> None:
+    def begin(self, rows: Sequence[int]) -> None:
         """From now on their time counts. What an earlier attempt made of them is forgotten."""
         now = time.perf_counter()
+        self.drafts.begin(rows)
         for row in rows:
-            self.tokens[row], self.passes[row], self.drafted[row], self._begun[row] = [], 0, 0, now
+            self.tokens[row], self.passes[row], self._begun[row] = [], 0, now
 
-    def take(self, rows: Sequence[int], newest: Sequence[Sequence[int]], drafted: Sequence[int] = ()) -> list[int]:
-        """The newest tokens of each of these ``rows``, for which so many were ``drafted`` -> the rows that go on.
+    def take(self, rows: Sequence[int], newest: Sequence[Sequence[int]], drafts: Drafts | None = None) -> list[int]:
+        """The newest tokens of each of these ``rows``, and what was drafted for them -> the rows that go on.
 
         What comes after an end is forgotten.
         """
         ended: set[int] = set()
-        for row, number in zip(rows, drafted or [0] * len(rows), strict=True):
+        before = [len(self.tokens[row]) for row in rows]
+        for row in rows:
             self.passes[row] += 1
-            self.drafted[row] += number
         for place in range(max(map(len, newest))):
             told = [row for row, some in zip(rows, newest, strict=True) if len(some) > place and row not in ended]
             for row, some in zip(rows, newest, strict=True):
                 if len(some) > place and row not in ended:
                     self.tokens[row].append(some[place])
             ended.update(set(told).difference(self._going_on(told)))
+        if drafts:
+            made = [len(self.tokens[row]) - had for row, had in zip(rows, before, strict=True)]
+            self.drafts.add(rows, made, drafts)
         now = time.perf_counter()
         for row in ended:
             self.left.remove(row)

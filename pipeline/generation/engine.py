@@ -6,7 +6,7 @@ Passes are recorded for the memory they read. Made anew for each batch, that wou
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
@@ -18,14 +18,14 @@ from pipeline.batching import RELIEF
 from pipeline.generation.costs import Costs, measured
 from pipeline.generation.lines import Lines
 from pipeline.generation.policy import Policy, Way
-from pipeline.generation.rounds import Model, Target, cascade
+from pipeline.generation.rounds import Model, Target, cascade, drafting
 from pipeline.generation.sampling import Choosing
 from pipeline.models import LoadedModel
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses
 from pipeline.passes.recorded import Output, Steps, Work
-from schemas.drafting import Plan
-from schemas.stage import MOST_COPIED, GenerateSpec
+from schemas.drafting import MOST_COPIED, Plan
+from schemas.stage import GenerateSpec
 
 Passes = type[PackedPasses] | type[PaddedPasses]
 
@@ -75,7 +75,8 @@ class Kind:
         known: dict[Passes, Costs] = vars(loaded.model).setdefault("contextmill_costs", {})
         if self.passes not in known:
             records = self.passes.records and self.names not in self.refused
-            known[self.passes] = measured(lambda rows: self.model(loaded, rows), records, look)
+            with drafting() if loaded is not self.loaded else nullcontext():
+                known[self.passes] = measured(lambda rows: self.model(loaded, rows), records, look)
         return known[self.passes]
 
     def policy(self, look: Callable[[], None]) -> Policy:
@@ -83,7 +84,9 @@ class Kind:
         known: dict[Hashable, Policy] = vars(self.loaded.model).setdefault("contextmill_policies", {})
         if self.key not in known:
             costs = [self.costs_of(one, look) for one in (self.loaded, *self.drafters)]
-            known[self.key] = Policy(partial(_seconds, costs, self.plan), list(map(way_of, self.plan.shorter())))
+            cascades = [way_of(plan) for plan in self.plan.shorter()]
+            reading = partial(_reading, costs[1:])
+            known[self.key] = Policy(partial(_seconds, costs, self.plan), cascades, self.plan.tail, reading)
         return known[self.key]
 
     @property
@@ -108,14 +111,24 @@ def way_of(plan: Plan) -> Way:
     return Way(plan.rounds[0] if plan.rounds else 0, 1 + plan.most)
 
 
+def _calls(plan: Plan, way: Way) -> list[tuple[int, int]]:
+    """Of each drafter in a round: its passes, and the tokens of each that it has not read before."""
+    calls, found, under = 1, [], way.width - 1 - plan.tail
+    for rounds in (way.rounds, *plan.rounds[1:]) if way.rounds else [0] * len(plan.rounds):
+        calls *= rounds
+        under = under // rounds - 1 if rounds else 0  # what is drafted for this one
+        found.append((calls, under + 1))
+    return found
+
+
 def _seconds(costs: Sequence[Costs], plan: Plan, rows: int, way: Way) -> float:
     """Of a round: of the target's pass, and of those of its drafters, whose ``costs`` come after the target's."""
-    total, calls, under = costs[0].at(rows, way.width), 1, way.width - 1 - plan.tail
-    for cost, rounds in zip(costs[1:], (way.rounds, *plan.rounds[1:]), strict=True) if way.rounds else ():
-        calls *= rounds
-        under = under // rounds - 1  # what is drafted for this one
-        total += calls * cost.at(rows, under + 1)
-    return total
+    drafters = zip(costs[1:], _calls(plan, way), strict=True)
+    return costs[0].at(rows, way.width) + sum(calls * cost.at(rows, width) for cost, (calls, width) in drafters)
+
+
+def _reading(costs: Sequence[Costs], tokens: float) -> float:
+    return sum(cost.reading(tokens) for cost in costs)
 
 
 class Engine:
@@ -127,7 +140,7 @@ class Engine:
         for model in self.models:
             model.passes.reserve(size.columns, size.longest)
         self.lines = Lines(size.rows, size.width, size.new if self.choose.sampled else 0, kind.loaded.device)
-        self.usual, self.tail = way_of(kind.plan), kind.plan.tail
+        self.usual, self.plan = way_of(kind.plan), kind.plan
         self.policy = kind.policy(look) if kind.plan.adaptive else None
         plans = [kind.plan, *kind.plan.shorter()] if kind.plan.adaptive else [kind.plan]
         targets = {way_of(plan).rounds: cascade(self.models[0], self.models[1:], plan, self.choose) for plan in plans}
@@ -135,6 +148,10 @@ class Engine:
         state = self.lines.tokens, self.lines.length
         work = Work(partial(_round, targets, self.lines), state, self.lines.idle)
         self.steps = Steps(work, kind.passes.records, kind.refused, kind.names)
+
+    def passes_in(self, way: Way) -> list[int]:
+        """In a round, of all that draft: first of Max-Gram, which needs none."""
+        return [0, *(calls for calls, _ in _calls(self.plan, way))]
 
 
 def _round(targets: dict[int, Target], lines: Lines, slots: torch.Tensor, way: Way, most: int) -> Output:

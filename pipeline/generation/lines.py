@@ -20,13 +20,14 @@ class Lines:
     """``number`` lines of ``width`` tokens, and one more that only fills up.
 
     A line holds texts to copy from, then what the models read: prompt and answer. ``length`` tokens are written for
-    good; what stands behind them is drafts.
+    good; what stands behind them is drafts, and ``drafters`` says whose.
     """
 
     def __init__(self, number: int, width: int, new: int, device: torch.device) -> None:
         """``new`` random numbers for each line, if any."""
         self.idle, self._device = number, device
         self.tokens = torch.full((number + 1, PADDING + width), -1, device=device)
+        self.drafters = torch.zeros_like(self.tokens, dtype=torch.int8)
         self.length = torch.full((number + 1,), PADDING + 2, device=device)
         self.read_from = torch.full((number + 1,), PADDING, device=device)
         self.answer_from = torch.full((number + 1,), PADDING, device=device)
@@ -55,16 +56,24 @@ class Lines:
         """The ``count`` tokens from place ``begin`` of each of these lines, ``[rows, count]``."""
         return self.tokens[slots[:, None], begin[:, None] + torch.arange(count, device=self._device)]
 
+    def drafted_by(self, slots: torch.Tensor, begin: torch.Tensor, count: int) -> torch.Tensor:
+        """Whose drafts the ``count`` tokens from place ``begin`` of each of these lines are, ``[rows, count]``."""
+        places = begin[:, None] + torch.arange(count, device=self._device)
+        return self.drafters[slots[:, None], places].long()
+
     def numbers(self, slots: torch.Tensor, made: torch.Tensor) -> torch.Tensor | None:
         """Those of these lines for the tokens after the ``made`` ones ``[rows, n]`` of their answers; any for a place
         before the first or beyond the last. None where there are none."""
         new = self._numbers.shape[1]
         return self._numbers[slots[:, None], made.clamp(0, new - 1)] if new else None
 
-    def put(self, slots: torch.Tensor, begin: torch.Tensor, tokens: torch.Tensor) -> None:
-        """``tokens`` ``[rows, count]`` at place ``begin`` of each of these lines."""
+    def put(self, slots: torch.Tensor, begin: torch.Tensor, tokens: torch.Tensor, drafter: int | None = None) -> None:
+        """``tokens`` ``[rows, count]`` at place ``begin`` of each of these lines; drafts are their ``drafter``'s."""
         places = begin[:, None] + torch.arange(tokens.shape[1], device=self._device)
         self.tokens[slots[:, None], places] = tokens
+        if drafter is not None:
+            whose = torch.full_like(tokens, drafter, dtype=torch.int8)  # an assigned number would come from the host
+            self.drafters[slots[:, None], places] = whose
 
     def keep(self, slots: torch.Tensor, count: Any) -> None:
         """``count`` more tokens of each of these lines are written for good."""

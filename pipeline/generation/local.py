@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
 
@@ -17,12 +17,16 @@ from pipeline.generation.generated import GenerateDecoder
 from pipeline.generation.prompts import Prompt, PromptEncoder
 from pipeline.generation.rounds import DrafterFailed
 from pipeline.generation.sampling import document_seed
+from pipeline.generation.tally import Drafted
 from pipeline.models import LoadedModel
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
 from schemas.stage import GenerateSpec
 
 log = logging.getLogger(__name__)
+
+MAX_GRAM = "max-gram"
+"""The name of what copies, among those of models that draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,12 @@ class Generation:
     seconds: float
     latency_seconds: float
     passes: int
-    drafted: int
+    drafts: dict[str, Drafted]
+
+    @property
+    def drafted(self) -> int:
+        """Tokens, by whomever."""
+        return sum(one.drafted for one in self.drafts.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,8 @@ class LocalGenerator:
         """One generation per prompt, in order. Raises ``Stopped`` between batches, or within one, when told to stop."""
         decoder = self._decoder()
         if decoder and not decoder.padded:
-            return self._work(prompts, lambda ending: self._all(decoder, prompts, ending)) if prompts else []
+            work = partial(self._all, decoder, prompts)
+            return self._work(prompts, decoder, work) if prompts else []
         # The room a prompt leaves in the window keys generate's batches: past the window a model with learned positions
         # has no embedding for a row that is dragged along.
         return run_packed(
@@ -76,9 +86,8 @@ class LocalGenerator:
         fitting = [
             (one, rounds) for one, rounds in zip(self.drafters, plan.rounds, strict=True) if self._fits(one, passes)
         ]
-        rounds, tail = tuple(rounds for _, rounds in fitting), plan.tail if fitting else 0
         drafters = [one for one, _ in fitting if one]
-        return ColumnDecoder(self.loaded, self.spec, passes, replace(plan, rounds=rounds, tail=tail), drafters)
+        return ColumnDecoder(self.loaded, self.spec, passes, plan.of(*(rounds for _, rounds in fitting)), drafters)
 
     def _fits(self, drafter: LoadedModel | None, passes: Passes) -> bool:
         """A drafter reads in the same passes as its target, or the target would have to read in the slower ones."""
@@ -103,28 +112,34 @@ class LocalGenerator:
     def _batch(self, decoder: ColumnDecoder | None, prompts: Sequence[Prompt]) -> list[Generation]:
         if decoder:
             columns, last = sum(map(decoder.columns_of, prompts)), len(prompts) == 1
-            return self._work(prompts, lambda ending: _decode(decoder, prompts, ending, columns, last))
-        return self._work(prompts, lambda ending: GenerateDecoder(self.loaded, self.spec).decode(prompts, ending))
+            return self._work(prompts, decoder, lambda ending: _decode(decoder, prompts, ending, columns, last))
+        return self._work(prompts, None, partial(GenerateDecoder(self.loaded, self.spec).decode, prompts))
 
-    def _work(self, prompts: Sequence[Prompt], decode: Callable[[Ending], None]) -> list[Generation]:
+    def _work(
+        self, prompts: Sequence[Prompt], decoder: ColumnDecoder | None, decode: Callable[[Ending], None]
+    ) -> list[Generation]:
         if self.run.stopping():
             raise Stopped
         start = time.perf_counter()
         ends = end_tokens(self.loaded.model, self.loaded.tokenizer, self.spec.stop)
         limits = [prompt.new_tokens for prompt in prompts]
-        ending = Ending(limits, self.loaded.tokenizer, ends, self.spec.stop, self.run)
+        names = [MAX_GRAM, *(one.ref.name for one in decoder.drafters)] if decoder else [MAX_GRAM]
+        ending = Ending(limits, self.loaded.tokenizer, ends, self.spec.stop, self.run, len(names))
         decode(ending)
-        return self._finish(prompts, ending, time.perf_counter() - start)
+        return self._finish(prompts, ending, names, time.perf_counter() - start)
 
-    def _finish(self, prompts: Sequence[Prompt], ending: Ending, elapsed: float) -> list[Generation]:
+    def _finish(
+        self, prompts: Sequence[Prompt], ending: Ending, names: Sequence[str], elapsed: float
+    ) -> list[Generation]:
         counts = [len(prompt.ids) + len(made) for prompt, made in zip(prompts, ending.tokens, strict=True)]
         generations = []
         for row, count in enumerate(counts):
             text, ended = ending.text(row)
             reason: Literal["stop", "length"] = "stop" if ended else "length"
             share = elapsed * count / sum(counts)
-            seconds, passes, drafted = ending.seconds[row], ending.passes[row], ending.drafted[row]
-            generations.append(Generation(text, ending.tokens[row], reason, share, seconds, passes, drafted))
+            seconds, passes = ending.seconds[row], ending.passes[row]
+            drafts = dict(zip(names, ending.drafts.of(row), strict=True))
+            generations.append(Generation(text, ending.tokens[row], reason, share, seconds, passes, drafts))
         ending.report()
         self.run.progress(len(prompts), sum(len(prompt.ids) for prompt in prompts))
         return generations
@@ -160,7 +175,9 @@ def answer(
     prompts = [one for one in asked if isinstance(one, Prompt)]
     run.progress(len(documents) - len(prompts), 0)
     made = iter(zip(prompts, LocalGenerator(loaded, spec, run, drafters).generate(prompts), strict=True))
-    return [one if isinstance(one, Refusal) else _result(name, *next(made)) for one in asked]
+    sizes = {one.ref.name: one.parameters for one in drafters if one} if spec.plan.most else None
+    whole = loaded.parameters
+    return [one if isinstance(one, Refusal) else _result(name, whole, sizes, *next(made)) for one in asked]
 
 
 def prompts_of(
@@ -184,7 +201,10 @@ def _prompt(document: Document, ids: list[int], loaded: LoadedModel, spec: Gener
     return Prompt(ids, min(spec.max_new_tokens, loaded.window - len(ids)), seed, copied)
 
 
-def _result(model: str, prompt: Prompt, generation: Generation) -> Result:
+def _result(
+    model: str, parameters: int, drafters: Mapping[str, int] | None, prompt: Prompt, generation: Generation
+) -> Result:
+    """``drafters``: their parameters by name; None where nothing may draft."""
     fields = {
         "generated": generation.text,
         "generate_model": model,
@@ -195,6 +215,7 @@ def _result(model: str, prompt: Prompt, generation: Generation) -> Result:
         "target_passes": generation.passes,
         "tokens_drafted": generation.drafted,
         "tokens_accepted": len(generation.tokens) - generation.passes,
+        "drafts": None if drafters is None else _drafts(model, parameters, drafters, generation),
         "generate_seconds": generation.seconds,
         "latency_seconds": generation.latency_seconds,
         "cost_usd": None,  # what a machine's hour costs is accounted for over the whole job
@@ -206,3 +227,15 @@ def _result(model: str, prompt: Prompt, generation: Generation) -> Result:
         seconds=generation.seconds,
         latency_seconds=generation.latency_seconds,
     )
+
+
+def _drafts(
+    model: str, parameters: int, drafters: Mapping[str, int], generation: Generation
+) -> list[dict[str, int | str]]:
+    """The column ``drafts``: the target, and all that drafted for it."""
+    target = Drafted(generation.passes, 0, 0)
+    sizes = {MAX_GRAM: 0, **drafters}
+    return [
+        {"model": model, "parameters": parameters, **asdict(target)},
+        *({"model": name, "parameters": sizes[name], **asdict(one)} for name, one in generation.drafts.items()),
+    ]

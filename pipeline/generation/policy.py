@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.generation.costs import WIDTHS
+COPYING = (1, 2, 4, 8, 16)
+"""Tokens that are checked where drafts are copied."""
 
 _MEMORY = 64
 """Rounds after which what was seen counts for a third. What is forgotten is tried again."""
 
-_LONG_MEMORY = 1024
+_LONG_MEMORY = 4096
 """The same of drafters, which must read all that they missed before they are tried again."""
 
 GAIN = 1.03
@@ -28,9 +29,6 @@ _HOPE = 0.75
 
 _SETUP = 50
 """Rounds that recording another way takes, about."""
-
-_RETURN = 10
-"""Rounds that drafters take to read what they missed, about."""
 
 _PROBE = 4
 """The width that is recorded to see whether copies pass, until there were enough; later, only what is known to pay."""
@@ -53,36 +51,46 @@ class Way:
 Seconds = Callable[[int, Way], float]
 """Of a round of so many rows."""
 
+Reading = Callable[[float], float]
+"""Seconds that drafters take to read so many tokens."""
+
 
 class Policy:
-    """Ways for the rounds of one batch after another, of those that there are: copies in any of ``WIDTHS``, and
-    ``cascades`` of drafters. ``seconds`` says what they take."""
+    """Ways for the rounds of one batch after another, of those that there are: copies in any of ``COPYING``, and
+    ``cascades`` of drafters, behind whose drafts ``tail`` tokens are copied. ``seconds`` and ``reading`` say what they
+    take."""
 
-    def __init__(self, seconds: Seconds, cascades: Sequence[Way] = ()) -> None:
-        self._seconds, self._cascades = seconds, sorted(cascades, key=lambda way: way.rounds)
-        self._copies = _Chances(WIDTHS[-1] - 1, _MEMORY)
+    def __init__(
+        self, seconds: Seconds, cascades: Sequence[Way] = (), tail: int = 0, reading: Reading = lambda tokens: 0.0
+    ) -> None:
+        self._seconds, self._reading, self._tail = seconds, reading, tail
+        self._cascades = sorted(cascades, key=lambda way: way.rounds)
+        self._copies = _Chances(COPYING[-1] - 1, _MEMORY)
         self._drafts = _Chances(max((way.width - 1 for way in cascades), default=0), _LONG_MEMORY)
-        self._each = 1.0  # drafts that a round of the largest drafter gives
+        most = self._cascades[0] if cascades else Way(1, 1 + tail)
+        self._seen = 0
+        self._each = (most.width - 1 - tail) / most.rounds  # drafts that a round of the largest drafter gives, at most
 
-    def way(self, rows: int, left: float, ready: Callable[[Way], bool], current: bool = True) -> Way:
-        """For a round of ``rows`` rows; about ``left`` tokens of each are to come.
+    def way(self, rows: int, left: float, ready: Callable[[Way], bool], unread: float = 0.0) -> Way:
+        """For a round of ``rows`` rows; about ``left`` tokens of each are to come, and drafters would have to read so
+        many tokens that are ``unread``.
 
-        ``ready`` says of a way whether it runs at full speed at once: another must be worth its recording. ``current``:
-        whether drafters have read all there is.
+        ``ready`` says of a way whether it runs at full speed at once: another must be worth its recording.
         """
         plain = Way(0, 1)
         base = self._seconds(rows, plain)
         rounds = {}  # plain ones that go by until all tokens are there
         hoped, seen = self._copies.expected(_HOPE), self._copies.expected(0.0)
-        for width in WIDTHS:
+        for width in COPYING:
             way = Way(0, width)
             trying = ready(way) or (width == _PROBE and self._copies.number < _ENOUGH)
             tokens = (hoped if trying else seen)[width - 1]
             rounds[way] = left / tokens * self._seconds(rows, way) / base + _SETUP * (not ready(way))
         drafted = self._drafts.expected(_HOPE)
         for way in self._cascades:
-            tokens = float(np.interp(way.rounds * self._each, np.arange(len(drafted)), drafted))
-            extra = _SETUP * (not ready(way)) * (self._drafts.number >= _ENOUGH) + _RETURN * (not current)
+            drafts = way.rounds * self._each + self._tail
+            tokens = float(np.interp(drafts, np.arange(len(drafted)), drafted))
+            extra = _SETUP * (not ready(way)) * (self._drafts.number >= _ENOUGH) + self._reading(unread) / base
             rounds[way] = left / tokens * self._seconds(rows, way) / base + extra
         best = min(rounds, key=rounds.__getitem__)
         return best if rounds[best] * GAIN < rounds[plain] else plain
@@ -90,10 +98,12 @@ class Policy:
     def saw(self, way: Way, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
         """What became of a round, row by row: so many drafts were accepted of so many."""
         self._copies.fade()
+        self._drafts.fade()
         if way.rounds:
-            self._drafts.fade()
+            self._seen += 1
             self._drafts.saw(drafted, accepted)
-            self._each += (float(drafted.mean()) / way.rounds - self._each) / _MEMORY
+            each = (float(drafted.mean()) - self._tail) / way.rounds
+            self._each += (each - self._each) / min(self._seen, _MEMORY)
         elif way.width > 1:
             self._copies.saw(drafted, accepted)
 

@@ -27,6 +27,9 @@ class Prefixes:
         self._order, self._place = order, {row: place for place, row in enumerate(order)}
         ids = [np.array(prompts[row].ids) for row in order]
         self._common = np.array([_common(one, other) for one, other in pairwise(ids)], np.int64)
+        shared = np.append(0, np.where(self._common >= WORTH, self._common, 0))
+        self.fresh = np.zeros(len(prompts), np.int64)  # tokens of each that are to be read if all are
+        self.fresh[order] = np.array([len(one) for one in ids], np.int64) - shared[: len(prompts)]
         self._here: list[int] = []  # places, in order
 
     def waves(self, rows: Sequence[int]) -> list[list[tuple[int, int, int]]]:

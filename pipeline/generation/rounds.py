@@ -27,7 +27,11 @@ from pipeline.generation.lines import Lines
 from pipeline.generation.maxgram import propose
 from pipeline.generation.sampling import Choosing
 from pipeline.passes.recorded import Output
+from pipeline.stages import Stopped
 from schemas.drafting import Plan
+
+COPIES = 0
+"""The number of Max-Gram among those that draft."""
 
 
 class DrafterFailed(Exception):  # noqa: N818
@@ -36,11 +40,11 @@ class DrafterFailed(Exception):  # noqa: N818
 
 @contextmanager
 def drafting() -> Iterator[None]:
-    """What a drafter's pass raises is its own failure, but for memory that runs out."""
+    """What a drafter's pass raises is its own failure, but for memory that runs out, or a stop."""
     try:
         yield
     except Exception as error:
-        if out_of_memory(error):
+        if isinstance(error, Stopped) or out_of_memory(error):
             raise
         raise DrafterFailed(" ".join(str(error).split())[:300] or type(error).__name__) from error
 
@@ -66,7 +70,7 @@ class Copying:
     def draft(self, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
         """As in ``Drafting``."""
         if self.most:
-            lines.put(slots, length, propose(lines.tokens[slots], length, self.most))
+            lines.put(slots, length, propose(lines.tokens[slots], length, self.most), COPIES)
         return length + self.most
 
 
@@ -101,13 +105,15 @@ class Checking:
 
     ``behind``: so many of the last tokens written it may not have read, but for the very last: the one that it said
     last, what came from above, and what was copied behind its drafts. ``lenience`` l: it lets a draft pass to which it
-    gives a probability over 1 / l, though it would say something else (the paper's, section 3.3); 1 is off.
+    gives a probability over 1 / l, though it would say something else (the paper's, section 3.3); 1 is off. ``number``:
+    its own, from 1 on, by which lines know its drafts.
     """
 
     model: Model
     under: Drafting
     rounds: int
     choose: Choosing
+    number: int
     behind: int = 1
     lenience: float = 1.0
 
@@ -132,7 +138,7 @@ class Checking:
                 chances = logits[:, :new].softmax(-1, dtype=torch.float32).gather(-1, known[..., None])[..., 0]
                 passed = passed | ((chances > 1 / self.lenience) & (known == drafts))
             accepted = passed.cumprod(1).sum(1)
-            lines.put(slots, length + accepted, said.gather(1, accepted[:, None]))
+            lines.put(slots, length + accepted, said.gather(1, accepted[:, None]), self.number)
             length = length + accepted + 1
         return length
 
@@ -154,8 +160,8 @@ class Target:
     def round(self, lines: Lines, slots: torch.Tensor, width: int, most: int) -> Output:
         """At most ``width - 1`` drafts for each of these lines, and what comes of them.
 
-        Per row ``width`` tokens, how many were drafted, and how many of the tokens count, int64 ``[rows, width + 2]``;
-        and the logits ``[rows, v]`` of the first token.
+        Per row ``width`` tokens, whose draft was at each but the last of their places (-1: none), and how many of the
+        tokens count, int64 ``[rows, 2 * width]``; and the logits ``[rows, v]`` of the first token.
         """
         length = end = lines.length[slots]
         if width > 1:
@@ -164,12 +170,12 @@ class Target:
         drafts = lines.at(slots, length, width - 1)
         after = torch.arange(width, device=slots.device).expand(len(slots), width)
         chosen, logits = self.model.said(lines, slots, length - 1, width, after, self.choose, most)
-        drafted = (end - length).clamp(max=width - 1)
-        there = torch.arange(width - 1, device=slots.device) < drafted[:, None]
+        there = length[:, None] + torch.arange(width - 1, device=slots.device) < end[:, None]
         count = 1 + ((chosen[:, :-1] == drafts) & there).cumprod(1).sum(1)
+        whose = torch.where(there, lines.drafted_by(slots, length, width - 1), -1)
         lines.put(slots, length, chosen)
         lines.keep(slots, count)
-        return torch.cat([chosen, drafted[:, None], count[:, None]], 1), logits[:, 0]
+        return torch.cat([chosen, whose, count[:, None]], 1), logits[:, 0]
 
 
 def cascade(target: Model, drafters: Sequence[Model], plan: Plan, choose: Choosing) -> Target:
@@ -177,5 +183,6 @@ def cascade(target: Model, drafters: Sequence[Model], plan: Plan, choose: Choosi
     under: Drafting = Copying(plan.copied)
     for level in reversed(range(len(drafters))):
         # From above comes a token for each level, that of the target's included.
-        under = Checking(drafters[level], under, plan.rounds[level], choose, 1 + level + plan.tail, plan.lenience)
+        behind = 1 + level + plan.tail
+        under = Checking(drafters[level], under, plan.rounds[level], choose, 1 + level, behind, plan.lenience)
     return Target(target, under, choose, plan.tail)

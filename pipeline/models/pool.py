@@ -44,6 +44,11 @@ class LoadedModel:
     device: torch.device
     window: int
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers its weights hold."""
+        return sum(one.numel() for one in self.model.parameters())
+
 
 Load = Callable[["ModelRef", str, str, "PreTrainedTokenizerFast"], LoadedModel]
 """(model, dtype, device, tokenizer) -> the model on the device."""

@@ -20,6 +20,9 @@ from pipeline.passes.joined import Joined, Share
 if TYPE_CHECKING:
     from pipeline.passes.packed import Step
 
+_KINDS = frozenset({"llama", "qwen2", "mistral"})
+"""Of models: others differ where no modules show it, some only after thousands of tokens."""
+
 MOST = 16
 """Tokens of a pass: so many take the product kernel no longer than one."""
 
@@ -50,7 +53,7 @@ class Fused:
     def read(self, ids: torch.Tensor, at: torch.Tensor, step: Step) -> torch.Tensor:
         """Hidden states ``[tokens, d]`` of ``ids`` ``[tokens]``, ``MOST`` or fewer, at places ``at``, as ``step`` has
         them."""
-        with LAUNCHING:
+        with LAUNCHING, torch.cuda.device_of(ids):  # type: ignore[no-untyped-call]
             return self._read(ids, at, step)
 
     def _read(self, ids: torch.Tensor, at: torch.Tensor, step: Step) -> torch.Tensor:
@@ -58,6 +61,8 @@ class Fused:
 
         hidden = self._trunk.embed_tokens(ids)
         cosines, sines = (one[0] for one in self._trunk.rotary_emb(hidden[None], at[None]))
+        if cosines.shape[-1] != step.keys[0].shape[-1]:
+            raise ValueError("only a part of each head is turned")
         turns, arrived = (cosines.contiguous(), sines.contiguous()), self._arrived
         for layer, keys, values in zip(self._layers, step.keys, step.values, strict=True):
             projected = products.product(
@@ -78,13 +83,14 @@ class Fused:
 
 
 def fused(trunk: Any) -> Fused | None:
-    """The trunk's layers, joined before (``joined``), if its modules look like Llama's."""
+    """The trunk's layers, joined before (``joined``), if it is of a kind that is built so."""
+    config = trunk.config
+    if getattr(config, "model_type", "") not in _KINDS or getattr(config, "hidden_act", "") != "silu":
+        return None
     layers = [_layer(one) for one in getattr(trunk, "layers", [])]
     known = [one for one in layers if one is not None]
     alike = all(hasattr(trunk, name) for name in ("embed_tokens", "rotary_emb", "norm"))
-    if not alike or not known or len(known) < len(layers) or getattr(trunk.config, "hidden_act", "") != "silu":
-        return None
-    return Fused(trunk, known)
+    return Fused(trunk, known) if alike and known and len(known) == len(layers) else None
 
 
 def _layer(layer: Any) -> _Layer | None:
@@ -95,6 +101,8 @@ def _layer(layer: Any) -> _Layer | None:
     out: Any = getattr(attention, "o_proj", None)
     down: Any = getattr(mlp, "down_proj", None)
     if queries is None or gates is None or gates.bias is not None or len(queries.sizes) != 3:
+        return None
+    if getattr(attention, "scaling", None) is None:
         return None
     if not all(type(one) is nn.Linear and one.bias is None for one in (out, down)):
         return None

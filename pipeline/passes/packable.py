@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 _WIDTH = 300
 """Tokens of a text that packed passes are tried with."""
 
+_FUSED = torch.bfloat16
+"""Models that kernels of our own may read: in float16 the product of activations and a norm's weights may overflow."""
+
 _TOLERANCE = 0.05
 """Most that packed hidden states may be off at first sight: half precision takes a hundredth, another model a third."""
 
@@ -51,9 +54,8 @@ def can_step(trunk: Any, kind: type[PackedPasses] | type[PaddedPasses]) -> bool:
 
 
 def _fuse(trunk: Any) -> None:
-    """Let steps of few tokens be read by kernels of our own, where these say the same. Only in bfloat16: in float16
-    the product of activations and a norm's weights may overflow."""
-    trunk.contextmill_fused = fused(trunk) if next(trunk.parameters()).dtype == torch.bfloat16 else None
+    """Let steps of few tokens be read by kernels of our own, where these say the same."""
+    trunk.contextmill_fused = fused(trunk) if next(trunk.parameters()).dtype == _FUSED else None
     if trunk.contextmill_fused and (why := _doubt(lambda: _token_by_token(trunk, PackedPasses, _WIDTH, MOST // 3))):
         trunk.contextmill_fused = None
         log.info("steps of few tokens take the compiled layers, two to three times as long: %s", why)

@@ -177,7 +177,7 @@ class PackedPasses:
         self._begins = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # the same
         self._stores: list[torch.Tensor] = []
         self._fused: Fused | None = getattr(trunk, "contextmill_fused", None)
-        counts = (rows + 2) * trunk.config.num_attention_heads
+        counts = 3 * (rows + 2) * trunk.config.num_attention_heads  # of large heads few make a block
         self._arrived = torch.zeros(counts, dtype=torch.int32, device=self.device)
 
     def reserve(self, columns: int, longest: int) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from pipeline import collecting
 from pipeline.storage.sql import db_now, insert_ignore
-from schemas.tables import DocumentRow, Evaluation, Job, Part, Rejection, Shard, Usage
+from schemas.tables import DocumentRow, Draft, Evaluation, Job, Part, Rejection, Shard, Usage
 
 ACTIVE = ("submitting", "running")
 OPEN = ("pending", "leased")
@@ -45,6 +45,7 @@ class Commit:
     tokens: int = 0
     part: dict[str, Any] | None = None
     usage: Sequence[dict[str, Any]] = ()
+    drafts: Sequence[dict[str, Any]] = ()
     rejections: Sequence[dict[str, Any]] = ()  # rows of Rejection, each with its document's ``seq`` besides
     next_shards: Sequence[dict[str, Any]] = ()
     last_stage: bool = False
@@ -159,6 +160,8 @@ def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
             connection.execute(insert(Part), [commit.part])
         if commit.usage:
             connection.execute(insert(Usage), list(commit.usage))
+        if commit.drafts:
+            connection.execute(insert(Draft), list(commit.drafts))
         _settle_documents(connection, claim, commit)
         insert_ignore(connection, Shard, list(commit.next_shards))
         if commit.job:

@@ -9,15 +9,22 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from unittest import mock
 
+import numpy as np
+import row_by_row  # noqa: F401  the kernels of other passes
 import torch
 from transformers import AutoConfig, AutoModel
 
+from pipeline.passes import few, packable
+from pipeline.passes.compiling import hasten
 from pipeline.passes.few import attend_few, attend_new
-from pipeline.passes.fused import fused
+from pipeline.passes.fused import Fused, fused
 from pipeline.passes.joined import join
-from pipeline.passes.packed import Step
+from pipeline.passes.packable import can_pack, can_step
+from pipeline.passes.packed import PackedPasses, Step
 from pipeline.passes.products import product
 
 Off = tuple[float, int]
@@ -38,7 +45,7 @@ def written_out(
     return found
 
 
-def few(new: int, heads: int, key_heads: int, size: int, stored: list[int]) -> Off:
+def attention(new: int, heads: int, key_heads: int, size: int, stored: list[int]) -> Off:
     """Attention alone."""
     torch.manual_seed(0)
     rows, room = len(stored), max(stored) + new + 3
@@ -130,7 +137,38 @@ def model(kind: str) -> Off:
     return float((torch.cat(found, 1) - expected).abs().max()), int(arrived.abs().sum())
 
 
-KERNELS: dict[str, Callable[..., Off]] = {"few": few, "turning": turning, "products": products, "model": model}
+def wired(spoilt: bool) -> Off:
+    """Whether steps of few tokens of a model are read by kernels once they were seen to say the same: 0.0, or 1.0 where
+    they are not. In float32, as the interpreter cannot multiply bfloat16."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16,
+    }  # fmt: skip
+    config = AutoConfig.for_model("llama", **sizes)
+    trunk: Any = AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    for weights in trunk.parameters():
+        torch.nn.init.normal_(weights, 0.0, 0.2)
+    ids = torch.ones(2, 9, dtype=torch.int64)
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):
+        assert hasten(trunk, trunk.layers, lambda: trunk(input_ids=ids, use_cache=False))
+        log2e = 0.3 if spoilt else few.LOG2E
+        with mock.patch.object(few, "LOG2E", log2e), mock.patch.object(packable, "_FUSED", torch.float32):
+            assert can_pack(trunk) and can_step(trunk, PackedPasses)
+        passes = PackedPasses(trunk, 2)
+        passes.reserve(80, 40)
+        passes.place(np.arange(2), np.array([0, 40]))
+        slots, stored = torch.arange(2), torch.zeros(2, dtype=torch.int64)
+        read: list[int] = []
+        with mock.patch.object(Fused, "read", lambda self, ids, *_: read.append(len(ids))):
+            passes.read_on(slots, ids[:, :8], stored, 8)
+            passes.read_on(slots, ids[:, :9], stored, 9)
+    return float(read != [16]), 0
+
+
+KERNELS: dict[str, Callable[..., Off]] = {
+    "few": attention, "turning": turning, "products": products, "model": model, "wired": wired,
+}  # fmt: skip
 
 if __name__ == "__main__":
     with torch.inference_mode():

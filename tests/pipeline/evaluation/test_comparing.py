@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from evaluated_jobs import EXACT, GENERATE, Row, data, questions, with_answers, worked
+from jobs_by_hand import EXACT, GENERATE, Row, data, questions, with_answers, worked
 from rich.console import Console
 from sqlalchemy import Engine
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from by_hand import work_through
-from evaluated_jobs import EXACT, GENERATE, Row, data, questions, with_answers, worked
+from jobs_by_hand import EXACT, GENERATE, Row, data, questions, with_answers, worked
 from pydantic import ValidationError
 from sqlalchemy import Engine, func, select, update
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from pipeline.generation import engine
-from pipeline.generation.costs import WIDTHS, Costs
+from pipeline.generation.costs import Costs
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.ending import Ending
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import LONGEST, PADDING, propose
-from pipeline.generation.policy import Policy, Way
+from pipeline.generation.policy import COPYING, Policy, Way
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.passes.packed import SPARE
@@ -147,8 +147,28 @@ def test_whoever_drafts_answers_are_those_of_plain_decoding(
         assert all(one.passes <= len(one.tokens) for one in found)
 
 
+@pytest.fixture
+def anyhow(relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Way]]:
+    """Ways by chance instead of by what pays; those that were taken."""
+    seen: set[Way] = set()
+    drawn = np.random.default_rng(0)
+
+    def any_way(self: Policy, rows: int, left: float, ready: Any, unread: float) -> Way:
+        ways = [*self._cascades, *(Way(0, width) for width in COPYING)]
+        seen.add(way := ways[int(drawn.integers(len(ways)))])
+        return way
+
+    monkeypatch.setattr(Policy, "way", any_way)
+    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((6, 6))))
+    yield seen
+    for one in relatives:
+        vars(one.model).pop("contextmill_costs", None)
+        vars(one.model).pop("contextmill_policies", None)
+
+
 WAYS: list[tuple[list[int], dict[str, Any]]] = [
     ([1], {}),
+    ([1], {"draft_rounds": (1,)}),
     ([2], {"draft_tail": 5, "draft_lenience": 3.0}),
     ([1, 2], {"draft_rounds": (3, 2)}),
     ([0, 1, 3], {"draft_rounds": (2, 1, 1), "draft_tail": 2}),
@@ -158,30 +178,49 @@ WAYS: list[tuple[list[int], dict[str, Any]]] = [
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("which", "plan"), WAYS)
 def test_drafters_that_come_and_go_change_no_answer(
-    relatives: list[LoadedModel], which: list[int], plan: dict[str, Any], settings: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    relatives: list[LoadedModel], which: list[int], plan: dict[str, Any], settings: dict[str, Any], anyhow: set[Way]
+) -> None:
     """Whatever the policy wants from round to round: they read what they missed before they draft again."""
     plain = generate(relatives[0], **settings)
-    seen: set[Way] = set()
-
-    def any_way(self: Policy, rows: int, left: float, ready: Any, current: bool = True) -> Way:
-        ways = [*self._cascades, *(Way(0, width) for width in WIDTHS)]
-        seen.add(way := ways[int(drawn.integers(len(ways)))])
-        return way
-
-    monkeypatch.setattr(Policy, "way", any_way)
-    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((3, 5))))
     for batch_tokens in (1, 300, 16384):
-        drawn = np.random.default_rng(batch_tokens)
         models = [relatives[at] for at in which]
         found = generate(relatives[0], models, draft_tokens="auto", batch_tokens=batch_tokens, **plan, **settings)
         assert said(found) == said(plain)
-    assert len({way.rounds for way in seen}) > 2 and len(seen) > 5
+    assert len({way.rounds for way in anyhow}) > 1 and len(anyhow) > 5
+
+
+def test_nor_do_they_where_prompts_begin_alike(relatives: list[LoadedModel], anyhow: set[Way]) -> None:
+    """What was read of one prompt is copied for others, by all models or by the target alone."""
+    alike = [Prompt([*PROMPTS[1].ids, *one.ids], 30, one.seed) for one in PROMPTS]
+
+    def found(models: Sequence[LoadedModel], **settings: Any) -> list[list[int]]:
+        spec = GenerateSpec(kind="generate", drafters=[one.ref.name for one in models], **settings)
+        return [one.tokens for one in LocalGenerator(relatives[0], spec, Run(ModelPool("cpu")), models).generate(alike)]
+
+    for settings in ({}, {"batch_tokens": 500}):
+        assert found(relatives[1:3], draft_tokens="auto", **settings) == found([])
+    assert anyhow
+
+
+def test_without_its_drafters_the_rest_is_copied_in_any_width(relatives: list[LoadedModel], anyhow: set[Way]) -> None:
+    """Room is made for the widest: a drafter that is missing, and one that fails at once."""
+    plain = said(generate(relatives[0]))
+    spec = GenerateSpec(kind="generate", drafters=["x"], draft_rounds=(1,), draft_tokens="auto")
+    assert said(LocalGenerator(relatives[0], spec, Run(ModelPool("cpu")), [None]).generate(PROMPTS)) == plain
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "measured", _broken)
+        vars(relatives[1].model).pop("contextmill_costs", None)
+        vars(relatives[0].model)["contextmill_costs"] = {PaddedPasses: Costs(np.ones((6, 6)))}
+        assert said(generate(relatives[0], [relatives[1]], draft_rounds=(1,), draft_tokens="auto")) == plain
+    assert {way.rounds for way in anyhow} == {0} and Way(0, 16) in anyhow
+
+
+def _broken(*_: Any) -> Any:
+    raise RuntimeError("the drafter is broken")
 
 
 def test_a_drafter_that_is_the_target_is_always_right_whatever_it_missed(
-    relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch
+    relatives: list[LoadedModel], anyhow: set[Way], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One wrong column, and it would say something else than the target."""
     told: list[tuple[Way, list[int], list[int]]] = []
@@ -194,7 +233,6 @@ def test_a_drafter_that_is_the_target_is_always_right_whatever_it_missed(
         Policy, "way", lambda self, *_: Way(0, 2) if drawn.random() < 0.6 else self._cascades[int(drawn.integers(2))]
     )
     monkeypatch.setattr(Policy, "saw", saw)
-    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((3, 5))))
     generate(relatives[0], [relatives[0]], draft_tokens="auto", batch_tokens=300)
     by_drafter = [(drafted, accepted) for way, drafted, accepted in told if way.rounds]
     assert len(by_drafter) > 9 and len(by_drafter) < len(told)

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,15 +34,26 @@ CASES = {
     **{f"few: {name}": ("few", *case) for name, case in ATTENTION.items()},
     **{f"turning: {name}": ("turning", *case) for name, case in ATTENTION.items()},
     **{f"product: {name}": ("products", *case) for name, case in PRODUCTS.items()},
+    "models are read so": ("wired", False),
     **{f"model: {kind}": ("model", kind) for kind in ("llama", "qwen2", "mistral")},
 }
 
 
-def test_kernels_say_what_they_stand_for() -> None:
+def interpreted(cases: Sequence[tuple[Any, ...]]) -> list[tuple[float, int]]:
     pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
-    command = [sys.executable, str(SCRIPT), json.dumps(list(CASES.values()))]
+    command = [sys.executable, str(SCRIPT), json.dumps(list(cases))]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    for case, (off, counted) in zip(CASES, json.loads(ended.stdout), strict=True):
+    found: list[tuple[float, int]] = json.loads(ended.stdout)
+    return found
+
+
+def test_kernels_that_say_something_else_are_not_used() -> None:
+    ((off, _),) = interpreted([("wired", True)])
+    assert off == 1.0
+
+
+def test_kernels_say_what_they_stand_for() -> None:
+    for case, (off, counted) in zip(CASES, interpreted(list(CASES.values())), strict=True):
         assert 0 <= off < 2e-5 and not counted, (case, off, counted)

@@ -37,7 +37,7 @@ def row(seq: int, **changed: Any) -> dict[str, Any]:
         "tokens_original": 10, "tokens_asked": 5, "tokens_compressed": 5, "copied": False, "compress_seconds": 0.5,
         "compress_reused_from": None,
         "generated": "g", "generate_model": "m", "finish_reason": "stop", "tokens_prompt": 6, "tokens_generated": 2,
-        "tokens_cached": None, "target_passes": 2, "tokens_drafted": 0, "tokens_accepted": 0,
+        "tokens_cached": None, "target_passes": 2, "tokens_drafted": 0, "tokens_accepted": 0, "drafts": None,
         "generate_seconds": 1, "latency_seconds": 1.5, "cost_usd": Decimal("0.000123"),
         "generate_reused_from": "j0",
     }  # fmt: skip

@@ -29,7 +29,7 @@ def part(root: Path, name: str, seqs: range) -> str:
             "seq": seq, "doc_id": f"d{seq}", "content_hash": "h", "text": f"text {seq}", "answer": None,
             "generated": "g", "generate_model": "m", "finish_reason": "stop", "tokens_prompt": 6,
             "tokens_generated": seq, "tokens_cached": None, "target_passes": None, "tokens_drafted": None,
-            "tokens_accepted": None, "generate_seconds": 1.0, "latency_seconds": 1.5,
+            "tokens_accepted": None, "drafts": None, "generate_seconds": 1.0, "latency_seconds": 1.5,
             "cost_usd": Decimal("0.000123") if seq % 2 else None, "generate_reused_from": None,
         }
         for seq in seqs

@@ -1,0 +1,63 @@
+"""A job whose answers are drafted: who drafted what stands in Parquet, in SQL and in the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jobs_by_hand import data, questions, worked
+from rich.console import Console
+from sqlalchemy import Engine, func, select
+
+from pipeline.accounting.console import print_summary
+from pipeline.accounting.report import render_html
+from pipeline.accounting.summary import summarise
+from schemas.tables import Draft
+
+
+def stage(**settings: Any) -> dict[str, Any]:
+    return {"kind": "generate", "max_new_tokens": 24, "chat": False, **settings}
+
+
+def test_who_drafted_what_is_accounted_for(engine: Engine, tmp_path: Path, tiny_model: Path) -> None:
+    name = str(tiny_model)
+    drafted = stage(drafters=[name], draft_rounds=[2], draft_tokens=1, draft_tail=2)
+    job = worked(engine, tmp_path, tiny_model, questions(5), drafted, name="drafted")
+    rows = data(engine, job)
+    for row in rows:
+        target, copies, drafter = row["drafts"]
+        assert [one["model"] for one in row["drafts"]] == [name, "max-gram", name]
+        assert (target["passes"], copies["passes"]) == (row["target_passes"], 0)
+        assert drafter["passes"] == 2 * (row["target_passes"] - 1)  # but for the pass that read the prompt
+        assert copies["drafted"] + drafter["drafted"] == row["tokens_drafted"]
+        assert copies["accepted"] + drafter["accepted"] == row["tokens_accepted"]
+        assert 0 < drafter["accepted"] <= drafter["drafted"] == 2 * (row["target_passes"] - 1)
+        assert target["parameters"] == drafter["parameters"] > copies["parameters"] == 0
+    with engine.connect() as connection:
+        sums = select(func.count(), func.sum(Draft.passes), func.sum(Draft.accepted)).where(Draft.job_id == job)
+        found = connection.execute(sums).one()
+    every = [one for row in rows for one in row["drafts"]]
+    assert tuple(found) == (15, sum(one["passes"] for one in every), sum(one["accepted"] for one in every))
+
+    summary = summarise(engine, job)
+    (drafting,) = summary.drafting
+    assert drafting.answers == 5 and drafting.tokens == sum(row["tokens_generated"] for row in rows)
+    passes = sum(row["target_passes"] for row in rows)
+    assert drafting.tokens_per_pass == drafting.tokens / passes > 1
+    assert drafting.swi == drafting.tokens / (passes + 2 * (passes - 5))  # the drafter is as large as the target
+    html = render_html(summary)
+    assert "Standardised walltime improvement" in html and "Drafts and what was accepted" in html
+    console = Console(width=120, record=True)
+    print_summary(summary, console)
+    assert "max-gram" in (said := console.export_text()) and f"{drafting.tokens_per_pass:.2f}" in said
+
+
+def test_nothing_is_said_of_drafts_where_there_are_none_or_others_made_them(
+    engine: Engine, tmp_path: Path, tiny_model: Path
+) -> None:
+    plain = worked(engine, tmp_path, tiny_model, questions(3), stage(), name="plain")
+    assert {row["drafts"] for row in data(engine, plain)} == {None} and not summarise(engine, plain).drafting
+    again = worked(engine, tmp_path, tiny_model, questions(3), stage(draft_tokens=3), name="again")
+    assert {row["generate_reused_from"] for row in data(engine, again)} == {plain}
+    summary = summarise(engine, again)
+    assert not summary.drafting and "Drafting" not in render_html(summary)
