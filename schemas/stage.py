@@ -70,7 +70,9 @@ class GenerateSpec(StageBase):
     draft_tokens: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)] = Field(
         0, description="tokens copied ahead and checked in one pass; 0 is off, auto: drafts as far as they pay"
     )
-    drafters: tuple[ModelName, ...] = Field((), max_length=3, description="models that draft, the largest first")
+    drafters: tuple[ModelName, ...] = Field(
+        (), max_length=3, description="models that draft, or layers:N of the target, the largest first"
+    )
     draft_rounds: tuple[Annotated[Whole, Field(ge=1)], ...] = Field((), description="of each drafter; default: 2")
     draft_tail: Whole = Field(0, ge=0, description="tokens copied behind a drafter's")
     draft_lenience: StrictFloat = Field(1.0, ge=1, description="drafters pass a draft of probability over 1 / this")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import ModelError, check_causal, digest_of, expects_gpu, load_tokenizer
+from pipeline.models import ModelError, check_causal, digest_of, expects_gpu, load_tokenizer, resolve
+from pipeline.models.folder import layers_in
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
@@ -76,19 +78,34 @@ class Generate:
     def drafters(self, run: Run) -> Iterator[LoadedModel | str]:
         """Each, or why it cannot be loaded on this machine: drafts save time, and answers do not hang on them."""
         from pipeline.batching import out_of_memory
+        from pipeline.generation.early_exit import early_exit
 
         run.models.keep_at_least(1 + len(self.spec.drafters))
         for name in self.spec.drafters:
             try:
-                yield run.models.causal_lm(name, self.spec.dtype, self.spec.device)
+                if layers := _layers(name):
+                    yield early_exit(self.load(run), layers)
+                else:
+                    yield run.models.causal_lm(name, self.spec.dtype, self.spec.device)
             except (ModelError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, ModelError) and not out_of_memory(error):
                     raise
                 yield f"{name} does not draft: {error}"
 
 
+def _layers(name: str) -> int:
+    """8 of "layers:8", the name of a drafter that is the target's first layers; 0 of any other."""
+    found = re.fullmatch(r"layers:([1-9][0-9]{0,4})", name)
+    return int(found[1]) if found else 0
+
+
 def _check_drafter(name: str, target: str) -> None:
     """``ModelError`` for what is not there, is no causal LM, or knows other tokens than the target."""
+    if layers := _layers(name):
+        there = layers_in(resolve(target).folder) or 0
+        if layers >= there:
+            raise ModelError(f"{name} cannot draft for {target}, which has {there} layers: name fewer")
+        return
     digest_of(name, check=check_causal)
     if load_tokenizer(name).get_vocab() != load_tokenizer(target).get_vocab():
         raise ModelError(

@@ -56,14 +56,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def window_of(folder: Path) -> int | None:
     """The most tokens the model in ``folder`` was made for, from its config; None if it states none."""
+    return _stated(folder, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+
+
+def layers_in(folder: Path) -> int | None:
+    """How many layers the model in ``folder`` has, from its config; None if it states none."""
+    return _stated(folder, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+def _stated(folder: Path, *keys: str) -> int | None:
+    """The first of these whole numbers in the model's config."""
     if not (folder / "config.json").is_file():
         return None
     config = read_json(folder / "config.json")
     config = {**config, **(config.get("text_config") or {})}
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    return None
+    return next((int(config[key]) for key in keys if isinstance(config.get(key), int)), None)
 
 
 def parameters(folder: Path) -> int:
