@@ -90,6 +90,8 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("tokens_answer", pa.int64(), nullable=False),  # where the two were longer than max_tokens
             pa.field("nll_before", pa.float64()),  # nats an answer token under the model as it was; held_out only
             pa.field("nll_after", pa.float64()),  # ... and with its adapter
+            pa.field("agreement_before", pa.float64()),  # share of its tokens that were the model's most likely ones
+            pa.field("agreement_after", pa.float64()),
             pa.field("align_seconds", pa.float64(), nullable=False),
         ]
     ),

@@ -8,15 +8,16 @@ from typing import Any
 
 from safetensors.torch import save
 
+from pipeline.alignment.measure import Measure
 from pipeline.models.adapters import CONFIG, MANIFEST, WEIGHTS, AdapterManifest
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import write_whole
 
 
-def write_adapter(adapted: Any, base: str, base_digest: str, before: float, after: float, folder: str) -> None:
+def write_adapter(adapted: Any, base: str, base_digest: str, before: Measure, after: Measure, folder: str) -> None:
     """Write the adapter of the peft model ``adapted`` into ``folder`` (local or s3), its manifest last.
 
-    ``before`` and ``after``: nats a token over the held-out answers.
+    ``before`` and ``after`` are over all tokens of the held-out answers.
     """
     from peft import get_peft_model_state_dict
 
@@ -29,7 +30,8 @@ def write_adapter(adapted: Any, base: str, base_digest: str, before: float, afte
         WEIGHTS: save(tensors, {"format": "pt"}),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    manifest = AdapterManifest(base, base_digest, before, after, digests)
+    agreement = before.agreement, after.agreement
+    manifest = AdapterManifest(base, base_digest, before.nats, after.nats, digests, agreement=agreement)
     fs, root = resolve_path(folder)
     for name, data in {**files, MANIFEST: manifest.to_json().encode()}.items():
         write_whole(fs, f"{root}/{name}", data)

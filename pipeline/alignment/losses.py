@@ -59,12 +59,12 @@ class Loss:
         if teacher is not None:
             check_vocabularies(scorer.name, scorer.tokenizer, teacher.name, teacher.tokenizer)
 
-    def nats(self, pairs: Sequence[Pair]) -> torch.Tensor:
-        """-log p of each answer token under the scorer: (n,) float32."""
+    def measured(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        """-log p of each answer token under the scorer, and 1 where it is the most likely one: (n, 2) float32."""
         states, targets = self.scorer.states(pairs), self._targets(pairs)
         rows = self.scorer.rows
         pieces = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
-        return torch.cat([_nll(self.scorer.logits(some), wanted) for some, wanted in pieces])
+        return torch.cat([_measured(self.scorer.logits(some), wanted) for some, wanted in pieces])
 
     def total(self, pairs: Sequence[Pair]) -> torch.Tensor:
         """The sum to be minimised. Logits are computed again for the gradient, rather than kept."""
@@ -98,6 +98,10 @@ class Loss:
     def _targets(self, pairs: Sequence[Pair]) -> torch.Tensor:
         ids = np.concatenate([pair.ids[pair.answer :] for pair in pairs])
         return torch.from_numpy(ids).to(self.scorer.device)
+
+
+def _measured(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.stack([_nll(logits, targets), (logits.argmax(-1) == targets).float()], 1)
 
 
 def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pipeline.alignment.measure import Measure, mean
 from pipeline.models import check_causal, digest_of, expects_gpu
 from pipeline.stages import Halt, Outcome, Result, Run, Stopped
 from schemas.align import AlignSpec
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.alignment.pairs import Pair
     from pipeline.alignment.training import Trainer
 
-VERSION = 1
+VERSION = 2
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 _CHARACTERS_PER_SECOND = {"cpu": 1_000, "cuda": 400_000}
@@ -93,7 +94,7 @@ class _Session:
         self.base_digest = loaded.ref.digest
         self.checkpoints = self._checkpoints(stage, documents)
         self.step, self.before_seconds, self.saved = 0, 0.0, time.perf_counter()
-        self.before: list[float] = []
+        self.before: list[Measure] = []
 
     def outcomes(self) -> dict[int, Outcome]:
         """Train to the end and measure."""
@@ -143,7 +144,7 @@ class _Session:
         found = self.checkpoints.latest() if self.checkpoints else None
         if found is None:
             return
-        self.before = found.tensors["before"].tolist()
+        self.before = [Measure(*one) for one in found.tensors["before"].tolist()]
         self.trainer.restore(found.tensors)
         self.step, self.before_seconds = found.step, found.seconds
         done = [self.trained[number] for step in range(self.step) for number in self.plan.batch(step)]
@@ -170,17 +171,18 @@ class _Session:
     def _seconds(self) -> float:
         return self.before_seconds + time.perf_counter() - self.began
 
-    def _publish(self, after: Sequence[float]) -> None:
+    def _publish(self, after: Sequence[Measure]) -> None:
         from pipeline.alignment.adapter import write_adapter
 
         if self.run.folder is None:
             return
-        means = _mean(self.before, self.held), _mean(after, self.held)
+        tokens = [pair.answer_tokens for pair in self.held]
+        means = mean(self.before, tokens), mean(after, tokens)
         write_adapter(self.trainer.adapted, self.spec.model, self.base_digest, *means, f"{self.run.folder}/adapter")
 
-    def _results(self, after: Sequence[float]) -> dict[int, Outcome]:
-        nats = zip(self.before, after, strict=True)
-        measured = dict(zip((pair.document.seq for pair in self.held), nats, strict=True))
+    def _results(self, after: Sequence[Measure]) -> dict[int, Outcome]:
+        both = zip(self.before, after, strict=True)
+        measured = dict(zip((pair.document.seq for pair in self.held), both, strict=True))
         seconds = self._seconds()
         each = seconds / sum(len(pair.ids) - 1 for pair in self.pairs)
         return {pair.document.seq: _result(pair, measured.get(pair.document.seq), each, seconds) for pair in self.pairs}
@@ -212,20 +214,17 @@ class _Meter:
         self._told = documents
 
 
-def _mean(nats: Sequence[float], pairs: Sequence[Pair]) -> float:
-    """Over all answer tokens of ``pairs``."""
-    total = sum(one * pair.answer_tokens for one, pair in zip(nats, pairs, strict=True))
-    return total / sum(pair.answer_tokens for pair in pairs)
-
-
-def _result(pair: Pair, nats: tuple[float, float] | None, each: float, latency: float) -> Result:
+def _result(pair: Pair, measured: tuple[Measure, Measure] | None, each: float, latency: float) -> Result:
     tokens = len(pair.ids) - 1
+    before, after = measured or (None, None)
     fields = {
-        "split": "held_out" if nats else "train",
+        "split": "held_out" if measured else "train",
         "tokens_prompt_read": tokens - pair.answer_tokens,
         "tokens_answer": pair.answer_tokens,
-        "nll_before": nats[0] if nats else None,
-        "nll_after": nats[1] if nats else None,
+        "nll_before": before and before.nats,
+        "nll_after": after and after.nats,
+        "agreement_before": before and before.agreement,
+        "agreement_after": after and after.agreement,
         "align_seconds": each * tokens,
     }
     return Result(fields, tokens, pair.answer_tokens, seconds=each * tokens, latency_seconds=latency)

@@ -11,12 +11,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from pipeline.alignment.losses import Loss, Reader
+from pipeline.alignment.measure import Measure
 from pipeline.alignment.pairs import Pair
 from pipeline.batching import run_packed
 from pipeline.models import LoadedModel
@@ -30,6 +31,9 @@ Passed = Callable[[int, int], None]
 
 OPTIMISER = "exp_avg", "exp_avg_sq", "step"
 """What AdamW remembers of each weight."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,8 @@ class Trainer:
         )
         self._most = spec.batch_tokens  # padded tokens of a pass; sinks when memory runs out
 
-    def measure(self, pairs: Sequence[Pair]) -> list[float]:
-        """Mean nats of each pair's answer tokens, as the weights are now."""
+    def measure(self, pairs: Sequence[Pair]) -> list[Measure]:
+        """Of each pair's answer, as the weights are now."""
         return self._packed(pairs, self._measure)
 
     def step(self, pairs: Sequence[Pair], learning_rate: float) -> float:
@@ -118,11 +122,11 @@ class Trainer:
         }
         self._optimiser.load_state_dict({"state": state, "param_groups": self._optimiser.state_dict()["param_groups"]})
 
-    def _packed(self, pairs: Sequence[Pair], work: Callable[[Sequence[Pair]], list[float]]) -> list[float]:
+    def _packed(self, pairs: Sequence[Pair], work: Callable[[Sequence[Pair]], list[T]]) -> list[T]:
         lengths = [len(pair.ids) for pair in pairs]
         tried = done = 0
 
-        def sized(rows: list[int]) -> list[float]:
+        def sized(rows: list[int]) -> list[T]:
             nonlocal tried, done
             size = max(lengths[row] for row in rows) * len(rows)
             tried = max(tried, size)
@@ -139,12 +143,12 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.dtype == "bfloat16")
 
     @torch.no_grad()
-    def _measure(self, pairs: Sequence[Pair]) -> list[float]:
+    def _measure(self, pairs: Sequence[Pair]) -> list[Measure]:
         with self._autocast():
-            nats = self._loss.nats(pairs)
-        each = torch.split(nats.double().cpu(), [pair.answer_tokens for pair in pairs])
+            found = self._loss.measured(pairs)
+        each = torch.split(found.double().cpu(), [pair.answer_tokens for pair in pairs])
         self._passed(sum(len(pair.ids) - 1 for pair in pairs), 1)
-        return [float(one.mean()) for one in each]
+        return [Measure(*one.mean(0).tolist()) for one in each]
 
     def _backward(self, pairs: Sequence[Pair], tokens: int) -> list[float]:
         """Add these pairs' share of the gradient: nothing of it, if memory runs out on the way."""

@@ -195,10 +195,14 @@ class _Command:
         name = f"{self.spec.align.model}+{self.spec.name}"
         if self.json:
             measured = {"nll_before": manifest.nll_before, "nll_after": manifest.nll_after}
+            measured |= dict(zip(("agreement_before", "agreement_after"), manifest.agreement, strict=False))
             print_json({"jobs": summaries, "adapter": {"model": name, "folder": str(made), **measured}})
             return
         before, after = manifest.nll_before, manifest.nll_after
         out.print(f"held-out answers: {before:.3f} -> {after:.3f} nats a token", markup=False)
+        if manifest.agreement:
+            was, now = manifest.agreement
+            out.print(f"their likeliest tokens: {was:.1%} -> {now:.1%} (accepted of a drafter)", markup=False)
         out.print(f'score with   model = "{name}"', markup=False, soft_wrap=True)
         out.print(f"elsewhere    the adapter's folder stands for its name: {made}", markup=False, soft_wrap=True)
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ PREFIX = "base_model.model."
 class AdapterManifest:
     """What an adapter was trained on, how well it did on answers it never saw (nats a token), and its files' sha256.
 
+    ``agreement``: the share of these answers' tokens that were the model's most likely ones, before and after.
     ``recipe`` says what made the one that got a name in the store: the same command again must not find it taken.
     """
 
@@ -46,6 +47,7 @@ class AdapterManifest:
     nll_after: float
     files: dict[str, str]
     recipe: str = ""
+    agreement: Sequence[float] = ()
 
     def to_json(self) -> str:
         """As it lies in the folder."""

@@ -50,7 +50,7 @@ def reference(loaded: LoadedModel, pair: Pair) -> Any:
 
 
 def test_nats_are_transformers_loss_over_the_answer_alone(scorer: LoadedModel, pairs: list[Pair]) -> None:
-    nats = torch.split(Loss(Reader(scorer)).nats(pairs), [pair.answer_tokens for pair in pairs])
+    nats = torch.split(Loss(Reader(scorer)).measured(pairs)[:, 0], [pair.answer_tokens for pair in pairs])
     model: Any = scorer.model
     for pair, mine in zip(pairs, nats, strict=True):
         labels = torch.from_numpy(pair.ids).clone()

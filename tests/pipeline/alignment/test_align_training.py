@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from tiny_models import save_tiny_llama, save_tokenizer
 
 from pipeline.alignment.losses import Loss, Reader
+from pipeline.alignment.measure import mean
 from pipeline.alignment.pairs import Pair, divide, tokenise
 from pipeline.alignment.training import Plan, Trainer
-from pipeline.models import ModelPool
+from pipeline.models import LoadedModel, ModelPool
 from pipeline.models.adapters import WEIGHTS, read_manifest
 from pipeline.stages import Halt, Outcome, Refusal, Result, Run, Stopped
 
@@ -68,11 +69,24 @@ def test_layers_that_lie_the_other_way_round_are_trained_and_merged(pool: ModelP
     held = {number for number, row in enumerate(written(outcomes)) if row["split"] == "held_out"}
     adapted = pool.causal_lm(f"{folder}+{tmp_path / 'adapter'}")
     pairs = list(tokenise([one for one in DOCUMENTS if one.seq in held], adapted, 64))
-    nats = torch.split(Loss(Reader(adapted)).nats(pairs), [pair.answer_tokens for pair in pairs])
+    nats = torch.split(Loss(Reader(adapted)).measured(pairs)[:, 0], [pair.answer_tokens for pair in pairs])
     after = {pair.document.seq: float(one.mean()) for pair, one in zip(pairs, nats, strict=True)}
     rows = [row for row in written(outcomes) if row["split"] == "held_out"]
     assert list(after.values()) == pytest.approx([rows[place]["nll_after"] for place in order(pairs, held)], rel=1e-4)
     assert all(row["nll_after"] < row["nll_before"] for row in rows)
+    right = _likeliest(adapted, pairs)
+    assert right == pytest.approx([rows[place]["agreement_after"] for place in order(pairs, held)], abs=1e-6)
+
+
+@torch.inference_mode()
+def _likeliest(loaded: LoadedModel, pairs: list[Pair]) -> list[float]:
+    """The share of each answer's tokens that are the model's most likely ones, token by token."""
+    model: Any = loaded.model
+    found = []
+    for pair in pairs:
+        best = model(input_ids=torch.from_numpy(pair.ids)[None]).logits[0].argmax(-1)
+        found.append(float((best[pair.answer - 1 : -1].numpy() == pair.ids[pair.answer :]).mean()))
+    return found
 
 
 def order(pairs: list[Pair], held: set[int]) -> list[int]:
@@ -101,6 +115,9 @@ def test_it_learns(whole: tuple[Path, list[Any]]) -> None:
     for said, column in ((manifest.nll_before, "nll_before"), (manifest.nll_after, "nll_after")):
         assert said == pytest.approx(np.average([row[column] for row in held], weights=tokens))
     assert manifest.nll_after < 0.8 * manifest.nll_before
+    for share, column in zip(manifest.agreement, ("agreement_before", "agreement_after"), strict=True):
+        assert share == pytest.approx(np.average([row[column] for row in held], weights=tokens))
+    assert 0 <= manifest.agreement[0] < manifest.agreement[1] <= 1
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
@@ -203,7 +220,7 @@ def test_a_step_is_adamw_on_the_mean_over_answer_tokens(pool: ModelPool, tiny_mo
     before = trainers[0].measure(pairs)
     tokens = [pair.answer_tokens for pair in pairs]
     losses = [trainer.step(pairs, 1e-3) for trainer in trainers]
-    assert losses == pytest.approx([np.average(before, weights=tokens)] * 2, rel=1e-5)
+    assert losses == pytest.approx([mean(before, tokens).nats] * 2, rel=1e-5)
     first, second = (trainer.tensors() for trainer in trainers)
     moved = [name for name in first if name.startswith("weight.") and "lora_B" in name]
     # From B = 0, Adam's first step moves every weight that has a gradient by the learning rate.

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import save_tiny_llama
 
 from pipeline.alignment.adapter import write_adapter
+from pipeline.alignment.measure import Measure
 from pipeline.models import ModelDamaged, ModelError, ModelNotFound, ModelPool, catalogue, digest_of, resolve, verify
 from pipeline.models.adapters import FILES, MANIFEST, WEIGHTS, install, read_manifest, store_folder
 from schemas.settings import Settings
@@ -28,7 +29,7 @@ def make(model: Path, folder: Path, seed: int = 0) -> Path:
             ModelPool("cpu").own_copy(str(model)).model,
             LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False),
         )
-    write_adapter(adapted, str(model), digest_of(str(model)), 3.0, 2.0, str(folder))
+    write_adapter(adapted, str(model), digest_of(str(model)), Measure(3.0, 0.2), Measure(2.0, 0.4), str(folder))
     return folder
 
 
