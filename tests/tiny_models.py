@@ -42,7 +42,7 @@ def save_tokenizer(folder: Path, vocabulary: int = 1024) -> int:
     return len(tokenizer)
 
 
-def save_tiny_llama(folder: Path, seed: int = 0, window: int = 2048) -> Path:
+def save_tiny_llama(folder: Path, seed: int = 0, window: int = 2048, layers: int = 2) -> Path:
     """Write model and tokenizer into ``folder``. Same seed, same weights.
 
     The usual initial spread (0.02) leaves a random model's choices all but even, so that rounding decides them: a
@@ -56,7 +56,7 @@ def save_tiny_llama(folder: Path, seed: int = 0, window: int = 2048) -> Path:
         vocab_size=vocabulary,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=window,

@@ -107,6 +107,22 @@ def models_pull(
     out.print(f"{ref.name}: {ref.folder} (sha256 {ref.digest[:16]})", soft_wrap=True, markup=False)
 
 
+@models.command(
+    "shorten", epilog=examples("contextmill models shorten smollm2-135m-instruct drafters/smollm2-6 --layers 6")
+)
+def models_shorten(
+    name: Annotated[str, typer.Argument(help="A model's name.")],
+    folder: Annotated[Path, typer.Argument(help="Where the copy goes: a new folder, whose path is its name.")],
+    layers: Annotated[int, typer.Option(help="How many of its layers stay, evenly spread.")],
+) -> None:
+    """Make a shallow copy of a model, a drafter to be taught by `contextmill align`."""
+    from pipeline.models import resolve
+    from pipeline.models.shorten import shorten
+
+    shorten(resolve(name, settings()).folder, folder, layers)
+    out.print(f"{folder}: {layers} layers of {name}", soft_wrap=True, markup=False)
+
+
 @models.command("verify", epilog=examples("contextmill models verify smollm2-135m-instruct"))
 def models_verify(name: Annotated[str, typer.Argument(help="A model's name.")], json_: Json = False) -> None:
     """Read a model's files again and compare their digests."""
