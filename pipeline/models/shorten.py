@@ -77,3 +77,4 @@ def _weights(source: Path, names: list[str], target: Path, kept: list[int]) -> N
     if seen != set(kept):
         raise ModelError(f"{source}: its weights do not say which layer they are of, so it cannot be shortened")
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+    shutil.copymode(source / names[0], target / WEIGHTS)  # or nobody else could read it
