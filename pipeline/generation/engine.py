@@ -142,7 +142,7 @@ class Engine:
         self.lines = Lines(size.rows, size.width, size.new if self.choose.sampled else 0, kind.loaded.device)
         self.usual, self.plan = way_of(kind.plan), kind.plan
         self.policy = kind.policy(look) if kind.plan.adaptive else None
-        plans = [kind.plan, *kind.plan.shorter()] if kind.plan.adaptive else [kind.plan]
+        plans = kind.plan.shorter() if kind.plan.adaptive else [kind.plan]
         targets = {way_of(plan).rounds: cascade(self.models[0], self.models[1:], plan, self.choose) for plan in plans}
         targets.setdefault(0, cascade(self.models[0], [], Plan(copied=MOST_COPIED), self.choose))
         state = self.lines.tokens, self.lines.length

@@ -24,6 +24,9 @@ TOKENIZER = (
     "chat_template.jinja",
     "chat_template.json",
 )
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configs call the number of layers."""
+
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
@@ -61,7 +64,7 @@ def window_of(folder: Path) -> int | None:
 
 def layers_in(folder: Path) -> int | None:
     """How many layers the model in ``folder`` has, from its config; None if it states none."""
-    return _stated(folder, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    return _stated(folder, *LAYER_COUNTS)
 
 
 def _stated(folder: Path, *keys: str) -> int | None:

@@ -12,13 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.folder import INDEX, WEIGHTS, layers_in, model_files, read_json
+from pipeline.models.folder import INDEX, LAYER_COUNTS, WEIGHTS, layers_in, model_files, read_json
 from pipeline.models.ref import ModelError
 
 _LAYER = re.compile(r"^(.*\b(?:layers|h|blocks|layer)\.)(\d+)(\..*)$")
 """How transformers names the weights of a layer."""
-
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def kept_layers(there: int, layers: int) -> list[int]:
@@ -53,7 +51,7 @@ def shorten(source: Path, target: Path, layers: int) -> None:
 def _config(config: dict[str, Any], kept: list[int]) -> dict[str, Any]:
     if "text_config" in config:
         raise ModelError("only models of text alone can be shortened")
-    found = {**config, **{name: len(kept) for name in _COUNTS if name in config}}
+    found = {**config, **{name: len(kept) for name in LAYER_COUNTS if name in config}}
     if isinstance(config.get("layer_types"), list):
         found["layer_types"] = [config["layer_types"][layer] for layer in kept]
     return found

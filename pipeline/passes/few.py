@@ -126,17 +126,9 @@ def _attend(  # type: ignore[no-untyped-def]
     q_at = query + asked[:, None] * query_token + mine[:, None] * query_head + across[None, :]
     q = tl.load(q_at, mask=there[:, None] & inside[None, :], other=0.0)
     base = tl.load(first + row).to(tl.int64) * column_stride + head * head_stride
-    most = tl.full((QUERIES,), float("-inf"), tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    found = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for start in range(begin, end, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        at = base + column.to(tl.int64)[:, None] * column_stride + across[None, :]
-        mask = (column < end)[:, None] & inside[None, :]
-        k = tl.load(keys + at, mask=mask, other=0.0)
-        v = tl.load(values + at, mask=mask, other=0.0)
-        seen = (column[None, :] <= before + token[:, None]) & (column < end)[None, :]
-        most, total, found = _with_columns(q, k, v, seen, scale, most, total, found)
+    most, total, found = _over_columns(
+        q, keys, values, base, column_stride, begin, end, before + token, scale, SIZE, WIDTH, QUERIES, COLUMNS
+    )
 
     if working > 1:
         count = arrived + block * tl.num_programs(1) + head
@@ -177,17 +169,9 @@ def _attend_new(  # type: ignore[no-untyped-def]
     asked = (row * new + token).to(tl.int64)
     q = _turned(projected + asked * entries + mine * SIZE, asked, cosines, sines, there, SIZE, WIDTH)
     base = tl.load(first + row).to(tl.int64) * column_stride + head * head_stride
-    most = tl.full((QUERIES,), float("-inf"), tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    found = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for start in range(begin, end, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        at = base + column.to(tl.int64)[:, None] * column_stride + across[None, :]
-        mask = (column < end)[:, None] & inside[None, :]
-        k = tl.load(keys + at, mask=mask, other=0.0)
-        v = tl.load(values + at, mask=mask, other=0.0)
-        seen = there[:, None] & (column < end)[None, :]
-        most, total, found = _with_columns(q, k, v, seen, scale, most, total, found)
+    most, total, found = _over_columns(
+        q, keys, values, base, column_stride, begin, end, before + token, scale, SIZE, WIDTH, QUERIES, COLUMNS
+    )
 
     if part == working - 1:  # the new columns: nobody else reads them
         late = tl.arange(0, NEW)
@@ -232,6 +216,27 @@ def _turned(  # type: ignore[no-untyped-def]
     cosine = tl.load(cosines + turn, mask=mask, other=0.0).to(tl.float32)
     sine = tl.load(sines + turn, mask=mask, other=0.0).to(tl.float32)
     return (plain.to(tl.float32) * cosine + swapped * sine).to(plain.dtype)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _over_columns(  # type: ignore[no-untyped-def]
+    q, keys, values, base, column_stride, begin, end, last, scale,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """What is found in stored columns ``begin`` to ``end``, of which each query sees those up to its ``last``."""
+    across = tl.arange(0, WIDTH)
+    most = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    found = tl.zeros((QUERIES, WIDTH), tl.float32)
+    for start in range(begin, end, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        at = base + column.to(tl.int64)[:, None] * column_stride + across[None, :]
+        mask = (column < end)[:, None] & (across < SIZE)[None, :]
+        k = tl.load(keys + at, mask=mask, other=0.0)
+        v = tl.load(values + at, mask=mask, other=0.0)
+        seen = (column[None, :] <= last[:, None]) & (column < end)[None, :]
+        most, total, found = _with_columns(q, k, v, seen, scale, most, total, found)
+    return most, total, found
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]

@@ -162,7 +162,7 @@ def test_as_many_copies_as_pay_change_no_answer(
             vars(loaded.model).pop(known, None)
         found = generations(loaded, some, draft_tokens="auto", batch_tokens=batch_tokens, **settings)
         assert [one.tokens for one in found] == expected
-        assert any(one.drafted for one in found)
+        assert (any if settings else all)(one.drafted > 0 for one in found)
         assert settings or sum(one.passes for one in found) < sum(map(len, expected))
     again = generations(loaded, some, draft_tokens="auto", **settings)  # what passed before is known
     assert [one.tokens for one in again] == expected

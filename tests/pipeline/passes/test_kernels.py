@@ -56,4 +56,5 @@ def test_kernels_that_say_something_else_are_not_used() -> None:
 
 def test_kernels_say_what_they_stand_for() -> None:
     for case, (off, counted) in zip(CASES, interpreted(list(CASES.values())), strict=True):
-        assert 0 <= off < 2e-5 and not counted, (case, off, counted)
+        most = 1e-5 if case.startswith("few") else 2e-5  # sums over up to 5,000 entries, and layers
+        assert 0 <= off < most and not counted, (case, off, counted)
