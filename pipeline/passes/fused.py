@@ -27,17 +27,20 @@ MOST = 16
 """Tokens of a pass: so many take the product kernel no longer than one."""
 
 
+_Norm = tuple[nn.Parameter, float]
+"""An RMS norm's weights, and what it adds to mean squares."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """What a layer is made of: ``queries`` of keys and values as well, ``gates`` of what they let through as well."""
 
-    before: nn.Parameter
+    before: _Norm
     queries: Joined
     out: nn.Parameter
-    between: nn.Parameter
+    between: _Norm
     gates: Joined
     down: nn.Parameter
-    epsilon: float
     scale: float
 
 
@@ -46,6 +49,7 @@ class Fused:
 
     def __init__(self, trunk: Any, layers: Sequence[_Layer]) -> None:
         self._trunk, self._layers = trunk, layers
+        self._last: _Norm = trunk.norm.weight, trunk.norm.variance_epsilon
         self._heads = trunk.config.num_attention_heads
         weight = layers[0].out
         self._arrived = torch.zeros(max(weight.shape), dtype=torch.int32, device=weight.device)
@@ -64,22 +68,19 @@ class Fused:
         if cosines.shape[-1] != step.keys[0].shape[-1]:
             raise ValueError("only a part of each head is turned")
         turns, arrived = (cosines.contiguous(), sines.contiguous()), self._arrived
-        for layer, keys, values in zip(self._layers, step.keys, step.values, strict=True):
-            projected = products.product(
-                hidden, layer.queries.weight, arrived,
-                norm=layer.before, epsilon=layer.epsilon, bias=layer.queries.bias,
-            )  # fmt: skip
+        stream = products.Stream.of(hidden, *self._layers[0].before)
+        following = [layer.before for layer in self._layers[1:]] + [self._last]
+        for layer, keys, values, norm in zip(self._layers, step.keys, step.values, following, strict=True):
+            projected = products.product(stream, layer.queries.weight, arrived, layer.queries.bias)
             attended = few.attend_new(
                 projected, turns, keys, values, step.first, step.stored, step.arrived, step.new, self._heads,
                 layer.scale,
             )  # fmt: skip
-            products.product(attended, layer.out, arrived, residual=hidden)
-            inner = products.product(
-                hidden, layer.gates.weight, arrived, norm=layer.between, epsilon=layer.epsilon, paired=True
-            )
-            products.product(inner, layer.down, arrived, residual=hidden)
-        normed: torch.Tensor = self._trunk.norm(hidden)
-        return normed
+            stream = products.add_product(attended, layer.out, arrived, stream, *layer.between)
+            inner = products.product(stream, layer.gates.weight, arrived, paired=True)
+            stream = products.add_product(inner, layer.down, arrived, stream, *norm)
+        norm, epsilon = self._last
+        return nn.functional.rms_norm(stream.states, norm.shape, norm, epsilon)
 
 
 def fused(trunk: Any) -> Fused | None:
@@ -89,7 +90,8 @@ def fused(trunk: Any) -> Fused | None:
         return None
     layers = [_layer(one) for one in getattr(trunk, "layers", [])]
     known = [one for one in layers if one is not None]
-    alike = all(hasattr(trunk, name) for name in ("embed_tokens", "rotary_emb", "norm"))
+    alike = all(hasattr(trunk, name) for name in ("embed_tokens", "rotary_emb"))
+    alike = alike and hasattr(getattr(trunk, "norm", None), "variance_epsilon")
     return Fused(trunk, known) if alike and known and len(known) == len(layers) else None
 
 
@@ -110,11 +112,8 @@ def _layer(layer: Any) -> _Layer | None:
         return None
     if len(list(layer.children())) != 4:
         return None
-    before, between = norms
-    return _Layer(
-        before.weight, queries, out.weight, between.weight, gates, down.weight, before.variance_epsilon,
-        attention.scaling,
-    )  # fmt: skip
+    before, between = ((norm.weight, norm.variance_epsilon) for norm in norms)
+    return _Layer(before, queries, out.weight, between, gates, down.weight, attention.scaling)
 
 
 def _joined(inside: Any, name: str) -> Joined | None:

@@ -6,88 +6,150 @@ A kernel of Triton's. With few tokens a product takes as long as its weights tak
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 
-_PROGRAMS = 264
-"""As many keep the largest GPUs busy, twice the number of their processors."""
+from pipeline.passes.ahead import fetch, follow, goes_ahead
 
-_FEATURES = 16
-"""Features that a program makes."""
 
-_DEPTH = 128
-"""Entries of a feature's weights that are read at once."""
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What layers add to, ``states`` ``[tokens, d]``, and what an RMS norm (arXiv 1910.07467) makes of it, in two:
+    ``weighted`` by the norm's weights, and the sums of ``squares`` ``[parts, tokens]`` that give each token's scale.
 
-_LONG = 2048
-"""Entries of which a program of its own is worth while: the last of them puts together what the others made."""
+    Who adds to it has the sums at hand; who reads it next, the scale.
+    """
+
+    states: torch.Tensor
+    weighted: torch.Tensor
+    squares: torch.Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, states: torch.Tensor, norm: torch.Tensor, epsilon: float) -> Stream:
+        """Of ``states`` that are to be added to, before a norm of these weights."""
+        squares = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32).square()
+        return cls(states, states * norm, squares[None], epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a product is shared out: a program makes ``features`` of ``1 / parts`` of the depth, ``depth`` at a time."""
+
+    features: int
+    depth: int
+    parts: int
+    warps: int
+    stages: int
+
+
+def tiles(features: int, depth: int, paired: bool, splits: bool) -> Tiles:
+    """What was measured to be fast; only what ``splits`` may be cut along its depth."""
+    if paired:
+        return Tiles(32 if features > 4096 else 16, 128, 1, 2, 4)
+    return Tiles(16, 256, max(1, min(4, depth // 1024)) if splits else 1, 4, 4)
 
 
 def product(
-    given: torch.Tensor, weight: torch.Tensor, arrived: torch.Tensor, *, norm: torch.Tensor | None = None,
-    epsilon: float = 0.0, bias: torch.Tensor | None = None, paired: bool = False, residual: torch.Tensor | None = None,
+    given: torch.Tensor | Stream, weight: torch.Tensor, arrived: torch.Tensor, bias: torch.Tensor | None = None,
+    paired: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """``given`` ``[tokens, depth]`` times ``weight`` ``[features, depth]``, plus ``bias``: ``[tokens, features]``.
+    """``given`` ``[tokens, depth]``, or the norm of a stream, times ``weight`` ``[features, depth]``, plus ``bias``.
 
-    ``norm``: weights of an RMS norm (arXiv 1910.07467) of what is given. ``paired``: the first half of the weights is a
-    gate (SwiGLU, arXiv 2002.05202): SiLU of it times the second half. ``residual`` is added, in its place. ``arrived``:
-    zeros, before and afterwards, one for every 16 features.
+    ``paired``: the first half of the weights is a gate (SwiGLU, arXiv 2002.05202): SiLU of it times the second half.
+    ``arrived``: zeros, before and afterwards, one for every 16 features. Gives ``[tokens, features]``.
     """
-    tokens, depth = given.shape
-    features = len(weight) // 2 if paired else len(weight)
-    blocks = triton.cdiv(features, _FEATURES)
-    parts = max(1, min(_PROGRAMS // blocks, depth // _LONG)) if norm is None and not paired else 1
-    each = triton.cdiv(triton.cdiv(depth, _DEPTH), parts) * _DEPTH
-    parts = triton.cdiv(depth, each)
-    out = given.new_empty(tokens, features) if residual is None else residual
-    width = max(16, triton.next_power_of_2(tokens))
-    sums = given.new_empty(blocks * parts if parts > 1 else 0, _FEATURES, width, dtype=torch.float32)
-    nothing = given
-    _product[blocks, parts](
-        given, weight, out, nothing if norm is None else norm, nothing if bias is None else bias, arrived, sums,
-        tokens, features, depth, each, epsilon,
-        TOKENS=width, FEATURES=_FEATURES, DEPTH=_DEPTH, NORM=norm is not None, BIAS=bias is not None, PAIRED=paired,
-        ADDED=residual is not None, PARTS=parts, num_warps=4, num_stages=4,
-    )  # fmt: skip
+    plain = given.weighted if isinstance(given, Stream) else given
+    out = plain.new_empty(len(plain), len(weight) // (2 if paired else 1))
+    _launch(plain, weight, arrived, out, stream=given if isinstance(given, Stream) else None, bias=bias, paired=paired)
     return out
+
+
+def add_product(
+    given: torch.Tensor, weight: torch.Tensor, arrived: torch.Tensor, to: Stream, norm: torch.Tensor, epsilon: float
+) -> Stream:
+    """``given`` ``[tokens, depth]`` times ``weight`` ``[d, depth]`` added ``to`` the states of a stream, in their
+    place; the stream before the next ``norm``."""
+    blocks = triton.cdiv(len(weight), tiles(*weight.shape, False, True).features)
+    weighted = torch.empty_like(to.weighted)
+    squares = to.squares.new_empty(blocks, len(given))
+    _launch(given, weight, arrived, to.states, added=(norm, weighted, squares))
+    return Stream(to.states, weighted, squares, epsilon)
+
+
+def _launch(
+    given: torch.Tensor, weight: torch.Tensor, arrived: torch.Tensor, out: torch.Tensor, *,
+    stream: Stream | None = None, bias: torch.Tensor | None = None, paired: bool = False,
+    added: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
+    (tokens, depth), features = given.shape, out.shape[1]
+    how = tiles(features, depth, paired, added is not None)
+    blocks = triton.cdiv(features, how.features)
+    each = triton.cdiv(triton.cdiv(depth, how.depth), how.parts) * how.depth
+    parts, width = triton.cdiv(depth, each), max(8, triton.next_power_of_2(tokens))
+    sums = given.new_empty(blocks * parts if parts > 1 else 0, how.features, width, dtype=torch.float32)
+    scales = 0 if stream is None else len(stream.squares)
+    ahead, nothing = goes_ahead(given) and depth % 8 == 0, given
+    _product[blocks, parts](
+        given, weight, out, nothing if bias is None else bias, nothing if stream is None else stream.squares,
+        *(added or (nothing, nothing, nothing)), arrived, sums,
+        tokens, features, depth, each, scales, 0.0 if stream is None else stream.epsilon,
+        TOKENS=width, FEATURES=how.features, DEPTH=how.depth, SCALES=triton.next_power_of_2(scales) if scales else 0,
+        BIAS=bias is not None, PAIRED=paired, ADDED=added is not None, PARTS=parts, AHEAD=ahead,
+        num_warps=how.warps, num_stages=how.stages, launch_pdl=ahead,
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _product(  # type: ignore[no-untyped-def]
-    given, weight, out, norm, bias, arrived, sums, tokens, features, depth, each, epsilon,
-    TOKENS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
-    PAIRED: tl.constexpr, ADDED: tl.constexpr, PARTS: tl.constexpr,
+    given, weight, out, bias, squares, norm, weighted, new_squares, arrived, sums,
+    tokens, features, depth, each, scales, epsilon,
+    TOKENS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, SCALES: tl.constexpr, BIAS: tl.constexpr,
+    PAIRED: tl.constexpr, ADDED: tl.constexpr, PARTS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     block, part = tl.program_id(0), tl.program_id(1)
-    token, across = tl.arange(0, TOKENS), tl.arange(0, DEPTH)
-    feature = block * FEATURES + tl.arange(0, FEATURES)
-    there, real = token < tokens, feature < features
     begin = part * each
     end = tl.minimum(begin + each, depth)
+    mine = weight + (block * FEATURES).to(tl.int64) * depth
+    second = mine + features.to(tl.int64) * depth
+    if AHEAD:
+        lines = tl.minimum(FEATURES, features - block * FEATURES)
+        fetch(mine + begin, depth, lines, end - begin)
+        if PAIRED:
+            fetch(second + begin, depth, lines, end - begin)
+        follow()
+
+    token, across, line = tl.arange(0, TOKENS), tl.arange(0, DEPTH), tl.arange(0, FEATURES)
+    feature = block * FEATURES + line
+    there, real = token < tokens, feature < features
+    at = out + token.to(tl.int64)[None, :] * features + feature[:, None]
+    mask = real[:, None] & there[None, :]
+    if ADDED:
+        before = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    if SCALES:
+        one = tl.arange(0, SCALES)
+        square_mask = (one < scales)[:, None] & there[None, :]
+        square = tl.load(squares + one[:, None] * tokens + token[None, :], mask=square_mask, other=0.0)
+        scale = tl.rsqrt(tl.sum(square, 0) / depth + epsilon)
     x_at = given + token.to(tl.int64)[:, None] * depth + across[None, :]
-    w_at = weight + feature.to(tl.int64)[:, None] * depth + across[None, :]
+    w_at = line.to(tl.int64)[:, None] * depth + across[None, :]
     found = tl.zeros((FEATURES, TOKENS), tl.float32)
     other = tl.zeros((FEATURES, TOKENS), tl.float32)
-    squares = tl.zeros((TOKENS,), tl.float32)
     for start in range(begin, end, DEPTH):
         inside = start + across < end
-        w = tl.load(w_at + start, mask=real[:, None] & inside[None, :], other=0.0)
+        w_mask = real[:, None] & inside[None, :]
         x = tl.load(x_at + start, mask=there[:, None] & inside[None, :], other=0.0)
-        if NORM:  # a token's own scale is multiplied in at the end
-            wide = x.to(tl.float32)
-            squares += tl.sum(wide * wide, 1)
-            scale = tl.load(norm + start + across, mask=inside, other=0.0).to(tl.float32)
-            x = (wide * scale[None, :]).to(x.dtype)
-        found += tl.dot(w, tl.trans(x))
+        found += tl.dot(tl.load(mine + w_at + start, mask=w_mask, other=0.0), tl.trans(x))
         if PAIRED:
-            second = w_at + features.to(tl.int64) * depth + start
-            other += tl.dot(tl.load(second, mask=real[:, None] & inside[None, :], other=0.0), tl.trans(x))
+            other += tl.dot(tl.load(second + w_at + start, mask=w_mask, other=0.0), tl.trans(x))
 
     if PARTS > 1:
-        line = tl.arange(0, FEATURES)
         place = line[:, None] * TOKENS + token[None, :]
-        mine = (block * PARTS).to(tl.int64) * FEATURES * TOKENS
-        tl.store(sums + mine + part * (FEATURES * TOKENS) + place, found)
+        its = sums + (block * PARTS).to(tl.int64) * (FEATURES * TOKENS)
+        tl.store(its + part * (FEATURES * TOKENS) + place, found)
         tl.debug_barrier()  # all of it is written before this program counts
         others = tl.atomic_add(arrived + block, 1, sem="acq_rel")
         tl.debug_barrier()
@@ -95,19 +157,24 @@ def _product(  # type: ignore[no-untyped-def]
             return
         tl.store(arrived + block, 0)
         found = tl.zeros((FEATURES, TOKENS), tl.float32)
-        for one in range(PARTS):  # in their order, whichever came last
-            found += tl.load(sums + mine + one * (FEATURES * TOKENS) + place, cache_modifier=".cg")
+        for number in tl.static_range(PARTS):  # in their order, whichever came last
+            found += tl.load(its + number * (FEATURES * TOKENS) + place, cache_modifier=".cg")
 
-    if NORM:
-        scale = tl.rsqrt(squares / depth + epsilon)
+    if SCALES:
         found = found * scale[None, :]
         other = other * scale[None, :]
     if BIAS:
         found += tl.load(bias + feature, mask=real, other=0.0).to(tl.float32)[:, None]
     if PAIRED:
         found = found * tl.sigmoid(found) * other
-    at = out + token.to(tl.int64)[None, :] * features + feature[:, None]
-    mask = real[:, None] & there[None, :]
     if ADDED:
-        found += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(at, found.to(out.dtype.element_ty), mask=mask)
+        found += before
+    rounded = found.to(out.dtype.element_ty)
+    tl.store(at, rounded, mask=mask)
+    if ADDED:
+        wide = rounded.to(tl.float32)
+        weights = tl.load(norm + feature, mask=real, other=0.0).to(tl.float32)
+        place = token.to(tl.int64)[None, :] * features + feature[:, None]
+        tl.store(weighted + place, (wide * weights[:, None]).to(rounded.dtype), mask=mask)
+        total = tl.sum(tl.where(mask, wide * wide, 0.0), 0)
+        tl.store(new_squares + block * tokens + token, total, mask=there)

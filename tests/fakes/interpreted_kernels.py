@@ -25,7 +25,7 @@ from pipeline.passes.fused import Fused, fused
 from pipeline.passes.joined import join
 from pipeline.passes.packable import can_pack, can_step
 from pipeline.passes.packed import PackedPasses, Step
-from pipeline.passes.products import product
+from pipeline.passes.products import Stream, add_product, product
 
 Off = tuple[float, int]
 
@@ -85,28 +85,37 @@ def turning(new: int, heads: int, key_heads: int, size: int, stored: list[int]) 
 
 
 def products(tokens: int, features: int, depth: int, around: str) -> Off:
-    """A product with what is named ``around`` it."""
+    """A product with what is named ``around`` it; where it is added to a stream, also what the next norm needs."""
     torch.manual_seed(0)
-    given, norm, bias = torch.randn(tokens, depth), torch.rand(depth) + 0.5, torch.randn(features)
+    given, bias = torch.randn(tokens, depth), torch.randn(features)
+    norm, next_norm = torch.rand(depth) + 0.5, torch.rand(features) + 0.5
     paired = "gate" in around
     weight = torch.randn(features * (1 + paired), depth) / depth**0.5
-    residual, arrived = torch.randn(tokens, features), torch.zeros(-(-features // 16), dtype=torch.int32)
-    wide = given.double()
-    if "norm" in around:
-        wide = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm
+    states, arrived = torch.randn(tokens, features), torch.zeros(-(-features // 16), dtype=torch.int32)
+    wide = normed(given, norm) if "norm" in around else given.double()
     expected = wide @ weight.double().T + (bias if "bias" in around else 0)
     if paired:
         gate, up = expected.chunk(2, -1)
         expected = torch.nn.functional.silu(gate) * up
     differences = []
     for _ in range(2):
-        found = product(
-            given, weight, arrived, norm=norm if "norm" in around else None, epsilon=1e-5,
-            bias=bias if "bias" in around else None, paired=paired,
-            residual=residual.clone() if "residual" in around else None,
-        )  # fmt: skip
-        differences.append(found - expected - (residual if "residual" in around else 0))
+        if "added" in around:
+            to = Stream.of(states.clone(), next_norm, 1e-5)
+            to = add_product(given, weight, arrived, to, next_norm, 1e-5)
+            scales = (to.squares.sum(0) / features + to.epsilon).rsqrt()
+            sums = states + expected
+            differences += [to.states - sums, to.weighted * scales[:, None] - normed(sums, next_norm)]
+        else:
+            source = Stream.of(given, norm, 1e-5) if "norm" in around else given
+            found = product(source, weight, arrived, bias if "bias" in around else None, paired)
+            differences.append(found - expected)
     return max(float(one.abs().max()) for one in differences), int(arrived.abs().sum())
+
+
+def normed(states: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """RMS norm, in double precision."""
+    wide = states.double()
+    return wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm
 
 
 def model(kind: str) -> Off:

@@ -23,11 +23,13 @@ ATTENTION = {
 }
 PRODUCTS = {
     "behind a norm, with a bias": (2, 48, 128, "norm bias"),
-    "sizes that fill no block": (3, 40, 72, "norm bias residual"),
+    "sizes that fill no block": (3, 40, 72, "norm bias"),
     "a gate behind a norm": (2, 64, 192, "norm gate"),
     "a gate over odd sizes": (17, 24, 40, "norm gate"),
-    "a depth in parts": (2, 32, 5000, "residual"),
-    "many tokens": (40, 32, 4096, "residual"),
+    "a gate of many features": (1, 4100, 24, "norm gate"),
+    "added to a stream": (3, 40, 72, "added"),
+    "a depth in parts": (2, 32, 5000, "added"),
+    "many tokens": (40, 32, 4096, "added"),
     "nothing around it": (1, 16, 16, ""),
 }
 CASES = {
