@@ -141,8 +141,9 @@ class _Batch:
         self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, ids)
         first = self._read(rows)
         there = on_device(slots, self._device)
-        self._lines.put(there, self._lines.length[there], first[:, None])
-        self._lines.keep(there, 1)
+        length = self._lines.length[there]
+        self._lines.put(there, length, first[:, None])
+        self._lines.keep(there, length + 1)
         self._on, self._made[rows] = np.append(self._on, rows), 1
         return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)), None)]
 
@@ -170,9 +171,11 @@ class _Batch:
             read += some.tolist()
         place = {row: place for place, row in enumerate(read)}
         states = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
-        slots = on_device(self._slots[rows], self._device)
-        numbers = self._lines.numbers(slots, torch.zeros_like(slots)[:, None])
-        return self._engine.choose(self._models[0].head(states), None if numbers is None else numbers[:, 0])
+        numbers = None
+        if self._engine.choose.sampled:
+            slots = on_device(self._slots[rows], self._device)
+            numbers = self._lines.numbers(slots, self._lines.length[slots][:, None] - 1)[:, 0]
+        return self._engine.choose(self._models[0].head(states), numbers)
 
     def _read_on(
         self, model: Model, rows: Ints, texts: Sequence[Sequence[int]], stored: Ints

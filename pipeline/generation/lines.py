@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ class Lines:
         self.length = torch.full((number + 1,), PADDING + 2, device=device)
         self.read_from = torch.full((number + 1,), PADDING, device=device)
         self.answer_from = torch.full((number + 1,), PADDING, device=device)
+        self._places = torch.arange(PADDING + width, device=device)  # once: making it is a kernel of its own
         self._numbers = torch.zeros(number + 1, new, dtype=torch.float64, device=device)
         self.tokens[self.idle, PADDING:] = 0
 
@@ -52,30 +52,33 @@ class Lines:
         for one in (self.tokens, self.length, self.read_from, self.answer_from, self._numbers):
             one[target] = one[source]
 
+    def places(self, begin: torch.Tensor, count: int) -> torch.Tensor:
+        """The ``count`` places from each ``begin``, ``[rows, count]``."""
+        return begin[:, None] + self._places[:count]
+
     def at(self, slots: torch.Tensor, begin: torch.Tensor, count: int) -> torch.Tensor:
         """The ``count`` tokens from place ``begin`` of each of these lines, ``[rows, count]``."""
-        return self.tokens[slots[:, None], begin[:, None] + torch.arange(count, device=self._device)]
+        return self.tokens[slots[:, None], self.places(begin, count)]
 
     def drafted_by(self, slots: torch.Tensor, begin: torch.Tensor, count: int) -> torch.Tensor:
         """Whose drafts the ``count`` tokens from place ``begin`` of each of these lines are, ``[rows, count]``."""
-        places = begin[:, None] + torch.arange(count, device=self._device)
-        return self.drafters[slots[:, None], places].long()
+        return self.drafters[slots[:, None], self.places(begin, count)].long()
 
-    def numbers(self, slots: torch.Tensor, made: torch.Tensor) -> torch.Tensor | None:
-        """Those of these lines for the tokens after the ``made`` ones ``[rows, n]`` of their answers; any for a place
-        before the first or beyond the last. None where there are none."""
-        new = self._numbers.shape[1]
-        return self._numbers[slots[:, None], made.clamp(0, new - 1)] if new else None
+    def numbers(self, slots: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Those of these lines for the tokens after the ones at ``places`` ``[rows, n]``; any where these are not of an
+        answer."""
+        made = places + 1 - self.answer_from[slots][:, None]
+        return self._numbers[slots[:, None], made.clamp(0, self._numbers.shape[1] - 1)]
 
     def put(self, slots: torch.Tensor, begin: torch.Tensor, tokens: torch.Tensor, drafter: int | None = None) -> None:
         """``tokens`` ``[rows, count]`` at place ``begin`` of each of these lines; drafts are their ``drafter``'s."""
-        places = begin[:, None] + torch.arange(tokens.shape[1], device=self._device)
+        places = self.places(begin, tokens.shape[1])
         self.tokens[slots[:, None], places] = tokens
         if drafter is not None:
             whose = torch.full_like(tokens, drafter, dtype=torch.int8)  # an assigned number would come from the host
             self.drafters[slots[:, None], places] = whose
 
-    def keep(self, slots: torch.Tensor, count: Any) -> None:
-        """``count`` more tokens of each of these lines are written for good."""
-        self.length[slots] += count
+    def keep(self, slots: torch.Tensor, length: torch.Tensor) -> None:
+        """The first ``length`` tokens of each of these lines are written for good."""
+        self.length[slots] = length
         self.length[self.idle].fill_(PADDING + 2)  # an assigned number would come from the host: not recorded

@@ -83,20 +83,23 @@ class Model:
     size: int
 
     def said(
-        self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, after: torch.Tensor, choose: Choosing,
-        most: int,
+        self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, choose: Choosing, most: int,
+        after: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """It reads ``count`` tokens from ``begin``: what it says after those of them that are ``after`` ``[rows, n]``,
-        counted from there; and the logits ``[rows, n, v]``."""
+        """It reads ``count`` tokens from ``begin``: what it says after each, or after those of them that are ``after``
+        ``[rows, n]``, counted from there; and the logits ``[rows, n, v]``."""
         # Behind the drafts there may be none, and the target may know tokens that a drafter does not.
         ids = lines.at(slots, begin, count).clamp(0, self.size - 1)
-        hidden = self.passes.read_on(slots, ids, begin - lines.read_from[slots], most).view(*ids.shape, -1)
-        asked = hidden[torch.arange(len(slots), device=slots.device)[:, None], after].flatten(0, 1)
-        logits = self.head(asked)[:, : self.size]
-        made = (begin + 1 - lines.answer_from[slots])[:, None] + after
-        numbers = lines.numbers(slots, made)
-        chosen = choose(logits, None if numbers is None else numbers.flatten()).view(after.shape)
-        return chosen, logits.view(*after.shape, -1)
+        hidden = self.passes.read_on(slots, ids, begin - lines.read_from[slots], most)
+        if after is not None:
+            hidden = hidden.view(*ids.shape, -1).gather(1, after[..., None].expand(-1, -1, hidden.shape[-1]))
+        logits = self.head(hidden.flatten(0, -2))[:, : self.size]
+        numbers = None
+        if choose.sampled:
+            places = lines.places(begin, count) if after is None else begin[:, None] + after
+            numbers = lines.numbers(slots, places).flatten()
+        chosen = choose(logits, numbers).view(len(slots), -1)
+        return chosen, logits.view(*chosen.shape, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +132,9 @@ class Checking:
             self.under.draft(lines, slots, length, most)
             drafts = lines.at(slots, length, new)
             begin = torch.maximum(length - 1 - behind, lines.read_from[slots])
-            after = (length - 1 - begin)[:, None] + torch.arange(new + 1, device=slots.device)
+            after = lines.places(length - 1 - begin, new + 1)
             with drafting():
-                said, logits = self.model.said(lines, slots, begin, behind + 1 + new, after, self.choose, most)
+                said, logits = self.model.said(lines, slots, begin, behind + 1 + new, self.choose, most, after)
             passed = said[:, :new] == drafts
             if self.lenience > 1:
                 known = drafts.clamp(0, self.model.size - 1)
@@ -168,13 +171,12 @@ class Target:
             end = self.under.draft(lines, slots, length, most)
             end = Copying(self.tail).draft(lines, slots, end, most)
         drafts = lines.at(slots, length, width - 1)
-        after = torch.arange(width, device=slots.device).expand(len(slots), width)
-        chosen, logits = self.model.said(lines, slots, length - 1, width, after, self.choose, most)
-        there = length[:, None] + torch.arange(width - 1, device=slots.device) < end[:, None]
+        chosen, logits = self.model.said(lines, slots, length - 1, width, self.choose, most)
+        there = lines.places(length, width - 1) < end[:, None]
         count = 1 + ((chosen[:, :-1] == drafts) & there).cumprod(1).sum(1)
         whose = torch.where(there, lines.drafted_by(slots, length, width - 1), -1)
         lines.put(slots, length, chosen)
-        lines.keep(slots, count)
+        lines.keep(slots, length + count)
         return torch.cat([chosen, whose, count[:, None]], 1), logits[:, 0]
 
 

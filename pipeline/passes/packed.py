@@ -8,7 +8,7 @@ other model or machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,16 +65,17 @@ class Pack:
 class Step:
     """Where ``new`` tokens of each row belong: behind ``stored[r]`` columns that begin at ``first[r]`` of the store.
 
-    ``slots`` says where in the store each of them goes; ``arrived`` is the kernel's (``few``).
+    ``arrived`` is the kernel's (``few``). ``slots`` says where in the store each of them goes, for who does not store
+    them by itself (``fused``).
     """
 
     first: torch.Tensor
     stored: torch.Tensor
     new: int
-    slots: torch.Tensor
     arrived: torch.Tensor
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+    slots: torch.Tensor | None = None
 
     def layer(self, number: int) -> dict[str, Any]:
         """What the attention of this layer is told."""
@@ -203,11 +204,11 @@ class PackedPasses:
         """As in ``PaddedPasses``, for at least two tokens. It can be recorded."""
         del most
         new, first = ids.shape[1], self._begins[slots]
-        at = stored[:, None] + torch.arange(new, device=ids.device)
-        places = (first[:, None] + at).flatten()
-        step = Step(first, stored, new, places, self._arrived, self._stores[0::2], self._stores[1::2])
+        at = stored[:, None] + torch.arange(new, device=ids.device) if new > 1 else stored[:, None]
+        step = Step(first, stored, new, self._arrived, self._stores[0::2], self._stores[1::2])
         if self._fused and ids.numel() <= MOST:
             return self._fused.read(ids.flatten(), at.flatten().clamp(max=self._window - 1), step)
+        step = replace(step, slots=(first[:, None] + at).flatten())
         return self._hidden(ids.flatten(), at.flatten(), step)
 
     def _pass(self, ids: torch.Tensor, places: Ints, longest: int) -> torch.Tensor:

@@ -140,7 +140,7 @@ def model(kind: str) -> Off:
     found = []
     for begin, end in ((0, 6), (6, 9)):
         stored, new = torch.full((2,), begin), end - begin
-        step = Step(first, stored, new, first, arrived, stores[0::2], stores[1::2])
+        step = Step(first, stored, new, arrived, stores[0::2], stores[1::2])
         at = torch.arange(begin, end).repeat(2)
         found.append(made.read(ids[:, begin:end].flatten(), at, step).view(2, new, -1))
     return float((torch.cat(found, 1) - expected).abs().max()), int(arrived.abs().sum())
