@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pipeline.passes.ahead import fetch, follow, goes_ahead
+from pipeline.passes.early import beckon, comes_early, follow
 
 _QUERIES = 64
 """Most queries (heads that share a key, times new tokens) of one program; half of it for heads of over 128."""
@@ -26,9 +26,6 @@ _PROGRAMS = 264
 
 _PARTS = 32
 """Most parts of a row's columns: one program puts them together."""
-
-_AT_ONCE = tl.constexpr(8192)
-"""Entries of parts that are put together at once: they are held in registers."""
 
 LOG2E = 1.4426950408889634
 """Exponentials are of two here."""
@@ -76,7 +73,7 @@ def attend_few(
         query, keys, values, out, first, stored, arrived, sums, scales, new, grid.parts,
         query.stride(0), query.stride(1), keys.stride(0), keys.stride(1), out.stride(0), out.stride(1), scale * LOG2E,
         GROUP=grid.group, BLOCKS=grid.blocks, SIZE=size, WIDTH=grid.width, QUERIES=grid.queries,
-        COLUMNS=max(16, _BLOCK // grid.width), PARTS=triton.next_power_of_2(grid.parts),
+        COLUMNS=max(16, _BLOCK // grid.width),
     )  # fmt: skip
     return out
 
@@ -95,13 +92,13 @@ def attend_new(
     grid = _Grid.of(rows, new, heads, key_heads, size)
     out = projected.new_empty(len(projected), heads * size)
     sums, scales = grid.parts_of(projected, rows, key_heads)
-    ahead = goes_ahead(keys) and keys.is_contiguous() and values.is_contiguous() and size % 8 == 0
+    early = comes_early(keys)
     _attend_new[rows * grid.blocks, key_heads, grid.parts](
         projected, *turns, keys, values, out, first, stored, arrived, sums, scales, new, grid.parts,
         keys.stride(0), keys.stride(1), scale * LOG2E,
         HEADS=heads, KEY_HEADS=key_heads, GROUP=grid.group, BLOCKS=grid.blocks, SIZE=size, WIDTH=grid.width,
         QUERIES=grid.queries, COLUMNS=max(16, _BLOCK // grid.width), NEW=max(16, triton.next_power_of_2(new)),
-        PARTS=triton.next_power_of_2(grid.parts), AHEAD=ahead, launch_pdl=ahead,
+        EARLY=early, launch_pdl=early,
     )  # fmt: skip
     return out
 
@@ -111,7 +108,7 @@ def _attend(  # type: ignore[no-untyped-def]
     query, keys, values, out, first, stored, arrived, sums, scales, new, parts,
     query_token, query_head, column_stride, head_stride, out_token, out_head, scale,
     GROUP: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
-    COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     block, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = block // BLOCKS
@@ -140,10 +137,10 @@ def _attend(  # type: ignore[no-untyped-def]
     if working > 1:
         count = arrived + block * tl.num_programs(1) + head
         slot = ((block * tl.num_programs(1) + head) * parts + part).to(tl.int64)
-        _put_down(sums, scales, slot, there, most, total, found, QUERIES, WIDTH)
+        _put_down(sums, scales, slot, most, total, found, QUERIES, WIDTH)
         if not _last(count, working):
             return
-        total, found = _put_together(sums, scales, slot - part, there, working, QUERIES, WIDTH, PARTS)
+        total, found = _put_together(sums, scales, slot - part, working, QUERIES, WIDTH)
 
     found = found / tl.where(total > 0, total, 1.0)[:, None]  # rows of the block beyond the last query have none
     o_at = out + asked[:, None] * out_token + mine[:, None] * out_head + across[None, :]
@@ -156,19 +153,12 @@ def _attend_new(  # type: ignore[no-untyped-def]
     column_stride, head_stride, scale,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr,
     WIDTH: tl.constexpr, QUERIES: tl.constexpr, COLUMNS: tl.constexpr, NEW: tl.constexpr,
-    PARTS: tl.constexpr, AHEAD: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        follow()
     block, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = block // BLOCKS
-    if AHEAD:  # each head's program has its share brought of what their columns take, one after the other
-        likely = tl.load(stored + row)
-        share = tl.cdiv(tl.cdiv(tl.maximum(likely, 1), COLUMNS), parts) * COLUMNS
-        reads = tl.minimum(likely - part * share, share).to(tl.int32)
-        if reads > 0:
-            entry = (tl.load(first + row) + part * share) * column_stride + head * reads * SIZE
-            fetch(keys + entry, 0, 1, reads * SIZE)
-            fetch(values + entry, 0, 1, reads * SIZE)
-        follow()
     place = (block % BLOCKS) * QUERIES + tl.arange(0, QUERIES)
     token, mine = place // GROUP, head * GROUP + place % GROUP
     there = token < new
@@ -205,13 +195,15 @@ def _attend_new(  # type: ignore[no-untyped-def]
             tl.store(keys + at, k, mask=mask)
             tl.store(values + at, v, mask=mask)
 
+    if EARLY:
+        beckon()
     if working > 1:
         count = arrived + block * tl.num_programs(1) + head
         slot = ((block * tl.num_programs(1) + head) * parts + part).to(tl.int64)
-        _put_down(sums, scales, slot, there, most, total, found, QUERIES, WIDTH)
+        _put_down(sums, scales, slot, most, total, found, QUERIES, WIDTH)
         if not _last(count, working):
             return
-        total, found = _put_together(sums, scales, slot - part, there, working, QUERIES, WIDTH, PARTS)
+        total, found = _put_together(sums, scales, slot - part, working, QUERIES, WIDTH)
 
     found = found / tl.where(total > 0, total, 1.0)[:, None]
     o_at = out + asked[:, None] * (HEADS * SIZE) + mine[:, None] * SIZE + across[None, :]
@@ -273,12 +265,12 @@ def _with_columns(q, k, v, seen, scale, most, total, found):  # type: ignore[no-
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _put_down(  # type: ignore[no-untyped-def]
-    sums, scales, slot, there, most, total, found, QUERIES: tl.constexpr, WIDTH: tl.constexpr
+    sums, scales, slot, most, total, found, QUERIES: tl.constexpr, WIDTH: tl.constexpr
 ):
     line, across = tl.arange(0, QUERIES), tl.arange(0, WIDTH)
-    tl.store(sums + (slot * QUERIES + line[:, None]) * WIDTH + across[None, :], found, mask=there[:, None])
-    tl.store(scales + slot * 2 * QUERIES + line, most, mask=there)
-    tl.store(scales + (slot * 2 + 1) * QUERIES + line, total, mask=there)
+    tl.store(sums + (slot * QUERIES + line[:, None]) * WIDTH + across[None, :], found)
+    tl.store(scales + slot * 2 * QUERIES + line, most)
+    tl.store(scales + (slot * 2 + 1) * QUERIES + line, total)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -294,30 +286,21 @@ def _last(count, working):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _put_together(  # type: ignore[no-untyped-def]
-    sums, scales, slot, there, working, QUERIES: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr
+    sums, scales, slot, working, QUERIES: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """The sum of weights and the weighted values of ``working`` parts from ``slot`` on, ``PARTS`` or fewer."""
-    line, across, one = tl.arange(0, QUERIES), tl.arange(0, WIDTH), tl.arange(0, PARTS)
-    theirs, totals = _scales(scales, slot, one, working, there, line, QUERIES)
-    most = tl.max(theirs, 0)
-    level = tl.where(most == float("-inf"), 0.0, most)
-    total = tl.sum(totals * tl.exp2(theirs - level[None, :]), 0)
+    """The sum of weights and the weighted values of ``working`` parts from ``slot`` on, in their order."""
+    line, across = tl.arange(0, QUERIES), tl.arange(0, WIDTH)
+    most = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
     found = tl.zeros((QUERIES, WIDTH), tl.float32)
-    some: tl.constexpr = max(1, min(PARTS, _AT_ONCE // (QUERIES * WIDTH)))
-    for begin in range(0, working, some):
-        part = begin + tl.arange(0, some)
-        some_most, _ = _scales(scales, slot, part, working, there, line, QUERIES)
-        at = ((slot + part)[:, None, None] * QUERIES + line[None, :, None]) * WIDTH + across[None, None, :]
-        mask = (part < working)[:, None, None] & there[None, :, None]
-        partly = tl.load(sums + at, mask=mask, other=0.0, cache_modifier=".cg")
-        found += tl.sum(partly * tl.exp2(some_most - level[None, :])[:, :, None], 0)
+    for one in range(working):
+        its = slot + one
+        theirs = tl.load(scales + its * 2 * QUERIES + line, cache_modifier=".cg")
+        larger = tl.maximum(most, theirs)
+        level = tl.where(larger == float("-inf"), 0.0, larger)
+        kept, added = tl.exp2(most - level), tl.exp2(theirs - level)
+        total = total * kept + added * tl.load(scales + (its * 2 + 1) * QUERIES + line, cache_modifier=".cg")
+        partly = tl.load(sums + (its * QUERIES + line[:, None]) * WIDTH + across[None, :], cache_modifier=".cg")
+        found = found * kept[:, None] + partly * added[:, None]
+        most = larger
     return total, found
-
-
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _scales(scales, slot, part, working, there, line, QUERIES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The largest scores and the sums of weights of parts, ``[parts, queries]`` each."""
-    at = scales + (slot + part)[:, None] * 2 * QUERIES + line[None, :]
-    mask = (part < working)[:, None] & there[None, :]
-    most = tl.load(at, mask=mask, other=float("-inf"), cache_modifier=".cg")
-    return most, tl.load(at + QUERIES, mask=mask, other=0.0, cache_modifier=".cg")

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pipeline.passes.ahead import fetch, follow, goes_ahead
+from pipeline.passes.early import beckon, comes_early, follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +37,19 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a product is shared out: a program makes ``features`` of ``1 / parts`` of the depth, ``depth`` at a time."""
+    """How a product is shared out: a program makes ``features`` of one of ``parts`` of the depth, ``depth`` at a
+    time."""
 
     features: int
     depth: int
-    parts: int
-    warps: int
-    stages: int
+    parts: int = 1
 
 
 def tiles(features: int, depth: int, paired: bool, splits: bool) -> Tiles:
-    """What was measured to be fast; only what ``splits`` may be cut along its depth."""
+    """What was measured to be fast; only what ``splits`` may be cut along its depth, and is if that is long."""
     if paired:
-        return Tiles(32 if features > 4096 else 16, 128, 1, 2, 4)
-    return Tiles(16, 256, max(1, min(4, depth // 1024)) if splits else 1, 4, 4)
+        return Tiles(32 if features > 4096 else 16, 128)
+    return Tiles(32, 128, min(8, depth // 1024)) if splits and depth >= 4096 else Tiles(16, 256)
 
 
 def product(
@@ -92,14 +91,14 @@ def _launch(
     parts, width = triton.cdiv(depth, each), max(8, triton.next_power_of_2(tokens))
     sums = given.new_empty(blocks * parts if parts > 1 else 0, how.features, width, dtype=torch.float32)
     scales = 0 if stream is None else len(stream.squares)
-    ahead, nothing = goes_ahead(given) and depth % 8 == 0, given
+    early, nothing = comes_early(given), given
     _product[blocks, parts](
         given, weight, out, nothing if bias is None else bias, nothing if stream is None else stream.squares,
         *(added or (nothing, nothing, nothing)), arrived, sums,
         tokens, features, depth, each, scales, 0.0 if stream is None else stream.epsilon,
         TOKENS=width, FEATURES=how.features, DEPTH=how.depth, SCALES=triton.next_power_of_2(scales) if scales else 0,
-        BIAS=bias is not None, PAIRED=paired, ADDED=added is not None, PARTS=parts, AHEAD=ahead,
-        num_warps=how.warps, num_stages=how.stages, launch_pdl=ahead,
+        BIAS=bias is not None, PAIRED=paired, ADDED=added is not None, PARTS=parts, EARLY=early,
+        num_warps=2, num_stages=4, launch_pdl=early,
     )  # fmt: skip
 
 
@@ -108,18 +107,14 @@ def _product(  # type: ignore[no-untyped-def]
     given, weight, out, bias, squares, norm, weighted, new_squares, arrived, sums,
     tokens, features, depth, each, scales, epsilon,
     TOKENS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, SCALES: tl.constexpr, BIAS: tl.constexpr,
-    PAIRED: tl.constexpr, ADDED: tl.constexpr, PARTS: tl.constexpr, AHEAD: tl.constexpr,
+    PAIRED: tl.constexpr, ADDED: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     block, part = tl.program_id(0), tl.program_id(1)
     begin = part * each
     end = tl.minimum(begin + each, depth)
     mine = weight + (block * FEATURES).to(tl.int64) * depth
     second = mine + features.to(tl.int64) * depth
-    if AHEAD:
-        lines = tl.minimum(FEATURES, features - block * FEATURES)
-        fetch(mine + begin, depth, lines, end - begin)
-        if PAIRED:
-            fetch(second + begin, depth, lines, end - begin)
+    if EARLY:
         follow()
 
     token, across, line = tl.arange(0, TOKENS), tl.arange(0, DEPTH), tl.arange(0, FEATURES)
@@ -127,13 +122,16 @@ def _product(  # type: ignore[no-untyped-def]
     there, real = token < tokens, feature < features
     at = out + token.to(tl.int64)[None, :] * features + feature[:, None]
     mask = real[:, None] & there[None, :]
+    # What is needed in the end is on its way before the loop: it takes as long to come as all weights together.
     if ADDED:
-        before = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        before = tl.load(at, mask=mask, other=0.0)
+        weights = tl.load(norm + feature, mask=real, other=0.0)
     if SCALES:
         one = tl.arange(0, SCALES)
         square_mask = (one < scales)[:, None] & there[None, :]
         square = tl.load(squares + one[:, None] * tokens + token[None, :], mask=square_mask, other=0.0)
-        scale = tl.rsqrt(tl.sum(square, 0) / depth + epsilon)
+    if BIAS:
+        shift = tl.load(bias + feature, mask=real, other=0.0)
     x_at = given + token.to(tl.int64)[:, None] * depth + across[None, :]
     w_at = line.to(tl.int64)[:, None] * depth + across[None, :]
     found = tl.zeros((FEATURES, TOKENS), tl.float32)
@@ -146,6 +144,8 @@ def _product(  # type: ignore[no-untyped-def]
         if PAIRED:
             other += tl.dot(tl.load(second + w_at + start, mask=w_mask, other=0.0), tl.trans(x))
 
+    if EARLY:
+        beckon()
     if PARTS > 1:
         place = line[:, None] * TOKENS + token[None, :]
         its = sums + (block * PARTS).to(tl.int64) * (FEATURES * TOKENS)
@@ -161,20 +161,20 @@ def _product(  # type: ignore[no-untyped-def]
             found += tl.load(its + number * (FEATURES * TOKENS) + place, cache_modifier=".cg")
 
     if SCALES:
+        scale = tl.rsqrt(tl.sum(square, 0) / depth + epsilon)
         found = found * scale[None, :]
         other = other * scale[None, :]
     if BIAS:
-        found += tl.load(bias + feature, mask=real, other=0.0).to(tl.float32)[:, None]
+        found += shift.to(tl.float32)[:, None]
     if PAIRED:
         found = found * tl.sigmoid(found) * other
     if ADDED:
-        found += before
+        found += before.to(tl.float32)
     rounded = found.to(out.dtype.element_ty)
     tl.store(at, rounded, mask=mask)
     if ADDED:
         wide = rounded.to(tl.float32)
-        weights = tl.load(norm + feature, mask=real, other=0.0).to(tl.float32)
         place = token.to(tl.int64)[None, :] * features + feature[:, None]
-        tl.store(weighted + place, (wide * weights[:, None]).to(rounded.dtype), mask=mask)
+        tl.store(weighted + place, (wide * weights.to(tl.float32)[:, None]).to(rounded.dtype), mask=mask)
         total = tl.sum(tl.where(mask, wide * wide, 0.0), 0)
         tl.store(new_squares + block * tokens + token, total, mask=there)
