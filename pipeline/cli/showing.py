@@ -98,10 +98,11 @@ def _head(cut: Cut) -> list[str]:
     if cut.kept is None:
         return [*lines, "no map of what was kept: this is the compressed prompt"]
     characters = sum(end - begin for begin, end in cut.removed)
+    gaps = len(cut.removed)
     added = [] if cut.listed is None else [f"added: {visible(cut.compressed[slice(*cut.listed)].strip())}"]
     return [
         *lines,
-        f"{count(characters)} of {count(len(cut.text))} characters cut, at {count(len(cut.removed))} places",
+        f"{count(characters)} of {count(len(cut.text))} characters cut, at {count(gaps)} place{'s' * (gaps != 1)}",
         *added,
     ]
 

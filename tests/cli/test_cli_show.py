@@ -60,6 +60,7 @@ def test_a_document_is_shown_with_what_was_cut(user: User, tiny_model: Path) -> 
     head, _, body = plain.out.partition("\n\n")
     assert f"a@0.5 in job {job_id}, by random" in head
     assert f"{told['tokens_compressed']} kept" in head
+    assert f"characters cut, at {len(told['removed'])} place" in head
     assert body.count("[-") == body.count("-]") == len(told["removed"])
     shown = TEXT.replace("\x1b", "␛").replace("\x07", "␇").replace("\x9b", "\\x9b")
     assert unmarked(body).rstrip("\n") == shown.rstrip("\n")
