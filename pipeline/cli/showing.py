@@ -94,7 +94,8 @@ def _head(cut: Cut) -> list[str]:
         f"{tokens}, {count(cut.tokens_compressed)} kept ({share})",
     ]
     if cut.copied:
-        return [*lines, "copied: the budget was no smaller than the prompt"]
+        fits = cut.tokens_asked >= cut.tokens_original  # the public library may overshoot
+        return [*lines, "copied: the budget was no smaller than the prompt" if fits else "unchanged: nothing was cut"]
     if cut.kept is None:
         return [*lines, "no map of what was kept: this is the compressed prompt"]
     characters = sum(end - begin for begin, end in cut.removed)
