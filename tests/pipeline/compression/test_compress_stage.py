@@ -199,6 +199,7 @@ AWKWARD = {
     "code": "def area(w, h):\n    # the product\n    return w * h\n" * 20,
     "json": '{"name":"Ada","tags":["math","code"],"born":1815,"notes":null}' * 20,
     "chinese": "敏捷的棕色狐狸跳过了懒狗，然后继续前进。" * 20,
+    "japanese": "東京都は日本の首都です。カタカナとひらがな、「漢字」もあります。" * 12,
     "emoji": "👨‍👩‍👧‍👦🇩🇪👍🏽 ok 😀😀 " * 30,
     "controls": "\x00\x01\x1b[31mred\x7f\u202e\u200f \r\n\x85\u2028" * 30,
     "special tokens": "<s> and <|im_end|> are text here " * 20,
