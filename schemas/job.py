@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.align import WHOLE_CORPUS
 from schemas.base import DEFAULT_MODEL, USD, ModelName, Strict, Whole
 from schemas.compress import CompressSpec
+from schemas.reference import ReferenceSpec
 from schemas.stage import StageSpec
 
 
@@ -119,6 +120,11 @@ class JobSpec(Strict):
         kinds = [stage.kind for stage in self.stages]
         if "recover" in kinds and not {"compress", "generate"} <= set(kinds[: kinds.index("recover")]):
             raise ValueError("recover undoes in answers what compress cut: put compress and generate before it")
+        if "recover" in kinds and any(isinstance(stage, ReferenceSpec) for stage in self.stages):
+            raise ValueError(
+                'recover needs to know what was kept, which fidelity = "reference" cannot say: leave recover out, or '
+                'take fidelity = "paper"'
+            )
         return self
 
     def output_settings(self) -> dict[str, Any]:

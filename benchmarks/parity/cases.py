@@ -35,16 +35,21 @@ class Case:
 
 
 def read_cases(path: Path) -> list[Case]:
-    """The cases of a file; ends the program with the line's number where one cannot be read."""
-    cases = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    cases.append(_case(json.loads(line)))
-                except (ValueError, KeyError, TypeError, ValidationError) as error:
-                    raise SystemExit(f"error: {path}, line {number}: {type(error).__name__}: {error}") from None
-    return cases
+    """The cases of a file; ends the program where it cannot be read, with the number of the line that cannot."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"error: {path} cannot be read: {error}") from None
+    return [_case_of(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _case_of(path: Path, number: int, line: str) -> Case:
+    try:
+        return _case(json.loads(line))
+    except KeyError as error:
+        raise SystemExit(f"error: {path}, line {number}: a case needs {error}") from None
+    except (ValueError, TypeError, AttributeError, ValidationError) as error:
+        raise SystemExit(f"error: {path}, line {number}: {type(error).__name__}: {error}") from None
 
 
 def _case(row: dict[str, Any]) -> Case:

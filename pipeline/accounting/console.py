@@ -33,6 +33,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(Text("documents  " + "   ".join(f"{name} {number:,}" for name, number in parts)))
     for rejection in summary.rejections[:SHOWN]:
         console.print(Text(f"  {rejection.count:,} {rejection.status} in {rejection.stage}: {rejection.code}"))
+    if rest := sum(rejection.count for rejection in summary.rejections[SHOWN:]):
+        console.print(Text(f"  {rest:,} for other reasons"))
     console.print(_stages(summary.stages, console.width >= WIDE))
     for line in _copied(summary):
         console.print(Text(line))

@@ -22,7 +22,6 @@ from pipeline.cli.shared import (
     Input,
     Json,
     Output,
-    Sets,
     Workers,
     database,
     examples,
@@ -43,6 +42,10 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 AlignPath = Annotated[Path, typer.Argument(help="The alignment file (TOML), see docs/alignment.md.", metavar="FILE")]
+AlignSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key: align.epochs=1; KEY= removes it.", metavar="KEY=VALUE"),
+]
 
 
 @commands.command(
@@ -57,7 +60,7 @@ def align(
     file: AlignPath,
     output: Output = None,
     input_: Input = None,
-    sets: Sets = None,
+    sets: AlignSets = None,
     workers: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the answers will take.")] = False,
     partial: Annotated[

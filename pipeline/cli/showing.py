@@ -94,14 +94,16 @@ def _head(cut: Cut) -> list[str]:
         f"{tokens}, {count(cut.tokens_compressed)} kept ({share})",
     ]
     if cut.copied:
-        return [*lines, "copied: the budget was no smaller than the prompt"]
+        fits = cut.tokens_asked >= cut.tokens_original  # the public library may overshoot
+        return [*lines, "copied: the budget was no smaller than the prompt" if fits else "unchanged: nothing was cut"]
     if cut.kept is None:
         return [*lines, "no map of what was kept: this is the compressed prompt"]
     characters = sum(end - begin for begin, end in cut.removed)
+    gaps = len(cut.removed)
     added = [] if cut.listed is None else [f"added: {visible(cut.compressed[slice(*cut.listed)].strip())}"]
     return [
         *lines,
-        f"{count(characters)} of {count(len(cut.text))} characters cut, at {count(len(cut.removed))} places",
+        f"{count(characters)} of {count(len(cut.text))} characters cut, at {count(gaps)} place{'s' * (gaps != 1)}",
         *added,
     ]
 

@@ -23,6 +23,9 @@ UNSPACED = (
 UNSPACED_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 """These scripts as they are written in a class of a regular expression."""
 
+_JOINED_LETTERS = (0x0E33, 0x0EB3, *range(0x1160, 0x1200), *range(0xD7B0, 0xD800))
+"""Letters that only go with the one before them: Thai and Lao am, vowels and finals of decomposed Hangul."""
+
 _kinds = np.zeros(0x110000, dtype=np.uint8)  # filled as characters are met: 0 is "not met yet"
 
 
@@ -42,6 +45,14 @@ def kinds_of(text: str) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     return kinds, points
 
 
+def decimals(points: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which of these code points are decimal digits, of any script."""
+    different, which = np.unique(points, return_inverse=True)
+    known = np.array([chr(point).isdecimal() for point in different.tolist()], dtype=bool)
+    found: NDArray[np.bool_] = known[which.reshape(points.shape)]
+    return found
+
+
 def last_kept(values: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[Any]:
     """For every place the value at the nearest wanted place at or before it; 0 where there is none."""
     places = np.maximum.accumulate(np.where(wanted, np.arange(len(values), dtype=np.int32), np.int32(-1)))
@@ -55,7 +66,7 @@ def _kind(point: int) -> int:
         return SPACE
     if 0x1F1E6 <= point <= 0x1F1FF:
         return REGIONAL
-    if category in ("Mn", "Mc", "Me", "Cf") or 0x1F3FB <= point <= 0x1F3FF:
+    if category in ("Mn", "Mc", "Me", "Cf") or 0x1F3FB <= point <= 0x1F3FF or point in _JOINED_LETTERS:
         return JOINING
     if category[0] in "LN":
         unspaced = any(first <= point <= last for first, last in UNSPACED)

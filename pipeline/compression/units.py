@@ -6,9 +6,10 @@ neighbours together, because white space leads the word it stands before:
 - white space belongs to the word after it; punctuation before or inside a word belongs to the word (``$12*3=36``);
 - punctuation after a word is a unit of its own, as is punctuation between white space;
 - in scripts without spaces, and among emoji, every token is a unit; marks and joined emoji stay with their base;
-- a unit longer than ``MAX_TOKENS`` is cut after its inner punctuation, and where that is not enough, between tokens
-  at a character's edge: otherwise a megabyte without a space would be all or nothing. None exceeds ``2 * MAX_TOKENS``
-  unless a single character, or an escape of JSON, does.
+- a unit longer than ``MAX_TOKENS`` is cut after its inner punctuation, but not in a word or a number (``80,000+50,000``
+  is cut after its plus alone). One longer than ``LONGEST`` is cut between tokens at a character's edge: otherwise a
+  megabyte without a space would be all or nothing. None exceeds that unless a single character, or an escape of JSON,
+  does.
 
 Phrases (words up to punctuation, a line break or a conjunction) and sentences are runs of such words; where they exceed
 ``MOST`` tokens they are cut into the next smaller kind. ``token``: whatever whole characters a token holds.
@@ -23,13 +24,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.characters import JOINING, PUNCT, WORD, ZERO_WIDTH_JOINER, kinds_of, last_kept
+from pipeline.compression.characters import (
+    JOINING,
+    PUNCT,
+    WORD,
+    ZERO_WIDTH_JOINER,
+    decimals,
+    kinds_of,
+    last_kept,
+    points_of,
+)
 from pipeline.compression.edges import next_solid, phrase_edges, sentence_edges, word_edges
 from pipeline.compression.marked import Marked, within
 from pipeline.compression.widths import parted
 from schemas.compress import Unit
 
 MAX_TOKENS = 16
+LONGEST = 4 * MAX_TOKENS
+"""Tokens of the longest word or number that is never split: a hash in hexadecimal digits, or any word of a language."""
+
+_IN_NUMBERS = points_of(".,:/'\u2019\u066b\u066c")
+"""Punctuation that parts no number where digits stand on both its sides."""
+
 MOST = {"phrase": 2 * MAX_TOKENS, "sentence": 16 * MAX_TOKENS}
 
 Ints = NDArray[np.int64]
@@ -149,10 +165,8 @@ def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
     around[line.heads] = True
     edges = word_edges(kinds)
     words = _either(safe & edges[places], around)
-    if (long := _overlong(words)).any():
-        words |= long & safe & (kinds[places - 1] == PUNCT) & (kinds[places] == WORD)
-        words |= _every(words, safe | words) & _overlong(words)
-        words |= _every(words, line.inside | words) & _overlong(words, 2 * MAX_TOKENS)
+    if _overlong(words).any():
+        words = _shortened(line, words, safe, places)
     held = line.held
     if line.kept.any():
         first = np.flatnonzero(words)
@@ -163,6 +177,30 @@ def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
         begins = _either(safe, around)
         return begins | (_every(begins, line.inside | begins) & _overlong(begins, 2 * MAX_TOKENS)), held
     return (words if unit == "word" else _long_units(line, unit, words, edges, safe, around)), held
+
+
+def _shortened(line: _Line, words: Bools, safe: Bools, places: Places) -> Bools:
+    """``words`` and, in units that are too long, more beginnings: between words and numbers; in these where need be."""
+    before, here = last_kept(line.kinds, line.kinds != JOINING)[places - 1], line.kinds[places]
+    inner = safe & (line.kinds[places - 1] == PUNCT) & (here == WORD)
+    between = safe & ~((before == WORD) & (here == WORD)) & ~_in_numbers(line.points, safe & _overlong(words), places)
+    begins = words | (_overlong(words) & inner & between)
+    begins |= _every(begins, between | begins) & _overlong(begins)
+    begins |= _overlong(begins, LONGEST) & inner
+    begins |= _every(begins, safe | begins) & _overlong(begins, LONGEST)
+    return _either(begins, _every(begins, line.inside | begins) & _overlong(begins, LONGEST))
+
+
+def _in_numbers(points: NDArray[np.uint32], asked: Bools, places: Places) -> Bools:
+    """Which of the tokens ``asked`` for begin beside punctuation that is in a number: 3,000.50, 10:30, 3/4."""
+    found = np.zeros(len(asked), dtype=bool)
+    some = np.flatnonzero(asked)
+    for shift in (1, 0):  # before it, and there
+        marked = some[np.isin(points[places[some] - shift], _IN_NUMBERS)]
+        mark = places[marked] - shift
+        around = np.clip([mark - 1, mark + 1], 0, len(points) - 1)
+        found[marked] |= decimals(points[around]).all(axis=0)
+    return found
 
 
 def _long_units(line: _Line, unit: Unit, words: Bools, edges: Bools, safe: Bools, around: Bools) -> Bools:

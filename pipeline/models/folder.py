@@ -41,7 +41,10 @@ def model_files(folder: Path, *, weights: bool = True) -> list[str]:
     if weights and not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json, so this is no model folder (transformers' layout is expected)")
     if not any((folder / name).is_file() for name in VOCABULARIES):
-        raise ModelError(f"{folder}: no tokenizer (none of {', '.join(VOCABULARIES)}); save it beside the weights")
+        raise ModelError(
+            f"{folder}: no tokenizer (none of {', '.join(VOCABULARIES)}); save it beside the weights (one that has no "
+            "such file, as ByT5's, does not say where its tokens stand, and will not do)"
+        )
     names = [name for name in (*CONFIGS, *TOKENIZER) if (folder / name).is_file()]
     return names + (_weight_files(folder) if weights else [])
 

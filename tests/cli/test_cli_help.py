@@ -19,6 +19,7 @@ COMMANDS = (
     "cancel",
     "retry-dead",
     "report",
+    "compare",
     "show",
     "export",
     "models",
@@ -56,3 +57,4 @@ def test_every_command_explains_itself(user: User, name: str) -> None:
     offered = set(re.findall(r"(?<!\w)--?[a-z][a-z-]*", ended.out.partition("Example")[0]))
     for example in examples:
         assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", example)) <= offered, example
+    assert name != "align" or "stages." not in ended.out  # its file has none

@@ -20,7 +20,7 @@ TEXT = "Janet sold \x1b]0;owned\x07 48 clips in April, \x9b31mand then she sold 
 LONG = "All the clips that Janet sold in April and in May. " * 2_000
 
 
-def job(user: User, model: Path, output: str, **settings: Any) -> str:
+def job(user: User, model: Path, output: str, /, **settings: Any) -> str:
     """A job over two documents, worked through in this process; returns its id."""
     rows = [{"id": "a", "text": TEXT}, {"id": "long", "text": LONG}]
     user.write("in.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -60,6 +60,7 @@ def test_a_document_is_shown_with_what_was_cut(user: User, tiny_model: Path) -> 
     head, _, body = plain.out.partition("\n\n")
     assert f"a@0.5 in job {job_id}, by random" in head
     assert f"{told['tokens_compressed']} kept" in head
+    assert f"characters cut, at {len(told['removed'])} place" in head
     assert body.count("[-") == body.count("-]") == len(told["removed"])
     shown = TEXT.replace("\x1b", "␛").replace("\x07", "␇").replace("\x9b", "\\x9b")
     assert unmarked(body).rstrip("\n") == shown.rstrip("\n")
@@ -90,3 +91,12 @@ def test_a_list_of_what_was_removed_is_shown_beside_the_cut(user: User, tiny_mod
     plain = user.says("show", "a", "-o", "o").out
     assert "\nadded: Left out above: " in plain
     assert "[-" in plain
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
+def test_what_the_library_leaves_as_it_is_is_not_said_to_fit(user: User, tiny_model: Path) -> None:
+    options = {"target_token": 5, "use_token_level_filter": False}
+    job(user, tiny_model, "o", method="llmlingua", fidelity="reference", model=str(tiny_model), options=options)
+    head = user.says("show", "a", "-o", "o").out.partition("\n\n")[0]
+    assert "5 asked for" in head
+    assert head.endswith("\nunchanged: nothing was cut")

@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "compress-tokens": {"kind": "compress", "target_tokens": 60},
     "compress-all": {"kind": "compress", "rate": 0.6, "tau_instruction": 0.85, "tau_question": 0.9},
     "compress-frame": {"kind": "compress", "rate": 0.5, "frame": True},
+    "compress-reference": {"kind": "compress", "fidelity": "reference", "options": {"target_token": 60}},
     "longllmlingua": {"kind": "compress", "method": "longllmlingua", "rate": 0.5},
     "llmlingua2": {"kind": "compress", "method": "llmlingua2", "rate": 0.5},
     "selective-context": {"kind": "compress", "method": "selective-context", "rate": 0.5},
@@ -72,6 +73,7 @@ PARTS = {
     "huge": PromptParts(contexts=(WORDS * 400,), question="How many?"),
     "french": PromptParts(contexts=("Où est passée la bibliothèque de l'été dernier ? " * 5,)),
     "chinese": PromptParts("请回答。", ("图书馆在火车站的左边，银行在右边。" * 6,), "银行在哪里？"),
+    "japanese": PromptParts(contexts=("東京都は日本の首都です。カタカナとひらがな、「漢字」もあります。" * 5,)),
     "arabic": PromptParts(contexts=("المكتبة على يسار المحطة والبنك على يمينها. " * 5,)),
     "emoji": PromptParts(contexts=("👩‍👩‍👧 🇫🇷 ok 👍🏽 " * 10,)),
     "code": PromptParts("Explain this code.", (CODE,), "What does it return?"),
@@ -178,7 +180,17 @@ REFUSED: dict[str, dict[str, str]] = {
     "recover": {},
     "evaluate": {"empty": "no_reference", "blank": "no_reference"},
 }
-NO_NUMBER = {"one letter", "french", "chinese", "arabic", "emoji", "question only", "special tokens", "a null"}
+NO_NUMBER = {
+    "one letter",
+    "french",
+    "chinese",
+    "japanese",
+    "arabic",
+    "emoji",
+    "question only",
+    "special tokens",
+    "a null",
+}
 TOO_SMALL = {"one letter", "question only"}  # half of a single token; half of what must stay verbatim
 ONE_SENTENCE = {"a null"}  # half of it is no sentence
 
@@ -272,7 +284,8 @@ def test_tokens_and_seconds_are_accounted_for(settings: dict[str, Any], stage: S
     assert all(result.tokens_in > 0 and result.tokens_out > 0 for result in results)
     assert sum(result.seconds for result in results) > 0
     assert all(result.latency_seconds is not None and 0 < result.latency_seconds <= elapsed for result in results)
-    assert sum(tokens for _, tokens in counted) >= sum(result.tokens_in for result in results)
+    if settings.get("fidelity") != "reference":  # the library scores no first token
+        assert sum(tokens for _, tokens in counted) >= sum(result.tokens_in for result in results)
 
 
 def test_a_stopping_worker_is_let_go(stage: Stage, pool: ModelPool) -> None:
@@ -293,7 +306,9 @@ def test_no_text_is_lost_silently(settings: dict[str, Any], together: Together) 
             assert after.prompt.startswith(one.parts.instruction)
         if "tau_question" not in settings:
             assert after.prompt.endswith(one.parts.question)
-        assert outcome.tokens_asked is not None and outcome.tokens_out <= outcome.tokens_asked
+        assert outcome.tokens_asked is not None
+        if settings.get("fidelity") != "reference":  # the library overshoots
+            assert outcome.tokens_out <= outcome.tokens_asked
 
 
 def test_identity_is_json_and_the_hash_of_a_stage_follows_its_settings(

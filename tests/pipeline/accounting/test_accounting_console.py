@@ -14,7 +14,7 @@ from sqlalchemy import update
 from pipeline.accounting import wording
 from pipeline.accounting.console import print_estimate, print_summary
 from pipeline.accounting.estimate import estimate
-from pipeline.accounting.figures import Summary
+from pipeline.accounting.figures import RejectionFigures, Summary
 from pipeline.accounting.summary import summarise
 from pipeline.storage.sql import open_engine
 from schemas.tables import Base, Job
@@ -64,6 +64,14 @@ def test_a_long_path_is_not_broken(summary: Summary) -> None:
     path = "/very/long" * 30
     places = replace(summary.places, data=path)
     assert path in printed(replace(summary, places=places), 80)
+
+
+def test_what_is_left_out_of_the_reasons_is_counted(summary: Summary) -> None:
+    reasons = tuple(RejectionFigures("input", "rejected", f"code{n}", 10 - n, ()) for n in range(8))
+    text = printed(replace(summary, rejections=reasons), 100)
+    assert "  6 rejected in input: code4\n  12 for other reasons\n" in text
+    assert "code5" not in text
+    assert "other reasons" not in printed(replace(summary, rejections=reasons[:5]), 100)
 
 
 def test_text_from_outside_is_no_markup(summary: Summary) -> None:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pipeline.compression import tokens as tokens_module
 from pipeline.compression.marked import Marked
 from pipeline.compression.tokens import PIECE, Tokenising
-from pipeline.compression.units import MAX_TOKENS, cut
+from pipeline.compression.units import LONGEST, MAX_TOKENS, cut
 
 SMALL = Tokenising(tokenizer_of(500))
+DECOMPOSED = "\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165 \u1100\u1173\u11af"
+"""Korean, letter by letter."""
 
 
 def units_of(text: str) -> list[str]:
@@ -34,17 +36,23 @@ def units_of(text: str) -> list[str]:
         ("नमस्ते दुनिया", ["नमस्ते", " दुनिया"]),
         ("   ", ["   "]),
         ("a = b", ["a", " =", " b"]),
+        ("กำลังทำน้ำ", ["กำ", "ลั", "ง", "ทำ", "น้ำ"]),
+        (DECOMPOSED, [DECOMPOSED[:8], DECOMPOSED[8:]]),
     ],
 )
 def test_units_are_words(text: str, units: list[str]) -> None:
     assert units_of(text) == units
 
 
-@pytest.mark.parametrize("text", ["a" * 5000, "e" + "\u0301" * 300, "{" * 300, "1" * 300, "\u200d" * 300, "🇩🇪" * 90])
+ENDLESS = ["a" * 5000, "e" + "\u0301" * 300, "{" * 300, "1" * 300, "\u200d" * 300, "🇩🇪" * 90]
+LONG = ["1" * 65, "x" * 40 + "-" * 40, "e\u0301" * 60, "1.000," * 30]
+
+
+@pytest.mark.parametrize("text", ENDLESS + LONG)
 def test_no_unit_is_endless(text: str) -> None:
     tokens = SMALL.tokenise([text])[0]
     (one,) = cut([Marked(text)], [tokens.spans])
-    assert np.diff([*one.first, len(tokens.ids)]).max() <= 2 * MAX_TOKENS
+    assert np.diff([*one.first, len(tokens.ids)]).max() <= LONGEST
 
 
 def test_long_code_is_cut_after_its_punctuation() -> None:
@@ -77,6 +85,25 @@ def test_texts_are_cut_together_as_they_are_alone(texts: list[str]) -> None:
 @given(st.lists(st.from_regex(r"[A-Za-z]{1,12}|[0-9]{1,12}", fullmatch=True), min_size=1, max_size=30))
 def test_words_and_numbers_stay_whole(words: list[str]) -> None:
     assert [unit.strip() for unit in units_of(" ".join(words))] == words
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "98765432109876543210", "3.14159265358979323846", "1,234,567,890,123,456.78", "DE89370400440532013000",
+        "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "განმანათლებლებისთვის",
+        "பல்கலைக்கழகங்களுக்கு", "وَبِالِاسْتِقْلَالِيَّةِ", "٣٫١٤١٥٩٢٦٥٣٥٨٩٧٩",
+    ],
+)  # fmt: skip
+def test_long_words_and_numbers_stay_whole_too(word: str) -> None:
+    """However many tokens the scorer makes of them, up to ``LONGEST``."""
+    assert MAX_TOKENS < len(SMALL.tokenise([word])[0].ids) <= LONGEST
+    assert units_of(f"it is {word} here") == ["it", " is", f" {word}", " here"]
+
+
+def test_a_long_sum_is_cut_between_its_numbers() -> None:
+    units = units_of("that is 80,000+50,000=$130,000>>130,000.50 per 8-hour")
+    assert units[2:-2] == [" 80,000+", "50,000=$", "130,000>>", "130,000.50"]
 
 
 def test_a_long_text_is_tokenised_in_pieces_at_their_places() -> None:

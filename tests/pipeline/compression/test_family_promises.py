@@ -39,6 +39,7 @@ AWKWARD = {
     "arabic": "المكتبة على يسار المحطة. والبنك على يمينها. " * 6,
     "code": "def area(w, h):\n    # the product\n    return w * h\n" * 8,
     "json": '{"name":"Ada","tags":["math","code"],"born":1815,"notes":null}' * 8,
+    "japanese": "東京都は日本の首都です。カタカナとひらがな、「漢字」もあります。" * 12,
     "emoji": "👨‍👩‍👧‍👦🇩🇪👍🏽 ok 😀😀 " * 12,
     "controls": "\x00\x01\x1b[31mred\x7f\u202e\u200f \r\n\x85\u2028" * 12,
     "one letter": "a" * 3000,

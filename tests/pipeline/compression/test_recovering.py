@@ -126,6 +126,9 @@ def test_a_job_recovers_what_it_has_cut_and_asked() -> None:
     stages = [{"kind": "generate"}, {"kind": "recover"}, {"kind": "compress", "rate": 0.5}]
     with pytest.raises(ValidationError, match="put compress and generate before it"):
         JobSpec.model_validate({"input": {"path": "x"}, "stages": stages})
+    stages = [{"kind": "compress", "fidelity": "reference"}, {"kind": "generate"}, {"kind": "recover"}]
+    with pytest.raises(ValidationError, match='leave recover out, or take fidelity = "paper"'):
+        JobSpec.model_validate({"input": {"path": "x"}, "stages": stages})
 
 
 texts = st.lists(st.tuples(st.sampled_from(FEW), st.sampled_from(GAPS)), max_size=24).map(

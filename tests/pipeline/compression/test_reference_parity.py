@@ -158,3 +158,10 @@ def test_bad_files_are_named_with_their_line(folder: Path, tmp_path: Path) -> No
     path.write_text(json.dumps(row({})) + "\n" + json.dumps(row({}, no_such_option=1)) + "\n")
     with pytest.raises(SystemExit, match="line 2: ValidationError"):
         read_cases(path)
+    path.write_text('\n{"id": "a", "family": "b"}\n')
+    with pytest.raises(SystemExit, match="line 2: a case needs 'context'"):
+        read_cases(path)
+    path.write_bytes(b"\xff\n")
+    for wrong in (path, tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(SystemExit, match="cannot be read"):
+            read_cases(wrong)

@@ -105,6 +105,12 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_stand_is_refused(folder:
         load_tokenizer(str(folder), settings)
 
 
+def test_a_folder_without_a_tokenizers_files_is_refused_with_what_to_do(folder: Path, settings: Settings) -> None:
+    (folder / "tokenizer.json").unlink()  # as ByT5's folders are
+    with pytest.raises(ModelError, match=r"none of tokenizer.json, .* save it beside the weights .* will not do"):
+        load_tokenizer(str(folder), settings)
+
+
 def test_unreadable_tokenizer_is_named(folder: Path, settings: Settings) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "none"}}')
     with pytest.raises(ModelDamaged, match="the tokenizer in"):
