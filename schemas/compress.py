@@ -40,6 +40,9 @@ class Keep(Strict):
     digits: StrictBool = Field(False, description="keep every number")
     patterns: tuple[str, ...] = Field((), description="regular expressions; what they match is kept")
     identifiers: StrictBool = Field(False, description="keep names as code writes them: snake_case, camelCase, a.b(c)")
+    end: StrictFloat = Field(
+        0.0, ge=0, le=1, description="of what the budget has left, the share that the end of the last context gets"
+    )
 
     @field_validator("words")
     @classmethod

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compression.budget import tokens_asked
+from pipeline.compression.closing import with_end
 from pipeline.compression.layout import Layout, text_of
 from pipeline.compression.marked import Marked, UnmarkableError
 from pipeline.compression.marking import Marking
@@ -158,9 +159,20 @@ class Preparing:
             return too_small(budget, least)
         if budget >= prompt.original:
             return Copied(prompt.text, prompt.markup, prompt.original, budget)
+        prompt = self._ended(replace(prompt, budget=budget, fixed=least, phrases=self.spec.removed_phrases))
         share = rate if rate is not None else budget / prompt.original
-        quota = quota_of(prompt.parts, budget, share, prompt.separator, self.spec)
-        return replace(prompt, budget=budget, fixed=least, quota=quota, phrases=self.spec.removed_phrases)
+        return replace(prompt, quota=quota_of(prompt.parts, budget, share, prompt.separator, self.spec))
+
+    def _ended(self, prompt: Prompt) -> Prompt:
+        """The prompt with the end of its last context among what must stay, as far as that is asked for and fits."""
+        tokens = self.spec.keep.end * (prompt.budget - prompt.fixed)
+        while tokens > 0:
+            ended = with_end(prompt, tokens)
+            (fixed,) = self.target.count([text_of(ended.text, ended.layout.spans(ended.forced()))])
+            if fixed <= prompt.budget:
+                return replace(ended, fixed=fixed)
+            tokens -= fixed - prompt.budget  # cut from the text before them, tokens may be others
+        return prompt
 
     def _parts(self, prompts: Sequence[list[_Piece]], tokens: Mapping[str, Tokens]) -> list[tuple[Part, ...]]:
         """The pieces of every prompt, tokenised and cut; equal ones (demonstrations, several rates) once."""

@@ -79,8 +79,8 @@ class Fused:
             stream = products.add_product(attended, layer.out, arrived, stream, *layer.between)
             inner = products.product(stream, layer.gates.weight, arrived, paired=True)
             stream = products.add_product(inner, layer.down, arrived, stream, *norm)
-        norm, epsilon = self._last
-        return nn.functional.rms_norm(stream.states, norm.shape, norm, epsilon)
+        weights, epsilon = self._last
+        return nn.functional.rms_norm(stream.states, weights.shape, weights, epsilon)
 
 
 def fused(trunk: Any) -> Fused | None:

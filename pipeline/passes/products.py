@@ -72,7 +72,7 @@ def add_product(
 ) -> Stream:
     """``given`` ``[tokens, depth]`` times ``weight`` ``[d, depth]`` added ``to`` the states of a stream, in their
     place; the stream before the next ``norm``."""
-    blocks = triton.cdiv(len(weight), tiles(*weight.shape, False, True).features)
+    blocks = triton.cdiv(len(weight), tiles(len(weight), given.shape[1], False, True).features)
     weighted = torch.empty_like(to.weighted)
     squares = to.squares.new_empty(blocks, len(given))
     _launch(given, weight, arrived, to.states, added=(norm, weighted, squares))
