@@ -97,7 +97,7 @@ class Compress:
             outcomes.update(self._outcomes(batch, rates))
             run.progress(len(batch.places), 0)
         if unmet := engine.preparing.marking.key_rates.unmet:
-            log.warning("key_rates: %s decides nothing in these %d documents", ", ".join(unmet), len(documents))
+            log.warning("key_rates: %s decides nothing in this shard, documents: %d", ", ".join(unmet), len(documents))
         return [outcomes[place] for place in range(len(documents))]
 
     def engine(self, models: ModelPool) -> Engine:

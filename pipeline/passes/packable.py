@@ -58,7 +58,7 @@ def _fuse(trunk: Any) -> None:
     trunk.contextmill_fused = fused(trunk) if next(trunk.parameters()).dtype == _FUSED else None
     if trunk.contextmill_fused and (why := _doubt(lambda: _token_by_token(trunk, PackedPasses, _WIDTH, MOST // 3))):
         trunk.contextmill_fused = None
-        log.info("steps of few tokens take the compiled layers, two to three times as long: %s", why)
+        log.info("steps of few tokens take the compiled layers, and a little longer: %s", why)
 
 
 def positions_of(trunk: Any) -> range:

@@ -66,7 +66,7 @@ def test_values_of_a_key_share_its_rate(tiny: str) -> None:
 def test_a_rate_of_a_key_that_is_not_there_is_said(tiny: str, caplog: pytest.LogCaptureFixture) -> None:
     parts = PromptParts(contexts=(json.dumps({"body": WORDS[:200]}),))
     shrink(tiny, parts, rate=0.5, structure="json", key_rates={"body": 0.4, "bodi": 0.1})
-    assert [one.message for one in caplog.records] == ["key_rates: bodi decides nothing in these 1 documents"]
+    assert [one.message for one in caplog.records] == ["key_rates: bodi decides nothing in this shard, documents: 1"]
     caplog.clear()
     shrink(tiny, parts, rate=0.5, structure="json", key_rates={"body": 0.4})
     assert not caplog.records
