@@ -184,7 +184,7 @@ class _Batch:
         ids = np.concatenate([text[begin:] for text, begin in zip(texts, stored, strict=True)])
         left, begin = np.array([len(text) for text in texts]) - stored, 0
         for some, before, counts in _pieces(left, self._most):
-            piece = on_device(ids[begin : begin + counts.sum()], self._device)
+            piece = model.own(on_device(ids[begin : begin + counts.sum()], self._device))
             self._ending.look()
             with drafting() if model is not self._models[0] else nullcontext():
                 hidden = model.passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)

@@ -20,6 +20,7 @@ from pipeline.generation.lines import Lines
 from pipeline.generation.policy import Policy, Way
 from pipeline.generation.rounds import Model, Target, cascade, drafting
 from pipeline.generation.sampling import Choosing
+from pipeline.generation.vocabularies import translation
 from pipeline.models import LoadedModel
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses
@@ -68,6 +69,8 @@ class Kind:
         model: Any = loaded.model
         target: Any = self.loaded.model
         passes, head = self.passes(model.get_decoder(), rows, loaded.window), model.get_output_embeddings()
+        if other := translation(loaded, self.loaded):
+            return Model(passes, head, len(other.reads), other)
         return Model(passes, head, min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0]))
 
     def costs_of(self, loaded: LoadedModel, look: Callable[[], None]) -> Costs:

@@ -26,6 +26,7 @@ from pipeline.batching import out_of_memory
 from pipeline.generation.lines import Lines
 from pipeline.generation.maxgram import propose
 from pipeline.generation.sampling import Choosing
+from pipeline.generation.vocabularies import Translation
 from pipeline.passes.recorded import Output
 from pipeline.stages import Stopped
 from schemas.drafting import Plan
@@ -76,11 +77,19 @@ class Copying:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that reads lines by ``passes``; ``size`` of its vocabulary are those of the target."""
+    """A model that reads lines by ``passes``; it knows the first ``size`` of the target's tokens, by ``translation``
+    where its vocabulary is another."""
 
     passes: Any
     head: Any
     size: int
+    translation: Translation | None = None
+
+    def own(self, ids: torch.Tensor) -> torch.Tensor:
+        """Its own tokens for these of the target's, one for one."""
+        # Behind the drafts there may be none, and the target may know tokens that a drafter does not.
+        known = ids.clamp(0, self.size - 1)
+        return self.translation.read(known) if self.translation else known
 
     def said(
         self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, choose: Choosing, most: int,
@@ -88,12 +97,12 @@ class Model:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """It reads ``count`` tokens from ``begin``: what it says after each, or after those of them that are ``after``
         ``[rows, n]``, counted from there; and the logits ``[rows, n, v]``."""
-        # Behind the drafts there may be none, and the target may know tokens that a drafter does not.
-        ids = lines.at(slots, begin, count).clamp(0, self.size - 1)
+        ids = self.own(lines.at(slots, begin, count))
         hidden = self.passes.read_on(slots, ids, begin - lines.read_from[slots], most)
         if after is not None:
             hidden = hidden.view(*ids.shape, -1).gather(1, after[..., None].expand(-1, -1, hidden.shape[-1]))
-        logits = self.head(hidden.flatten(0, -2))[:, : self.size]
+        logits = self.head(hidden.flatten(0, -2))
+        logits = self.translation.said(logits) if self.translation else logits[:, : self.size]
         numbers = None
         if choose.sampled:
             places = lines.places(begin, count) if after is None else begin[:, None] + after

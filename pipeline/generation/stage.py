@@ -100,14 +100,18 @@ def _layers(name: str) -> int:
 
 
 def _check_drafter(name: str, target: str) -> None:
-    """``ModelError`` for what is not there, is no causal LM, or knows other tokens than the target."""
+    """``ModelError`` for what is not there, is no causal LM, or knows none of the target's tokens."""
     if layers := _layers(name):
         there = layers_in(resolve(target).folder) or 0
         if layers >= there:
             raise ModelError(f"{name} cannot draft for {target}, which has {there} layers: name fewer")
         return
+    from pipeline.generation.token_texts import shared
+
     digest_of(name, check=check_causal)
-    if load_tokenizer(name).get_vocab() != load_tokenizer(target).get_vocab():
+    own, others = load_tokenizer(name), load_tokenizer(target)
+    if own.get_vocab() != others.get_vocab() and not shared(own, others):
         raise ModelError(
-            f"{name} cannot draft for {target}: their vocabularies differ; name a model with the target's own tokenizer"
+            f"{name} cannot draft for {target}: it is not known which tokens of its vocabulary stand for the same as "
+            "one of the target's; name a model with the target's own tokenizer"
         )

@@ -1,0 +1,46 @@
+"""What the tokens of a vocabulary stand for, and which of two vocabularies stand for the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+_ALPHABET = {character: byte for byte, character in bytes_to_unicode().items()}
+"""What stands for a byte in byte-level vocabularies."""
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""A byte in vocabularies of pieces."""
+
+
+def shared(drafter: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
+    """The target's tokens for which the drafter has one of the same text -> that one. Empty where no vocabulary says
+    what its tokens stand for."""
+    own = dict(texts_of(drafter))
+    return {number: own[text] for text, number in texts_of(target) if text in own}
+
+
+def texts_of(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[bytes, int]]:
+    """What each token stands for, where the vocabulary says so: byte-level ones, and those of pieces with "▁"."""
+    inner = tokenizer.backend_tokenizer
+    added = {number: token.content for number, token in inner.get_added_tokens_decoder().items()}
+    bytewise = type(inner.decoder).__name__ == "ByteLevel"
+    if not bytewise and not any(token.startswith("▁") for token in inner.get_vocab(with_added_tokens=False)):
+        return
+    for token, number in inner.get_vocab(with_added_tokens=True).items():
+        text = added[number].encode() if number in added else _bytes(token) if bytewise else _piece(token)
+        if text:
+            yield text, number
+
+
+def _bytes(token: str) -> bytes:
+    """Of a byte-level vocabulary, each character a byte."""
+    return bytes(_ALPHABET[one] for one in token) if all(one in _ALPHABET for one in token) else b""
+
+
+def _piece(token: str) -> bytes:
+    """Of a vocabulary of pieces: "▁" is a space, "<0x0A>" a byte."""
+    byte = _BYTE.fullmatch(token)
+    return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
