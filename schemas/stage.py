@@ -142,15 +142,15 @@ class GenerateSpec(StageBase):
 class DistillSpec(TrainingSpec):
     """Train a drafter for the target model on what that answered: all layers of a small model, as a model of its own.
 
-    It learns the very tokens that the target reads and writes, the end of an answer among them, and in KL (by
-    ``kl_weight``) how likely the target finds every token.
+    It learns the very tokens that the target reads and writes, the end of an answer among them, and with a
+    ``kl_weight`` how likely the target finds every token.
     """
 
     kind: Literal["distill"]
     layers: Whole | None = Field(None, ge=1, description="of the target, evenly spread: a shallow copy to begin from")
     drafter: ModelName | None = Field(None, description="a small model of the target's vocabulary to begin from")
     answers: GenerateSpec = Field(GenerateSpec(kind="generate"), description="the stage whose answers these are")
-    kl_weight: StrictFloat = Field(0.5, ge=0, le=1, description="of KL(target, drafter); the answers have the rest")
+    documents_per_step: Whole = Field(8, ge=1, description="few, as there are few answers for so many weights")
     measured: Whole = Field(32, ge=1, description="most held-out prompts that are answered again with the drafter")
 
     @model_validator(mode="before")

@@ -63,22 +63,26 @@ class Distill:
         from pipeline.generation.decoding import passes_for
         from pipeline.generation.local import misfit
 
-        if (passes := passes_for(self.teacher(run))) is None:
+        if (passes := passes_for(self._target(run))) is None:
             raise Halt(f"distill: {self.target.model} is decoded by transformers' generate, hence without drafts")
         with self._beginning() as name:
             if why := misfit(self._loaded(name, self.spec.answers.dtype, run), passes):
                 raise Halt(f"distill: {why}")
             return self._loaded(name, "float32", run)
 
-    def teacher(self, run: Run) -> LoadedModel:
-        """The target, as it answers."""
-        return run.models.causal_lm(self.target.model, self.spec.answers.dtype, self.spec.device)
+    def teacher(self, run: Run) -> LoadedModel | None:
+        """The target. None where its answers alone are learned from, which spares its passes."""
+        return self._target(run) if self.spec.kl_weight else None
 
     def pairs(self, documents: Sequence[Document], loaded: LoadedModel, each: Callable[[], None]) -> Iterator[Pair]:
         """As the target reads and writes them."""
         from pipeline.alignment.pairs import framed
 
         return framed(documents, loaded, self.spec.answers, min(self.spec.max_tokens, loaded.window), each)
+
+    def tokens_afterwards(self, held: Sequence[Pair]) -> int:
+        """The target answers twice."""
+        return 2 * sum(len(pair.ids) for pair in held[: self.spec.measured])
 
     def publish(self, trained: Trained, run: Run) -> Extra:
         """The drafter, after the target has answered held-out prompts with what it was and with what it is."""
@@ -88,7 +92,7 @@ class Distill:
         with self._beginning() as name, tempfile.TemporaryDirectory() as made:
             self._write(trained.trainer.adapted, Path(made))
             before, after = (
-                answered(self.teacher(run), self._loaded(one, self.spec.answers.dtype, run), asked, self, run)
+                answered(self._target(run), self._loaded(one, self.spec.answers.dtype, run), asked, self, run)
                 for one in (name, made)
             )
             if run.folder is not None:
@@ -114,6 +118,10 @@ class Distill:
         with tempfile.TemporaryDirectory() as folder:
             shorten(resolve(self.source).folder, Path(folder) / "short", self.spec.layers)
             yield f"{folder}/short"
+
+    def _target(self, run: Run) -> LoadedModel:
+        """As it answers."""
+        return run.models.causal_lm(self.target.model, self.spec.answers.dtype, self.spec.device)
 
     def _loaded(self, name: str, dtype: str, run: Run) -> LoadedModel:
         loaded = run.models.own_copy(name, dtype, self.spec.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +38,7 @@ def answered(
     spec = drafting(stage.spec.answers, drafter.ref.name)
     asked = zip(documents, prompts_of(documents, stage.target.model, target, spec), strict=True)
     sent = [(document.seq, prompt) for document, prompt in asked if isinstance(prompt, Prompt)]
-    quiet = replace(run, progress=lambda _, tokens: run.progress(0, tokens))  # these are not the job's documents
-    made = LocalGenerator(target, spec, quiet, [drafter]).generate([prompt for _, prompt in sent])
+    made = LocalGenerator(target, spec, run, [drafter]).generate([prompt for _, prompt in sent])
     found = [(one.passes, one.drafts[drafter.ref.name]) for one in made]
     drafts = [Drafts(passes, mine.drafted, mine.accepted) for passes, mine in found]
     return dict(zip((seq for seq, _ in sent), drafts, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +46,10 @@ class Lesson(Protocol):
 
     def pairs(self, documents: Sequence[Document], loaded: LoadedModel, each: Callable[[], None]) -> Iterator[Pair]:
         """The pair of each document; ``each`` is called now and then, and may raise."""
+        ...
+
+    def tokens_afterwards(self, held: Sequence[Pair]) -> int:
+        """Those that ``publish`` will go through, about."""
         ...
 
     def publish(self, trained: Trained, run: Run) -> Extra:
@@ -123,14 +127,14 @@ class _Session:
             raise
         self._save_last()
         done = Trained(self.loaded, self.trainer, self.held, self.before, self.trainer.measure(self.held))
-        more = self.lesson.publish(done, self.run)
+        more = self.lesson.publish(done, replace(self.run, progress=lambda _, tokens: self.meter.add(tokens, 3)))
         self.meter.finish()
         return self._results(done, more)
 
     def _work(self) -> int:
         """Of the whole training, as the meter counts: a token read is 1, one that is learned from 3."""
         read, learned = (sum(len(pair.ids) - 1 for pair in pairs) for pairs in (self.held, self.trained))
-        return 2 * read + 3 * self.spec.epochs * learned
+        return 2 * read + 3 * (self.spec.epochs * learned + self.lesson.tokens_afterwards(self.held))
 
     def _alive(self) -> None:
         if self.run.stopping():

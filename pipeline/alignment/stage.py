@@ -67,6 +67,10 @@ class Align:
 
         return tokenise(documents, loaded, min(self.spec.max_tokens, loaded.window), each)
 
+    def tokens_afterwards(self, held: Sequence[Pair]) -> int:
+        """None."""
+        return 0
+
     def publish(self, trained: Trained, run: Run) -> Extra:
         """The adapter, and no more columns."""
         from pipeline.alignment.adapter import write_adapter

@@ -56,7 +56,7 @@ Drafter = Annotated[
 @commands.command(
     epilog=examples(
         "contextmill distill job.toml swift --layers 8",
-        "contextmill distill job.toml swift --layers 8 --set distill.epochs=5 --set distill.batch_tokens=65536",
+        "contextmill distill job.toml swift --layers 8 -i prompts.jsonl --set distill.epochs=5",
         "contextmill distill job.toml coder --drafter Qwen/Qwen2.5-Coder-0.5B-Instruct",
         then=EXIT_CODES,
     )
@@ -78,9 +78,11 @@ def distill(
 ) -> None:
     """Train a drafter for a job's target on the target's own answers, and say what share of its drafts are accepted.
 
-    The job is run first, unless it has been; then a job of its own trains a small model: a shallow copy of the target,
-    or a model you name. The same command goes on where it was stopped. Afterwards drafters = ["NAME"] stands in the
-    job's generate stage. Answers stay the same; only how soon they are there changes.
+    The job is run first, unless it has been. Then a job of its own trains a shallow copy of the target, or a model that
+    you name; --set distill.KEY=VALUE says how (docs/generation.md). The same command goes on where it was stopped.
+
+    Afterwards write drafters = ["NAME"] in the job's generate stage: answers stay the same, and are there sooner where
+    enough drafts are accepted (tune-drafting says).
     """
     from pipeline.cli.running import check_broker, load_distill
 

@@ -10,7 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 from command import User
+
+from pipeline.cli.distilling import FEW, _check_enough
+from pipeline.jobfile import load, load_job
+from schemas.distill_file import DistillFile
 
 JOB = """name = "night"
 [input]
@@ -24,15 +29,14 @@ rate = 0.8
 [[stages]]
 kind = "generate"
 max_new_tokens = 8
-{more}
 """
-QUICK = "--set", "distill.documents_per_step=4", "--set", "distill.checkpoint_seconds=0.0"
+QUICK = "--set", "distill.documents_per_step=4", "--set", "distill.checkpoint_seconds=0.0"  # a checkpoint a step
 
 
-def prepared(user: User, model: Path, prompts: int = 16, more: str = "") -> None:
-    user.write("night.toml", JOB.format(model=json.dumps(str(model)), more=more))
+def prepared(user: User, model: Path) -> None:
+    user.write("night.toml", JOB.format(model=json.dumps(str(model))))
     text = "What is {0} plus {0}? Think about it before you say what it is.".format
-    rows = [{"id": f"q{number}", "text": text(number)} for number in range(prompts)]
+    rows = [{"id": f"q{number}", "text": text(number)} for number in range(16)]
     user.write("prompts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -69,15 +73,18 @@ def test_a_killed_distillation_goes_on_and_its_drafter_drafts_by_name(
 
     again = user.says(*words)
     assert again.code == 0 and 'drafters = ["swift"]' in again.out and "of its drafts accepted" in again.out
-    plain = user.says("run", "night.toml", "-o", "o", "--json")
-    assert plain.json["job_id"] == said["jobs"][0]["job_id"], "the job is the one whose answers were learned"
     drafted = user.says("run", "night.toml", "-o", "p", "--set", 'stages.1.drafters=["swift"]', "--json")
     assert drafted.code == 0, drafted.err
     first, second = (published(user, output) for output in "op")
     assert [row["generated"] for row in first] == [row["generated"] for row in second]
     assert sum(row["tokens_drafted"] for row in second) > 0
-    other = user.says(*words, "--set", "distill.epochs=2")
-    assert other.code == 1 and "another drafter is called swift already" in other.err
+
+
+def test_the_job_whose_answers_are_learned_is_the_one_that_run_makes(user: User, tiny_model: Path) -> None:
+    prepared(user, tiny_model)
+    path = user.folder / "night.toml"
+    spec = load(path, DistillFile, ["distill.layers=1"])
+    assert spec.job == load_job(path) and spec.job.spec_hash() == load_job(path).spec_hash()
 
 
 def published(user: User, output: str) -> list[Any]:
@@ -102,7 +109,9 @@ def test_what_is_wrong_is_said_before_anything_is_answered(user: User, tiny_mode
     assert dry.code == 0 and not list(user.folder.glob("runs/*"))
 
 
-def test_a_single_answer_is_too_few(user: User, tiny_model: Path) -> None:
-    prepared(user, tiny_model, prompts=1)
-    ended = user.says("distill", "night.toml", "swift", "--layers", "1")
-    assert ended.code == 1 and "1 answers are too few" in ended.err and "(-i)" in ended.err
+def test_a_single_answer_is_too_few(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        _check_enough(1)
+    _check_enough(FEW)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 answers are too few" in said and "(-i)" in said and str(FEW) not in said
