@@ -29,6 +29,7 @@ STAGES = {
     "compress": "pipeline.compression.stage:Compress",
     "generate": "pipeline.generation.stage:Generate",
     "align": "pipeline.alignment.stage:Align",
+    "distill": "pipeline.alignment.distilling:Distill",
 }
 """Kind of stage -> the class behind it, imported only when such a stage runs (torch takes seconds).
 

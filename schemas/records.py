@@ -47,6 +47,9 @@ DRAFT = pa.struct(
 )
 """What one model did for an answer: see ``schemas.tables.Draft``."""
 
+DRAFTED = "target_passes", "tokens_drafted", "tokens_accepted"
+"""What ``generate`` says of drafts, and ``distill`` before and after."""
+
 STAGE_FIELDS: dict[str, pa.Schema] = {
     "copy": pa.schema([]),
     "compress": pa.schema(
@@ -95,6 +98,20 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("align_seconds", pa.float64(), nullable=False),
         ]
     ),
+    "distill": pa.schema(
+        [
+            pa.field("split", pa.string(), nullable=False),  # train | held_out
+            pa.field("tokens_prompt_read", pa.int64(), nullable=False),  # as the target was sent it, unless longer
+            pa.field("tokens_answer", pa.int64(), nullable=False),  # than max_tokens; the end token included
+            pa.field("nll_before", pa.float64()),  # as of align: held_out only
+            pa.field("nll_after", pa.float64()),
+            pa.field("agreement_before", pa.float64()),
+            pa.field("agreement_after", pa.float64()),
+            # The target answered once more, with the drafter as it was and as it is: of some held_out, else null.
+            *(pa.field(f"{what}_{when}", pa.int64()) for when in ("before", "after") for what in DRAFTED),
+            pa.field("distill_seconds", pa.float64(), nullable=False),
+        ]
+    ),
     "recover": pa.schema(
         [
             pa.field("recovered", pa.string()),  # ``generated`` in the original's words; null where ``kept`` is
@@ -120,7 +137,7 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
 }
 """The columns a kind of stage makes. Seconds and money say what it took to make the row, in whatever job."""
 
-ANSWER_DECIDES = frozenset({"align", "evaluate", "recover"})
+ANSWER_DECIDES = frozenset({"align", "distill", "evaluate", "recover"})
 """Kinds of stage whose columns follow from the reference answer, or from the one sampled answer that stands in the row:
 no content hash covers them, so they are never taken over."""
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.align import AlignSpec
+from schemas.align import AlignSpec, TrainingSpec
 from schemas.base import USD, ModelName, StageBase, Whole
 from schemas.compress import (
     BM25Spec,
@@ -139,6 +139,43 @@ class GenerateSpec(StageBase):
         return self
 
 
+class DistillSpec(TrainingSpec):
+    """Train a drafter for the target model on what that answered: all layers of a small model, as a model of its own.
+
+    It learns the very tokens that the target reads and writes, the end of an answer among them, and with a
+    ``kl_weight`` how likely the target finds every token.
+    """
+
+    kind: Literal["distill"]
+    layers: Whole | None = Field(None, ge=1, description="of the target, evenly spread: a shallow copy to begin from")
+    drafter: ModelName | None = Field(None, description="a small model of the target's vocabulary to begin from")
+    answers: GenerateSpec = Field(GenerateSpec(kind="generate"), description="the stage whose answers these are")
+    documents_per_step: Whole = Field(8, ge=1, description="few, as there are few answers for so many weights")
+    measured: Whole = Field(32, ge=1, description="most held-out prompts that are answered again with the drafter")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_beginning(cls, given: Any) -> Any:
+        """What a whole model knows is soon lost; a shallow copy says nothing yet."""
+        if isinstance(given, dict) and "learning_rate" not in given:
+            return {**given, "learning_rate": 1e-4 if given.get("drafter") else 1e-3}
+        return given
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> DistillSpec:
+        if (self.layers is None) == (self.drafter is None):
+            raise ValueError("layers (a shallow copy of the target) or drafter (a model's name): one of them")
+        return self
+
+    def beginning(self, target: str) -> str:
+        """What is begun from, in words."""
+        return self.drafter or f"{self.layers} layer{'' if self.layers == 1 else 's'} of {target}"
+
+    def output_settings(self) -> dict[str, Any]:
+        """Those of ``answers`` without what changes their speed alone."""
+        return {**super().output_settings(), "answers": self.answers.output_settings()}
+
+
 class CopySpec(StageBase):
     """Hand every document on unchanged: measures the pipeline itself."""
 
@@ -164,6 +201,7 @@ StageSpec = Annotated[
     | Annotated[BM25Spec, Tag("bm25")]
     | Annotated[GenerateSpec, Tag("generate")]
     | Annotated[AlignSpec, Tag("align")]
+    | Annotated[DistillSpec, Tag("distill")]
     | Annotated[RecoverSpec, Tag("recover")]
     | Annotated[EvaluateSpec, Tag("evaluate")]
     | Annotated[CopySpec, Tag("copy")],

@@ -13,7 +13,7 @@ from pipeline.accounting.speeds import Measured
 from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
 from pipeline.models import resolve
 from pipeline.models.ref import ModelError
-from schemas.align import AlignSpec
+from schemas.align import AlignSpec, TrainingSpec
 from schemas.compress import CompressBase, CompressSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
@@ -79,9 +79,11 @@ def estimate_stage(
     if isinstance(spec, CompressBase) and spec.scoring_models:
         kept, read = _kept(spec, flow), flow.tokens * COMPRESS_PASSES
         return _local(index, spec, spec.scoring_models[0], flow, kept, read, 0, measured, settings)
-    if isinstance(spec, AlignSpec):
+    if isinstance(spec, TrainingSpec):
+        # A shallow copy reads less than its target, which reads all of it, too.
+        model = spec.model if isinstance(spec, AlignSpec) else spec.drafter or job.target.model
         read = flow.tokens * LEARNING_PASSES * spec.epochs
-        made = _local(index, spec, spec.model, flow, flow.tokens, read, 0, measured, settings)
+        made = _local(index, spec, model, flow, flow.tokens, read, 0, measured, settings)
         return replace(made, memory_bytes=None)  # what a pass keeps for the way back is not known beforehand
     if not isinstance(spec, GenerateSpec):
         read = 0 if isinstance(spec, EvaluateSpec | RecoverSpec) else flow.tokens  # these count no tokens
@@ -110,7 +112,7 @@ def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:
 
 
 def _local(
-    index: int, spec: CompressBase | GenerateSpec | AlignSpec, model: str, flow: Flow, tokens_out: int, read: int,
+    index: int, spec: CompressBase | GenerateSpec | TrainingSpec, model: str, flow: Flow, tokens_out: int, read: int,
     write: int, measured: Measured | None, settings: Settings,
 ) -> StageEstimate:  # fmt: skip
     device = "cuda" if on_gpu(spec.device) else "cpu"
@@ -128,7 +130,7 @@ def _local(
     )  # fmt: skip
 
 
-def _rows(spec: CompressBase | GenerateSpec | AlignSpec, shape: Shape, device: str, flow: Flow) -> int:
+def _rows(spec: CompressBase | GenerateSpec | TrainingSpec, shape: Shape, device: str, flow: Flow) -> int:
     """Positions whose logits are held at once: a slice of a scored batch, or the last one of each row generated."""
     if not isinstance(spec, GenerateSpec):
         return min(spec.batch_tokens, max(1, SCORED_LOGITS[device] // shape.vocabulary))

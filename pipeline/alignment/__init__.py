@@ -1,8 +1,10 @@
-"""Distribution alignment: a small scoring model learns to expect what the target models write.
+"""Small models learn what target models write: scorers that expect it, and drafters that say it first.
 
-LLMLingua (arXiv 2310.05736), section 3.3, equation (8). ``answers`` gathers what the targets answered in jobs of this
-pipeline, ``stage`` trains on it as a job of its own: ``pairs`` (text to tokens, the split), ``losses``, ``training``
-(the loop), ``checkpoints``. The result is an adapter (``pipeline.models.adapters``) that scorers load by name.
+Distribution alignment is LLMLingua's (arXiv 2310.05736, section 3.3, equation (8)). ``answers`` gathers what the
+targets answered in jobs of this pipeline, and a job of its own trains on it: ``pairs`` (text to tokens, the split),
+``losses``, ``training`` (the loop), ``checkpoints``, ``session`` (one attempt). ``stage`` makes an adapter
+(``pipeline.models.adapters``) that scorers load by name, ``distilling`` a whole model (``pipeline.models.distilled``)
+whose ``drafts`` a target checks.
 """
 
 from __future__ import annotations

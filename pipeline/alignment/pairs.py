@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compression.tokens import Tokenising
+from pipeline.generation.prompts import PromptEncoder
 from pipeline.models import LoadedModel
-from pipeline.stages import Refusal
+from pipeline.models.pool import UNLIMITED
+from pipeline.stages import Halt, Refusal
 from schemas.document import SEPARATOR, Document
+from schemas.stage import GenerateSpec
 
 Ints = NDArray[np.int64]
 
@@ -20,7 +24,8 @@ TOKENISED_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """``ids``: a start token, the prompt, a blank line, and from place ``answer`` on the answer's tokens."""
+    """``ids``: the prompt, a start token (or its own first one) before it, and from place ``answer`` on the answer's
+    tokens."""
 
     document: Document
     ids: Ints
@@ -63,10 +68,35 @@ def tokenise(
         found = tokeniser.tokenise([one.prompt + SEPARATOR for one in some] + [one.answer or "" for one in some])
         ids = [tokens.ids for tokens in found]
         for document, prompt, answer in zip(some, ids[: len(some)], ids[len(some) :], strict=True):
-            kept = answer[: most - 1]
-            room = most - 1 - len(kept)
-            before = prompt[len(prompt) - min(room, len(prompt)) :]
-            yield Pair(document, np.array([start, *before, *kept], dtype=np.int64), 1 + len(before))
+            yield _fitting(document, start, prompt, answer, most)
+
+
+def framed(
+    documents: Sequence[Document], loaded: LoadedModel, answers: GenerateSpec, most: int,
+    each: Callable[[], None] = lambda: None,
+) -> Iterator[Pair]:  # fmt: skip
+    """As ``tokenise``, but the prompt is what a target of this tokenizer is sent by the stage ``answers``. The answer
+    ends as its text does: with the end token where that stands there. Raises ``Halt`` for a prompt that cannot be sent.
+    """
+    encoder = PromptEncoder(loaded.ref.name, loaded.tokenizer, UNLIMITED, answers)
+    for first in range(0, len(documents), TOKENISED_AT_ONCE):
+        each()
+        some = documents[first : first + TOKENISED_AT_ONCE]
+        texts = [one.answer or "" for one in some]
+        ids: Any = loaded.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for document, prompt, answer in zip(some, encoder.encode([one.prompt for one in some]), ids, strict=True):
+            if isinstance(prompt, Refusal):
+                raise Halt(f"distill: document {document.id}: {prompt.reason}")
+            yield _fitting(document, prompt[0], prompt[1:], answer, most)
+
+
+def _fitting(
+    document: Document, start: int, prompt: Sequence[int] | Ints, answer: Sequence[int] | Ints, most: int
+) -> Pair:
+    kept = answer[: most - 1]
+    room = most - 1 - len(kept)
+    before = prompt[len(prompt) - min(room, len(prompt)) :]
+    return Pair(document, np.array([start, *before, *kept], dtype=np.int64), 1 + len(before))
 
 
 def is_held_out(content_hash: str, share: float) -> bool:

@@ -1,4 +1,4 @@
-"""The loop: low-rank weights beside the frozen ones of a small model, trained step by step from any step on.
+"""The loop: weights of a small model, or low-rank ones beside them, trained step by step from any step on.
 
 Everything random follows from the seed and the number of the step, so that a run cut off anywhere and continued from
 its last checkpoint ends with the very weights of one that was not (in float32 on the CPU, with as many threads).
@@ -22,7 +22,7 @@ from pipeline.alignment.pairs import Pair
 from pipeline.batching import run_packed
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt
-from schemas.align import AlignSpec
+from schemas.align import AlignSpec, TrainingSpec
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 class Plan:
     """Which pairs a step learns from, and how fast."""
 
-    spec: AlignSpec
+    spec: TrainingSpec
     pairs: int
 
     @property
@@ -70,11 +70,12 @@ class Plan:
 
 
 class Trainer:
-    """One use, on a model that is the trainer's own: its layers get low-rank weights, those they had stay the same."""
+    """One use, on a model that is the trainer's own. An ``AlignSpec`` gives its layers low-rank weights, and those they
+    had stay the same; any other trains its layers themselves."""
 
-    def __init__(self, spec: AlignSpec, loaded: LoadedModel, teacher: LoadedModel | None, passed: Passed) -> None:
+    def __init__(self, spec: TrainingSpec, loaded: LoadedModel, teacher: LoadedModel | None, passed: Passed) -> None:
         self.spec, self.device, self._passed = spec, loaded.device, passed
-        self.adapted: Any = with_adapter(loaded, spec)
+        self.adapted: Any = with_adapter(loaded, spec) if isinstance(spec, AlignSpec) else unfrozen(loaded)
         self._loss = Loss(Reader(loaded), Reader(teacher) if teacher else None, spec.kl_weight)
         self._named = {name: value for name, value in self.adapted.named_parameters() if value.requires_grad}
         self._weights = list(self._named.values())
@@ -163,6 +164,16 @@ class Trainer:
 
 def _answers(pairs: Sequence[Pair]) -> int:
     return sum(pair.answer_tokens for pair in pairs)
+
+
+def unfrozen(loaded: LoadedModel) -> Any:
+    """``loaded.model``, of which all is trained but what tokens are at its two ends: these it shares with its teacher,
+    or they are most of a small model."""
+    model: Any = loaded.model
+    model.requires_grad_(True)
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        end.requires_grad_(False)
+    return model
 
 
 def with_adapter(loaded: LoadedModel, spec: AlignSpec) -> Any:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,13 +27,10 @@ from pipeline.cli.shared import (
     print_json,
     settings,
 )
+from pipeline.cli.teaching import Teaching
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from pipeline.alignment.answers import Gathered
     from schemas.align_file import AlignFile
-    from schemas.job import JobSpec
     from schemas.settings import Settings
 
 commands = typer.Typer()
@@ -87,7 +81,7 @@ def align(
     _check_training(spec)
     recipe = _recipe(spec, given, replace_)
     engine, opened = database(given, spec.output.path, migrate=True)
-    _Command(engine, opened, workers or given.workers, spec, json_, partial).run(recipe, replace_)
+    _Command(engine, opened, workers or given.workers, json_, "adapter", spec, partial).run(recipe, replace_)
 
 
 def _estimate(spec: AlignFile, given: Settings, json_: bool) -> None:
@@ -133,60 +127,29 @@ def _recipe(spec: AlignFile, given: Settings, replace_: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Command:
-    """One run of the command; ``said`` collects the jobs' summaries for ``--json``."""
+class _Command(Teaching):
+    """One run of the command."""
 
-    engine: Engine
-    settings: Settings
-    workers: int
     spec: AlignFile
-    json: bool
     partial: bool
 
     def run(self, recipe: str, replace_: bool) -> None:
         """All jobs, one after the other, then the adapter into the store. Ends in ``typer.Exit`` where one fails."""
         from pipeline.producer import identify
 
-        jobs, summaries, codes = self.spec.answer_jobs(), [], []
+        jobs, summaries, codes = [*self.spec.answer_jobs()], [], []
         for number, job in enumerate(jobs, 1):
-            self._say(f"{number} of {len(jobs) + 1}: answers of {job.target.model}")
-            code, summary = self._run_job(job, go_on=(BUDGET,) if self.partial else ())
+            self.say(f"{number} of {len(jobs) + 1}: answers of {job.target.model}")
+            code, summary = self.run_job(job, go_on=(BUDGET,) if self.partial else ())
             codes.append(code)
             summaries.append(summary)
-        gathered = self._gather([identify(job).job_id for job in jobs])
-        training = self.spec.training_job(gathered.path)
-        self._say(f"{len(jobs) + 1} of {len(jobs) + 1}: {self.spec.align.model} learns from {gathered.pairs} answers")
-        code, trained = self._run_job(training)
+        path, pairs = self.gather(jobs, self.spec.output.path, self.spec.name)
+        training = self.spec.training_job(path)
+        self.say(f"{len(jobs) + 1} of {len(jobs) + 1}: {self.spec.align.model} learns from {pairs} answers")
+        code, trained = self.run_job(training)
         self._install(identify(training).job_id, recipe, replace_, [*summaries, trained])
         if DEAD in (*codes, code):
             raise typer.Exit(DEAD)
-
-    def _run_job(self, job: JobSpec, go_on: tuple[int, ...] = ()) -> tuple[int, Any]:
-        """Run it to its end: its exit code, and its summary where programs read along. Ends in ``typer.Exit`` if it
-        failed: only 0, dead documents and ``go_on`` let the command go on."""
-        from pipeline.cli.running import run_job
-
-        kept = io.StringIO()
-        code = 0
-        with contextlib.redirect_stdout(kept) if self.json else contextlib.nullcontext():
-            try:
-                run_job(self.engine, self.settings, self.workers, job, self.json)
-            except typer.Exit as ended:
-                code = ended.exit_code
-        summary = json.loads(kept.getvalue()) if kept.getvalue().strip() else None
-        if code in (0, DEAD, *go_on):
-            return code, summary
-        if self.json:
-            print_json({"jobs": [summary], "adapter": None})
-        raise typer.Exit(code)
-
-    def _gather(self, job_ids: list[str]) -> Gathered:
-        from pipeline.alignment.answers import gather
-
-        gathered = gather(self.engine, job_ids, self.spec.output.path, self.spec.name)
-        if gathered.unanswered:
-            self._say(f"{gathered.unanswered} prompts have no answer and are left out")
-        return gathered
 
     def _install(self, job_id: str, recipe: str, replace_: bool, summaries: list[Any]) -> None:
         from pipeline.models import adapters
@@ -208,7 +171,3 @@ class _Command:
             out.print(f"their likeliest tokens: {was:.1%} -> {now:.1%} (accepted of a drafter)", markup=False)
         out.print(f'score with   model = "{name}"', markup=False, soft_wrap=True)
         out.print(f"elsewhere    the adapter's folder stands for its name: {made}", markup=False, soft_wrap=True)
-
-    def _say(self, text: str) -> None:
-        if not self.json:
-            out.print(text, markup=False, soft_wrap=True)

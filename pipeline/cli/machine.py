@@ -115,7 +115,7 @@ def models_shorten(
     folder: Annotated[Path, typer.Argument(help="Where the copy goes: a new folder, whose path is its name.")],
     layers: Annotated[int, typer.Option(help="How many of its layers stay, evenly spread.")],
 ) -> None:
-    """Make a shallow copy of a model, a drafter to be taught by `contextmill align`."""
+    """Make a shallow copy of a model. `contextmill distill` makes one by itself, and teaches it."""
     from pipeline.models import resolve
     from pipeline.models.shorten import shorten
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.producer import Identity, Submission
     from schemas.align_file import AlignFile
+    from schemas.distill_file import DistillFile
     from schemas.job import JobSpec
     from schemas.settings import Settings
 
@@ -34,6 +35,14 @@ def load_align(file: Path, output: str | None, input_: list[str] | None, sets: l
     from schemas.align_file import AlignFile
 
     return load(file, AlignFile, _flags(output, input_, sets))
+
+
+def load_distill(file: Path, output: str | None, input_: list[str] | None, sets: list[str]) -> DistillFile:
+    """The job file under the flags that override it, which also say how to distill."""
+    from pipeline.jobfile import load
+    from schemas.distill_file import DistillFile
+
+    return load(file, DistillFile, _flags(output, input_, sets))
 
 
 def _flags(output: str | None, input_: list[str] | None, sets: list[str] | None) -> list[str]:

@@ -75,7 +75,7 @@ def tune_drafting(
     from pipeline.cli.running import load
 
     spec = load(job_file, None, input_, sets)
-    index, generate = _generate_stage(spec)
+    index, generate = generate_stage(spec)
     limit = max_new_tokens or min(generate.max_new_tokens, MOST_NEW)
     asked = _Asked(spec, index, generate, limit, rows or [documents], runs)
     tuned = _tuned(asked, _read(spec, documents))
@@ -94,7 +94,8 @@ class _Asked:
     runs: int
 
 
-def _generate_stage(spec: JobSpec) -> tuple[int, GenerateSpec]:
+def generate_stage(spec: JobSpec) -> tuple[int, GenerateSpec]:
+    """Where the stage stands that answers, and what it says. Ends in ``typer.Exit`` where nothing could be drafted."""
     from schemas.stage import GenerateSpec
 
     for index, stage in enumerate(spec.stages):

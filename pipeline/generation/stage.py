@@ -69,7 +69,7 @@ class Generate:
     def check(self) -> None:
         """Drafters are looked at when a job is submitted: a worker that lacks one does without."""
         for name in self.spec.drafters:
-            _check_drafter(name, self.target.model)
+            check_drafter(name, self.target.model)
 
     def load(self, run: Run) -> LoadedModel:
         """The target, where it is a local model. Raises ``ModelError``."""
@@ -99,7 +99,7 @@ def _layers(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _check_drafter(name: str, target: str) -> None:
+def check_drafter(name: str, target: str) -> None:
     """``ModelError`` for what is not there, is no causal LM, or knows none of the target's tokens."""
     if layers := _layers(name):
         there = layers_in(resolve(target).folder) or 0

@@ -144,7 +144,7 @@ def install(source: Path, name: str, cache: Path, manifest: AdapterManifest, *, 
 
 @contextlib.contextmanager
 def at_hand(folder: str) -> Iterator[Path]:
-    """An adapter's folder, local or ``s3://``, as a path on this machine for the length of the block."""
+    """A folder of files, local or ``s3://``, as a path on this machine for the length of the block."""
     from pyarrow import fs as pafs
 
     from pipeline.storage.filesystem import is_local, resolve_path
@@ -154,8 +154,7 @@ def at_hand(folder: str) -> Iterator[Path]:
         yield Path(root)
         return
     with tempfile.TemporaryDirectory() as copy:
-        for name in FILES:
-            pafs.copy_files(f"{root}/{name}", f"{copy}/{name}", filesystem, pafs.LocalFileSystem())
+        pafs.copy_files(root, copy, filesystem, pafs.LocalFileSystem())
         yield Path(copy)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import adapters, punkt, store
+from pipeline.models import adapters, distilled, punkt, store
 from pipeline.models.bundled import BUNDLED
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import model_files
@@ -20,7 +20,7 @@ Sha256 = Callable[[Path], str]
 
 
 def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
-    """The bundled models, the sentence data, the GGUF files converted so far, and the adapters.
+    """The bundled models, the sentence data, the GGUF files converted so far, drafters and adapters.
 
     Of models it looks at names and sizes only.
     """
@@ -28,6 +28,7 @@ def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
     others = sorted(path for path in (cache / "models").glob("gguf-*") if path.is_dir())
     models = [*(_bundled(name, cache) for name in BUNDLED), punkt.status(cache)]
     models += [_converted(path.name, path) for path in others]
+    models += [_drafter(folder) for folder in distilled.stored(cache)]
     return models + [_adapter(folder) for folder in adapters.stored(cache)]
 
 
@@ -74,6 +75,17 @@ def _converted(name: str, folder: Path, sha256: Sha256 | None = None) -> ModelSt
     except ModelError as error:
         detail = str(error)
     return ModelStatus(name, str(folder), licence, _size(folder), "damaged" if detail else "ready", detail or "")
+
+
+def _drafter(folder: Path) -> ModelStatus:
+    status = _converted(folder.name, folder)
+    if status.state != "ready":
+        return status
+    try:
+        figures = distilled.read_figures(folder)
+    except ModelError as error:
+        return replace(status, state="damaged", detail=str(error))
+    return replace(status, detail=f"drafts for {figures.target}: {figures.gain}")
 
 
 def _adapter(folder: Path) -> ModelStatus:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import adapters, fetch, gguf, heads, hub, punkt, store
+from pipeline.models import adapters, distilled, fetch, gguf, heads, hub, punkt, store
 from pipeline.models.bundled import BUNDLED, Bundled
 from pipeline.models.digest import file_sha256, files_digest
 from pipeline.models.fetch import Progress
@@ -20,8 +20,9 @@ from schemas.settings import Settings
 
 
 def resolve(name: str, settings: Settings | None = None, *, weights: bool = True) -> ModelRef:
-    """The model called ``name``: a bundled name, a folder, a GGUF file, or a hub id (``owner/name``, ``@revision``);
-    any of them with ``+ADAPTER`` behind it (``pipeline.models.adapters``), which leaves folder and tokenizer its own.
+    """The model called ``name``: a bundled name, a distilled drafter's, a folder, a GGUF file, or a hub id
+    (``owner/name``, ``@revision``); any of them with ``+ADAPTER`` behind it (``pipeline.models.adapters``), which
+    leaves folder and tokenizer its own.
 
     A bundled model is not fetched here; a GGUF file is converted on first use; a hub id comes from the hub's own cache,
     or from the hub. ``weights=False`` is enough for a tokenizer. Raises ``ModelNotFound``, ``ModelDamaged``, or
@@ -98,6 +99,8 @@ def bundled_folder(model: Bundled, cache: Path) -> Path:
 
 
 def _own_folder(name: str, cache: Path, *, weights: bool) -> Path:
+    if folder := distilled.find(name, cache):
+        return folder
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -105,9 +108,10 @@ def _own_folder(name: str, cache: Path, *, weights: bool) -> Path:
         return _converted(path, cache)
     if hub.is_id(name):
         return hub.find(name, weights=weights) or hub.fetch(name, weights=weights)
-    near = difflib.get_close_matches(name, BUNDLED, n=1)
+    known = [*BUNDLED, *(folder.name for folder in distilled.stored(cache))]
+    near = difflib.get_close_matches(name, known, n=1)
     raise ModelNotFound(
-        f"no model {name!r}: {f'did you mean {near[0]}? ' if near else ''}A name is one of {', '.join(BUNDLED)}, a "
+        f"no model {name!r}: {f'did you mean {near[0]}? ' if near else ''}A name is one of {', '.join(known)}, a "
         "folder of safetensors, a GGUF file, or a hub id like owner/name"
     )
 

@@ -1,6 +1,6 @@
 """A shallow copy of a model: some of its layers, evenly spread, with all that stands before and behind them.
 
-Such a copy is a drafter to be taught (`contextmill align`): by itself it says little that makes sense.
+Such a copy is a drafter to be taught (`contextmill distill`): by itself it says little that makes sense.
 """
 
 from __future__ import annotations

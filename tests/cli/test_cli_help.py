@@ -13,6 +13,7 @@ COMMANDS = (
     "submit",
     "tune-drafting",
     "align",
+    "distill",
     "worker",
     "status",
     "resume",

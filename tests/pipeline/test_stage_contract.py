@@ -50,6 +50,14 @@ CASES: dict[str, dict[str, Any]] = {
     "evaluate-numbers": {"kind": "evaluate", "task": "gsm8k"},
     "evaluate-choices": {"kind": "evaluate", "task": "bbh"},
     "align": {"kind": "align", "epochs": 1, "documents_per_step": 4, "max_tokens": 64, "learning_rate": 1e-2},
+    "distill": {
+        "kind": "distill",
+        "layers": 1,
+        "epochs": 1,
+        "documents_per_step": 4,
+        "max_tokens": 64,
+        "answers": {"kind": "generate", "max_new_tokens": 8},
+    },
     "evaluate-all": {"kind": "evaluate", "task": "qa", "metrics": ALL_METRICS},
 }
 BY_ITSELF = [name for name, case in CASES.items() if case["kind"] not in WHOLE_CORPUS]
@@ -177,6 +185,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "generate": {"empty": "empty", "blank": "empty", "huge": "prompt_too_long"},
     "compress": {"empty": "empty", "blank": "empty"},
     "align": {"empty": "empty", "blank": "empty"},
+    "distill": {"empty": "empty", "blank": "empty"},
     "recover": {},
     "evaluate": {"empty": "no_reference", "blank": "no_reference"},
 }
