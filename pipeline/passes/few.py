@@ -27,6 +27,9 @@ _PROGRAMS = 264
 _PARTS = 32
 """Most parts of a row's columns: one program puts them together."""
 
+_AT_ONCE = tl.constexpr(8192)
+"""Entries of parts that are put together at once: they are held in registers."""
+
 LOG2E = 1.4426950408889634
 """Exponentials are of two here."""
 
@@ -293,14 +296,18 @@ def _put_together(  # type: ignore[no-untyped-def]
     most = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     found = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for one in range(working):
-        its = slot + one
-        theirs = tl.load(scales + its * 2 * QUERIES + line, cache_modifier=".cg")
-        larger = tl.maximum(most, theirs)
-        level = tl.where(larger == float("-inf"), 0.0, larger)
-        kept, added = tl.exp2(most - level), tl.exp2(theirs - level)
-        total = total * kept + added * tl.load(scales + (its * 2 + 1) * QUERIES + line, cache_modifier=".cg")
-        partly = tl.load(sums + (its * QUERIES + line[:, None]) * WIDTH + across[None, :], cache_modifier=".cg")
-        found = found * kept[:, None] + partly * added[:, None]
-        most = larger
+    some: tl.constexpr = max(1, _AT_ONCE // (QUERIES * WIDTH))
+    for begin in range(0, working, some):
+        for one in tl.static_range(some):  # written out, so that none waits until the one before is read
+            its, there = slot + begin + one, begin + one < working
+            theirs = tl.load(scales + its * 2 * QUERIES + line, mask=there, other=float("-inf"), cache_modifier=".cg")
+            larger = tl.maximum(most, theirs)
+            level = tl.where(larger == float("-inf"), 0.0, larger)
+            kept, added = tl.exp2(most - level), tl.exp2(theirs - level)
+            sum_at, parts_at = scales + (its * 2 + 1) * QUERIES, sums + its * QUERIES * WIDTH
+            total = total * kept + added * tl.load(sum_at + line, mask=there, other=0.0, cache_modifier=".cg")
+            place = line[:, None] * WIDTH + across[None, :]
+            partly = tl.load(parts_at + place, mask=there, other=0.0, cache_modifier=".cg")
+            found = found * kept[:, None] + partly * added[:, None]
+            most = larger
     return total, found

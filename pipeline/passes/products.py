@@ -14,6 +14,9 @@ import triton.language as tl
 
 from pipeline.passes.early import beckon, comes_early, follow
 
+_WARPS = 4
+"""Of a program."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -46,7 +49,7 @@ class Tiles:
 
 
 def tiles(features: int, depth: int, paired: bool, splits: bool) -> Tiles:
-    """What was measured to be fast; only what ``splits`` may be cut along its depth, and is if that is long."""
+    """As many programs as keep a large GPU busy; only what ``splits`` may be cut along its depth, if that is long."""
     if paired:
         return Tiles(32 if features > 4096 else 16, 128)
     return Tiles(32, 128, min(8, depth // 1024)) if splits and depth >= 4096 else Tiles(16, 256)
@@ -98,7 +101,7 @@ def _launch(
         tokens, features, depth, each, scales, 0.0 if stream is None else stream.epsilon,
         TOKENS=width, FEATURES=how.features, DEPTH=how.depth, SCALES=triton.next_power_of_2(scales) if scales else 0,
         BIAS=bias is not None, PAIRED=paired, ADDED=added is not None, PARTS=parts, EARLY=early,
-        num_warps=2, num_stages=4, launch_pdl=early,
+        WARPS=_WARPS, num_warps=_WARPS, num_stages=4, launch_pdl=early,
     )  # fmt: skip
 
 
@@ -108,6 +111,7 @@ def _product(  # type: ignore[no-untyped-def]
     tokens, features, depth, each, scales, epsilon,
     TOKENS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, SCALES: tl.constexpr, BIAS: tl.constexpr,
     PAIRED: tl.constexpr, ADDED: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
+    WARPS: tl.constexpr,
 ):  # fmt: skip
     block, part = tl.program_id(0), tl.program_id(1)
     begin = part * each
@@ -117,7 +121,7 @@ def _product(  # type: ignore[no-untyped-def]
     if EARLY:
         follow()
 
-    token, across, line = tl.arange(0, TOKENS), tl.arange(0, DEPTH), tl.arange(0, FEATURES)
+    token, line = tl.arange(0, TOKENS), tl.arange(0, FEATURES)
     feature = block * FEATURES + line
     there, real = token < tokens, feature < features
     at = out + token.to(tl.int64)[None, :] * features + feature[:, None]
@@ -132,17 +136,21 @@ def _product(  # type: ignore[no-untyped-def]
         square = tl.load(squares + one[:, None] * tokens + token[None, :], mask=square_mask, other=0.0)
     if BIAS:
         shift = tl.load(bias + feature, mask=real, other=0.0)
-    x_at = given + token.to(tl.int64)[:, None] * depth + across[None, :]
-    w_at = line.to(tl.int64)[:, None] * depth + across[None, :]
-    found = tl.zeros((FEATURES, TOKENS), tl.float32)
-    other = tl.zeros((FEATURES, TOKENS), tl.float32)
+    # Each warp has a slice of the depth: a tensor core's product waits for its last one that is added to the same sum.
+    across: tl.constexpr = DEPTH // WARPS
+    slice_at = (tl.arange(0, WARPS) * across)[:, None, None] + tl.arange(0, across)[None, None, :]
+    x_at = given + token.to(tl.int64)[None, :, None] * depth + slice_at
+    w_at = line.to(tl.int64)[None, :, None] * depth + slice_at
+    slices = tl.zeros((WARPS, FEATURES, TOKENS), tl.float32)
+    other_slices = tl.zeros((WARPS, FEATURES, TOKENS), tl.float32)
     for start in range(begin, end, DEPTH):
-        inside = start + across < end
-        w_mask = real[:, None] & inside[None, :]
-        x = tl.load(x_at + start, mask=there[:, None] & inside[None, :], other=0.0)
-        found += tl.dot(tl.load(mine + w_at + start, mask=w_mask, other=0.0), tl.trans(x))
+        inside = start + slice_at < end
+        w_mask = real[None, :, None] & inside
+        x = tl.trans(tl.load(x_at + start, mask=there[None, :, None] & inside, other=0.0), (0, 2, 1))
+        slices += tl.dot(tl.load(mine + w_at + start, mask=w_mask, other=0.0), x)
         if PAIRED:
-            other += tl.dot(tl.load(second + w_at + start, mask=w_mask, other=0.0), tl.trans(x))
+            other_slices += tl.dot(tl.load(second + w_at + start, mask=w_mask, other=0.0), x)
+    found, other = tl.sum(slices, 0), tl.sum(other_slices, 0)
 
     if EARLY:
         beckon()
