@@ -1,0 +1,190 @@
+"""Pretraining of memory encoders against the clock: how many context tokens a second, and how well spans come back.
+
+    python -m benchmarks.icae_pretraining CORPUS --model MODEL --minutes 5 --out FOLDER
+    python -m benchmarks.icae_pretraining CORPUS --model MODEL --layout appended --rank 0 --minutes 5 --out FOLDER
+
+CORPUS has train.jsonl.gz and valid.jsonl.gz with a ``text`` a line. The number of steps is what fits the minutes, by
+the speed of the first ones. Held-out spans of prose are repeated from their slots: nats a token and the share of tokens
+right when told those before (teacher forcing); sentence BLEU-4 and prefix match of greedy reconstructions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.measuring import facts, save
+from pipeline.evaluation.overlap import Bleu
+from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.corpus import Corpus
+from pipeline.memory.head_loss import nats_of
+from pipeline.memory.reconstruct import prefix_match, reconstructed
+from pipeline.memory.spans import slots_of
+from pipeline.memory.training import Pretrainer, batch_of, pretrain
+from pipeline.models import ModelPool
+from schemas.memory import EncoderSpec, Lesson, PretrainSpec
+
+WARM = 20
+"""Steps before the clock is read: compilers are at work."""
+
+
+def main() -> None:
+    arguments = _parse()
+    torch.manual_seed(arguments.seed)
+    loaded = ModelPool(arguments.device).causal_lm(arguments.model, "bfloat16" if arguments.half else "float32")
+    spec = _spec(arguments)
+    coder = Autoencoder(loaded.model, spec.encoder)
+    train, valid = (_corpus(arguments, name, loaded.tokenizer) for name in ("train", "valid"))
+    if arguments.begin:
+        weights = load_file(arguments.begin, device=str(loaded.device))
+        coder.load_state_dict(weights, strict=False)
+    else:
+        first = batch_of(train, spec, 0, loaded.device)
+        with torch.autocast(loaded.device.type, torch.bfloat16, enabled=arguments.half):
+            coder.calibrate(first.contexts[:64], first.slots)
+    if arguments.compile:
+        coder.encoder.compile(dynamic=False)
+        if coder.encoder is not coder.decoder:
+            coder.decoder.compile(dynamic=False)
+    found = _run(coder, spec, train, valid, arguments, loaded.tokenizer, loaded.device)
+    save(arguments.json, {"facts": facts(loaded.device, "bfloat16" if arguments.half else "float32"), **found})
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        kept = {name: one.detach().half().cpu().contiguous() for name, one in coder.trained().items()}
+        save_file(kept, arguments.out / "encoder.safetensors", {"spec": spec.encoder.model_dump_json()})
+
+
+def _run(
+    coder: Autoencoder, spec: PretrainSpec, train: Corpus, valid: Corpus, arguments: argparse.Namespace,
+    tokenizer: Any, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    warm = Pretrainer(coder, spec, arguments.half)
+    clock: list[float] = []
+    for number in range(WARM + 10):
+        loss = warm.step(0, batch_of(train, spec, number, device))
+        if number >= WARM:
+            clock.append(_now(loss))
+    each = float(np.median(np.diff(clock)))
+    tokens = len(batch_of(train, spec, 0, device).contexts.flatten())
+    steps = max(30, int(arguments.minutes * 60 / each))
+    print(f"{tokens / each:,.0f} context tokens/s, {each * 1e3:.0f} ms a step, {steps} steps", flush=True)
+    spec = spec.model_copy(update={"steps": steps})
+    curve: list[dict[str, float]] = []
+    begun = time.perf_counter()
+
+    def told(step: int, loss: torch.Tensor) -> None:
+        if step % max(1, steps // 50) == 0 or step == steps - 1:
+            curve.append({"step": step, "seconds": time.perf_counter() - begun, "loss": float(loss)})
+            print(json.dumps(curve[-1]), flush=True)
+
+    pretrain(Pretrainer(coder, spec, arguments.half), train, 0, told)
+    seconds = time.perf_counter() - begun
+    held = [_held(coder, valid, one, arguments, tokenizer, device) for one in arguments.check]
+    for one in held:
+        print(json.dumps(one), flush=True)
+    return {
+        "spec": spec.model_dump(mode="json"), "tokens/s": tokens / each, "seconds": seconds,
+        "trained": sum(one.numel() for one in coder.trained().values()), "curve": curve, "held out": held,
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def _held(
+    coder: Autoencoder, valid: Corpus, check: str, arguments: argparse.Namespace, tokenizer: Any, device: torch.device
+) -> dict[str, Any]:
+    size, slots = map(int, check.split(":"))
+    ids = torch.from_numpy(valid.windows(np.random.default_rng(7), arguments.spans, size)).to(device)
+    scores: list[float] = []
+    matches: list[float] = []
+    nats: list[float] = []
+    right: list[float] = []
+    bleu = Bleu()
+    for some in torch.split(ids, 32):
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.half):
+            tags = torch.full((len(some),), TAGS.index("AE"), device=device)
+            states = coder.states(coder.encode(some, slots), tags, some)
+            head = coder.model.get_output_embeddings().weight
+            nats += nats_of(states.to(head.dtype), head, some).mean(1).tolist()
+            likely = torch.stack([(one.to(head.dtype) @ head.T).argmax(-1) for one in states])
+            right += (likely == some).float().mean(1).tolist()
+            said = reconstructed(coder, some, slots)
+        matches += prefix_match(said, some).tolist()
+        texts = (tokenizer.batch_decode(each) for each in (said, some))
+        scores += [100 * bleu(one, [other])[0] for one, other in zip(*texts, strict=True)]
+    return {
+        "tokens": size, "slots": slots, "spans": len(ids), "nats": float(np.mean(nats)), "right": float(np.mean(right)),
+        "BLEU-4": float(np.mean(scores)), "BLEU-4, median": float(np.median(scores)), "prefix": float(np.mean(matches)),
+    }  # fmt: skip
+
+
+def _now(loss: torch.Tensor) -> float:
+    float(loss)
+    return time.perf_counter()
+
+
+def _corpus(arguments: argparse.Namespace, name: str, tokenizer: Any) -> Corpus:
+    def texts() -> Iterator[str]:
+        with gzip.open(arguments.corpus / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                if name == "train" or row["source"].startswith(arguments.prose):
+                    yield row["text"]
+
+    rows = list(texts())[: arguments.texts]
+    return Corpus.of(tokenizer(rows, add_special_tokens=False)["input_ids"])
+
+
+def _spec(arguments: argparse.Namespace) -> PretrainSpec:
+    lessons = []
+    for one in arguments.lessons:
+        tokens, slots, share = one.split(":")
+        lessons.append(Lesson(tokens=int(tokens), ratio=int(tokens) / int(slots), share=float(share)))
+    assert all(slots_of(one.tokens, one.ratio) == round(one.tokens / one.ratio) for one in lessons)
+    encoder = EncoderSpec(
+        layout=arguments.layout, rank=arguments.rank, alpha=arguments.alpha or 2.0 * max(1, arguments.rank)
+    )
+    return PretrainSpec(
+        encoder=encoder, autoencoding=arguments.autoencoding, lessons=tuple(lessons), steps=10**6,
+        tokens_per_step=arguments.tokens_per_step, learning_rate=arguments.learning_rate,
+        memory_rate=arguments.memory_rate, seed=arguments.seed,
+    )  # fmt: skip
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, metavar="CORPUS")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--layout", default="interleaved", choices=["interleaved", "appended", "pooled"])
+    parser.add_argument("--rank", type=int, default=34, help="0: the encoder's weights are all its own")
+    parser.add_argument("--alpha", type=float, help="default: twice the rank")
+    parser.add_argument("--lessons", nargs="+", default=["128:32:1"], help="tokens:slots:share of the steps")
+    parser.add_argument("--check", nargs="+", default=["128:32"], help="tokens:slots of held-out spans")
+    parser.add_argument("--spans", type=int, default=128, help="held-out spans of each kind")
+    parser.add_argument("--prose", default="", help="sources of held-out texts begin so")
+    parser.add_argument("--texts", type=int, help="at most so many of each file")
+    parser.add_argument("--autoencoding", type=float, default=1.0, help="share of rows that are repeated")
+    parser.add_argument("--tokens-per-step", type=int, default=32_768)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--memory-rate", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--begin", type=Path, help="an encoder.safetensors to go on from")
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--float32", dest="half", action="store_false")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

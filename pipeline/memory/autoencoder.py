@@ -1,0 +1,93 @@
+"""The autoencoder: a causal LM whose low-rank weights make it an encoder, and which decodes without them.
+
+A span becomes slots (equation 1 of the paper: last hidden states at memory tokens), through one linear map that begins
+as the identity at the size of embeddings; the frozen model reads them as if they were embeddings, then ``[AE]`` and the
+span itself, or ``[LM]`` and what comes after it (equations 2 and 3).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from pipeline.memory.lowrank import adapt
+from pipeline.memory.spans import reading
+from schemas.memory import EncoderSpec
+
+Tag = Literal["AE", "LM", "FT"]
+TAGS: tuple[Tag, ...] = ("AE", "LM", "FT")
+"""What the decoder is told to do with slots: repeat them, go on, or answer what is asked."""
+
+
+class Autoencoder(nn.Module):
+    """Over ``model``, a causal LM of transformers', which is this module's own from now on.
+
+    Its weights are frozen. What is trained is float32: low-rank weights (or a trunk of the encoder's own, with rank 0),
+    memory tokens, tags, and the map of slots.
+    """
+
+    def __init__(self, model: Any, spec: EncoderSpec) -> None:
+        super().__init__()
+        model.requires_grad_(False)
+        self.spec, self.model = spec, model
+        self.embed: Any = model.get_input_embeddings()
+        self.decoder: Any = model.get_decoder()
+        self.switch = adapt(self.decoder, spec.rank, spec.alpha, spec.targets) if spec.rank else None
+        self.encoder: Any = self.decoder if self.switch else copy.deepcopy(self.decoder).float().requires_grad_(True)
+        table = self.embed.weight
+        size, spread = table.shape[1], float(table.float().std())
+        self.scale = float(table.float().square().mean().sqrt())
+        memories = {"interleaved": 1, "appended": spec.slots, "pooled": 0}[spec.layout]
+        self.memory = nn.Parameter(torch.randn(memories, size, device=table.device) * spread)
+        self.tags = nn.Parameter(torch.randn(len(TAGS), size, device=table.device) * spread)
+        self.map = nn.Linear(size, size, bias=False, device=table.device)
+        nn.init.eye_(self.map.weight)
+
+    @torch.no_grad()
+    def calibrate(self, ids: torch.Tensor, slots: int) -> None:
+        """Slots of these spans ``[rows, n]`` get the size of embeddings: the map was to leave them as they are."""
+        size = self.encode(ids, slots).float().square().mean().sqrt()
+        self.map.weight.mul_(self.scale / size)
+
+    def encode(self, ids: torch.Tensor, slots: int) -> torch.Tensor:
+        """Spans ``[rows, n]`` -> ``[rows, slots, d]``."""
+        how = reading(ids.shape[1], slots, self.spec.layout)
+        words = self.embed(ids)
+        if self.spec.layout != "pooled":
+            memory = self.memory[:slots].to(words.dtype).expand(slots, -1)
+            known = torch.cat([words, memory.expand(len(ids), -1, -1)], 1)
+            words = known[:, torch.from_numpy(how.order).to(ids.device)]
+        hidden = self._read(self.encoder, words, encoding=True)
+        if self.spec.layout == "pooled":
+            found = _means(hidden, torch.from_numpy(how.ends).to(ids.device))
+        else:
+            found = hidden[:, torch.from_numpy(how.places).to(ids.device)]
+        return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
+
+    def states(self, slots: torch.Tensor, tags: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[rows, m, d]`` from which the tokens ``ids`` ``[rows, m]`` are said, each after those before
+        it, behind ``slots`` ``[rows, k, d]`` and the tag ``[rows]`` (its place in ``TAGS``)."""
+        words = self.embed(ids[:, :-1])
+        begun = torch.cat([slots, self.tags[tags][:, None]], 1).to(words.dtype)
+        hidden = self._read(self.decoder, torch.cat([begun, words], 1), encoding=False)
+        return hidden[:, slots.shape[1] :]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {name: one for name, one in self.named_parameters() if one.requires_grad}
+
+    def _read(self, trunk: Any, words: torch.Tensor, encoding: bool) -> torch.Tensor:
+        if self.switch is None:
+            return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
+        with self.switch.turned(encoding):
+            return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
+
+
+def _means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Of runs of tokens that end before ``ends``: ``[rows, n, d]`` -> ``[rows, k, d]``."""
+    sums = torch.nn.functional.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
+    begins = torch.nn.functional.pad(ends, (1, 0))[:-1]
+    return (sums[:, ends] - sums[:, begins]) / (ends - begins)[:, None]

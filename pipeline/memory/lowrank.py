@@ -1,0 +1,65 @@
+"""Low-rank weights beside frozen ones (LoRA, Hu et al. 2021), on for the encoder and off for the decoder: one copy of a
+model is both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(slots=True)
+class Switch:
+    """Whether the low-rank weights of a model count."""
+
+    on: bool = False
+
+    @contextmanager
+    def turned(self, on: bool) -> Iterator[None]:
+        """For the length of the block."""
+        before, self.on = self.on, on
+        try:
+            yield
+        finally:
+            self.on = before
+
+
+class LowRank(nn.Module):
+    """A linear layer plus ``scale`` B A; B is 0 at first."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float, switch: Switch) -> None:
+        super().__init__()
+        self.linear, self.scale, self.switch = linear, scale, switch
+        device = linear.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """``[..., in]`` -> ``[..., out]``."""
+        found: torch.Tensor = self.linear(given)
+        if not self.switch.on:
+            return found
+        down, up = self.lora_A.to(given.dtype), self.lora_B.to(given.dtype)
+        return found + nn.functional.linear(nn.functional.linear(given, down), up) * self.scale
+
+
+def adapt(trunk: Any, rank: int, alpha: float, targets: Sequence[str]) -> Switch:
+    """Give linear layers of ``trunk`` low-rank weights: those whose name ends in one of ``targets``, or all. Raises
+    ``ValueError`` where there is none."""
+    switch = Switch()
+    found = [
+        (name, one)
+        for name, one in trunk.named_modules()
+        if type(one) is nn.Linear and (not targets or name.rpartition(".")[2] in targets)
+    ]
+    if not found:
+        raise ValueError(f"no linear layer is called {' or '.join(targets) or 'anything'}")
+    for name, linear in found:
+        parent, _, last = name.rpartition(".")
+        setattr(trunk.get_submodule(parent), last, LowRank(linear, rank, alpha / rank, switch))
+    return switch

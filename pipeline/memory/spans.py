@@ -1,0 +1,51 @@
+"""How an encoder reads a span: where its memory tokens stand, and which tokens each slot is for.
+
+Three layouts behind one: the paper's memory tokens ``appended`` to the span; ``interleaved``, one behind the tokens
+that it is to hold, which are never far; and ``pooled``, no memory tokens but means of what is said at the span's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.memory import Layout
+
+Ints = NDArray[np.int64]
+
+
+def slots_of(tokens: int, ratio: float, most: int | None = None) -> int:
+    """Slots for a span of so many tokens: one for ``ratio`` of them, ``most`` at most; never more than tokens."""
+    wanted = max(1, math.ceil(tokens / ratio))
+    return min(wanted, tokens, most or wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Of a span of n tokens into k slots.
+
+    ``order`` ``[n + k]`` (``[n]`` where pooled): the number of the token that is read, n + i for memory token i.
+    ``places`` ``[k]``: where in that the memory tokens stand, or where the last token of each slot does.
+    ``ends`` ``[k]``: the number of tokens up to which slot i goes; it begins where the one before ends.
+    """
+
+    order: Ints
+    places: Ints
+    ends: Ints
+
+
+def reading(tokens: int, slots: int, layout: Layout) -> Reading:
+    """Tokens are shared out evenly, in their order. Raises ``ValueError`` unless 1 <= ``slots`` <= ``tokens``."""
+    if not 1 <= slots <= tokens:
+        raise ValueError(f"{tokens} tokens cannot be read into {slots} slots")
+    ends = np.arange(1, slots + 1) * tokens // slots
+    numbers = np.arange(tokens)
+    if layout == "pooled":
+        return Reading(numbers, ends - 1, ends)
+    if layout == "appended":
+        return Reading(np.arange(tokens + slots), tokens + np.arange(slots), ends)
+    order = np.insert(numbers, ends, tokens + np.arange(slots))
+    return Reading(order, ends + np.arange(slots), ends)

@@ -1,0 +1,105 @@
+"""The autoencoder: one frozen model that reads with low-rank weights and writes without."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.head_loss import nats_of
+from pipeline.models import LoadedModel, ModelPool
+from schemas.memory import EncoderSpec
+
+KINDS: dict[str, dict[str, Any]] = {
+    "interleaved": {"layout": "interleaved", "rank": 8},
+    "appended": {"layout": "appended", "rank": 8, "slots": 6, "targets": ("q_proj", "v_proj")},
+    "pooled": {"layout": "pooled", "rank": 8},
+    "whole": {"layout": "interleaved", "rank": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> LoadedModel:
+    return ModelPool("cpu").causal_lm(str(tiny_model))
+
+
+def made(base: LoadedModel, kind: str) -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(copy.deepcopy(base.model), EncoderSpec(**KINDS[kind]))
+
+
+def spans(rows: int = 3, tokens: int = 13) -> torch.Tensor:
+    return torch.randint(3, 900, (rows, tokens), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_encoded_as_it_is_alone_and_at_the_size_of_embeddings(base: LoadedModel, kind: str) -> None:
+    coder, ids = made(base, kind), spans()
+    coder.calibrate(ids, 4)
+    found = coder.encode(ids, 4)
+    assert found.shape == (3, 4, base.model.config.hidden_size)
+    torch.testing.assert_close(found[1:2], coder.encode(ids[1:2], 4))
+    sizes = found.square().mean().sqrt(), coder.embed.weight.square().mean().sqrt()
+    torch.testing.assert_close(*sizes)
+
+
+@pytest.mark.parametrize("kind", ["interleaved", "whole"])
+def test_a_slot_knows_nothing_of_what_comes_after_it(base: LoadedModel, kind: str) -> None:
+    coder, ids = made(base, kind), spans(1, 12)
+    other = ids.clone()
+    other[0, 6:] += 1
+    one, two = coder.encode(ids, 4), coder.encode(other, 4)
+    torch.testing.assert_close(one[:, :2], two[:, :2])
+    assert not torch.allclose(one[:, 2:], two[:, 2:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decoder_is_the_frozen_model(base: LoadedModel, kind: str) -> None:
+    """Its states behind slots are those of the model as it came, whatever was learned."""
+    coder, ids = made(base, kind), spans()
+    for name, one in coder.trained().items():
+        assert one.dtype == torch.float32, name
+        torch.nn.init.normal_(one, 0.0, 0.1)
+    slots, tags = coder.encode(ids, 4).detach(), torch.tensor([0, 1, 2])
+    inputs = torch.cat([slots, coder.tags[tags][:, None], base.model.get_input_embeddings()(ids[:, :-1])], 1)
+    expected = base.model.get_decoder()(inputs_embeds=inputs).last_hidden_state[:, 4:]
+    found = coder.states(slots, tags, ids)
+    torch.testing.assert_close(found, expected)
+    frozen = {name for name, one in coder.named_parameters() if not one.requires_grad}
+    assert {name for name in frozen if name.startswith("model.")} and not any(one.grad for one in coder.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_is_trained_gets_a_gradient_and_nothing_else(base: LoadedModel, kind: str) -> None:
+    coder, ids = made(base, kind), spans()
+    if coder.switch:
+        for one in (one for name, one in coder.trained().items() if name.endswith("lora_B")):
+            torch.nn.init.normal_(one, 0.0, 0.1)  # at 0 they let no gradient through to A
+    head = coder.model.get_output_embeddings().weight
+    nats_of(coder.states(coder.encode(ids, 4), torch.tensor([0, 1, 2]), ids), head, ids).mean().backward()
+    without = {name for name, one in coder.trained().items() if one.grad is None or not one.grad.any()}
+    assert without <= {"memory", "encoder.embed_tokens.weight"} and (kind == "pooled" or "memory" not in without)
+    assert all(one.grad is None for one in coder.parameters() if not one.requires_grad)
+    assert len(TAGS) == len(coder.tags)
+
+
+def test_a_layer_that_is_not_there_is_said(base: LoadedModel) -> None:
+    with pytest.raises(ValueError, match="no linear layer is called nowhere"):
+        Autoencoder(copy.deepcopy(base.model), EncoderSpec(targets=("nowhere",)))
+
+
+def test_the_loss_of_a_few_rows_at_a_time_is_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.memory.head_loss.ROWS", 4)
+    torch.manual_seed(0)
+    head, targets = torch.randn(50, 8), torch.randint(50, (2, 5))
+    weights = torch.rand(2, 5)
+    ours, theirs = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2)).requires_grad_() for _ in range(2))
+    found = nats_of(ours, head, targets)
+    expected = torch.nn.functional.cross_entropy((theirs @ head.T).flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(found, expected.view(2, 5))
+    slopes = torch.autograd.grad((found * weights).sum(), ours)
+    torch.testing.assert_close(slopes, torch.autograd.grad((expected.view(2, 5) * weights).sum(), theirs))

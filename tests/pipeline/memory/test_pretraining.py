@@ -1,0 +1,113 @@
+"""Pretraining of an encoder: what a step learns from, and that it can be gone on with anywhere."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny_models import lines
+
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.corpus import Corpus
+from pipeline.memory.training import Diverged, Pretrainer, batch_of, lesson, pretrain, rate
+from pipeline.models import LoadedModel, ModelPool
+from schemas.memory import EncoderSpec, Lesson, PretrainSpec
+
+CPU = torch.device("cpu")
+LESSONS = (Lesson(tokens=16, ratio=2.0, share=0.5), Lesson(tokens=24, ratio=4.0, share=0.5))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> LoadedModel:
+    return ModelPool("cpu").causal_lm(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def corpus(base: LoadedModel) -> Corpus:
+    texts = ["\n".join(lines()[at : at + 12]) for at in range(0, 120, 12)]
+    return Corpus.of([base.tokenizer(text)["input_ids"] for text in texts])
+
+
+def spec_of(**settings: Any) -> PretrainSpec:
+    given: dict[str, Any] = {
+        "steps": 20,
+        "tokens_per_step": 192,
+        "warmup": 4,
+        "learning_rate": 3e-3,
+        "lessons": LESSONS,
+    }
+    return PretrainSpec(encoder=EncoderSpec(rank=4, alpha=8.0), **{**given, **settings})
+
+
+def trainer(base: LoadedModel, spec: PretrainSpec) -> Pretrainer:
+    torch.manual_seed(0)
+    return Pretrainer(Autoencoder(copy.deepcopy(base.model), spec.encoder), spec, half=False)
+
+
+def test_windows_lie_within_a_text_and_every_place_comes() -> None:
+    texts = [list(range(first, first + size)) for first, size in ((0, 5), (100, 3), (200, 9))]
+    found = Corpus.of(texts).windows(np.random.default_rng(0), 500, 4)
+    assert {tuple(row) for row in found.tolist()} == {
+        tuple(range(first, first + 4)) for first in (0, 1, 200, 201, 202, 203, 204, 205)
+    }
+    with pytest.raises(ValueError, match="no text has 10 tokens; the longest has 9"):
+        Corpus.of(texts).windows(np.random.default_rng(0), 1, 10)
+
+
+def test_rows_are_repeated_or_gone_on_with(corpus: Corpus) -> None:
+    spec = spec_of(autoencoding=0.25)
+    batch = batch_of(corpus, spec, 3, CPU)
+    assert batch.contexts.shape == batch.targets.shape == (12, 16) and batch.slots == 8
+    repeated = (batch.contexts == batch.targets).all(1)
+    assert repeated.sum() == 3 and (batch.tags == (~repeated).long()).all()
+    text = corpus.ids.tolist()
+    for context, after in zip(batch.contexts[~repeated].tolist(), batch.targets[~repeated].tolist(), strict=True):
+        at = next(at for at in range(len(text)) if text[at : at + 32] == context + after)
+        assert at >= 0
+    again = batch_of(corpus, spec, 3, CPU)
+    assert torch.equal(again.contexts, batch.contexts) and torch.equal(again.tags, batch.tags)
+
+
+def test_lessons_and_rates_follow_the_plan() -> None:
+    spec = spec_of(decay=0.5)
+    assert [lesson(spec, step).tokens for step in range(20)] == [16] * 10 + [24] * 10
+    assert [rate(spec, step) for step in (0, 3, 9, 10, 15, 19)] == [0.25, 1.0, 1.0, 1.0, 0.5, 0.1]
+    with pytest.raises(ValidationError, match="their shares must add up to 1"):
+        PretrainSpec(lessons=(Lesson(tokens=8, ratio=2.0, share=0.5),))
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_it_learns_and_goes_on_from_any_step_as_if_unbroken(base: LoadedModel, corpus: Corpus, rank: int) -> None:
+    spec = spec_of(steps=24, tokens_per_step=512)
+    spec = spec.model_copy(update={"encoder": EncoderSpec(rank=rank, alpha=8.0)})
+    whole, losses = trainer(base, spec), []
+    kept: dict[str, torch.Tensor] = {}
+
+    def told(step: int, loss: torch.Tensor) -> None:
+        losses.append(float(loss))
+        if step == 9:
+            kept.update(whole.tensors())
+
+    pretrain(whole, corpus, 0, told)
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.1
+    other = trainer(base, spec)
+    other.restore(kept)
+    pretrain(other, corpus, 10, lambda step, loss: None)
+    for (name, one), two in zip(whole.tensors().items(), other.tensors().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_a_loss_that_is_no_number_stops_before_anything_is_learned_of_it(base: LoadedModel, corpus: Corpus) -> None:
+    one = trainer(base, spec_of())
+    before = {name: value for name, value in one.tensors().items() if name.startswith("weight.")}
+    with torch.no_grad():
+        one.autoencoder.tags.fill_(float("nan"))
+    with pytest.raises(Diverged, match="step 0: the loss is nan"):
+        one.step(0, batch_of(corpus, one.spec, 0, CPU))
+    after = one.tensors()
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if name != "weight.tags")
