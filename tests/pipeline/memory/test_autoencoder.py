@@ -80,7 +80,7 @@ def test_all_that_is_trained_gets_a_gradient_and_nothing_else(base: LoadedModel,
         for one in (one for name, one in coder.trained().items() if name.endswith("lora_B")):
             torch.nn.init.normal_(one, 0.0, 0.1)  # at 0 they let no gradient through to A
     head = coder.model.get_output_embeddings().weight
-    nats_of(coder.states(coder.encode(ids, 4), torch.tensor([0, 1, 2]), ids), head, ids).mean().backward()
+    nats_of(coder.states(coder.encode(ids, 4), torch.tensor([0, 1, 2]), ids), head, ids).mean().backward()  # type: ignore[no-untyped-call]
     without = {name for name, one in coder.trained().items() if one.grad is None or not one.grad.any()}
     assert without <= {"memory", "encoder.embed_tokens.weight"} and (kind == "pooled" or "memory" not in without)
     assert all(one.grad is None for one in coder.parameters() if not one.requires_grad)
