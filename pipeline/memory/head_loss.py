@@ -6,6 +6,7 @@ made once, where a checkpoint makes them twice.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class HeadLoss(torch.autograd.Function):
         for begin in range(0, len(states), ROWS):
             some = slice(begin, begin + ROWS)
             logits = states[some] @ head.T
-            nats[some], apart = _apart(logits, targets[some])
+            nats[some], apart = (_compiled() if logits.is_cuda else _apart)(logits, targets[some])
             slopes[some] = apart @ head
         ctx.save_for_backward(slopes)
         return nats
@@ -43,6 +44,12 @@ def _apart(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, t
     nats = (total - wide.gather(-1, targets[:, None]))[:, 0]
     apart = (wide - total).exp_().scatter_add_(-1, targets[:, None], torch.full_like(total, -1.0))
     return nats, apart.to(logits.dtype)
+
+
+@functools.cache
+def _compiled() -> Any:
+    """The same in one reading of the logits or two, where it would take six."""
+    return torch.compile(_apart, dynamic=False)
 
 
 def nats_of(states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
