@@ -21,6 +21,8 @@ from pipeline.generation.policy import Policy, Way
 from pipeline.generation.rounds import Model, Target, cascade, drafting
 from pipeline.generation.sampling import Choosing
 from pipeline.models import LoadedModel
+from pipeline.passes.encodable import head_of
+from pipeline.passes.encoded import EncodedPasses
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses
 from pipeline.passes.recorded import Output, Steps, Work
@@ -67,7 +69,9 @@ class Kind:
         """The model or one of its drafters, with passes of its own; of a vocabulary only what both know."""
         model: Any = loaded.model
         target: Any = self.loaded.model
-        passes, head = self.passes(model.get_decoder(), rows, loaded.window), model.get_output_embeddings()
+        encodes = self.passes is EncodedPasses
+        passes = self.passes(model if encodes else model.get_decoder(), rows, loaded.window)
+        head = head_of(model) if encodes else model.get_output_embeddings()
         return Model(passes, head, min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0]))
 
     def costs_of(self, loaded: LoadedModel, look: Callable[[], None]) -> Costs:
