@@ -17,6 +17,7 @@ from pipeline.generation.rounds import Model
 from pipeline.generation.sampling import most_likely
 from pipeline.generation.timing import timed
 from pipeline.passes.compiling import LAUNCHING
+from pipeline.passes.encoded import EncodedPasses
 from pipeline.passes.recorded import RECORDERS, Run
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,8 @@ def _ready(make: Callable[[int], Model], rows: int) -> Model:
     model = make(rows)
     model.passes.reserve(rows * columns, columns)
     model.passes.place(np.arange(rows), np.arange(rows) * columns)
+    if isinstance(model.passes, EncodedPasses):
+        model.passes.pretend(_STORED)
     return model
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.batching import pack
 from pipeline.generation.ending import Ending
 from pipeline.generation.engine import Engine, Kind, Passes, Size, engine_for
 from pipeline.generation.policy import Way
@@ -25,6 +26,8 @@ from pipeline.generation.rounds import Model, drafting
 from pipeline.generation.tally import Drafts
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
+from pipeline.passes.encodable import can_encode
+from pipeline.passes.encoded import EncodedPasses
 from pipeline.passes.packable import attends_plainly, can_pack, can_step
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses, keeps_columns
@@ -58,9 +61,10 @@ class ColumnDecoder(Kind):
         """What a prompt and its answer take.
 
         An answer's last token is never read. Drafts may be, in the round that ends it and in the one begun meanwhile,
-        and a drafter begins its reading a little sooner.
+        and a drafter begins its reading a little sooner. A token that an encoder read takes as much as any other.
         """
-        return len(prompt.ids) + prompt.new_tokens - 1 + 2 * self.plan.room + len(self.drafters)
+        read = len(prompt.ids) + len(self.loaded.start)
+        return read + prompt.new_tokens - 1 + 2 * self.plan.room + len(self.drafters)
 
     def alone(self) -> ColumnDecoder:
         """The same without drafters."""
@@ -104,7 +108,9 @@ class _Batch:
         self, decoder: ColumnDecoder, engine: Engine, prompts: Sequence[Prompt], ending: Ending, columns: int
     ) -> None:
         self._prompts, self._ending, self._device = prompts, ending, decoder.loaded.device
-        rows, lengths = sorted(ending.left), np.array([len(prompt.ids) for prompt in prompts])
+        self._encodes = bool(decoder.loaded.start)
+        self._texts = [decoder.loaded.start or prompt.ids for prompt in prompts]  # that answers are written behind
+        rows, lengths = sorted(ending.left), np.array([len(text) for text in self._texts])
         self._lengths, self._limits = lengths, np.array([prompt.new_tokens for prompt in prompts])
         self._needs = np.array([decoder.columns_of(prompt) for prompt in prompts])
         self._made = np.zeros_like(lengths)  # with what is arriving, at least
@@ -120,7 +126,8 @@ class _Batch:
         self._most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
         self._way = engine.usual  # of the last round that was begun
         self._read_by_drafters = np.zeros_like(lengths)  # so much of each row, while they are not ``current``
-        self._prefixes, self._engine, self._models, self._lines = Prefixes(prompts), engine, engine.models, engine.lines
+        self._prefixes = Prefixes(self._texts)
+        self._engine, self._models, self._lines = engine, engine.models, engine.lines
         self._current = bool(decoder.drafters)  # whether drafters have read what there is
         self._current = self._current and self._next_way(np.array(rows)[:most]).rounds > 0
 
@@ -133,12 +140,15 @@ class _Batch:
         if not joining:
             return []
         rows, prompts = np.array(joining), [self._prompts[row] for row in joining]
-        slots, ids = self._slots[rows], [np.array(prompt.ids) for prompt in prompts]
+        slots, ids = self._slots[rows], [np.array(self._texts[row]) for row in joining]
         self._ending.begin(joining)
         for model in self._models:
             model.passes.place(slots, self._begins[rows])
-        copied = [np.array(prompt.copied, np.int64) for prompt in prompts]
-        self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, ids)
+        copied = [[*one.copied, *one.ids] if self._encodes else one.copied for one in prompts]
+        seeds, texts = [prompt.seed for prompt in prompts], [np.array(one, np.int64) for one in copied]
+        self._lines.begin(slots, seeds, texts, ids)
+        if self._encodes:
+            self._encode(rows)
         first = self._read(rows)
         there = on_device(slots, self._device)
         length = self._lines.length[there]
@@ -154,6 +164,13 @@ class _Batch:
         self._begins[row], self._slots[row] = begin, self._free.pop()
         return True
 
+    def _encode(self, rows: Ints) -> None:
+        """The encoder reads their prompts, each as a whole."""
+        texts = [self._prompts[row].ids for row in rows]
+        for some in pack([len(text) for text in texts], self._most):
+            self._ending.look()
+            self._models[0].passes.encode(self._slots[rows[some]], [texts[one] for one in some])
+
     def _read(self, rows: Ints) -> torch.Tensor:
         """The first token after each prompt, int64 on the device as all tokens. What others have read is copied."""
         read: list[int] = []
@@ -165,7 +182,7 @@ class _Batch:
             for model in self._models[::-1] if self._current else self._models[:1]:
                 if len(copied):
                     model.passes.copy(self._slots[others[copied]], self._slots[some[copied]], shared[copied])
-                texts = [self._prompts[row].ids for row in some]
+                texts = [self._texts[row] for row in some]
                 states = torch.cat(list(self._read_on(model, some, texts, shared)))
             last.append(states)  # the target's
             read += some.tolist()
@@ -232,7 +249,7 @@ class _Batch:
 
     def _catch_up(self) -> None:
         """Drafters read what they missed, but for the last token, which they read when they draft."""
-        texts = {row: [*self._prompts[row].ids, *self._ending.tokens[row]][:-1] for row in self._on.tolist()}
+        texts = {row: [*self._texts[row], *self._ending.tokens[row]][:-1] for row in self._on.tolist()}
         late = [row for row in self._on.tolist() if len(texts[row]) > self._read_by_drafters[row]]
         for model in self._models[1:] if late else ():
             for _ in self._read_on(model, np.array(late), [texts[row] for row in late], self._read_by_drafters[late]):
@@ -308,7 +325,9 @@ def _worth_packing(loaded: LoadedModel) -> bool:
 
 
 def _found(model: Any, packing: bool) -> Passes | None:
-    if model.config.is_encoder_decoder or not hasattr(model, "get_decoder"):
+    if model.config.is_encoder_decoder:
+        return EncodedPasses if can_encode(model) else None
+    if not hasattr(model, "get_decoder"):
         return None
     trunk, head = model.get_decoder(), model.get_output_embeddings()
     if head is None or not keeps_columns(trunk.config) or not _is_all(model, head):

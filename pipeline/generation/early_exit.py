@@ -30,8 +30,10 @@ def _made(target: LoadedModel, layers: int) -> LoadedModel:
     trunk = whole.get_decoder() if hasattr(whole, "get_decoder") else whole
     number = whole.config.num_hidden_layers
     lists = [name for name, one in trunk.named_children() if isinstance(one, nn.ModuleList) and len(one) == number]
-    if len(lists) != 1 or whole.base_model_prefix not in dict(whole.named_children()):
-        raise ModelError(f"layers:{layers} cannot draft for {target.ref.name}: its layers are not in one list")
+    if target.start or len(lists) != 1 or whole.base_model_prefix not in dict(whole.named_children()):
+        raise ModelError(
+            f"layers:{layers} cannot draft for {target.ref.name}: it is no causal LM with all layers in one list"
+        )
     first = _view(trunk)
     first.config = copy.deepcopy(trunk.config)
     first.config.num_hidden_layers = layers

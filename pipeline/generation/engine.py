@@ -22,6 +22,8 @@ from pipeline.generation.rounds import Model, Target, cascade, drafting
 from pipeline.generation.sampling import Choosing
 from pipeline.generation.vocabularies import translation
 from pipeline.models import LoadedModel
+from pipeline.passes.encodable import head_of
+from pipeline.passes.encoded import EncodedPasses
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses
 from pipeline.passes.recorded import Output, Steps, Work
@@ -68,7 +70,9 @@ class Kind:
         """The model or one of its drafters, with passes of its own; of a vocabulary only what both know."""
         model: Any = loaded.model
         target: Any = self.loaded.model
-        passes, head = self.passes(model.get_decoder(), rows, loaded.window), model.get_output_embeddings()
+        encodes = self.passes is EncodedPasses
+        passes = self.passes(model if encodes else model.get_decoder(), rows, loaded.window)
+        head = head_of(model) if encodes else model.get_output_embeddings()
         if other := translation(loaded, self.loaded):
             return Model(passes, head, len(other.reads), other)
         return Model(passes, head, min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0]))

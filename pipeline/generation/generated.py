@@ -1,4 +1,4 @@
-"""Decoding with transformers' ``generate`` in left-padded batches: models that ``decoding`` cannot carry."""
+"""Decoding with transformers' ``generate`` in padded batches: models that ``decoding`` cannot carry."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from pipeline.generation.ending import Ending
@@ -27,15 +28,16 @@ class GenerateDecoder:
     def decode(self, prompts: Sequence[Prompt], ending: Ending) -> None:
         """Hand every row's tokens to ``ending``, until it ends the row. All have the same ``new_tokens``."""
         ending.begin(range(len(prompts)))
-        model, device = self.loaded.model, self.loaded.device
-        ids, mask = _left_padded([prompt.ids for prompt in prompts], self.loaded.tokenizer.pad_token_id or 0, device)
+        model, device, start = self.loaded.model, self.loaded.device, self.loaded.start
+        ids, mask = _padded([prompt.ids for prompt in prompts], self.loaded.tokenizer.pad_token_id or 0, bool(start))
+        width = len(start) or ids.shape[1]  # of what is written after
         seeds, new_tokens = [prompt.seed for prompt in prompts], prompts[0].new_tokens
         with no_defaults(model), torch.inference_mode():
             model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=GenerationConfig(max_new_tokens=new_tokens),
-                logits_processor=processors(self.spec, seeds, ids.shape[1], new_tokens, device),
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=GenerationConfig(max_new_tokens=new_tokens, decoder_start_token_id=(*start, None)[0]),
+                logits_processor=processors(self.spec, seeds, width, new_tokens, device),
                 stopping_criteria=StoppingCriteriaList([_Ended(ending, len(prompts))]),
             )
 
@@ -56,11 +58,13 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
         return done.to(input_ids.device)
 
 
-def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, int64 [rows, longest]: on the left, so that every row's next token comes in the same column."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+def _padded(rows: Sequence[list[int]], pad: int, right: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, int64 [rows, longest]: on the left, so that every row's next token comes in the same column, but
+    on the ``right`` for an encoder, which counts places from the first."""
+    side: Any = "right" if right else "left"
+    texts = [torch.tensor(row) for row in rows]
+    ids = pad_sequence(texts, batch_first=True, padding_value=pad, padding_side=side)
+    mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True, padding_side=side)
     return ids, mask
 
 

@@ -198,7 +198,8 @@ def _prompt(document: Document, ids: list[int], loaded: LoadedModel, spec: Gener
     copies = spec.plan.copied or spec.draft_tail
     original = document.parts.render() if copies and "compressed" in document.fields else ""
     copied = loaded.tokenizer(original, add_special_tokens=False, verbose=False)["input_ids"] if original else []
-    return Prompt(ids, min(spec.max_new_tokens, loaded.window - len(ids)), seed, copied)
+    room = loaded.window if loaded.start else loaded.window - len(ids)
+    return Prompt(ids, min(spec.max_new_tokens, room), seed, copied)
 
 
 def _result(

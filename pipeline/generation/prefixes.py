@@ -9,8 +9,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.generation.prompts import Prompt
-
 Ints = NDArray[np.int64]
 
 WORTH = 64
@@ -20,12 +18,12 @@ WORTH = 64
 class Prefixes:
     """Which of ``prompts``, by their numbers, begin alike; and which are here, with keys and values of all of it."""
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
         # Sorted, the neighbours of a prompt are those that share most with it. Bytes compare at once.
-        keys = [np.array(prompt.ids, dtype=">u4").tobytes() for prompt in prompts]
+        keys = [np.array(ids, dtype=">u4").tobytes() for ids in prompts]
         order = sorted(range(len(prompts)), key=lambda row: (keys[row], row))
         self._order, self._place = order, {row: place for place, row in enumerate(order)}
-        ids = [np.array(prompts[row].ids) for row in order]
+        ids = [np.array(prompts[row]) for row in order]
         self._common = np.array([_common(one, other) for one, other in pairwise(ids)], np.int64)
         shared = np.append(0, np.where(self._common >= WORTH, self._common, 0))
         self.fresh = np.zeros(len(prompts), np.int64)  # tokens of each that are to be read if all are

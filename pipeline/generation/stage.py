@@ -8,7 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import ModelError, check_causal, digest_of, expects_gpu, load_tokenizer, resolve
+from pipeline.models import (
+    ModelError,
+    check_causal,
+    check_target,
+    digest_of,
+    expects_gpu,
+    is_encoder_decoder,
+    load_tokenizer,
+    resolve,
+)
 from pipeline.models.folder import layers_in
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
@@ -42,7 +51,7 @@ class Generate:
         """Local: the digest of weights and tokenizer. Hosted: all that is known is where the model is and its name."""
         if self.spec.backend == "openai":
             return [VERSION, "openai", self.spec.base_url or "default", self.target.model]
-        return [VERSION, LOCAL, digest_of(self.target.model, check=check_causal)]
+        return [VERSION, LOCAL, digest_of(self.target.model, check=check_target)]
 
     def work_seconds(self, characters: int) -> float:
         """Reading the prompt and writing the longest answer allowed; the rates are those of the small default model."""
@@ -73,7 +82,7 @@ class Generate:
 
     def load(self, run: Run) -> LoadedModel:
         """The target, where it is a local model. Raises ``ModelError``."""
-        return run.models.causal_lm(self.target.model, self.spec.dtype, self.spec.device)
+        return run.models.target(self.target.model, self.spec.dtype, self.spec.device)
 
     def drafters(self, run: Run) -> Iterator[LoadedModel | str]:
         """Each, or why it cannot be loaded on this machine: drafts save time, and answers do not hang on them."""
@@ -101,6 +110,10 @@ def _layers(name: str) -> int:
 
 def check_drafter(name: str, target: str) -> None:
     """``ModelError`` for what is not there, is no causal LM, or knows none of the target's tokens."""
+    if is_encoder_decoder(resolve(target)):
+        raise ModelError(
+            f"{name} cannot draft for {target}, an encoder-decoder: drop drafters, and set draft_tokens to have copies"
+        )
     if layers := _layers(name):
         there = layers_in(resolve(target).folder) or 0
         if layers >= there:

@@ -7,7 +7,7 @@ models between shards. Weights are safetensors or GGUF only: nothing is unpickle
 from __future__ import annotations
 
 from pipeline.models.catalogue import catalogue, verify
-from pipeline.models.kinds import check_causal, check_classifier
+from pipeline.models.kinds import check_causal, check_classifier, check_target, is_encoder_decoder
 from pipeline.models.pool import LoadedModel, ModelPool, expects_gpu, resolve_device
 from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound, ModelRef, ModelStatus
 from pipeline.models.resolve import digest_of, pull, resolve
@@ -24,8 +24,10 @@ __all__ = [
     "catalogue",
     "check_causal",
     "check_classifier",
+    "check_target",
     "digest_of",
     "expects_gpu",
+    "is_encoder_decoder",
     "load_tokenizer",
     "pull",
     "resolve",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.models.folder import window_of
 from pipeline.models.gguf import quiet
-from pipeline.models.kinds import REMEDY, check_classifier
+from pipeline.models.kinds import REMEDY
 from pipeline.models.ref import ModelError, ModelRef
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTraine
     from pipeline.models.mpnet import with_fused_attention
     from pipeline.models.pool import UNLIMITED, LoadedModel
 
-    check_classifier(ref)
     model: Any = _read(ref, getattr(torch, dtype))
     if model.config.num_labels != 2:
         raise ModelError(f"{ref.name}: {model.config.num_labels} labels, but remove and keep are two; {REMEDY}")

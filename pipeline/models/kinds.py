@@ -9,6 +9,7 @@ from pipeline.models.ref import ModelError, ModelRef
 
 TOKEN_CLASSIFIER = "ForTokenClassification"
 CAUSAL = ("ForCausalLM", "LMHeadModel")
+ENCODER_DECODER = ("ForConditionalGeneration", "MTModel")
 OTHER_HEADS = ("MaskedLM", "SequenceClassification", "QuestionAnswering", "MultipleChoice", "PreTraining")
 ENCODERS = ("bert", "mpnet", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "distilbert", "modernbert")
 """Families that transformers would give a random head as causal LMs: a folder of one states just its trunk."""
@@ -44,6 +45,18 @@ def check_causal(ref: ModelRef) -> None:
     other = config.get("model_type") in ENCODERS or any(head in one for one in stated for head in OTHER_HEADS)
     if other or config.get("is_encoder_decoder"):
         raise ModelError(f"{ref.name} ({stated[0]}) is no causal LM: name one whose config says ForCausalLM")
+
+
+def check_target(ref: ModelRef) -> None:
+    """``ModelError`` for what writes no text: it is neither a causal LM nor an encoder-decoder with its head."""
+    if not is_encoder_decoder(ref):
+        check_causal(ref)
+
+
+def is_encoder_decoder(ref: ModelRef) -> bool:
+    """Whether it reads a text by one half and writes its answer by another."""
+    stated, config = _stated(ref)
+    return bool(config.get("is_encoder_decoder")) and any(one.endswith(ENCODER_DECODER) for one in stated)
 
 
 def _is_causal(stated: list[str]) -> bool:

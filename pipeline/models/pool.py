@@ -15,7 +15,7 @@ from pipeline.models import adapters
 from pipeline.models.classifiers import load_classifier
 from pipeline.models.folder import window_of
 from pipeline.models.gguf import quiet
-from pipeline.models.kinds import check_causal
+from pipeline.models.kinds import check_causal, check_classifier, check_target, is_encoder_decoder
 from pipeline.models.ref import ModelDamaged, ModelError, ModelRef
 from pipeline.models.resolve import resolve
 from pipeline.models.soundness import checked
@@ -33,9 +33,9 @@ UNLIMITED = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A causal LM or token classifier in eval mode on ``device``, without gradients.
+    """A causal LM, encoder-decoder or token classifier in eval mode on ``device``, without gradients.
 
-    ``window`` is the most tokens it takes at once.
+    ``window`` is the most tokens it takes at once; an encoder-decoder's two halves have one each.
     """
 
     ref: ModelRef
@@ -49,9 +49,20 @@ class LoadedModel:
         """How many numbers its weights hold."""
         return sum(one.numel() for one in self.model.parameters())
 
+    @property
+    def start(self) -> list[int]:
+        """The token after which an encoder-decoder writes; nothing for any other model, which writes after its text."""
+        if not self.model.config.is_encoder_decoder:
+            return []
+        stated = self.model.generation_config
+        return [stated.bos_token_id if stated.decoder_start_token_id is None else stated.decoder_start_token_id]
+
 
 Load = Callable[["ModelRef", str, str, "PreTrainedTokenizerFast"], LoadedModel]
 """(model, dtype, device, tokenizer) -> the model on the device."""
+
+Check = Callable[["ModelRef"], None]
+"""Raises ``ModelError`` for another kind of model, before any weight is read."""
 
 
 class ModelPool:
@@ -69,7 +80,11 @@ class ModelPool:
 
         Raises what ``resolve`` raises, and ``ModelDamaged`` if weights that the config declares are missing.
         """
-        return self._resident(load, name, dtype, device)
+        return self._resident(load, name, dtype, device, check_causal)
+
+    def target(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
+        """``causal_lm``, or else an encoder-decoder."""
+        return self._resident(load, name, dtype, device, check_target)
 
     def keep_at_least(self, models: int) -> None:
         """Keep so many from now on, where the limit is lower: what works together would else be loaded in turns."""
@@ -81,13 +96,14 @@ class ModelPool:
         ``window`` counts its special tokens too. Raises what ``resolve`` raises, and ``ModelError`` for what is no
         such model.
         """
-        return self._resident(load_classifier, name, dtype, device)
+        return self._resident(load_classifier, name, dtype, device, check_classifier)
 
-    def _resident(self, load: Load, name: str, dtype: str, device: str) -> LoadedModel:
+    def _resident(self, load: Load, name: str, dtype: str, device: str, check: Check) -> LoadedModel:
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: one of {', '.join(DTYPES)}")
         where = resolve_device(self._device if device == "auto" else device)
         ref = resolve(name, self._settings)
+        check(ref)
         key = (load.__name__, ref.digest, dtype, where)
         with self._lock:
             if key not in self._loaded:
@@ -101,8 +117,10 @@ class ModelPool:
     def own_copy(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
         """The model called ``name`` for its caller alone, who may train it. Raises what ``causal_lm`` raises."""
         where = resolve_device(self._device if device == "auto" else device)
+        ref = resolve(name, self._settings)
+        check_causal(ref)
         _relieve()
-        return checked(load(resolve(name, self._settings), dtype, where, load_tokenizer(name, self._settings)))
+        return checked(load(ref, dtype, where, load_tokenizer(name, self._settings)))
 
     def close(self) -> None:
         """Let go of all models and their memory."""
@@ -155,18 +173,20 @@ def expects_gpu(device: str) -> bool:
 def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
     """Read the weights, with the adapter merged in where there is one: it costs nothing afterwards."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    check_causal(ref)
-    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    # Of encoder-decoders some know no other attention than one of their own, and are read by ``generate``.
+    kind, attention = (AutoModelForSeq2SeqLM, None) if is_encoder_decoder(ref) else (AutoModelForCausalLM, "sdpa")
+    options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
+    options |= {"local_files_only": True, "use_safetensors": True}
     try:
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                ref.folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True, **options
+            model, report = kind.from_pretrained(
+                ref.folder, dtype=getattr(torch, dtype), output_loading_info=True, **options
             )
     except Exception as error:  # configs are data from outside: what transformers trips over has no common class
         raise ModelError(
-            f"{ref.name}: transformers cannot load {ref.folder} as a causal LM ({type(error).__name__}: "
+            f"{ref.name}: transformers cannot load {ref.folder} by {kind.__name__} ({type(error).__name__}: "
             f"{_told(error)}); fetch it again, or name another model"
         ) from error
     _check_loaded(ref, report)

@@ -1,4 +1,4 @@
-"""What a loaded model cannot work with: numbers that are none, tokens that it has no place for."""
+"""What a loaded model cannot work with: numbers that are none, tokens without a place, no token to begin with."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ if TYPE_CHECKING:
 
 def checked(loaded: LoadedModel) -> LoadedModel:
     """``loaded`` itself. Raises ``ModelDamaged`` for weights that hold NaN or infinity, which score all alike,
-    and ``ModelError`` for a tokenizer of another model.
+    and ``ModelError`` for a tokenizer of another model, or for an answer that no token begins.
     """
     _check_numbers(loaded)
     _check_vocabulary(loaded)
+    if None in loaded.start:
+        raise ModelError(
+            f"{loaded.ref.name}: {loaded.ref.folder} does not say which token its decoder begins with; put "
+            "decoder_start_token_id into its generation_config.json"
+        )
     return loaded
 
 

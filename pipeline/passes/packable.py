@@ -24,7 +24,7 @@ _WIDTH = 300
 _FUSED = torch.bfloat16
 """Models that kernels of our own may read: in float16 the product of activations and a norm's weights may overflow."""
 
-_TOLERANCE = 0.05
+TOLERANCE = 0.05
 """Most that packed hidden states may be off at first sight: half precision takes a hundredth, another model a third."""
 
 
@@ -44,7 +44,7 @@ def can_step(trunk: Any, kind: type[PackedPasses] | type[PaddedPasses]) -> bool:
     """Whether one token of each row is read right by passes of this ``kind``; for packed ones ``can_pack`` it first."""
     packed = kind is PackedPasses
     with LAUNCHING:
-        why = _doubt(lambda: _token_by_token(trunk, kind, _WIDTH if packed else _WIDTH // 8, 16))
+        why = doubt(lambda: _token_by_token(trunk, kind, _WIDTH if packed else _WIDTH // 8, 16))
         if packed and not why:
             _fuse(trunk)
     if why:
@@ -56,7 +56,7 @@ def can_step(trunk: Any, kind: type[PackedPasses] | type[PaddedPasses]) -> bool:
 def _fuse(trunk: Any) -> None:
     """Let steps of few tokens be read by kernels of our own, where these say the same."""
     trunk.contextmill_fused = fused(trunk) if next(trunk.parameters()).dtype == _FUSED else None
-    if trunk.contextmill_fused and (why := _doubt(lambda: _token_by_token(trunk, PackedPasses, _WIDTH, MOST // 3))):
+    if trunk.contextmill_fused and (why := doubt(lambda: _token_by_token(trunk, PackedPasses, _WIDTH, MOST // 3))):
         trunk.contextmill_fused = None
         log.info("steps of few tokens take the compiled layers, and a little longer: %s", why)
 
@@ -85,26 +85,27 @@ def _agrees(trunk: Any) -> bool:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     before = trunk.config._attn_implementation
     causal = not any(getattr(one, "is_causal", True) is False for one in trunk.modules())
-    why = _doubt(lambda: _after_stored(trunk) if causal else _both_ways(trunk))
+    why = doubt(lambda: _after_stored(trunk) if causal else _both_ways(trunk))
     if why:
         trunk.config._attn_implementation = before
         log.warning("the model runs with padding, and uncompiled after stored text, at about half the speed: %s", why)
     return not why
 
 
-def _doubt(read: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> str:
-    """Why hidden states that were found cannot pass for the expected ones; empty where they can."""
+def doubt(read: Callable[[], tuple[torch.Tensor, torch.Tensor]], most: float = TOLERANCE) -> str:
+    """Why hidden states or logits that were found cannot pass for the expected ones, which they may be ``most`` off;
+    empty where they can."""
     try:
         found, expected = read()
         apart = float((found.float() - expected.float()).norm() / expected.float().norm())
     except Exception as error:  # noqa: BLE001  compilers, kernels and models fail in ways of their own
         return " ".join(str(error).split())[:300] or type(error).__name__
-    return "" if apart < _TOLERANCE else f"it is {apart:.2f} off"
+    return "" if apart < most else f"it is {apart:.2f} off"
 
 
 def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Beginnings of rows alone; stored; then two rows, in another order, gone on with in a store that grows."""
-    ids = _ids(trunk)
+    ids = ids_for(trunk)
     width = ids.shape[1]
     lengths, rows = np.array([width // 3, 4, 2 * width // 3]), np.array([2, 0])
     whole = _whole(trunk, ids).view(3, width, -1)
@@ -123,7 +124,7 @@ def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _token_by_token(trunk: Any, kind: Any, width: int, some: int) -> tuple[torch.Tensor, torch.Tensor]:
     """``some`` tokens of three rows after what was stored of them, in a store laid out for them; then one of two."""
-    ids, rows = _ids(trunk, width), np.arange(3)
+    ids, rows = ids_for(trunk, width), np.arange(3)
     width = ids.shape[1]
     some = max(2, min(some, width // 8))
     stored = np.array([width - some - 1, 4, width // 2])
@@ -144,7 +145,7 @@ def _token_by_token(trunk: Any, kind: Any, width: int, some: int) -> tuple[torch
 
 def _both_ways(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Texts of an encoder, more tokens in all than it has positions."""
-    ids, positions = _ids(trunk), positions_of(trunk)
+    ids, positions = ids_for(trunk), positions_of(trunk)
     lengths = [9, 4, ids.shape[1]]
     texts = [one[:length] for one, length in zip(ids, lengths, strict=True)]
     times = 1 + min(len(positions), 2**13) // sum(lengths)
@@ -154,7 +155,7 @@ def _both_ways(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return found, expected
 
 
-def _ids(trunk: Any, width: int = _WIDTH) -> torch.Tensor:
+def ids_for(trunk: Any, width: int = _WIDTH) -> torch.Tensor:
     """Three rows, longer than a block of the kernel; none of the first ids, which may be padding."""
     most, window = min(trunk.config.vocab_size, 1000), getattr(trunk.config, "max_position_embeddings", None) or width
     ids = torch.arange(3 * min(width, window, len(positions_of(trunk))), device=next(trunk.parameters()).device)

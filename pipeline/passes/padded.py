@@ -25,7 +25,7 @@ _COLUMNS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
+class Pass:
     """Where the new keys and values of one pass are in it, where in the store they go, and what is attended to: in a
     ``first`` one nothing but themselves."""
 
@@ -45,8 +45,8 @@ class Store:
         self._rows = rows
         self._layers: dict[int, list[torch.Tensor]] = {}
 
-    def write(self, layer: int, new: Sequence[torch.Tensor], one: _Pass) -> list[torch.Tensor]:
-        """Store the new ones, and give all that are attended to, ``[rows, heads, width, size]``."""
+    def write(self, layer: int, new: Sequence[torch.Tensor], one: Pass) -> list[torch.Tensor]:
+        """Store the new ones, and give all that are attended to."""
         if layer not in self._layers:
             self._layers[layer] = [some.new_zeros(self._rows, some.shape[1], 0, some.shape[3]) for some in new]
         held, room = self._layers[layer], -(-one.width // _COLUMNS) * _COLUMNS
@@ -54,7 +54,11 @@ class Store:
             if (more := room - held[kind].shape[2]) > 0:
                 held[kind] = torch.nn.functional.pad(held[kind], (0, 0, 0, more))
             held[kind][one.to_row, :, one.to_column] = states[one.from_row, :, one.from_column]
-        return [states[one.rows, :, : one.width] for states in held]
+        return self.read(layer, one)
+
+    def read(self, layer: int, one: Pass) -> list[torch.Tensor]:
+        """All that are attended to, ``[rows, heads, width, size]``."""
+        return [states[one.rows, :, : one.width] for states in self._layers[layer]]
 
     def copy(self, source: int, target: int, count: int) -> None:
         """The first ``count`` columns of a row to another."""
@@ -67,10 +71,10 @@ class Store:
             held[row, :, begin : begin + length - end] = held[row, :, end:length].clone()
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class Layer(CacheLayerMixin):  # type: ignore[misc]
     """What a model's attention layer sees of the store during one forward pass."""
 
-    def __init__(self, store: Store, layer: int, one: _Pass) -> None:
+    def __init__(self, store: Store, layer: int, one: Pass) -> None:
         super().__init__()
         self._store, self._layer, self._pass = store, layer, one
 
@@ -129,14 +133,14 @@ class PaddedPasses:
         leading = np.array_equal(rows, np.arange(len(rows)))
         which: Any = slice(0, len(rows)) if leading else on_device(rows, device)
         first = new == width and not cached.any()
-        one = _Pass(from_row, from_column, to_row, to_column, which, width, first)
+        one = Pass(from_row, from_column, to_row, to_column, which, width, first)
         padded = ids.new_zeros(len(rows) * new).index_copy_(0, places, ids).view(len(rows), new)
         positions = on_device(cached, device)[:, None] + torch.arange(new, device=device)
         return self._pass(padded, positions, one).flatten(0, 1)[places]
 
-    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, one: _Pass) -> torch.Tensor:
+    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, one: Pass) -> torch.Tensor:
         """Hidden states ``[rows, new, d]``."""
-        layers = [_Layer(self._store, layer, one) for layer in range(self.trunk.config.num_hidden_layers)]
+        layers = [Layer(self._store, layer, one) for layer in range(self.trunk.config.num_hidden_layers)]
         output = self.trunk(
             input_ids=ids,
             position_ids=positions.clamp(max=self._window - 1),
@@ -156,7 +160,7 @@ class PaddedPasses:
         row = torch.arange(number, device=self.device)
         column = torch.arange(new, device=self.device)
         which: Any = slice(0, number) if self.device.type == "cpu" and bool((slots == row).all()) else slots
-        one = _Pass(
+        one = Pass(
             from_row=row[:, None].expand(number, new).flatten(),
             from_column=column.repeat(number),
             to_row=slots[:, None].expand(number, new).flatten(),

@@ -32,7 +32,7 @@ texts = st.lists(st.lists(st.sampled_from([300, 2]), min_size=1, max_size=8), mi
 @given(texts, st.data())
 def test_each_shares_most_with_what_is_here(ids: list[list[int]], data: st.DataObject) -> None:
     prompts = [Prompt(one * 20, 1) for one in ids]
-    found = Prefixes(prompts)
+    found = Prefixes([one.ids for one in prompts])
     here: set[int] = set()
     rows = data.draw(st.permutations(range(len(prompts))))
     cut = data.draw(st.integers(0, len(rows)))
@@ -54,7 +54,7 @@ def test_each_shares_most_with_what_is_here(ids: list[list[int]], data: st.DataO
 def test_the_others_wait_for_the_first_that_begins_alike() -> None:
     common = list(range(3, 103))
     prompts = [Prompt([*common, row, 7], 1) for row in range(5)] + [Prompt([9], 1), Prompt([*common, 3, 7, 8], 1)]
-    first, second = Prefixes(prompts).waves(range(7))
+    first, second = Prefixes([one.ids for one in prompts]).waves(range(7))
     assert [row for row, *_ in first] == [0, 5]
     assert [(row, shared) for row, _, shared in second] == [(1, 100), (2, 100), (3, 100), (6, 100), (4, 100)]
 

@@ -22,7 +22,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.models import ModelError, ModelPool, ModelRef, check_causal, check_classifier
+from pipeline.models import (
+    ModelError,
+    ModelPool,
+    ModelRef,
+    check_causal,
+    check_classifier,
+    check_target,
+    is_encoder_decoder,
+)
 from pipeline.models.mpnet import with_fused_attention
 from pipeline.stages import build
 from schemas.job import JobSpec
@@ -173,6 +181,12 @@ def test_what_a_config_says_decides(tmp_path: Path, config: dict[str, Any], caus
         return
     with pytest.raises(ModelError, match="is no causal LM"):
         check_causal(ref)
+    assert is_encoder_decoder(ref) == (config["model_type"] == "t5")
+    if is_encoder_decoder(ref):
+        check_target(ref)
+    else:
+        with pytest.raises(ModelError, match="is no causal LM"):
+            check_target(ref)
     with pytest.raises(ModelError, match="m is a model without a head for token classification"):
         check_classifier(ref)
 
