@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -18,21 +17,25 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 def shared(drafter: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
     """The target's tokens for which the drafter has one of the same text -> that one. Empty where no vocabulary says
     what its tokens stand for."""
-    own = dict(texts_of(drafter))
-    return {number: own[text] for text, number in texts_of(target) if text in own}
+    own = texts_of(drafter)
+    return {number: own[text] for text, number in texts_of(target).items() if text in own}
 
 
-def texts_of(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[bytes, int]]:
-    """What each token stands for, where the vocabulary says so: byte-level ones, and those of pieces with "▁"."""
+def texts_of(tokenizer: PreTrainedTokenizerFast) -> dict[bytes, int]:
+    """What tokens stand for, and which does, where the vocabulary says so: byte-level ones, and those of pieces with
+    "▁". Of several for one text it is the one that is written: an added token, else a piece, a byte where there is
+    none."""
     inner = tokenizer.backend_tokenizer
     added = {number: token.content for number, token in inner.get_added_tokens_decoder().items()}
     bytewise = type(inner.decoder).__name__ == "ByteLevel"
     if not bytewise and not any(token.startswith("▁") for token in inner.get_vocab(with_added_tokens=False)):
-        return
-    for token, number in inner.get_vocab(with_added_tokens=True).items():
-        text = added[number].encode() if number in added else _bytes(token) if bytewise else _piece(token)
-        if text:
-            yield text, number
+        return {}
+    found: dict[bytes, int] = {}
+    every = inner.get_vocab(with_added_tokens=True).items()  # in no order: each process has another
+    for token, number in sorted(every, key=lambda one: (one[1] not in added, bool(_BYTE.fullmatch(one[0])), one[1])):
+        if text := added[number].encode() if number in added else _bytes(token) if bytewise else _piece(token):
+            found.setdefault(text, number)
+    return found
 
 
 def _bytes(token: str) -> bytes:

@@ -49,9 +49,9 @@ def translation(drafter: LoadedModel, target: LoadedModel) -> Translation | None
 def _made(drafter: LoadedModel, target: LoadedModel) -> Translation:
     model: Any = drafter.model
     head = model.get_output_embeddings().weight.shape[0]
-    tokens = len(target.tokenizer)
+    tokens = 1 + max(target.tokenizer.get_vocab().values())  # more than there are where numbers are left out
     same = {ours: its for ours, its in shared(drafter.tokenizer, target.tokenizer).items() if its < head}
-    texts = dict(texts_of(target.tokenizer))
+    texts = texts_of(target.tokenizer)
     rest = {number: text.decode(errors="replace") for text, number in texts.items() if number not in same}
     pieces = drafter.tokenizer(list(rest.values()), add_special_tokens=False)["input_ids"] if rest else []
     reads = torch.zeros(tokens, dtype=torch.int64)

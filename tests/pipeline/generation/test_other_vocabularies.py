@@ -83,7 +83,7 @@ def test_what_a_drafter_lacks_it_reads_as_the_last_piece_and_never_says(target: 
     made = translation(other, target)
     assert made is not None and made is translation(other, target)
     common = shared(other.tokenizer, target.tokenizer)
-    texts = {number: text for text, number in texts_of(target.tokenizer)}
+    texts = {number: text for text, number in texts_of(target.tokenizer).items()}
     assert 400 < len(common) < len(texts) == len(target.tokenizer)
     for number, text in texts.items():
         own = int(made.reads[number])
@@ -107,6 +107,31 @@ def test_a_vocabulary_of_pieces_and_one_of_bytes() -> None:
     assert shared(drafter, target) == {0: 1, 1: 3, 2: 5, 4: 0}
 
 
+def test_of_several_tokens_for_one_text_the_written_one_is_taken() -> None:
+    """Vocabularies of pieces have each letter as a byte, too, which no target says."""
+    pieces = {"<unk>": 0, "▁": 1, **{f"<0x{ord(one):02X}>": 2 + place for place, one in enumerate("0123456789")}}
+    pieces |= {one: 12 + place for place, one in enumerate("0123456789")}
+    inner = Tokenizer(BPE(pieces, []))
+    inner.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert shared(tokenizer, tokenizer) == {number: number for number in (0, 1, *range(12, 22))}
+
+
+def test_numbers_that_a_vocabulary_leaves_out_are_no_tokens(models: dict[str, Path], tmp_path: Path) -> None:
+    """Its last token is behind the number of its tokens then."""
+    pool, gap = ModelPool("cpu"), shutil.copytree(models["llama"], tmp_path / "gap")
+    content = json.loads((gap / "tokenizer.json").read_text(encoding="utf-8"))
+    longest = max((token for token in content["model"]["vocab"] if not token.startswith("<|")), key=len)
+    number = content["model"]["vocab"].pop(longest)
+    content["model"]["merges"] = [pair for pair in content["model"]["merges"] if longest != "".join(pair)]
+    (gap / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    target, drafter = (pool.causal_lm(str(one)) for one in (gap, models["llama"]))
+    made = translation(drafter, target)
+    assert made is not None and len(target.tokenizer) < len(made.says) == len(drafter.tokenizer)
+    assert made.says.tolist() == [len(made.says) if one == number else one for one in range(len(made.says))]
+    assert said(generate(target, [drafter], draft_tokens=0, draft_rounds=(2,))) == said(generate(target))
+
+
 def test_a_drafter_whose_tokens_say_nothing_is_refused_at_submission(models: dict[str, Path], tmp_path: Path) -> None:
     def submitted(drafter: Path) -> None:
         target, stage = {"model": str(models["llama"])}, {"kind": "generate", "drafters": [str(drafter)]}
@@ -116,6 +141,6 @@ def test_a_drafter_whose_tokens_say_nothing_is_refused_at_submission(models: dic
     shutil.copytree(models["llama"], tmp_path / "words")
     words = Tokenizer(WordLevel({"one": 0, "two": 1}, unk_token="one"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="one").save_pretrained(tmp_path / "words")
-    assert list(texts_of(load_tokenizer(str(tmp_path / "words")))) == []
+    assert texts_of(load_tokenizer(str(tmp_path / "words"))) == {}
     with pytest.raises(ModelError, match=r"cannot draft for .*: it is not known which tokens"):
         submitted(tmp_path / "words")
