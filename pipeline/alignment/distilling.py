@@ -84,7 +84,8 @@ class Distill:
         """As the target reads and writes them."""
         from pipeline.alignment.pairs import framed
 
-        return framed(documents, loaded, self.spec.answers, min(self.spec.max_tokens, loaded.window), each)
+        most = min(self.spec.max_tokens, loaded.window)
+        return framed(documents, self.target.model, self.spec.answers, most, each)
 
     def tokens_afterwards(self, held: Sequence[Pair]) -> int:
         """The target answers twice."""

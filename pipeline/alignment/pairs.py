@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.compression.tokens import Tokenising
 from pipeline.generation.prompts import PromptEncoder
-from pipeline.models import LoadedModel
+from pipeline.models import LoadedModel, load_tokenizer
 from pipeline.models.pool import UNLIMITED
 from pipeline.stages import Halt, Refusal
 from schemas.document import SEPARATOR, Document
@@ -72,18 +72,20 @@ def tokenise(
 
 
 def framed(
-    documents: Sequence[Document], loaded: LoadedModel, answers: GenerateSpec, most: int,
+    documents: Sequence[Document], target: str, answers: GenerateSpec, most: int,
     each: Callable[[], None] = lambda: None,
 ) -> Iterator[Pair]:  # fmt: skip
-    """As ``tokenise``, but the prompt is what a target of this tokenizer is sent by the stage ``answers``. The answer
-    ends as its text does: with the end token where that stands there. Raises ``Halt`` for a prompt that cannot be sent.
+    """As ``tokenise``, but the prompt is what the model called ``target`` is sent by the stage ``answers``: in its own
+    chat template, which other models of its vocabulary need not share. The answer ends as its text does: with the end
+    token where that stands there. Raises ``Halt`` for a prompt that cannot be sent.
     """
-    encoder = PromptEncoder(loaded.ref.name, loaded.tokenizer, UNLIMITED, answers)
+    tokenizer = load_tokenizer(target)
+    encoder = PromptEncoder(target, tokenizer, UNLIMITED, answers)
     for first in range(0, len(documents), TOKENISED_AT_ONCE):
         each()
         some = documents[first : first + TOKENISED_AT_ONCE]
         texts = [one.answer or "" for one in some]
-        ids: Any = loaded.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: Any = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         for document, prompt, answer in zip(some, encoder.encode([one.prompt for one in some]), ids, strict=True):
             if isinstance(prompt, Refusal):
                 raise Halt(f"distill: document {document.id}: {prompt.reason}")

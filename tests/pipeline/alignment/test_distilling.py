@@ -87,12 +87,26 @@ def test_it_learns_the_very_tokens_that_the_target_reads_and_writes(
     loaded, answers = pool.causal_lm(str(target)), GenerateSpec.model_validate(ANSWERS)
     asked = prompts_of(documents, str(target), loaded, answers)
     end = loaded.tokenizer.eos_token_id
-    for pair, prompt in zip(framed(documents, loaded, answers, 2048), asked, strict=True):
+    for pair, prompt in zip(framed(documents, str(target), answers, 2048), asked, strict=True):
         assert isinstance(prompt, Prompt) and pair.ids[: pair.answer].tolist() == prompt.ids
         text = loaded.tokenizer.decode(pair.ids[pair.answer :].tolist())
         assert text == pair.document.answer and (pair.ids[-1] == end) == text.endswith("<|im_end|>")
-    (cut,) = framed(documents[:1], loaded, answers, 16)
+    (cut,) = framed(documents[:1], str(target), answers, 16)
     assert len(cut.ids) == 16 and cut.ids[0] == prompts_of(documents[:1], "", loaded, answers)[0].ids[0]  # type: ignore[union-attr]
+
+
+def test_a_drafter_with_a_chat_template_of_its_own_learns_that_of_its_target(
+    target: Path, documents: list[Document], pool: ModelPool, tmp_path: Path
+) -> None:
+    other = save_tiny_llama(tmp_path)
+    (other / "chat_template.jinja").write_text("Say: {{ messages[0]['content'] }}")
+    lesson = stage(target, drafter=str(other))
+    lesson.check()
+    loaded = pool.causal_lm(str(other))
+    assert loaded.tokenizer.chat_template.startswith("Say")
+    own = lesson.pairs(documents, pool.causal_lm(str(target)), lambda: None)
+    for mine, theirs in zip(lesson.pairs(documents, loaded, lambda: None), own, strict=True):
+        assert mine.ids.tolist() == theirs.ids.tolist() and mine.answer == theirs.answer
 
 
 def test_what_is_shared_with_the_target_stays(target: Path, whole: tuple[Path, list[Any]]) -> None:
