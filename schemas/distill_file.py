@@ -19,6 +19,8 @@ class DistillFile(JobSpec):
     @field_validator("distill", mode="before")
     @classmethod
     def _distilled(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "answers" in value:
+            raise ValueError("answers are those of the job's generate stage: leave distill.answers out")
         return {"kind": "distill", **value} if isinstance(value, dict) else value
 
     @property
