@@ -1,4 +1,4 @@
-"""Checkpoints and adapters in a bucket, where another machine finds them."""
+"""Checkpoints, adapters and drafters in a bucket, where another machine finds them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import boto3
 import pytest
 import torch
 from align_pairs import DOCUMENTS, stage
+from distilled_models import stage as distilling
 from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
 
-from pipeline.models import ModelPool
+from pipeline.models import ModelPool, resolve
 from pipeline.models.adapters import WEIGHTS, at_hand, read_manifest
+from pipeline.models.distilled import install, read_figures
 from pipeline.stages import Run, Stopped
 
 
@@ -31,8 +33,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    boto3.resource("s3").Bucket("align").create(CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    made = boto3.resource("s3").Bucket("align")
+    made.create(CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     yield "s3://align/jobs/one/align"
+    made.objects.delete()
+    made.delete()
     moto.stop()
 
 
@@ -49,3 +54,13 @@ def test_a_training_goes_on_from_a_bucket(bucket: str, tiny_model: Path, tmp_pat
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     keys = [item.key for item in boto3.resource("s3").Bucket("align").objects.all()]
     assert len([key for key in keys if "/checkpoints/step-" in key]) == 1
+
+
+def test_a_drafter_is_installed_from_a_bucket(bucket: str, tiny_model: Path, tmp_path: Path) -> None:
+    pool = ModelPool("cpu")
+    for folder in (bucket, str(tmp_path)):
+        distilling(tiny_model, epochs=1, measured=2).run(DOCUMENTS, Run(pool, folder=folder))
+    with at_hand(f"{bucket}/model") as fetched:
+        made = install(fetched, "swift", tmp_path, "recipe")
+    assert read_figures(made) == read_figures(tmp_path / "model")
+    assert resolve(str(made)).digest == resolve(str(tmp_path / "model")).digest
