@@ -20,8 +20,8 @@ from pipeline.models import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """For every token of the target's: the one that a drafter ``reads`` for it, and the one with which it ``says`` the
-    same; where there is none, the number of its tokens."""
+    """For every number of the target's head: the token that a drafter ``reads`` for it, and the one with which it
+    ``says`` the same; where there is none, the size of its own head."""
 
     reads: torch.Tensor
     says: torch.Tensor
@@ -47,17 +47,21 @@ def translation(drafter: LoadedModel, target: LoadedModel) -> Translation | None
 
 
 def _made(drafter: LoadedModel, target: LoadedModel) -> Translation:
-    model: Any = drafter.model
-    head = model.get_output_embeddings().weight.shape[0]
-    tokens = 1 + max(target.tokenizer.get_vocab().values())  # more than there are where numbers are left out
-    same = {ours: its for ours, its in shared(drafter.tokenizer, target.tokenizer).items() if its < head}
-    texts = texts_of(target.tokenizer)
-    rest = {number: text.decode(errors="replace") for text, number in texts.items() if number not in same}
+    head, tokens = _head(drafter), _head(target)  # a tokenizer's numbers may have gaps, or go beyond the model's
+    texts = {number: text for text, number in texts_of(target.tokenizer).items() if number < tokens}
+    both = shared(drafter.tokenizer, target.tokenizer).items()
+    same = {ours: its for ours, its in both if ours in texts and its < head}
+    rest = {number: text.decode(errors="replace") for number, text in texts.items() if number not in same}
     pieces = drafter.tokenizer(list(rest.values()), add_special_tokens=False)["input_ids"] if rest else []
     reads = torch.zeros(tokens, dtype=torch.int64)
     says = torch.full((tokens,), head)
     for number, cut in zip(rest, pieces, strict=True):
-        reads[number] = cut[-1] if cut else 0
+        reads[number] = cut[-1] if cut and cut[-1] < head else 0
     for number, one in same.items():
         reads[number] = says[number] = one
     return Translation(reads.to(drafter.device), says.to(drafter.device))
+
+
+def _head(loaded: LoadedModel) -> int:
+    model: Any = loaded.model
+    return int(model.get_output_embeddings().weight.shape[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,19 +118,35 @@ def test_of_several_tokens_for_one_text_the_written_one_is_taken() -> None:
     assert shared(tokenizer, tokenizer) == {number: number for number in (0, 1, *range(12, 22))}
 
 
-def test_numbers_that_a_vocabulary_leaves_out_are_no_tokens(models: dict[str, Path], tmp_path: Path) -> None:
-    """Its last token is behind the number of its tokens then."""
-    pool, gap = ModelPool("cpu"), shutil.copytree(models["llama"], tmp_path / "gap")
-    content = json.loads((gap / "tokenizer.json").read_text(encoding="utf-8"))
-    longest = max((token for token in content["model"]["vocab"] if not token.startswith("<|")), key=len)
-    number = content["model"]["vocab"].pop(longest)
-    content["model"]["merges"] = [pair for pair in content["model"]["merges"] if longest != "".join(pair)]
-    (gap / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    target, drafter = (pool.causal_lm(str(one)) for one in (gap, models["llama"]))
-    made = translation(drafter, target)
-    assert made is not None and len(target.tokenizer) < len(made.says) == len(drafter.tokenizer)
-    assert made.says.tolist() == [len(made.says) if one == number else one for one in range(len(made.says))]
-    assert said(generate(target, [drafter], draft_tokens=0, draft_rounds=(2,))) == said(generate(target))
+def with_a_gap(content: dict[str, Any]) -> int:
+    """A tokenizer that leaves out a number, which it gives; its last token is behind the number of its tokens then."""
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    left_out = max((token for token in vocabulary if not token.startswith("<|")), key=len)
+    content["model"]["merges"] = [pair for pair in merges if "".join(pair) != left_out]
+    return int(vocabulary.pop(left_out))
+
+
+def with_one_more(content: dict[str, Any]) -> int:
+    """One that has a token for which its model has no place."""
+    size = len(content["model"]["vocab"])
+    content["added_tokens"].append({**content["added_tokens"][0], "id": size, "content": "<|more|>"})
+    return size
+
+
+@pytest.mark.parametrize("change", [with_a_gap, with_one_more])
+def test_tokenizers_whose_numbers_are_not_those_of_their_model(
+    models: dict[str, Path], tmp_path: Path, change: Callable[[dict[str, Any]], int]
+) -> None:
+    pool, folder = ModelPool("cpu"), shutil.copytree(models["llama"], tmp_path / "odd")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    size, number = len(content["model"]["vocab"]), change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    odd, plain = (pool.causal_lm(str(one)) for one in (folder, models["llama"]))
+    for drafter, target in ((plain, odd), (odd, plain)):
+        made = translation(drafter, target)
+        assert made is not None and made.reads.max() < size
+        assert made.says.tolist() == [size if one == number else one for one in range(size)]
+        assert said(generate(target, [drafter], draft_tokens=0, draft_rounds=(2,))) == said(generate(target))
 
 
 def test_a_drafter_whose_tokens_say_nothing_is_refused_at_submission(models: dict[str, Path], tmp_path: Path) -> None:
