@@ -13,7 +13,7 @@ from schemas.document import Document
 from schemas.job import TargetSpec
 from schemas.recover import RecoverSpec
 
-VERSION = 1
+VERSION = 2
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 CHARACTERS_PER_SECOND = 2_000_000.0  # of the prompt, on one core
