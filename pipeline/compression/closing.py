@@ -32,9 +32,9 @@ def with_end(prompt: Prompt, tokens: float) -> Prompt:
 
 
 def _first(part: Part, tokens: float) -> int:
-    """The first unit of an end of so many ``tokens``."""
+    """The first unit of an end of so many ``tokens``. White space alone is none."""
     from_here = np.cumsum(np.where(part.forced, 0, part.costs)[::-1])[::-1]
-    fitting = np.flatnonzero(from_here <= tokens)
+    fitting = np.flatnonzero((from_here <= tokens) & (part.places < len(part.text.rstrip())))
     if not len(fitting):
         return len(part.costs)
     begins = fitting[_begins_sentence(part)[fitting]]

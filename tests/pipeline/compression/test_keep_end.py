@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from compress_shrink import check, result, shrink
+from compress_shrink import check, compressed, result, shrink
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -57,6 +57,15 @@ def test_it_never_costs_the_budget(tiny: str, share: float, rate: float, unit: s
     outcome = shrink(tiny, SHOTS, rate=rate, unit=unit, keep={"end": share}, budget="contexts")
     check(SHOTS, outcome)
     assert not isinstance(outcome, Refusal)
+
+
+@pytest.mark.parametrize("unit", ["phrase", "sentence"])
+def test_white_space_is_no_end(tiny: str, unit: str) -> None:
+    """It would be all that stays, and the words beside it too much."""
+    parts = PromptParts("", ("hills many and hills then lazy then runs many runs runs many many runs then.\n\n",), "")
+    for rate in (0.12, 0.3, 0.6):
+        plain, ended = (shrink(tiny, parts, rate=rate, unit=unit, keep={"end": end}) for end in (0.0, 1.0))
+        assert compressed(ended).strip() and (unit == "phrase" or compressed(ended) == compressed(plain))
 
 
 def test_without_contexts_there_is_no_end(tiny: str) -> None:
