@@ -26,7 +26,8 @@ CONVERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a converted folder holds: its source file's sha256, and bytes and sha256 of each of its files."""
+    """What a converted folder holds: its source file's sha256 (of a distilled drafter, the digest of its recipe), and
+    bytes and sha256 of each of its files."""
 
     name: str
     gguf_sha256: str
