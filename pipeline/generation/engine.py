@@ -73,7 +73,9 @@ class Kind:
         encodes = self.passes is EncodedPasses
         passes = self.passes(model if encodes else model.get_decoder(), rows, loaded.window)
         head = head_of(model) if encodes else model.get_output_embeddings()
-        if other := translation(loaded, self.loaded):
+        with drafting() if loaded is not self.loaded else nullcontext():
+            other = translation(loaded, self.loaded)
+        if other:
             return Model(passes, head, len(other.reads), other)
         return Model(passes, head, min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0]))
 

@@ -15,10 +15,15 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def shared(drafter: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
-    """The target's tokens for which the drafter has one of the same text -> that one. Empty where no vocabulary says
-    what its tokens stand for."""
+    """The target's tokens for which the drafter has one of the same text -> that one; a text's beginning and end go by
+    what they are for. Empty where no vocabulary says what its tokens stand for."""
     own = texts_of(drafter)
-    return {number: own[text] for text, number in texts_of(target).items() if text in own}
+    found = {number: own[text] for text, number in texts_of(target).items() if text in own}
+    for role in ("bos_token_id", "eos_token_id"):
+        number, its = getattr(target, role), getattr(drafter, role)
+        if found and number is not None and its is not None:
+            found.setdefault(number, its)
+    return found
 
 
 def texts_of(tokenizer: PreTrainedTokenizerFast) -> dict[bytes, int]:

@@ -106,6 +106,9 @@ def test_a_vocabulary_of_pieces_and_one_of_bytes() -> None:
     two.pre_tokenizer = pre_tokenizers.ByteLevel()
     drafter, target = (PreTrainedTokenizerFast(tokenizer_object=each) for each in (one, two))
     assert shared(drafter, target) == {0: 1, 1: 3, 2: 5, 4: 0}
+    drafter.add_special_tokens({"eos_token": "</s>"})
+    target.add_special_tokens({"eos_token": "<|im_end|>"})
+    assert shared(drafter, target) == {0: 1, 1: 3, 2: 5, 4: 0, 5: 6}  # a text ends for both
 
 
 def test_of_several_tokens_for_one_text_the_written_one_is_taken() -> None:

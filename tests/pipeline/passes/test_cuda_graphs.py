@@ -1,12 +1,18 @@
-"""Recording on a GPU itself; what needs none of it is in ``test_packed_decoding`` and ``test_engine``."""
+"""What only a GPU shows: recording, and kernels that are launched early. All else is in ``test_packed_decoding``,
+``test_engine`` and ``test_kernels``."""
 
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
+from pipeline.passes.fused import fused
+from pipeline.passes.joined import join
+from pipeline.passes.packed import Step
 from pipeline.passes.recorded import RECORDERS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -33,3 +39,36 @@ def test_recordings_come_and_go_also_where_one_fails() -> None:
         del again, more, times
         gc.collect()
     assert torch.rand(3, device=device).shape == (3,)
+
+
+@torch.inference_mode()
+def test_kernels_that_come_early_say_what_they_say_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for those before it: else one replay in many would read what is not there yet."""
+    from pipeline.passes import few, products  # where there is no GPU there is no Triton
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    if not products.comes_early(torch.empty(0, device=device)):
+        pytest.skip("this GPU launches no kernel early")
+    sizes: dict[str, Any] = {
+        "vocab_size": 500, "hidden_size": 512, "intermediate_size": 4608, "num_hidden_layers": 6,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    trunk: Any = AutoModel.from_config(AutoConfig.for_model("llama", **sizes)).to(device, torch.bfloat16).eval()
+    for layer in trunk.layers:
+        join(layer)
+    layers, rows, room = fused(trunk), 3, 700
+    assert layers is not None
+    stores = [torch.randn(rows * room, 2, 64, device=device).bfloat16() for _ in range(12)]
+    first, stored = torch.arange(rows, device=device) * room, torch.tensor([600, 5, 321], device=device)
+    arrived = torch.zeros(999, dtype=torch.int32, device=device)
+    step = Step(first, stored, 1, arrived, stores[0::2], stores[1::2])
+    ids = torch.tensor([7, 8, 9], device=device)
+    with monkeypatch.context() as patch:
+        for module in (few, products):
+            patch.setattr(module, "comes_early", lambda like: False)
+        expected = layers.read(ids, stored, step).clone()
+    again, (found, _) = RECORDERS["cuda"](device)(lambda: (layers.read(ids, stored, step), ids))
+    for _ in range(300):
+        again()
+        assert torch.equal(found, expected)
