@@ -44,10 +44,10 @@ def test_recordings_come_and_go_also_where_one_fails() -> None:
 @torch.inference_mode()
 def test_kernels_that_come_early_say_what_they_say_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits for those before it: else one replay in many would read what is not there yet."""
-    from pipeline.passes import few, products  # where there is no GPU there is no Triton
+    from pipeline.passes.early import comes_early  # where there is no GPU there is no Triton
 
     device = torch.device("cuda", torch.cuda.current_device())
-    if not products.comes_early(torch.empty(0, device=device)):
+    if not comes_early(torch.empty(0, device=device)):
         pytest.skip("this GPU launches no kernel early")
     sizes: dict[str, Any] = {
         "vocab_size": 500, "hidden_size": 512, "intermediate_size": 4608, "num_hidden_layers": 6,
@@ -65,8 +65,8 @@ def test_kernels_that_come_early_say_what_they_say_in_turn(monkeypatch: pytest.M
     step = Step(first, stored, 1, arrived, stores[0::2], stores[1::2])
     ids = torch.tensor([7, 8, 9], device=device)
     with monkeypatch.context() as patch:
-        for module in (few, products):
-            patch.setattr(module, "comes_early", lambda like: False)
+        for module in ("few", "products"):
+            patch.setattr(f"pipeline.passes.{module}.comes_early", lambda like: False)
         expected = layers.read(ids, stored, step).clone()
     again, (found, _) = RECORDERS["cuda"](device)(lambda: (layers.read(ids, stored, step), ids))
     for _ in range(300):
