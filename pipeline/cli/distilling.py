@@ -148,9 +148,13 @@ class _Command(Teaching):
 
     def _end(self) -> str:
         """What stands behind answers that the target ended. Nothing where they may have ended in a stop string."""
+        from pipeline.generation.prompts import PromptEncoder
         from pipeline.models import load_tokenizer
 
-        return "" if self.answers.stop else load_tokenizer(self.spec.target.model, self.settings).eos_token or ""
+        if self.answers.stop:
+            return ""
+        name = self.spec.target.model
+        return PromptEncoder(name, load_tokenizer(name, self.settings), 2, self.answers).end
 
     def _install(self, job_id: str, recipe: str, summaries: list[Any]) -> None:
         from pipeline.alignment.distilling import MODEL

@@ -76,6 +76,23 @@ class PromptEncoder:
             _told.add(self.name)
         return chat
 
+    @property
+    def end(self) -> str:
+        """The token that ends an answer: what the chat template puts behind one, else the tokenizer's own; "" if none.
+
+        Chat models often end turns with another token than texts."""
+        own = self.tokenizer.eos_token or ""
+        if not self._chat():
+            return own
+        told = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        try:
+            text = self.tokenizer.apply_chat_template(told, chat_template=self._template(), tokenize=False)
+        except TEMPLATE_ERRORS:
+            return own
+        behind = text.rpartition("!")[2].lstrip()
+        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return max((token for token in tokens if behind.startswith(token)), key=len, default=own)
+
     def _template(self) -> str:
         known = self.tokenizer.chat_template
         template: str = known["default"] if isinstance(known, dict) else known

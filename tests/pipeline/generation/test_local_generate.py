@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -18,7 +19,7 @@ from transformers import GenerationConfig
 from pipeline.generation.ending import end_tokens
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.prompts import Prompt, PromptEncoder
-from pipeline.models import ModelNotFound, ModelPool
+from pipeline.models import ModelNotFound, ModelPool, load_tokenizer
 from pipeline.stages import Halt, Outcome, Refusal, Result, Run, Stopped, build
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
@@ -348,3 +349,15 @@ def _copy(folder: Path, to: Path, template: str | list[dict[str, str]] | None) -
         config["chat_template"] = template
     (to / "tokenizer_config.json").write_text(json.dumps(config))
     return to
+
+
+def test_an_answer_ends_as_the_chat_template_ends_a_turn(tiny_model: Path) -> None:
+    tokenizer = copy.deepcopy(load_tokenizer(str(tiny_model)))
+    tokenizer.eos_token = "<|endoftext|>"
+
+    def end(**settings: Any) -> str:
+        return PromptEncoder("tiny", tokenizer, 99, GenerateSpec(kind="generate", **settings)).end
+
+    assert (end(), end(chat=False)) == ("<|im_end|>", "<|endoftext|>")
+    tokenizer.chat_template = "{{ raise_exception('no assistant here') }}"
+    assert end() == "<|endoftext|>"
