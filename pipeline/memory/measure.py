@@ -19,6 +19,9 @@ from pipeline.memory.reconstruct import prefix_match, reconstructed
 
 NAN = float("nan")
 
+CPU_TOKENS = 2048
+"""Of a pass there: more are no faster, and keep a worker that is to stop."""
+
 
 class Measure(NamedTuple):
     """Of a span: mean nats of saying its tokens behind its slots, and the share of them that were the likeliest; of the
@@ -73,7 +76,8 @@ class Measuring:
             self.passed(len(numbers) * self.spans.shape[1])
             return found
 
-        return run_packed([self.slots + 1 + self.spans.shape[1]] * rows, self.batch_tokens, some)
+        most = self.batch_tokens if self.spans.is_cuda else min(self.batch_tokens, CPU_TOKENS)
+        return run_packed([self.slots + 1 + self.spans.shape[1]] * rows, most, some)
 
     def _said(self, ids: torch.Tensor) -> list[tuple[float, float]]:
         tags = torch.full((len(ids),), TAGS.index("AE"), device=ids.device)
