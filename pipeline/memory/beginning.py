@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pipeline.memory.autoencoder import Autoencoder
@@ -37,6 +39,14 @@ def begun(spec: PretrainSpec, loaded: LoadedModel, corpus: Corpus) -> Autoencode
     with torch.autocast(device.type, torch.bfloat16, enabled=is_half(spec)):
         coder.calibrate(first.contexts[:CALIBRATED], first.slots)
     if device.type == "cuda" and spec.steps >= COMPILED_FROM:
-        for trunk in {coder.encoder, coder.decoder}:
-            trunk.compile(dynamic=False)
+        hasten(coder, len(spec.lessons))
     return coder
+
+
+def hasten(coder: Autoencoder, lessons: int) -> None:
+    """Compile what reads, for the shapes of so many lessons each by itself: any-shape programs are slower."""
+    settings: Any = torch._dynamo.config
+    # Encoding and decoding are two programs of one code; beyond the limit torch goes back to eager.
+    settings.recompile_limit = max(settings.recompile_limit, 8 + 4 * lessons)
+    for trunk in {coder.encoder, coder.decoder}:
+        trunk.compile(dynamic=False)
