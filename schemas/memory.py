@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
-from schemas.base import StageBase, Strict, Whole
+from schemas.base import ModelName, StageBase, Strict, Whole
 
 Layout = Literal["interleaved", "appended", "pooled"]
 
@@ -41,6 +41,7 @@ class PretrainSpec(StageBase):
     kind: Literal["pretrain"] = "pretrain"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the passes; bfloat16 is autocast")
     encoder: EncoderSpec = EncoderSpec()
+    begin: ModelName | None = Field(None, description="a trained encoder to go on from: its name, or its folder")
     autoencoding: StrictFloat = Field(0.5, ge=0, le=1, description="the paper's lambda: share of rows to be repeated")
     lessons: tuple[Lesson, ...] = Field((Lesson(tokens=128, ratio=4.0, share=1.0),), description="one after the other")
     steps: Whole = Field(10_000, ge=1)

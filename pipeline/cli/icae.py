@@ -83,6 +83,8 @@ def pretrain(
     if [stage.kind for stage in job.stages] != ["pretrain"]:
         kinds = ", ".join(stage.kind for stage in job.stages)
         fail(f'{file}: one stage of kind = "pretrain" is wanted here, not {kinds} (docs/memory.md)', USAGE)
+    if getattr(job.stages[0], "begin", None) == job.name:  # afterwards it would be another's beginning
+        fail(f"the encoder begins with {job.name}, and cannot take its name: rename the job", USAGE)
     if dry_run:
         print_dry_run(job, given, json_)
         return

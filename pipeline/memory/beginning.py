@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
+from pipeline.memory.encoder import fill
 from pipeline.memory.training import batch_of
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt
@@ -25,9 +27,12 @@ def is_half(spec: PretrainSpec) -> bool:
     return spec.dtype == "bfloat16"
 
 
-def begun(spec: PretrainSpec, loaded: LoadedModel, corpus: Corpus) -> Autoencoder:
-    """Over the model, which is its own from now on: weights drawn by the seed alone, slots of the size of embeddings by
-    the first step's spans, compiled on a GPU where that pays. Raises ``Halt`` for targets that the model lacks."""
+def begun(spec: PretrainSpec, loaded: LoadedModel, corpus: Corpus, found: Path | None) -> Autoencoder:
+    """Over the model, which is its own from now on, compiled on a GPU where that pays: as trained before, in the folder
+    ``found``; or weights drawn by the seed alone, and slots of the size of embeddings by the first step's spans.
+
+    Raises ``Halt`` for targets that the model lacks.
+    """
     device = loaded.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(spec.seed)
@@ -35,9 +40,12 @@ def begun(spec: PretrainSpec, loaded: LoadedModel, corpus: Corpus) -> Autoencode
             coder = Autoencoder(loaded.model, spec.encoder)
         except ValueError as error:
             raise Halt(f"pretrain: encoder.targets: {error} in {loaded.ref.name}") from error
-    first = batch_of(corpus, spec, 0, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=is_half(spec)):
-        coder.calibrate(first.contexts[:CALIBRATED], first.slots)
+    if found is not None:
+        fill(coder, found)
+    else:
+        first = batch_of(corpus, spec, 0, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_half(spec)):
+            coder.calibrate(first.contexts[:CALIBRATED], first.slots)
     if device.type == "cuda" and spec.steps >= COMPILED_FROM:
         hasten(coder, len(spec.lessons))
     return coder

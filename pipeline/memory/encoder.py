@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,6 +54,16 @@ def write_encoder(coder: Autoencoder, curve: Sequence[Row], manifest: EncoderMan
         write_whole(fs, f"{root}/{name}", data)
 
 
+@torch.no_grad()
+def fill(coder: Autoencoder, folder: Path) -> None:
+    """What is trained becomes what lies in ``folder``. Raises ``ModelDamaged`` for tensors of another encoder."""
+    tensors, trained = load_file(folder / WEIGHTS), coder.trained()
+    if {key: one.shape for key, one in tensors.items()} != {key: one.shape for key, one in trained.items()}:
+        raise ModelDamaged(f"{folder}: its tensors are not those of such an encoder over its base; {encoders.AGAIN}")
+    for key, one in trained.items():
+        one.copy_(tensors[key])
+
+
 def load_encoder(
     name: str, pool: ModelPool, base: str | None = None, dtype: str = "float32", device: str = "auto",
     settings: Settings | None = None,
@@ -68,12 +79,7 @@ def load_encoder(
     model = base or encoders.read_manifest(folder).base
     manifest = encoders.check(folder, model, resolve(model, given).digest, given.cache)
     coder = Autoencoder(pool.own_copy(model, dtype, device).model, EncoderSpec.model_validate(manifest.spec))
-    tensors, trained = load_file(folder / WEIGHTS), coder.trained()
-    if {key: one.shape for key, one in tensors.items()} != {key: one.shape for key, one in trained.items()}:
-        raise ModelDamaged(f"{folder}: its tensors are not those of an encoder over {model}; {encoders.AGAIN}")
-    with torch.no_grad():
-        for key, one in trained.items():
-            one.copy_(tensors[key])
+    fill(coder, folder)
     if coder.switch is None:  # a trunk of its own reads embeddings as the base has them
         coder.encoder.to(coder.embed.weight.dtype)
     return coder.eval().requires_grad_(False)

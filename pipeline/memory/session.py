@@ -82,7 +82,7 @@ class _Session:
         trained, self.held = divide(texts, self.spec)
         self.corpus = Corpus.of(text.ids for text in trained)
         self.meter = Meter(run, len(texts), self._work())
-        self.coder = begun(self.spec, loaded, self.corpus)
+        self.coder = begun(self.spec, loaded, self.corpus, stage.beginning())
         self.trainer = Pretrainer(self.coder, self.spec, half=is_half(self.spec))
         self.measuring = self._measuring()
         self.checkpoints = self._checkpoints()

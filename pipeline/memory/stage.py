@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.memory.spans import slots_of
-from pipeline.models import ModelError, check_causal, digest_of, expects_gpu, resolve
+from pipeline.models import ModelError, check_causal, digest_of, encoders, expects_gpu, resolve
 from pipeline.models.folder import window_of
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
 from schemas.memory import PretrainSpec
+from schemas.settings import Settings
 
 VERSION = 1
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
@@ -32,8 +34,25 @@ class Pretrain:
     target: TargetSpec
 
     def identity(self) -> Any:
-        """The digest of the model that encodes and reads."""
-        return [VERSION, digest_of(self.target.model, check=check_causal)]
+        """The digest of the model that encodes and reads, and the tensors that are begun with."""
+        base = digest_of(self.target.model, check=check_causal)
+        found = self.beginning()
+        return [VERSION, base, encoders.read_manifest(found).sha256] if found else [VERSION, base]
+
+    def beginning(self) -> Path | None:
+        """The folder of the encoder that is gone on from, if any.
+
+        Raises ``ModelNotFound``, and ``ModelError`` for one that is damaged, another model's, or of other settings.
+        """
+        if self.spec.begin is None:
+            return None
+        base, cache = self.target.model, Settings().cache
+        found = encoders.find(self.spec.begin, cache)
+        manifest = encoders.check(found, base, digest_of(base), cache)
+        if manifest.spec != self.spec.encoder.model_dump(mode="json"):
+            said = ", ".join(f"{key} = {value!r}" for key, value in sorted(manifest.spec.items()))
+            raise ModelError(f"begin: {self.spec.begin} has {said}: say the same in [stages.encoder]")
+        return found
 
     def check(self) -> None:
         """``ModelError`` for lessons that are longer than what the model takes at once."""

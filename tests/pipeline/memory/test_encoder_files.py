@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretraining_jobs import TEXTS, stage
+from pretraining_jobs import TEXTS, stage, written
 from tiny_models import save_tiny_llama
 
 from pipeline.memory.autoencoder import Autoencoder
@@ -72,6 +72,19 @@ def test_its_name_in_the_store(made: Path, tiny_model: Path, pool: ModelPool, tm
         check_name("night", settings.cache, "another", replace=False)
 
 
+def test_a_training_goes_on_from_it(made: Path, tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
+    after = written(stage(tiny_model, steps=2).run(TEXTS, Run(pool)))
+    longer = stage(tiny_model, begin=str(made), learning_rate=1e-4)
+    assert longer.identity() != stage(tiny_model).identity()
+    rows = written(longer.run(TEXTS, Run(pool)))
+    assert [row["nll_before"] for row in rows] == [row["nll_after"] for row in after]
+    other = stage(tiny_model, begin=str(made), encoder={"rank": 8, "alpha": 8.0})
+    with pytest.raises(ModelError, match=r"has alpha = 8.0, .*rank = 4.*: say the same in \[stages.encoder\]"):
+        other.identity()
+    with pytest.raises(ModelNotFound, match="no encoder 'nowhere'"):
+        stage(tiny_model, begin="nowhere").identity()
+
+
 def test_another_base_is_refused(made: Path, pool: ModelPool, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = save_tiny_llama(tmp_path / "other", seed=1)
@@ -90,7 +103,7 @@ def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -
     (made / WEIGHTS).write_bytes(weights)
     said = json.loads((made / MANIFEST).read_text())
     (made / MANIFEST).write_text(json.dumps({**said, "spec": {**said["spec"], "rank": 2}}))
-    with pytest.raises(ModelDamaged, match="its tensors are not those of an encoder over"):
+    with pytest.raises(ModelDamaged, match="its tensors are not those of such an encoder"):
         load_encoder(str(made), pool)
     (made / MANIFEST).write_text("{}")
     with pytest.raises(ModelDamaged, match="not an encoder's manifest"):
