@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +19,8 @@ path = "texts.jsonl"
 model = {model}
 [[stages]]
 kind = "pretrain"
-steps = 8
+steps = 40
+checkpoint_seconds = 0.0
 tokens_per_step = 128
 warmup = 2
 lessons = [{{ tokens = 16, ratio = 2.0, share = 1.0 }}]
@@ -37,10 +40,33 @@ def prepared(user: User, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> U
     return user
 
 
-def test_an_encoder_is_trained_and_has_the_name_of_its_job(prepared: User, tiny_model: Path) -> None:
+def steps_of(user: User) -> list[str]:
+    return sorted(path.name for path in user.folder.glob("o/night-*/pretrain/checkpoints/step-*"))
+
+
+def killed(user: User, *words: str) -> None:
+    """The command, without a chance to say goodbye once there are two checkpoints."""
+    running = subprocess.Popen(
+        user.command(*words), cwd=user.folder, env=user.environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(steps_of(user)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.kill()
+    running.wait(20)
+
+
+def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(
+    prepared: User, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTEXTMILL_LEASE_SECONDS", "3")
+    monkeypatch.setenv("CONTEXTMILL_RENEW_SECONDS", "1")
     words = "icae", "pretrain", "icae.toml", "-o", "o"
     dry = prepared.says(*words, "--dry-run")
     assert dry.code == 0 and not list(prepared.folder.glob("o/*"))
+    killed(prepared, *words)
+    assert steps_of(prepared)[0] > "step-00000000"
     ended = prepared.says(*words, "--json")
     assert ended.code == 0, ended.err
     assert [job["state"] for job in ended.json["jobs"]] == ["done"]
@@ -49,6 +75,7 @@ def test_an_encoder_is_trained_and_has_the_name_of_its_job(prepared: User, tiny_
     assert {path.name for path in Path(encoder["folder"]).iterdir()} == {
         "encoder.safetensors", "contextmill.json", "curve.parquet",
     }  # fmt: skip
+    assert pq.read_table(Path(encoder["folder"]) / "curve.parquet")["step"].to_pylist() == list(range(40))
     (data,) = prepared.folder.glob("o/night-*/data")
     rows = pq.read_table(data).to_pylist()
     assert len(rows) == 16 and sum(row["split"] == "held_out" for row in rows) == encoder["texts"] > 0
