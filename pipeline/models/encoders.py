@@ -134,8 +134,18 @@ def check_name(name: str, cache: Path, recipe: str, *, replace: bool) -> None:
 
 
 def install(source: Path, name: str, cache: Path, manifest: EncoderManifest) -> Path:
-    """Copy the encoder in ``source`` into the store as ``name``, under ``manifest``. Raises ``ModelError``."""
+    """Copy the encoder in ``source`` into the store as ``name``, under ``manifest``, unless it is there and whole.
+
+    Raises ``ModelError``.
+    """
     folder = store_folder(name, cache)
-    if not (folder / MANIFEST).is_file() or read_manifest(folder) != manifest:
+    if not _is_there(folder, manifest, cache):
         placing.place(source, (WEIGHTS, CURVE), manifest.to_json(), folder)
     return folder
+
+
+def _is_there(folder: Path, manifest: EncoderManifest, cache: Path) -> bool:
+    try:
+        return read_manifest(folder) == manifest == check(folder, manifest.base, manifest.base_digest, cache)
+    except ModelError:
+        return False

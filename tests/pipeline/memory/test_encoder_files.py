@@ -70,6 +70,12 @@ def test_its_name_in_the_store(made: Path, tiny_model: Path, pool: ModelPool, tm
     check_name("night", settings.cache, "another", replace=True)
     with pytest.raises(ModelError, match=r"another encoder is called night already.*--replace"):
         check_name("night", settings.cache, "another", replace=False)
+    for name in (WEIGHTS, MANIFEST):
+        (folder / name).write_bytes(b"{}")
+        with pytest.raises(ModelDamaged, match=r"icae pretrain --replace"):
+            load_encoder("night", pool, settings=settings)
+        install(made, "night", settings.cache, read_manifest(made))
+        load_encoder("night", pool, settings=settings)
 
 
 def test_a_training_goes_on_from_it(made: Path, tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:

@@ -191,3 +191,12 @@ def test_spans_that_do_not_fit_are_refused_at_once(tiny_model: Path) -> None:
         )
     with pytest.raises(ValidationError, match="greater than or equal to 1"):  # more slots than tokens
         PretrainSpec.model_validate({**SETTINGS, "lessons": [{"tokens": 8, "ratio": 0.5, "share": 1.0}]})
+
+
+@pytest.mark.parametrize("encoder", [{"rank": 4, "alpha": 8.0}, {"rank": 0}, {"rank": 4, "layout": "pooled"}])
+def test_half_precision_learns_too(tiny_model: Path, pool: ModelPool, tmp_path: Path, encoder: dict[str, Any]) -> None:
+    halved = stage(tiny_model, dtype="bfloat16", encoder=encoder, learning_rate=3e-3)
+    rows = written(halved.run(TEXTS, Run(pool, folder=str(tmp_path))))
+    losses = pq.read_table(tmp_path / "encoder" / CURVE)["loss"].to_pylist()
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert all(np.isfinite(row["nll_after"]) for row in rows if row["split"] == "held_out")
