@@ -51,6 +51,8 @@ def verify(name: str, settings: Settings | None = None) -> ModelStatus:
         ref = resolve(name, settings)
         folder = ref.folder
     except ModelNotFound as error:
+        if encoders.NAME.fullmatch(name) and (encoders.store_folder(name, cache) / encoders.MANIFEST).is_file():
+            return _encoder(encoders.store_folder(name, cache), sha256)
         return ModelStatus(name, "", "", 0, "missing", str(error))
     except ModelError as error:
         return ModelStatus(name, name, "", 0, "damaged", str(error))
@@ -98,13 +100,16 @@ def _adapter(folder: Path) -> ModelStatus:
     return ModelStatus(f"{manifest.base}+{folder.name}", str(folder), "", _size(folder), "ready", detail)
 
 
-def _encoder(folder: Path) -> ModelStatus:
+def _encoder(folder: Path, sha256: Sha256 | None = None) -> ModelStatus:
+    status = ModelStatus(folder.name, str(folder), "", _size(folder), "damaged", "")
     try:
         manifest = encoders.read_manifest(folder)
     except ModelError as error:
-        return ModelStatus(folder.name, str(folder), "", _size(folder), "damaged", str(error))
-    detail = f"memory slots for {manifest.base}: {manifest.figures.told()}"
-    return ModelStatus(folder.name, str(folder), "", _size(folder), "ready", detail)
+        return replace(status, detail=str(error))
+    weights = folder / encoders.WEIGHTS
+    if not weights.is_file() or (sha256 and sha256(weights) != manifest.sha256):
+        return replace(status, detail=f"{weights} is not what was written; {encoders.AGAIN}")
+    return replace(status, state="ready", detail=f"memory slots for {manifest.base}: {manifest.figures.told()}")
 
 
 def _undeclared(name: str, folder: Path, sha256: Sha256) -> ModelStatus:

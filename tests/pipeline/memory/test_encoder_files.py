@@ -14,7 +14,7 @@ from tiny_models import save_tiny_llama
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encoder import load_encoder
-from pipeline.models import ModelDamaged, ModelError, ModelNotFound, ModelPool, catalogue
+from pipeline.models import ModelDamaged, ModelError, ModelNotFound, ModelPool, catalogue, verify
 from pipeline.models.encoders import MANIFEST, WEIGHTS, check_name, install, read_manifest, store_folder
 from pipeline.stages import Run
 from schemas.settings import Settings
@@ -72,10 +72,12 @@ def test_its_name_in_the_store(made: Path, tiny_model: Path, pool: ModelPool, tm
         check_name("night", settings.cache, "another", replace=False)
     for name in (WEIGHTS, MANIFEST):
         (folder / name).write_bytes(b"{}")
+        assert verify("night", settings).state == "damaged"
         with pytest.raises(ModelDamaged, match=r"icae pretrain --replace"):
             load_encoder("night", pool, settings=settings)
         install(made, "night", settings.cache, read_manifest(made))
         load_encoder("night", pool, settings=settings)
+    assert verify("night", settings).state == "ready" and verify("day", settings).state == "missing"
 
 
 def test_a_training_goes_on_from_it(made: Path, tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
