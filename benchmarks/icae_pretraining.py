@@ -23,11 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.measuring import facts, save
-from pipeline.evaluation.overlap import Bleu
-from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
-from pipeline.memory.head_loss import nats_of
-from pipeline.memory.reconstruct import prefix_match, reconstructed
+from pipeline.memory.measure import Measuring, mean
 from pipeline.memory.spans import slots_of
 from pipeline.memory.training import Pretrainer, batch_of, pretrain
 from pipeline.models import ModelPool
@@ -88,8 +86,7 @@ def _run(
 
     pretrain(Pretrainer(coder, spec, arguments.half), train, 0, told)
     seconds = time.perf_counter() - begun
-    with torch.compiler.set_stance("force_eager"):  # other shapes, each but once
-        held = [_held(coder, valid, one, arguments, tokenizer, device) for one in arguments.check]
+    held = [_held(coder, valid, one, arguments, tokenizer, device) for one in arguments.check]
     for one in held:
         print(json.dumps(one), flush=True)
     return {
@@ -98,32 +95,16 @@ def _run(
     }  # fmt: skip
 
 
-@torch.inference_mode()
 def _held(
     coder: Autoencoder, valid: Corpus, check: str, arguments: argparse.Namespace, tokenizer: Any, device: torch.device
 ) -> dict[str, Any]:
     size, slots = map(int, check.split(":"))
     ids = torch.from_numpy(valid.windows(np.random.default_rng(7), arguments.spans, size)).to(device)
-    scores: list[float] = []
-    matches: list[float] = []
-    nats: list[float] = []
-    right: list[float] = []
-    bleu = Bleu()
-    for some in torch.split(ids, 32):
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.half):
-            tags = torch.full((len(some),), TAGS.index("AE"), device=device)
-            states = coder.states(coder.encode(some, slots), tags, some)
-            head = coder.model.get_output_embeddings().weight
-            nats += nats_of(states.to(head.dtype), head, some).mean(1).tolist()
-            likely = torch.stack([(one.to(head.dtype) @ head.T).argmax(-1) for one in states])
-            right += (likely == some).float().mean(1).tolist()
-            said = reconstructed(coder, some, slots)
-        matches += prefix_match(said, some).tolist()
-        texts = (tokenizer.batch_decode(each) for each in (said, some))
-        scores += [100 * bleu(one, [other])[0] for one, other in zip(*texts, strict=True)]
+    found = Measuring(coder, tokenizer, ids, slots, 32 * (size + slots + 1), arguments.half).measure(len(ids))
+    nats, right, bleu, prefix = mean(found)
     return {
-        "tokens": size, "slots": slots, "spans": len(ids), "nats": float(np.mean(nats)), "right": float(np.mean(right)),
-        "BLEU-4": float(np.mean(scores)), "BLEU-4, median": float(np.median(scores)), "prefix": float(np.mean(matches)),
+        "tokens": size, "slots": slots, "spans": len(ids), "nats": nats, "right": right, "BLEU-4": 100 * bleu,
+        "BLEU-4, median": 100 * float(np.median([one.bleu4 for one in found])), "prefix": prefix,
     }  # fmt: skip
 
 

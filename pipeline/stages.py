@@ -30,6 +30,7 @@ STAGES = {
     "generate": "pipeline.generation.stage:Generate",
     "align": "pipeline.alignment.stage:Align",
     "distill": "pipeline.alignment.distilling:Distill",
+    "pretrain": "pipeline.memory.stage:Pretrain",
 }
 """Kind of stage -> the class behind it, imported only when such a stage runs (torch takes seconds).
 

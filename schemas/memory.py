@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import ClassVar, Literal
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
-from schemas.base import Strict
+from schemas.base import ModelName, StageBase, Strict, Whole
 
 Layout = Literal["interleaved", "appended", "pooled"]
 
@@ -29,23 +30,44 @@ class Lesson(Strict):
     share: StrictFloat = Field(gt=0, le=1)
 
 
-class PretrainSpec(Strict):
-    """Autoencoding and continuation (the paper, section 2.2): their losses weigh ``autoencoding`` and the rest."""
+class PretrainSpec(StageBase):
+    """Train an encoder of the target's own on the job's documents, which are texts.
 
+    Autoencoding and continuation (the paper, section 2.2): their losses weigh ``autoencoding`` and the rest.
+    """
+
+    SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {"checkpoint_seconds"}
+
+    kind: Literal["pretrain"] = "pretrain"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the passes; bfloat16 is autocast")
     encoder: EncoderSpec = EncoderSpec()
+    begin: ModelName | None = Field(None, description="a trained encoder to go on from: its name, or its folder")
     autoencoding: StrictFloat = Field(0.5, ge=0, le=1, description="the paper's lambda: share of rows to be repeated")
     lessons: tuple[Lesson, ...] = Field((Lesson(tokens=128, ratio=4.0, share=1.0),), description="one after the other")
-    steps: StrictInt = Field(10_000, ge=1)
-    tokens_per_step: StrictInt = Field(32_768, ge=1, description="of contexts")
+    steps: Whole = Field(10_000, ge=1)
+    tokens_per_step: Whole = Field(32_768, ge=1, description="of contexts")
     learning_rate: StrictFloat = Field(1e-3, gt=0)
     memory_rate: StrictFloat = Field(3.0, gt=0, description="times that, for memory tokens, tags and the map of slots")
     warmup: StrictInt = Field(200, ge=0, description="steps")
     decay: StrictFloat = Field(0.25, ge=0, le=1, description="share of the steps in which the rate goes down to 0")
     clip_norm: StrictFloat = Field(2.0, gt=0)
-    seed: StrictInt = Field(0, ge=0)
+    seed: Whole = Field(0, ge=0)
+    held_out: StrictFloat = Field(0.05, gt=0, lt=1, description="share of texts never trained on, by their hash")
+    measured: Whole = Field(64, ge=1, description="most held-out spans that are written out again")
+    checkpoint_seconds: StrictFloat = Field(60.0, ge=0, description="between checkpoints")
 
     @model_validator(mode="after")
     def _all_steps(self) -> PretrainSpec:
         if abs(sum(one.share for one in self.lessons) - 1) > 1e-6:
             raise ValueError("lessons: their shares must add up to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_slots(self) -> PretrainSpec:
+        for one in self.lessons:
+            if (slots := math.ceil(one.tokens / one.ratio)) > self.encoder.slots:
+                raise ValueError(
+                    f"lessons: {one.tokens} tokens at {one.ratio:g} a slot take {slots} slots, and a span has "
+                    f"{self.encoder.slots} at most: raise ratio or encoder.slots"
+                )
         return self

@@ -112,6 +112,22 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("distill_seconds", pa.float64(), nullable=False),
         ]
     ),
+    "pretrain": pa.schema(
+        [
+            pa.field("split", pa.string(), nullable=False),  # train | held_out
+            pa.field("tokens_text", pa.int64(), nullable=False),
+            # A held_out text's first span, as long as the last lesson's, with the encoder as it was and as it is:
+            pa.field("nll_before", pa.float64()),  # nats a token of saying it behind its slots
+            pa.field("nll_after", pa.float64()),
+            pa.field("agreement_before", pa.float64()),  # share of its tokens that were the likeliest ones
+            pa.field("agreement_after", pa.float64()),
+            pa.field("bleu4_before", pa.float64()),  # written out greedily, of some: from 0 to 1
+            pa.field("bleu4_after", pa.float64()),
+            pa.field("prefix_before", pa.float64()),  # share of it before the first wrong token
+            pa.field("prefix_after", pa.float64()),
+            pa.field("pretrain_seconds", pa.float64(), nullable=False),
+        ]
+    ),
     "recover": pa.schema(
         [
             pa.field("recovered", pa.string()),  # ``generated`` in the original's words; null where ``kept`` is
@@ -137,9 +153,9 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
 }
 """The columns a kind of stage makes. Seconds and money say what it took to make the row, in whatever job."""
 
-ANSWER_DECIDES = frozenset({"align", "distill", "evaluate", "recover"})
-"""Kinds of stage whose columns follow from the reference answer, or from the one sampled answer that stands in the row:
-no content hash covers them, so they are never taken over."""
+ANSWER_DECIDES = frozenset({"align", "distill", "evaluate", "pretrain", "recover"})
+"""Kinds of stage whose columns follow from the reference answer, from the one sampled answer that stands in the row, or
+from all other texts: no content hash covers them, so they are never taken over."""
 
 REUSED_FROM = {
     kind: f"{kind}_reused_from" for kind, made in STAGE_FIELDS.items() if made.names and kind not in ANSWER_DECIDES

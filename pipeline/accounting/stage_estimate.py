@@ -17,6 +17,7 @@ from schemas.align import AlignSpec, TrainingSpec
 from schemas.compress import CompressBase, CompressSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
+from schemas.memory import PretrainSpec
 from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
 from schemas.settings import Settings
@@ -38,6 +39,10 @@ LEARNING_PASSES = 3
 """A pass forward and backward takes about as long as three forward."""
 SCORED_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Logits that are held at once while tokens are scored (``pipeline.compression.scoring``)."""
+
+
+Reading = CompressBase | GenerateSpec | TrainingSpec | PretrainSpec
+"""Stages that read texts with a model here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,10 @@ def estimate_stage(
         read = flow.tokens * LEARNING_PASSES * spec.epochs
         made = _local(index, spec, model, flow, flow.tokens, read, 0, measured, settings)
         return replace(made, memory_bytes=None)  # what a pass keeps for the way back is not known beforehand
+    if isinstance(spec, PretrainSpec):  # as long for any corpus; each span is read, and said behind its slots
+        read = 2 * spec.steps * spec.tokens_per_step * LEARNING_PASSES
+        made = _local(index, spec, job.target.model, flow, flow.tokens, read, 0, None, settings)
+        return replace(made, memory_bytes=None)
     if not isinstance(spec, GenerateSpec):
         read = 0 if isinstance(spec, EvaluateSpec | RecoverSpec) else flow.tokens  # these count no tokens
         kept = _kept(spec, flow) if isinstance(spec, CompressBase) else read
@@ -112,7 +121,7 @@ def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:
 
 
 def _local(
-    index: int, spec: CompressBase | GenerateSpec | TrainingSpec, model: str, flow: Flow, tokens_out: int, read: int,
+    index: int, spec: Reading, model: str, flow: Flow, tokens_out: int, read: int,
     write: int, measured: Measured | None, settings: Settings,
 ) -> StageEstimate:  # fmt: skip
     device = "cuda" if on_gpu(spec.device) else "cpu"
@@ -130,7 +139,7 @@ def _local(
     )  # fmt: skip
 
 
-def _rows(spec: CompressBase | GenerateSpec | TrainingSpec, shape: Shape, device: str, flow: Flow) -> int:
+def _rows(spec: Reading, shape: Shape, device: str, flow: Flow) -> int:
     """Positions whose logits are held at once: a slice of a scored batch, or the last one of each row generated."""
     if not isinstance(spec, GenerateSpec):
         return min(spec.batch_tokens, max(1, SCORED_LOGITS[device] // shape.vocabulary))

@@ -2,7 +2,7 @@
 
 Distribution alignment is LLMLingua's (arXiv 2310.05736, section 3.3, equation (8)). ``answers`` gathers what the
 targets answered in jobs of this pipeline, and a job of its own trains on it: ``pairs`` (text to tokens, the split),
-``losses``, ``training`` (the loop), ``checkpoints``, ``session`` (one attempt). ``stage`` makes an adapter
+``losses``, ``training`` (the loop), ``session`` (one attempt). ``stage`` makes an adapter
 (``pipeline.models.adapters``) that scorers load by name, ``distilling`` a whole model (``pipeline.models.distilled``)
 whose ``drafts`` a target checks.
 """

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.compression.tokens import Tokenising
 from pipeline.generation.prompts import PromptEncoder
+from pipeline.holding_out import held_out
 from pipeline.models import LoadedModel, load_tokenizer
 from pipeline.models.pool import UNLIMITED
 from pipeline.stages import Halt, Refusal
@@ -44,11 +45,6 @@ def refusal(document: Document) -> Refusal | None:
     if not (document.answer or "").strip():
         return Refusal("no_answer", "there is no answer to learn from: name its column in input.columns.answer")
     return None
-
-
-def in_order(documents: Sequence[Document]) -> list[Document]:
-    """By content: the order in which a corpus is read must not change what is trained."""
-    return sorted(documents, key=lambda one: (one.content_hash, one.answer or "", one.id))
 
 
 def tokenise(
@@ -101,22 +97,8 @@ def _fitting(
     return Pair(document, np.array([start, *before, *kept], dtype=np.int64), 1 + len(before))
 
 
-def is_held_out(content_hash: str, share: float) -> bool:
-    """Whether a prompt is kept for measuring: by its hash, so that every run and every corpus that holds it agree."""
-    return int(content_hash[:8], 16) < share * 2**32
-
-
 def divide(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """(trained on, held out), by prompt: the answers of several targets to one prompt stay together.
-
-    Few prompts may all fall on one side; then the one of the lowest (or highest) hash goes to the other. One side is
-    empty only where there are fewer than two prompts.
-    """
-    hashes = sorted({pair.document.content_hash for pair in pairs})
-    held = {one for one in hashes if is_held_out(one, share)}
-    if len(hashes) > 1 and not held:
-        held = {hashes[0]}
-    if len(hashes) > 1 and len(held) == len(hashes):
-        held.remove(hashes[-1])
+    """(trained on, held out), by prompt: the answers of several targets to one prompt stay together."""
+    held = held_out({pair.document.content_hash for pair in pairs}, share)
     kept = [pair for pair in pairs if pair.document.content_hash not in held]
     return kept, [pair for pair in pairs if pair.document.content_hash in held]

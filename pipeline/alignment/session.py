@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.alignment.checkpoints import Checkpoint, Checkpoints
 from pipeline.alignment.measure import Measure, mean
-from pipeline.alignment.pairs import Pair, divide, in_order, refusal
+from pipeline.alignment.pairs import Pair, divide, refusal
 from pipeline.alignment.training import Plan, Trainer
+from pipeline.checkpoints import Checkpoint, Checkpoints
+from pipeline.holding_out import in_order
+from pipeline.meter import Meter
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Outcome, Result, Run, Stopped
 from schemas.align import TrainingSpec
@@ -104,7 +106,7 @@ class _Session:
             why = "one prompt alone cannot be trained on and measured: give at least two different prompts"
             raise Halt(f"{self.spec.kind}: {why}")
         self.plan = Plan(self.spec, len(self.trained))
-        self.meter = _Meter(run, len(documents), self._work())
+        self.meter = Meter(run, len(documents), self._work())
         self.trainer = Trainer(self.spec, self.loaded, lesson.teacher(run), self._passed)
         self.checkpoints = self._checkpoints(documents)
         self.step, self.before_seconds, self.saved = 0, 0.0, time.perf_counter()
@@ -204,29 +206,3 @@ class _Session:
             **more,
         }
         return Result(fields, tokens, pair.answer_tokens, seconds=each * tokens, latency_seconds=latency)
-
-
-class _Meter:
-    """Tells ``run`` how far the training is, as documents: the share of its work that is done, times their number."""
-
-    def __init__(self, run: Run, documents: int, work: int) -> None:
-        self._run, self._documents, self._work = run, documents, work
-        self._done = self._told = 0
-
-    def add(self, tokens: int, weight: int) -> None:
-        """So many tokens went through a pass that counts ``weight`` times."""
-        self._done += tokens * weight
-        self._tell(min(self._documents - 1, self._documents * self._done // self._work), tokens)
-
-    def skip(self, work: int) -> None:
-        """An earlier attempt did this much."""
-        self._done += work
-        self.add(0, 0)
-
-    def finish(self) -> None:
-        """All is done."""
-        self._tell(self._documents, 0)
-
-    def _tell(self, documents: int, tokens: int) -> None:
-        self._run.progress(documents - self._told, tokens)
-        self._told = documents

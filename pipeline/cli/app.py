@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import aligning, comparing, distilling, interrupts, jobs, machine, showing, tuning, views
+from pipeline.cli import aligning, comparing, distilling, icae, interrupts, jobs, machine, showing, tuning, views
 from pipeline.cli.shared import EXIT_CODES, FAILURE, LOG_LEVELS, USAGE, err, print_error
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(jobs.commands)
 app.add_typer(aligning.commands)
 app.add_typer(distilling.commands)
+app.add_typer(icae.commands, name="icae")
 app.add_typer(tuning.commands)
 app.add_typer(views.commands)
 app.add_typer(showing.commands)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXIT = 1
 SIGNALS = signal.SIGINT, signal.SIGTERM
-GOES_ON = "run", "submit", "resume", "align", "distill"
+GOES_ON = "run", "submit", "resume", "align", "distill", "icae"
 SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"  # behind a progress display, which hides it
 
 

@@ -37,6 +37,8 @@ class Autoencoder(nn.Module):
         self.decoder: Any = model.get_decoder()
         self.switch = adapt(self.decoder, spec.rank, spec.alpha, spec.targets) if spec.rank else None
         self.encoder: Any = self.decoder if self.switch else copy.deepcopy(self.decoder).float().requires_grad_(True)
+        if self.encoder is not self.decoder:  # which is given what the frozen model's own table says
+            self.encoder.get_input_embeddings().requires_grad_(False)
         table = self.embed.weight
         size, spread = table.shape[1], float(table.float().std())
         self.scale = float(table.float().square().mean().sqrt())

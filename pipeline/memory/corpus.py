@@ -20,7 +20,7 @@ class Corpus:
     lengths: Ints
 
     @classmethod
-    def of(cls, texts: Iterable[Sequence[int]]) -> Corpus:
+    def of(cls, texts: Iterable[Sequence[int] | NDArray[np.int32]]) -> Corpus:
         """Of texts that are tokenised."""
         arrays = [np.asarray(text, np.int32) for text in texts]
         lengths = np.array([len(one) for one in arrays], np.int64)

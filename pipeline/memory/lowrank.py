@@ -50,16 +50,15 @@ class LowRank(nn.Module):
 
 def adapt(trunk: Any, rank: int, alpha: float, targets: Sequence[str]) -> Switch:
     """Give linear layers of ``trunk`` low-rank weights: those whose name ends in one of ``targets``, or all. Raises
-    ``ValueError`` where there is none."""
+    ``ValueError`` for a target that none is called, or where there is no linear layer."""
     switch = Switch()
-    found = [
-        (name, one)
-        for name, one in trunk.named_modules()
-        if type(one) is nn.Linear and (not targets or name.rpartition(".")[2] in targets)
-    ]
-    if not found:
-        raise ValueError(f"no linear layer is called {' or '.join(targets) or 'anything'}")
-    for name, linear in found:
+    layers = {name: one for name, one in trunk.named_modules() if type(one) is nn.Linear}
+    known = sorted({name.rpartition(".")[2] for name in layers})
+    if unknown := sorted({*targets} - {*known}) if targets or known else ["anything"]:
+        raise ValueError(f"no linear layer is called {' or '.join(unknown)}; there are {', '.join(known) or 'none'}")
+    for name, linear in layers.items():
         parent, _, last = name.rpartition(".")
+        if targets and last not in targets:
+            continue
         setattr(trunk.get_submodule(parent), last, LowRank(linear, rank, alpha / rank, switch))
     return switch

@@ -56,12 +56,23 @@ def rate(spec: PretrainSpec, step: int) -> float:
     return min(1.0, (step + 1) / max(1, spec.warmup), (spec.steps - step) / falling)
 
 
+def rows_of(spec: PretrainSpec, one: Lesson) -> int:
+    """Spans that a step of this lesson learns from."""
+    return max(1, spec.tokens_per_step // one.tokens)
+
+
+def window(spec: PretrainSpec, one: Lesson) -> int:
+    """Tokens that a text must have for this lesson: a span, and as many after it unless all spans are repeated."""
+    rows = rows_of(spec, one)
+    return one.tokens * (1 if round(rows * spec.autoencoding) >= rows else 2)
+
+
 def batch_of(corpus: Corpus, spec: PretrainSpec, step: int, device: torch.device) -> Batch:
     """What this step learns from."""
     random, one = np.random.default_rng([spec.seed, step]), lesson(spec, step)
-    rows = max(1, spec.tokens_per_step // one.tokens)
+    rows = rows_of(spec, one)
     repeated = random.permutation(rows) < round(rows * spec.autoencoding)
-    windows = corpus.windows(random, rows, one.tokens * (1 if repeated.all() else 2))
+    windows = corpus.windows(random, rows, window(spec, one))
     contexts, after = windows[:, : one.tokens], windows[:, -one.tokens :]
     targets = np.where(repeated[:, None], contexts, after)
     tags = np.where(repeated, TAGS.index("AE"), TAGS.index("LM"))

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models import placing
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import check_whole, read_json
 from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound
-from pipeline.storage.disk import sync
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "contextmill.json"
+CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", placing.MANIFEST
 FILES = CONFIG, WEIGHTS, MANIFEST
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PREFIX = "base_model.model."
@@ -123,22 +120,7 @@ def install(source: Path, name: str, cache: Path, manifest: AdapterManifest, *, 
             return folder
         if not replace and had.recipe != manifest.recipe:
             raise taken(name, folder)
-    partial = folder.with_name(f".partial-{name}-{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir(parents=True)
-        for file in (CONFIG, WEIGHTS):
-            shutil.copyfile(source / file, partial / file)
-        (partial / MANIFEST).write_text(manifest.to_json())
-        for file in FILES:
-            sync(partial / file)
-        _swap(folder, partial)
-    except OSError as error:
-        raise ModelError(
-            f"cannot write the model store {folder.parent}: {error.strerror or error}; make room, or set "
-            f"CONTEXTMILL_CACHE_DIR to a folder that can be written. The adapter itself is safe in {source}"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    placing.place(source, (CONFIG, WEIGHTS), manifest.to_json(), folder)
     return folder
 
 
@@ -163,15 +145,6 @@ def taken(name: str, folder: Path) -> ModelError:
     return ModelError(
         f"another adapter is called {name} already ({folder}): choose another name, or replace it with --replace"
     )
-
-
-def _swap(folder: Path, partial: Path) -> None:
-    old = folder.with_name(f".partial-{folder.name}-{uuid.uuid4().hex[:8]}")
-    if folder.exists():
-        folder.rename(old)
-    os.rename(partial, folder)  # noqa: PTH104  Path.rename reads as if the target were another file
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def merge(model: PreTrainedModel, folder: Path) -> None:

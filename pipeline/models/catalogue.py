@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import adapters, distilled, punkt, store
+from pipeline.models import adapters, distilled, encoders, punkt, store
 from pipeline.models.bundled import BUNDLED
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import model_files
@@ -20,7 +20,7 @@ Sha256 = Callable[[Path], str]
 
 
 def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
-    """The bundled models, the sentence data, the GGUF files converted so far, drafters and adapters.
+    """The bundled models, the sentence data, the GGUF files converted so far, drafters, adapters and encoders.
 
     Of models it looks at names and sizes only.
     """
@@ -29,7 +29,8 @@ def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
     models = [*(_bundled(name, cache) for name in BUNDLED), punkt.status(cache)]
     models += [_converted(path.name, path) for path in others]
     models += [_drafter(folder) for folder in distilled.stored(cache)]
-    return models + [_adapter(folder) for folder in adapters.stored(cache)]
+    models += [_adapter(folder) for folder in adapters.stored(cache)]
+    return models + [_encoder(folder) for folder in encoders.stored(cache)]
 
 
 def verify(name: str, settings: Settings | None = None) -> ModelStatus:
@@ -50,6 +51,8 @@ def verify(name: str, settings: Settings | None = None) -> ModelStatus:
         ref = resolve(name, settings)
         folder = ref.folder
     except ModelNotFound as error:
+        if encoders.NAME.fullmatch(name) and (encoders.store_folder(name, cache) / encoders.MANIFEST).is_file():
+            return _encoder(encoders.store_folder(name, cache), sha256)
         return ModelStatus(name, "", "", 0, "missing", str(error))
     except ModelError as error:
         return ModelStatus(name, name, "", 0, "damaged", str(error))
@@ -95,6 +98,18 @@ def _adapter(folder: Path) -> ModelStatus:
         return ModelStatus(f"?+{folder.name}", str(folder), "", _size(folder), "damaged", str(error))
     detail = f"held-out answers: {manifest.nll_before:.3f} nats a token before, {manifest.nll_after:.3f} after"
     return ModelStatus(f"{manifest.base}+{folder.name}", str(folder), "", _size(folder), "ready", detail)
+
+
+def _encoder(folder: Path, sha256: Sha256 | None = None) -> ModelStatus:
+    status = ModelStatus(folder.name, str(folder), "", _size(folder), "damaged", "")
+    try:
+        manifest = encoders.read_manifest(folder)
+    except ModelError as error:
+        return replace(status, detail=str(error))
+    weights = folder / encoders.WEIGHTS
+    if not weights.is_file() or (sha256 and sha256(weights) != manifest.sha256):
+        return replace(status, detail=f"{weights} is not what was written; {encoders.AGAIN}")
+    return replace(status, state="ready", detail=f"memory slots for {manifest.base}: {manifest.figures.told()}")
 
 
 def _undeclared(name: str, folder: Path, sha256: Sha256) -> ModelStatus:

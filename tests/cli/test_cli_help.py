@@ -14,6 +14,7 @@ COMMANDS = (
     "tune-drafting",
     "align",
     "distill",
+    "icae",
     "worker",
     "status",
     "resume",
@@ -46,10 +47,10 @@ def _seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "icae pretrain"])
 def test_every_command_explains_itself(user: User, name: str) -> None:
     """With a sentence beside each option, and an example that its own options allow, whole on a line to be copied."""
-    ended = user.says(name, "--help")
+    ended = user.says(*name.split(), "--help")
     assert ended.code == 0
     assert "Usage: contextmill" in ended.out
     shown = [line.strip() for line in ended.out.partition("Example")[2].splitlines()]

@@ -58,6 +58,17 @@ CASES: dict[str, dict[str, Any]] = {
         "max_tokens": 64,
         "answers": {"kind": "generate", "max_new_tokens": 8},
     },
+    "pretrain": {
+        "kind": "pretrain",
+        "encoder": {"rank": 4, "alpha": 8.0},
+        "autoencoding": 1.0,
+        "lessons": [{"tokens": 12, "ratio": 4.0, "share": 1.0}],
+        "steps": 6,
+        "tokens_per_step": 512,
+        "warmup": 2,
+        "learning_rate": 1e-3,
+        "held_out": 0.3,
+    },
     "evaluate-all": {"kind": "evaluate", "task": "qa", "metrics": ALL_METRICS},
 }
 BY_ITSELF = [name for name, case in CASES.items() if case["kind"] not in WHOLE_CORPUS]
@@ -186,6 +197,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "compress": {"empty": "empty", "blank": "empty"},
     "align": {"empty": "empty", "blank": "empty"},
     "distill": {"empty": "empty", "blank": "empty"},
+    "pretrain": {"empty": "empty", "blank": "empty", "one letter": "too_short"},
     "recover": {},
     "evaluate": {"empty": "no_reference", "blank": "no_reference"},
 }

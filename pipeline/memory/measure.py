@@ -1,0 +1,104 @@
+"""How much of spans their slots hold."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.batching import run_packed
+from pipeline.evaluation.overlap import Bleu
+from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.head_loss import nats_of
+from pipeline.memory.reconstruct import prefix_match, reconstructed
+
+NAN = float("nan")
+
+CPU_TOKENS = 2048
+"""Of a pass there: more are no faster, and keep a worker that is to stop."""
+
+
+class Measure(NamedTuple):
+    """Of a span: mean nats of saying its tokens behind its slots, and the share of them that were the likeliest; of the
+    span written out greedily, BLEU-4 (NaN without sacrebleu) and the share before the first wrong token. The last two
+    are NaN where it was not written out."""
+
+    nats: float
+    agreement: float
+    bleu4: float = NAN
+    prefix: float = NAN
+
+
+def mean(measured: Sequence[Measure]) -> Measure:
+    """Over the spans of which it is known; NaN where of none."""
+    columns = np.array(measured, np.float64).T
+    return Measure(*(float(np.mean(known)) if (known := one[~np.isnan(one)]).size else NAN for one in columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """Spans ``[rows, n]`` through ``slots`` each, at most ``batch_tokens`` in a pass, in half precision (autocast) or
+    not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its tokens."""
+
+    coder: Autoencoder
+    tokenizer: Any
+    spans: torch.Tensor
+    slots: int
+    batch_tokens: int
+    half: bool
+    alive: Callable[[], None] = lambda: None
+    passed: Callable[[int], None] = lambda tokens: None
+
+    def measure(self, written: int) -> list[Measure]:
+        """Of every span; the first ``written`` of them are written out, too."""
+        with torch.inference_mode(), self._as_it_is():
+            said = self._packed(len(self.spans), self._said)
+            back = self._packed(min(written, len(self.spans)), self._back)
+        return [Measure(*one, *two) for one, two in zip(said, [*back, *[()] * (len(said) - len(back))], strict=True)]
+
+    def sample(self, row: int) -> tuple[str, str]:
+        """A span, and what comes back of it."""
+        ids = self.spans[row : row + 1]
+        with torch.inference_mode(), self._as_it_is(), self._autocast():
+            found = reconstructed(self.coder, ids, self.slots)
+        expected, came = (self.tokenizer.decode(one[0]) for one in (ids, found))
+        return expected, came
+
+    def _packed(self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]]) -> list[Any]:
+        def some(numbers: list[int]) -> Sequence[tuple[float, float]]:
+            self.alive()
+            found = work(self.spans[numbers])
+            self.passed(len(numbers) * self.spans.shape[1])
+            return found
+
+        most = self.batch_tokens if self.spans.is_cuda else min(self.batch_tokens, CPU_TOKENS)
+        return run_packed([self.slots + 1 + self.spans.shape[1]] * rows, most, some)
+
+    def _said(self, ids: torch.Tensor) -> list[tuple[float, float]]:
+        tags = torch.full((len(ids),), TAGS.index("AE"), device=ids.device)
+        head = self.coder.model.get_output_embeddings().weight
+        with self._autocast():
+            states = self.coder.states(self.coder.encode(ids, self.slots), tags, ids).to(head.dtype)
+            likely = torch.stack([(one @ head.T).argmax(-1) for one in states])
+            nats = nats_of(states, head, ids).mean(1)
+        return list(zip(nats.tolist(), (likely == ids).float().mean(1).tolist(), strict=True))
+
+    def _back(self, ids: torch.Tensor) -> list[tuple[float, float]]:
+        with self._autocast():
+            found = reconstructed(self.coder, ids, self.slots)
+        texts = zip(*(self.tokenizer.batch_decode(one) for one in (found, ids)), strict=True)
+        bleu = Bleu() if find_spec("sacrebleu") else None
+        scores = [bleu(came, [expected])[0] if bleu else NAN for came, expected in texts]
+        return list(zip(scores, prefix_match(found, ids).tolist(), strict=True))
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.spans.device.type, torch.bfloat16, enabled=self.half)
+
+    def _as_it_is(self) -> Any:
+        """Other shapes than a training's, each but a few times, are not worth compiling for."""
+        return torch.compiler.set_stance("force_eager") if self.spans.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,64 @@
+"""What a pretraining says of its texts, and of the encoder that came of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline.memory.measure import Measure, mean
+from pipeline.memory.spans import slots_of
+from pipeline.memory.texts import Text
+from pipeline.models import ModelRef
+from pipeline.models.encoders import EncoderManifest, Figures
+from pipeline.stages import Outcome, Result
+from schemas.memory import PretrainSpec
+
+Both = tuple[Measure, Measure]
+"""Before the training and after it."""
+
+_NOTHING = Measure(math.nan, math.nan)
+
+
+def manifest_of(
+    spec: PretrainSpec, base: ModelRef, before: Sequence[Measure], after: Sequence[Measure]
+) -> EncoderManifest:
+    """With the means over held-out texts; the tensors' digest is for whoever writes them."""
+    was, now = ([_known(value) for value in mean(one)] for one in (before, after))
+    nats, agreement, bleu4, prefix = zip(was, now, strict=True)
+    last, written = spec.lessons[-1], min(len(after), spec.measured)
+    slots = slots_of(last.tokens, last.ratio)
+    figures = Figures(len(after), written, last.tokens, slots, nats, agreement, bleu4, prefix)
+    return EncoderManifest(base.name, base.digest, spec.encoder.model_dump(mode="json"), spec.steps, figures, sha256="")
+
+
+def results(
+    spec: PretrainSpec, texts: Sequence[Text], measured: Mapping[int, Both], seconds: float
+) -> dict[int, Outcome]:
+    """Of each text by its ``seq``: ``seconds`` are shared out by tokens; ``measured`` holds the held-out ones."""
+    each = seconds / sum(len(text.ids) for text in texts)
+    places = ((text.document.seq, len(text.ids)) for text in texts)
+    return {seq: _result(spec, tokens, measured.get(seq), each, seconds) for seq, tokens in places}
+
+
+def _result(spec: PretrainSpec, tokens: int, measured: Both | None, each: float, latency: float) -> Result:
+    fields = {
+        "split": "held_out" if measured else "train",
+        "tokens_text": tokens,
+        **_columns(measured or (_NOTHING, _NOTHING)),
+        "pretrain_seconds": each * tokens,
+    }
+    slots = slots_of(tokens, spec.lessons[-1].ratio)
+    return Result(fields, tokens, slots, seconds=each * tokens, latency_seconds=latency)
+
+
+def _columns(measured: Both) -> dict[str, float | None]:
+    names = "nll", "agreement", "bleu4", "prefix"
+    return {
+        f"{name}_{when}": _known(value)
+        for when, one in zip(("before", "after"), measured, strict=True)
+        for name, value in zip(names, one, strict=True)
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,77 @@
+"""The pretrain stage: all documents of a job, which are texts -> a memory encoder for the target, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.memory.spans import slots_of
+from pipeline.models import ModelError, check_causal, digest_of, encoders, expects_gpu, resolve
+from pipeline.models.folder import window_of
+from pipeline.stages import Outcome, Run
+from schemas.document import Document
+from schemas.job import TargetSpec
+from schemas.memory import PretrainSpec
+from schemas.settings import Settings
+
+VERSION = 1
+"""Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
+
+ENCODER = "encoder"
+"""The encoder's folder, in that of the stage."""
+
+_CHARACTERS_PER_SECOND = {"cpu": 1_000, "cuda": 400_000}
+"""Rough speed of learning from a text once with a 135M model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrain:
+    """Trains an encoder over ``target``. What it writes of one document depends on all of them."""
+
+    spec: PretrainSpec
+    target: TargetSpec
+
+    def identity(self) -> Any:
+        """The digest of the model that encodes and reads, and the tensors that are begun with."""
+        base = digest_of(self.target.model, check=check_causal)
+        found = self.beginning()
+        return [VERSION, base, encoders.read_manifest(found).sha256] if found else [VERSION, base]
+
+    def beginning(self) -> Path | None:
+        """The folder of the encoder that is gone on from, if any.
+
+        Raises ``ModelNotFound``, and ``ModelError`` for one that is damaged, another model's, or of other settings.
+        """
+        if self.spec.begin is None:
+            return None
+        base, cache = self.target.model, Settings().cache
+        found = encoders.find(self.spec.begin, cache)
+        manifest = encoders.check(found, base, digest_of(base), cache)
+        if manifest.spec != self.spec.encoder.model_dump(mode="json"):
+            said = ", ".join(f"{key} = {value!r}" for key, value in sorted(manifest.spec.items()))
+            raise ModelError(f"begin: {self.spec.begin} has {said}: say the same in [stages.encoder]")
+        return found
+
+    def check(self) -> None:
+        """``ModelError`` for lessons that are longer than what the model takes at once."""
+        ref = resolve(self.target.model)
+        window = window_of(ref.folder)
+        for one in self.spec.lessons:
+            places = one.tokens + slots_of(one.tokens, one.ratio) + 1  # [AE], or a memory token less one
+            if window is not None and places > window:
+                raise ModelError(
+                    f"pretrain: a lesson of {one.tokens} tokens takes {places} places with its slots, and "
+                    f"{self.target.model} reads {window} at most: shorten it"
+                )
+
+    def work_seconds(self, characters: int) -> float:
+        """Seconds to learn from a document of this length once, roughly; how often is the lessons' to say."""
+        return characters / _CHARACTERS_PER_SECOND["cuda" if expects_gpu(self.spec.device) else "cpu"]
+
+    def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
+        """As ``learn``; the encoder lies in ``encoder`` of ``run.folder``, if there is one."""
+        from pipeline.memory.session import learn
+
+        return learn(self, documents, run)

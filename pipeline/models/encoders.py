@@ -1,0 +1,151 @@
+"""Memory encoders by name: what ``contextmill icae pretrain`` trained, each for one base model and no other.
+
+A folder holds the trained tensors, the curve of their training, and a manifest that names the base by its digest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.models import placing
+from pipeline.models.digest import file_sha256
+from pipeline.models.folder import check_whole, read_json
+from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound
+
+WEIGHTS, CURVE, MANIFEST = "encoder.safetensors", "curve.parquet", placing.MANIFEST
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+AGAIN = "make the encoder again (`contextmill icae pretrain --replace`)"
+
+Both = tuple[float | None, float | None]
+"""Before the training and after it; None: not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of ``texts`` held-out spans of ``tokens`` tokens through ``slots`` slots: nats a token, the share of tokens that
+    were the likeliest; of the ``written`` that were written out, BLEU-4 (0 to 1) and the share before the first wrong
+    token."""
+
+    texts: int
+    written: int
+    tokens: int
+    slots: int
+    nats: Both
+    agreement: Both
+    bleu4: Both
+    prefix: Both
+
+    def told(self) -> str:
+        """In a line."""
+        parts = [f"{self.nats[0]:.3f} -> {self.nats[1]:.3f} nats a token"]
+        parts += [
+            f"{was:.1%} -> {now:.1%} {what}"
+            for (was, now), what in ((self.agreement, "of tokens likeliest"), (self.prefix, "before the first wrong"))
+            if was is not None and now is not None
+        ]
+        if self.bleu4[0] is not None and self.bleu4[1] is not None:
+            parts.append(f"BLEU-4 {100 * self.bleu4[0]:.1f} -> {100 * self.bleu4[1]:.1f}")
+        return f"{self.tokens} tokens in {self.slots} slots: {', '.join(parts)}"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderManifest:
+    """``spec``: of the encoder (``schemas.memory.EncoderSpec``). ``sha256``: of the tensors' file. ``recipe`` says what
+    made the one that got a name in the store: the same command again must not find it taken."""
+
+    base: str
+    base_digest: str
+    spec: dict[str, Any]
+    steps: int
+    figures: Figures
+    sha256: str
+    recipe: str = ""
+
+    def to_json(self) -> str:
+        """As it lies in the folder."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+
+def read_manifest(folder: Path) -> EncoderManifest:
+    """Raises ``ModelDamaged`` for one that is none."""
+    try:
+        said = read_json(folder / MANIFEST)
+        both = {name: tuple(said["figures"][name]) for name in ("nats", "agreement", "bleu4", "prefix")}
+        return EncoderManifest(**{**said, "figures": Figures(**{**said["figures"], **both})})
+    except (OSError, TypeError, LookupError) as error:
+        raise ModelDamaged(f"{folder / MANIFEST}: not an encoder's manifest ({error}); {AGAIN}") from None
+
+
+def store_folder(name: str, cache: Path) -> Path:
+    """Where the encoder called ``name`` is kept."""
+    return cache / "models" / "encoders" / name
+
+
+def stored(cache: Path) -> list[Path]:
+    """The folders of all encoders in the store, by name."""
+    return sorted(path.parent for path in store_folder("*", cache).parent.glob(f"[!.]*/{MANIFEST}"))
+
+
+def find(name: str, cache: Path) -> Path:
+    """The folder of an encoder: a name in the store, or a path. ``ModelNotFound`` if it is not there."""
+    named = store_folder(name, cache) if NAME.fullmatch(name) else None
+    for folder in (named, Path(name).expanduser()):
+        if folder is not None and (folder / MANIFEST).is_file():
+            return folder
+    known = ", ".join(path.name for path in stored(cache)) or "none yet"
+    raise ModelNotFound(
+        f"no encoder {name!r}: name one of this machine's store ({known}) or the path of an encoder's folder; "
+        "`contextmill icae pretrain` makes one"
+    )
+
+
+def check(folder: Path, base: str, base_digest: str, cache: Path) -> EncoderManifest:
+    """The manifest, after a look whether the tensors are whole and were trained for this very base.
+
+    Raises ``ModelDamaged``, and ``ModelError`` for another base: it would read slots that mean nothing to it.
+    """
+    manifest, path = read_manifest(folder), folder / WEIGHTS
+    if not path.is_file():
+        raise ModelDamaged(f"{folder}: {WEIGHTS} is missing; {AGAIN}")
+    if file_sha256(path, cache) != manifest.sha256:
+        raise ModelDamaged(f"{path} is not what was written (its sha256 differs); {AGAIN}")
+    check_whole(path)
+    if manifest.base_digest != base_digest:
+        raise ModelError(
+            f"encoder {folder.name} was made for {manifest.base} (digest {manifest.base_digest[:12]}), and {base} has "
+            f"digest {base_digest[:12]}: slots are read by the very model they were trained for; name that one, or "
+            f"pretrain an encoder for {base}"
+        )
+    return manifest
+
+
+def check_name(name: str, cache: Path, recipe: str, *, replace: bool) -> None:
+    """Raise ``ModelError`` unless an encoder made by ``recipe`` may be called ``name``."""
+    folder = store_folder(name, cache)
+    if (folder / MANIFEST).is_file() and not replace and read_manifest(folder).recipe != recipe:
+        raise ModelError(
+            f"another encoder is called {name} already ({folder}): give the job another name, or replace it with "
+            "--replace"
+        )
+
+
+def install(source: Path, name: str, cache: Path, manifest: EncoderManifest) -> Path:
+    """Copy the encoder in ``source`` into the store as ``name``, under ``manifest``, unless it is there and whole.
+
+    Raises ``ModelError``.
+    """
+    folder = store_folder(name, cache)
+    if not _is_there(folder, manifest, cache):
+        placing.place(source, (WEIGHTS, CURVE), manifest.to_json(), folder)
+    return folder
+
+
+def _is_there(folder: Path, manifest: EncoderManifest, cache: Path) -> bool:
+    try:
+        return read_manifest(folder) == manifest == check(folder, manifest.base, manifest.base_digest, cache)
+    except ModelError:
+        return False

@@ -1,0 +1,104 @@
+"""`contextmill icae` as a user has it: an encoder is trained by a job, measured, and has a name afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from command import User
+from tiny_models import lines
+
+JOB = """name = "night"
+[input]
+path = "texts.jsonl"
+[target]
+model = {model}
+[[stages]]
+kind = "pretrain"
+steps = 40
+checkpoint_seconds = 0.0
+tokens_per_step = 128
+warmup = 2
+lessons = [{{ tokens = 16, ratio = 2.0, share = 1.0 }}]
+held_out = 0.2
+[stages.encoder]
+rank = 4
+alpha = 8.0
+"""
+
+
+@pytest.fixture
+def prepared(user: User, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> User:
+    user.write("icae.toml", JOB.format(model=json.dumps(str(tiny_model))))
+    rows = [{"id": f"t{at}", "text": "\n".join(lines()[at * 6 : at * 6 + 6])} for at in range(16)]
+    user.write("texts.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, {"id": "short", "text": "short"}]))
+    monkeypatch.setenv("CONTEXTMILL_CACHE_DIR", str(user.folder / "cache"))
+    return user
+
+
+def steps_of(user: User) -> list[str]:
+    return sorted(path.name for path in user.folder.glob("o/night-*/pretrain/checkpoints/step-*"))
+
+
+def killed(user: User, *words: str) -> None:
+    """The command, without a chance to say goodbye once there are two checkpoints."""
+    running = subprocess.Popen(
+        user.command(*words), cwd=user.folder, env=user.environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(steps_of(user)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.kill()
+    running.wait(20)
+
+
+def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(
+    prepared: User, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTEXTMILL_LEASE_SECONDS", "3")
+    monkeypatch.setenv("CONTEXTMILL_RENEW_SECONDS", "1")
+    words = "icae", "pretrain", "icae.toml", "-o", "o"
+    dry = prepared.says(*words, "--dry-run")
+    assert dry.code == 0 and not list(prepared.folder.glob("o/*"))
+    killed(prepared, *words)
+    assert steps_of(prepared)[0] > "step-00000000"
+    ended = prepared.says(*words, "--json")
+    assert ended.code == 0, ended.err
+    assert [job["state"] for job in ended.json["jobs"]] == ["done"]
+    encoder = ended.json["encoder"]
+    assert (encoder["name"], encoder["base"], encoder["tokens"], encoder["slots"]) == ("night", str(tiny_model), 16, 8)
+    assert {path.name for path in Path(encoder["folder"]).iterdir()} == {
+        "encoder.safetensors", "contextmill.json", "curve.parquet",
+    }  # fmt: skip
+    assert pq.read_table(Path(encoder["folder"]) / "curve.parquet")["step"].to_pylist() == list(range(40))
+    (data,) = prepared.folder.glob("o/night-*/data")
+    rows = pq.read_table(data).to_pylist()
+    assert len(rows) == 16 and sum(row["split"] == "held_out" for row in rows) == encoder["texts"] > 0
+
+    again = prepared.says(*words)
+    assert again.code == 0 and "nothing is done twice" in again.out and "16 tokens in 8 slots" in again.out
+    assert "memory slots for" in prepared.says("models").out.replace("\n", " ")
+    taken = prepared.says(*words, "--set", "stages.0.steps=4")
+    assert taken.code == 1 and "another encoder is called night already" in " ".join(taken.err.split())
+    other = prepared.says(*words, "--set", "stages.0.steps=4", "--replace")
+    assert other.code == 0, other.err
+
+
+def test_what_is_wrong_is_said(prepared: User) -> None:
+    prepared.write("one.jsonl", json.dumps({"text": "\n".join(lines()[:6])}) + "\n")
+    for words, code, said in (
+        (["--set", 'stages=[{kind="copy"}]'], 2, 'one stage of kind = "pretrain" is wanted here, not copy'),
+        (["--set", "stages.0.step=4"], 2, "unknown key stages.0.step; did you mean steps?"),
+        (["--set", "stages.0.encoder.ranks=4"], 2, "did you mean rank?"),
+        (["--set", "stages.0.lessons.0.tokens=4000"], 2, "raise ratio or encoder.slots"),
+        (["--set", "stages.0.begin=night"], 2, "cannot take its name"),
+        (["--set", "stages.0.begin=nowhere"], 1, "no encoder 'nowhere'"),
+        (["-i", "one.jsonl"], 1, "at least two different texts of 16 tokens are needed"),
+    ):
+        ended = prepared.says("icae", "pretrain", "icae.toml", "-o", "o", *words)
+        assert (ended.code, said in " ".join((ended.err + ended.out).split())) == (code, True), ended.err + ended.out

@@ -1,0 +1,202 @@
+"""A pretraining as a job's stage: the same encoder however often it was killed, and what it says of held-out texts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pretraining_jobs import SETTINGS, TEXTS, stage, text, written
+from pydantic import ValidationError
+
+from pipeline.memory.training import Diverged, Pretrainer
+from pipeline.models import ModelError, ModelPool
+from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, read_manifest
+from pipeline.stages import Halt, Refusal, Run, Stopped
+from schemas.memory import PretrainSpec
+
+Whole = tuple[Path, list[Any]]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ModelPool]:
+    pool = ModelPool("cpu")
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, pool: ModelPool, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """An uninterrupted training: its folder and what it wrote of each text."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, written(stage(tiny_model).run(TEXTS, Run(pool, folder=str(folder))))
+
+
+def test_held_out_texts_are_measured_before_and_after(whole: Whole) -> None:
+    folder, rows = whole
+    held = [row for row in rows if row["split"] == "held_out"]
+    assert 0 < len(held) < len(rows) == len(TEXTS)
+    assert np.mean([row["nll_after"] - row["nll_before"] for row in held]) < 0
+    measured = [name for name in rows[0] if name.endswith(("_before", "_after"))]
+    assert len(measured) == 8
+    assert all((row[name] is not None) == (row in held) for row in rows for name in measured)
+    figures = read_manifest(folder / "encoder").figures
+    assert (figures.texts, figures.tokens, figures.slots) == (len(held), 16, 8)
+    assert figures.nats[1] == pytest.approx(np.mean([row["nll_after"] for row in held]))
+    assert "16 tokens in 8 slots: " in figures.told() and "BLEU-4" in figures.told()
+
+
+def test_only_some_are_written_out_again(tiny_model: Path, pool: ModelPool) -> None:
+    rows = written(stage(tiny_model, steps=1, measured=1).run(TEXTS, Run(pool)))
+    assert sum(row["bleu4_after"] is not None for row in rows) == sum(row["prefix_before"] is not None for row in rows)
+    assert sum(row["prefix_after"] is not None for row in rows) == 1 < sum(row["nll_after"] is not None for row in rows)
+
+
+def test_the_curve_lies_beside_the_encoder(whole: Whole) -> None:
+    folder = whole[0] / "encoder"
+    assert {path.name for path in folder.iterdir()} == {WEIGHTS, CURVE, MANIFEST}
+    curve = pq.read_table(folder / CURVE).to_pylist()
+    assert [row["step"] for row in curve] == list(range(SETTINGS["steps"]))
+    assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["rate"] == pytest.approx(5e-3)
+    assert [row["seconds"] for row in curve] == sorted(row["seconds"] for row in curve)
+
+
+class Killed(BaseException):
+    """Strikes like SIGKILL: nothing is saved on the way out."""
+
+
+class Fate:
+    """Lets an attempt live for so many looks at ``stopping``, then stops it, or kills it."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self.lives, self.kill = int(random.integers(4, 16)), bool(random.integers(2))
+
+    def __call__(self) -> bool:
+        self.lives -= 1
+        if self.lives < 0 and self.kill:
+            raise Killed
+        return self.lives < 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_anywhere_and_continued_is_the_same(
+    whole: Whole, tiny_model: Path, pool: ModelPool, tmp_path: Path, seed: int
+) -> None:
+    random, outcomes, attempts = np.random.default_rng(seed), None, 0
+    while outcomes is None:
+        attempts += 1
+        assert attempts < 40, "no attempt gets anywhere"
+        with contextlib.suppress(Stopped, Killed):
+            outcomes = stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path), stopping=Fate(random)))
+    assert attempts > 2
+    assert written(outcomes) == whole[1]
+    assert (tmp_path / "encoder" / WEIGHTS).read_bytes() == (whole[0] / "encoder" / WEIGHTS).read_bytes()
+    losses = [pq.read_table(at / "encoder" / CURVE)["loss"].to_pylist() for at in (tmp_path, whole[0])]
+    assert losses[0] == losses[1]
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    whole: Whole, tiny_model: Path, pool: ModelPool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Stopped):
+        stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path), stopping=iter([False] * 9 + [True]).__next__))
+    *_, last = sorted((tmp_path / "checkpoints").iterdir())
+    last.write_bytes(last.read_bytes()[:-9])
+    assert written(stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path)))) == whole[1]
+    assert f"checkpoint {last} cannot be read, the one before it is taken" in caplog.text
+
+
+def test_a_loss_that_is_no_number_stops_the_job_and_keeps_what_was_good(
+    tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Pretrainer.step
+
+    def diverging(self: Pretrainer, number: int, batch: Any) -> torch.Tensor:
+        if number == 5:
+            with torch.no_grad():
+                self.autoencoder.tags.fill_(float("nan"))
+        return step(self, number, batch)
+
+    monkeypatch.setattr(Pretrainer, "step", diverging)
+    said = r"step 5: the loss is nan.*the checkpoint after 5 steps is kept. Lower learning_rate, which is 0.01"
+    with pytest.raises(Halt, match=said) as halted:
+        stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path)))
+    assert isinstance(halted.value.__cause__, Diverged)
+    assert sorted(path.stem for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_memory_that_runs_out_is_said_with_the_remedy(
+    tiny_model: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Pretrainer, "step", full)
+    with pytest.raises(Halt, match="memory ran out; tokens_per_step is 512: halve it"):
+        stage(tiny_model).run(TEXTS, Run(pool))
+
+
+def test_texts_that_are_too_short_are_left_out_and_counted(
+    tiny_model: Path, pool: ModelPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = [text(100 + number, f"only {number}") for number in range(3)]
+    with caplog.at_level(logging.INFO):
+        outcomes = stage(tiny_model, steps=1).run([*short, *TEXTS], Run(pool))
+    assert [one.code for one in outcomes if isinstance(one, Refusal)] == ["too_short"] * 3
+    assert "3 of 23 texts are left out" in caplog.text and "comes back as" in caplog.text
+    with pytest.raises(Halt, match="none of 3 texts is long enough: give longer texts, or shorter lessons"):
+        stage(tiny_model).run(short, Run(pool))
+
+
+@pytest.mark.parametrize(
+    ("texts", "changes", "said"),
+    [
+        (TEXTS[:1], {}, "at least two different texts of 16 tokens are needed"),
+        ([TEXTS[0]] * 2, {}, "at least two different texts of 16 tokens are needed"),
+        (
+            TEXTS,
+            {"encoder": {"targets": ["q_proj", "nowhere"]}},
+            r"no linear layer is called nowhere; there are .*q_proj",
+        ),
+        (
+            TEXTS,
+            {"lessons": [{"tokens": 900, "ratio": 2.0, "share": 0.5}, {"tokens": 16, "ratio": 2.0, "share": 0.5}]},
+            r"a lesson of 900 tokens, which takes 900 in a row; the longest that is not held out has \d+",
+        ),
+    ],
+)
+def test_what_cannot_be_learned_is_said(
+    tiny_model: Path, pool: ModelPool, texts: list[Any], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Halt, match=said):
+        stage(tiny_model, **changes).run(texts, Run(pool))
+
+
+def test_spans_that_do_not_fit_are_refused_at_once(tiny_model: Path) -> None:
+    long = [{"tokens": 1500, "ratio": 2.0, "share": 1.0}]
+    with pytest.raises(
+        ModelError, match=r"a lesson of 1500 tokens takes 2251 places with its slots, and .* reads 2048"
+    ):
+        stage(tiny_model, lessons=long).check()
+    stage(tiny_model).check()
+    with pytest.raises(ValidationError, match="16 tokens at 2 a slot take 8 slots, and a span has 4 at most"):
+        PretrainSpec.model_validate(
+            {**SETTINGS, "encoder": {"slots": 4}, "lessons": [SETTINGS["lessons"][1] | {"share": 1.0}]}
+        )
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):  # more slots than tokens
+        PretrainSpec.model_validate({**SETTINGS, "lessons": [{"tokens": 8, "ratio": 0.5, "share": 1.0}]})
+
+
+@pytest.mark.parametrize("encoder", [{"rank": 4, "alpha": 8.0}, {"rank": 0}, {"rank": 4, "layout": "pooled"}])
+def test_half_precision_learns_too(tiny_model: Path, pool: ModelPool, tmp_path: Path, encoder: dict[str, Any]) -> None:
+    halved = stage(tiny_model, dtype="bfloat16", encoder=encoder, learning_rate=3e-3)
+    rows = written(halved.run(TEXTS, Run(pool, folder=str(tmp_path))))
+    losses = pq.read_table(tmp_path / "encoder" / CURVE)["loss"].to_pylist()
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert all(np.isfinite(row["nll_after"]) for row in rows if row["split"] == "held_out")
