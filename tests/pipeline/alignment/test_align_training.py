@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from align_pairs import DOCUMENTS, document, spec, stage
+from fates import Fate, Killed
 from safetensors.torch import load_file
 from tiny_models import save_tiny_llama, save_tokenizer
 
@@ -28,10 +29,6 @@ def pool() -> Iterator[ModelPool]:
     pool = ModelPool("cpu")
     yield pool
     pool.close()
-
-
-class Killed(BaseException):
-    """Strikes like SIGKILL: nothing is saved on the way out."""
 
 
 def run_of(pool: ModelPool, folder: Path, **more: Any) -> Run:
@@ -120,19 +117,6 @@ def test_it_learns(whole: tuple[Path, list[Any]]) -> None:
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
-class Fate:
-    """Lets an attempt live for so many looks at ``stopping``, then stops it, or kills it."""
-
-    def __init__(self, random: np.random.Generator) -> None:
-        self.lives, self.kill = int(random.integers(2, 14)), bool(random.integers(2))
-
-    def __call__(self) -> bool:
-        self.lives -= 1
-        if self.lives < 0 and self.kill:
-            raise Killed
-        return self.lives < 0
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_anywhere_and_continued_is_the_same(
     whole: tuple[Path, list[Any]], pool: ModelPool, tiny_model: Path, tmp_path: Path, seed: int
@@ -142,7 +126,7 @@ def test_killed_anywhere_and_continued_is_the_same(
         attempts += 1
         assert attempts < 60, "no attempt gets anywhere"
         with contextlib.suppress(Stopped, Killed):
-            outcomes = stage(tiny_model).run(DOCUMENTS, run_of(pool, tmp_path, stopping=Fate(random)))
+            outcomes = stage(tiny_model).run(DOCUMENTS, run_of(pool, tmp_path, stopping=Fate(random, 2, 13)))
     assert attempts > 3
     assert written(outcomes) == whole[1]
     mine, theirs = (load_file(folder / "adapter" / WEIGHTS) for folder in (tmp_path, whole[0]))

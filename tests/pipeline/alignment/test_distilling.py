@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distilled_models import ANSWERS, answered, save_taught, spec, stage
+from fates import Fate, Killed
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tiny_models import save_tiny_llama
@@ -117,23 +118,6 @@ def test_what_is_shared_with_the_target_stays(target: Path, whole: tuple[Path, l
     assert {name.split(".")[2] for name in mine if ".layers." in name} == {"0"}
 
 
-class Killed(BaseException):
-    """Strikes like SIGKILL: nothing is saved on the way out."""
-
-
-class Fate:
-    """Lets an attempt live for so many looks at ``stopping``, then stops it, or kills it."""
-
-    def __init__(self, random: np.random.Generator) -> None:
-        self.lives, self.kill = int(random.integers(3, 20)), bool(random.integers(2))
-
-    def __call__(self) -> bool:
-        self.lives -= 1
-        if self.lives < 0 and self.kill:
-            raise Killed
-        return self.lives < 0
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_anywhere_and_continued_is_the_same(
     whole: tuple[Path, list[Any]], target: Path, documents: list[Document], pool: ModelPool, tmp_path: Path, seed: int
@@ -143,7 +127,7 @@ def test_killed_anywhere_and_continued_is_the_same(
         attempts += 1
         assert attempts < 40, "no attempt gets anywhere"
         with contextlib.suppress(Stopped, Killed):
-            run = Run(pool, folder=str(tmp_path), stopping=Fate(random))
+            run = Run(pool, folder=str(tmp_path), stopping=Fate(random, 3, 19))
             outcomes = stage(target).run(documents, run)
     assert attempts > 2
     assert written(outcomes) == whole[1]

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fates import Fate, Killed
 from pretraining_jobs import SETTINGS, TEXTS, stage, text, written
 from pydantic import ValidationError
 
@@ -67,23 +68,6 @@ def test_the_curve_lies_beside_the_encoder(whole: Whole) -> None:
     assert [row["seconds"] for row in curve] == sorted(row["seconds"] for row in curve)
 
 
-class Killed(BaseException):
-    """Strikes like SIGKILL: nothing is saved on the way out."""
-
-
-class Fate:
-    """Lets an attempt live for so many looks at ``stopping``, then stops it, or kills it."""
-
-    def __init__(self, random: np.random.Generator) -> None:
-        self.lives, self.kill = int(random.integers(4, 16)), bool(random.integers(2))
-
-    def __call__(self) -> bool:
-        self.lives -= 1
-        if self.lives < 0 and self.kill:
-            raise Killed
-        return self.lives < 0
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_anywhere_and_continued_is_the_same(
     whole: Whole, tiny_model: Path, pool: ModelPool, tmp_path: Path, seed: int
@@ -93,7 +77,7 @@ def test_killed_anywhere_and_continued_is_the_same(
         attempts += 1
         assert attempts < 40, "no attempt gets anywhere"
         with contextlib.suppress(Stopped, Killed):
-            outcomes = stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path), stopping=Fate(random)))
+            outcomes = stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path), stopping=Fate(random, 4, 15)))
     assert attempts > 2
     assert written(outcomes) == whole[1]
     assert (tmp_path / "encoder" / WEIGHTS).read_bytes() == (whole[0] / "encoder" / WEIGHTS).read_bytes()
