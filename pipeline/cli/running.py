@@ -108,8 +108,9 @@ def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, jso
     if found is not None:
         if found.stop_code == "budget" and raise_budget(engine, spec, found.id):
             resume_job(engine, found.id)
-        elif found.stop_code == "error" and retune(engine, spec, found.id):  # a device that is not there, a batch
-            err.print(f"job {found.id} goes on, with the new settings of the job file", markup=False, soft_wrap=True)
+        elif found.stop_code == "error":  # a device that is not there, a full disk: mended, or it stops again
+            anew = ", with the new settings of the job file" if retune(engine, spec, found.id) else ""
+            err.print(f"job {found.id} had stopped and goes on{anew}", markup=False, soft_wrap=True)
             resume_job(engine, found.id)
         elif found.state == "done" and resume_job(engine, found.id):
             said = f"{found.output}/data is gone: it is made again from what is beside it"
