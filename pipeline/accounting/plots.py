@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -161,26 +161,61 @@ class QualityPoint:
 
 def quality_plot(points: Sequence[QualityPoint], metric: str) -> str:
     """Quality over compression ratio, a line per series with 95% intervals. Empty where nothing varies."""
+    axis = Axis("times fewer tokens", lambda value: f"{value:.3g}x")
+    return _lines(points, f"quality-{_id(metric)}", metric, axis, f"{metric} over compression ratio")
+
+
+def lengths_plot(points: Sequence[QualityPoint], name: str, metric: str) -> str:
+    """A score over the tokens of a context (their ``ratio``), as above."""
+    axis = Axis("tokens of a context", lambda value: f"{value:,.0f}")
+    return _lines(points, name, metric, axis, f"{metric} over the tokens of a context")
+
+
+def curve_plot(curve: Sequence[tuple[int, float]]) -> str:
+    """A training's (step, loss in nats), as at most a thousand points, each the mean of its neighbours."""
+    if len(curve) < 2:
+        return ""
+    each = -(-len(curve) // 1_000)
+    parts = [curve[at : at + each] for at in range(0, len(curve), each)]
+    steps, means = [part[0][0] for part in parts], [sum(loss for _, loss in part) / len(part) for part in parts]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(2.8)
+        axes.plot(steps, means, color=BLUE, linewidth=1.2)
+        axes.set_xlabel("step")
+        axes.set_ylabel("nats a token")
+        axes.grid(axis="both")
+        return _svg(figure, "curve", "Loss over steps", f"From {means[0]:.3f} to {means[-1]:.3f} nats a token.")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What lies along a logarithmic axis, and how its ticks are told."""
+
+    label: str
+    tick: Callable[[float], str]
+
+
+def _lines(points: Sequence[QualityPoint], name: str, metric: str, axis: Axis, title: str) -> str:
     if len({(point.series, point.ratio) for point in points}) < 2:
         return ""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(3.4)
         names = list(dict.fromkeys(point.series for point in points))
-        for place, name in enumerate(names):
-            _quality_line(axes, [point for point in points if point.series == name], place)
+        for place, series in enumerate(names):
+            _quality_line(axes, [point for point in points if point.series == series], place)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(_few(sorted({point.ratio for point in points}))))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}x"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))
         axes.xaxis.set_minor_locator(NullLocator())
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -1.0), max(high, 1.0))
-        axes.set_xlabel("times fewer tokens")
+        axes.set_xlabel(axis.label)
         axes.set_ylabel(f"{_label(metric)}, points of 100")
         axes.grid(axis="both")
         if len(names) > 1:
             figure.legend(loc="outside upper left", ncols=2, frameon=False, borderaxespad=0)
-        pairs = ((f"{p.series} at {p.ratio:.3g}x", f"{100 * p.value:.1f}") for p in points)
-        return _svg(figure, f"quality-{_id(metric)}", f"{metric} over compression ratio", _said(pairs))
+        pairs = ((f"{p.series} at {axis.tick(p.ratio)}", f"{100 * p.value:.1f}") for p in points)
+        return _svg(figure, name, title, _said(pairs))
 
 
 def _quality_line(axes: Any, points: Sequence[QualityPoint], place: int) -> None:

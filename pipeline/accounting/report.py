@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.accounting import wording
 from pipeline.accounting.figures import Summary
+from pipeline.memory import display
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.cuts import Cut
+    from pipeline.evaluation.bootstrap import Interval
     from pipeline.evaluation.comparing import Comparison
+    from pipeline.memory.evaluating import Evaluation
+    from pipeline.models.encoders import EncoderManifest
 
 
 SHOWN = 3_000
@@ -48,6 +52,39 @@ def render_comparison(comparison: Comparison) -> str:
     ]
     html: str = environment.get_template("compare.html").render(c=comparison, plots=[pair for pair in svgs if pair[1]])
     return html
+
+
+def render_encoder(found: Evaluation, name: str, manifest: EncoderManifest, curve: Sequence[tuple[int, float]]) -> str:
+    """What a memory encoder is worth as one HTML document (UTF-8): ``curve`` has the loss of each step of its training.
+
+    Raises ``ReportMissing`` without jinja2 or matplotlib.
+    """
+    environment, plots = _tools()
+    rows = {"repeated": display.repeated_row, "continued": display.continued_row, "latency": display.latency_row}
+    environment.filters.update({f"encoder_{name}": row for name, row in rows.items()})
+    html: str = environment.get_template("encoder.html").render(
+        e=found, name=name, manifest=manifest, display=display, curve=_trusted(plots.curve_plot(curve)),
+        plots=[pair for pair in _encoder_plots(found, plots) if pair[1]],
+    )  # fmt: skip
+    return html
+
+
+def _encoder_plots(found: Evaluation, plots: Any) -> list[tuple[str, Any]]:
+    made = []
+    for metric in ("BLEU-4", "prefix"):
+        scores = [(one, one.bleu4 if metric == "BLEU-4" else one.prefix) for one in found.repeated]
+        points = [
+            plots.QualityPoint(f"{one.kind}, {one.tokens / one.slots:.3g} a slot", one.tokens, *_ends(score))
+            for one, score in scores
+            if score is not None
+        ]
+        title = f"{metric} over the tokens of a context"
+        made.append((title, _trusted(plots.lengths_plot(points, f"encoder-{metric}", metric))))
+    return made
+
+
+def _ends(score: Interval) -> tuple[float, float, float]:
+    return score.value, score.low, score.high
 
 
 def _tools() -> tuple[Any, Any]:

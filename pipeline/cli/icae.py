@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli import icae_evaluating
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
@@ -38,9 +39,7 @@ commands = typer.Typer(
 File = Annotated[Path, typer.Argument(help="A job file (TOML) with one stage, of the kind pretrain.", metavar="FILE")]
 
 
-@commands.callback()
-def icae() -> None:
-    """Keeps `pretrain` a command of its own name while there is but one."""
+commands.add_typer(icae_evaluating.commands)
 
 
 @commands.command(

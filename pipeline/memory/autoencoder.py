@@ -77,6 +77,10 @@ class Autoencoder(nn.Module):
         hidden = self._read(self.decoder, torch.cat([begun, words], 1), encoding=False)
         return hidden[:, slots.shape[1] :]
 
+    def text_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[rows, n, d]`` of the frozen model over text ``[rows, n]``."""
+        return self._read(self.decoder, self.embed(ids), encoding=False)
+
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {name: one for name, one in self.named_parameters() if one.requires_grad}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from pipeline.memory.head_loss import nats_of
 from pipeline.memory.reconstruct import prefix_match, reconstructed
 
 NAN = float("nan")
+
+Parts = tuple[tuple[int, int], ...]
 
 CPU_TOKENS = 2048
 """Of a pass there: more are no faster, and keep a worker that is to stop."""
@@ -34,6 +36,21 @@ class Measure(NamedTuple):
     prefix: float = NAN
 
 
+@contextlib.contextmanager
+def plainly(device: torch.device, half: bool) -> Iterator[None]:
+    """Passes that learn nothing, in half precision (autocast to bfloat16) or not. Other shapes than a training's, each
+    but a few times, are not worth compiling for."""
+    as_it_is = torch.compiler.set_stance("force_eager") if device.type == "cuda" else contextlib.nullcontext()
+    with torch.inference_mode(), as_it_is, torch.autocast(device.type, torch.bfloat16, enabled=half):
+        yield
+
+
+def encoded(coder: Autoencoder, ids: torch.Tensor, parts: Parts) -> torch.Tensor:
+    """Contexts ``[rows, n]`` -> ``[rows, k, d]``, the slots of their spans in order; parts add up to n tokens."""
+    spans = torch.split(ids, [tokens for tokens, _ in parts], 1)
+    return torch.cat([coder.encode(one, slots) for one, (_, slots) in zip(spans, parts, strict=True)], 1)
+
+
 def mean(measured: Sequence[Measure]) -> Measure:
     """Over the spans of which it is known; NaN where of none."""
     columns = np.array(measured, np.float64).T
@@ -43,7 +60,10 @@ def mean(measured: Sequence[Measure]) -> Measure:
 @dataclass(frozen=True, slots=True)
 class Measuring:
     """Spans ``[rows, n]`` through ``slots`` each, at most ``batch_tokens`` in a pass, in half precision (autocast) or
-    not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its tokens."""
+    not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its tokens.
+
+    ``parts``: (tokens, slots) of each span that such a row is itself cut into; without any, it is one.
+    """
 
     coder: Autoencoder
     tokenizer: Any
@@ -53,10 +73,11 @@ class Measuring:
     half: bool
     alive: Callable[[], None] = lambda: None
     passed: Callable[[int], None] = lambda tokens: None
+    parts: Parts = ()
 
     def measure(self, written: int) -> list[Measure]:
         """Of every span; the first ``written`` of them are written out, too."""
-        with torch.inference_mode(), self._as_it_is():
+        with plainly(self.spans.device, self.half):
             said = self._packed(len(self.spans), self._said)
             back = self._packed(min(written, len(self.spans)), self._back)
         return [Measure(*one, *two) for one, two in zip(said, [*back, *[()] * (len(said) - len(back))], strict=True)]
@@ -64,8 +85,8 @@ class Measuring:
     def sample(self, row: int) -> tuple[str, str]:
         """A span, and what comes back of it."""
         ids = self.spans[row : row + 1]
-        with torch.inference_mode(), self._as_it_is(), self._autocast():
-            found = reconstructed(self.coder, ids, self.slots)
+        with plainly(self.spans.device, self.half):
+            found = reconstructed(self.coder, self._encoded(ids), ids.shape[1])
         expected, came = (self.tokenizer.decode(one[0]) for one in (ids, found))
         return expected, came
 
@@ -82,23 +103,17 @@ class Measuring:
     def _said(self, ids: torch.Tensor) -> list[tuple[float, float]]:
         tags = torch.full((len(ids),), TAGS.index("AE"), device=ids.device)
         head = self.coder.model.get_output_embeddings().weight
-        with self._autocast():
-            states = self.coder.states(self.coder.encode(ids, self.slots), tags, ids).to(head.dtype)
-            likely = torch.stack([(one @ head.T).argmax(-1) for one in states])
-            nats = nats_of(states, head, ids).mean(1)
+        states = self.coder.states(self._encoded(ids), tags, ids).to(head.dtype)
+        likely = torch.stack([(one @ head.T).argmax(-1) for one in states])
+        nats = nats_of(states, head, ids).mean(1)
         return list(zip(nats.tolist(), (likely == ids).float().mean(1).tolist(), strict=True))
 
     def _back(self, ids: torch.Tensor) -> list[tuple[float, float]]:
-        with self._autocast():
-            found = reconstructed(self.coder, ids, self.slots)
+        found = reconstructed(self.coder, self._encoded(ids), ids.shape[1])
         texts = zip(*(self.tokenizer.batch_decode(one) for one in (found, ids)), strict=True)
         bleu = Bleu() if find_spec("sacrebleu") else None
         scores = [bleu(came, [expected])[0] if bleu else NAN for came, expected in texts]
         return list(zip(scores, prefix_match(found, ids).tolist(), strict=True))
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.spans.device.type, torch.bfloat16, enabled=self.half)
-
-    def _as_it_is(self) -> Any:
-        """Other shapes than a training's, each but a few times, are not worth compiling for."""
-        return torch.compiler.set_stance("force_eager") if self.spans.is_cuda else contextlib.nullcontext()
+    def _encoded(self, ids: torch.Tensor) -> torch.Tensor:
+        return encoded(self.coder, ids, self.parts or ((ids.shape[1], self.slots),))

@@ -11,16 +11,14 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 
 
 @torch.inference_mode()
-def reconstructed(coder: Autoencoder, ids: torch.Tensor, slots: int) -> torch.Tensor:
-    """Spans ``[rows, n]`` through so many slots each and back, greedily; how long a span was is known."""
-    encoded = coder.encode(ids, slots)
-    tag = coder.tags[TAGS.index("AE")].expand(len(ids), 1, -1)
-    begun = torch.cat([encoded, tag], 1).to(coder.embed.weight.dtype)
-    size = ids.shape[1]
+def reconstructed(coder: Autoencoder, slots: torch.Tensor, size: int) -> torch.Tensor:
+    """Slots ``[rows, k, d]`` -> ``size`` token ids a row, greedily; how long a span was is known."""
+    tag = coder.tags[TAGS.index("AE")].expand(len(slots), 1, -1)
+    begun = torch.cat([slots, tag], 1).to(coder.embed.weight.dtype)
     model: Any = coder.model
     with no_defaults(model):
         found: torch.Tensor = model.generate(
-            inputs_embeds=begun, attention_mask=torch.ones(begun.shape[:2], dtype=torch.int64, device=ids.device),
+            inputs_embeds=begun, attention_mask=torch.ones(begun.shape[:2], dtype=torch.int64, device=slots.device),
             max_new_tokens=size, min_new_tokens=size, do_sample=False, pad_token_id=0,
         )  # fmt: skip
     return found

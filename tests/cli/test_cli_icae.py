@@ -83,6 +83,10 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(
     again = prepared.says(*words)
     assert again.code == 0 and "nothing is done twice" in again.out and "16 tokens in 8 slots" in again.out
     assert "memory slots for" in prepared.says("models").out.replace("\n", " ")
+    evaluated = prepared.says("icae", "evaluate", "night", "-t", "prose=texts.jsonl", "--rows", "4", "--json")
+    assert evaluated.code == 0, evaluated.err
+    assert {one["kind"] for one in evaluated.json["repeated"]} == {"prose", "numbers", "patterned", "random"}
+    assert [(one["tokens"], one["slots"]) for one in evaluated.json["continued"]] == [(16, 8)]
     taken = prepared.says(*words, "--set", "stages.0.steps=4")
     assert taken.code == 1 and "another encoder is called night already" in " ".join(taken.err.split())
     other = prepared.says(*words, "--set", "stages.0.steps=4", "--replace")

@@ -1,0 +1,156 @@
+"""The command `icae evaluate`: what an encoder's slots hold of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import interrupts
+from pipeline.cli.shared import USAGE, Json, err, examples, fail, out, print_json, settings
+
+if TYPE_CHECKING:
+    from pipeline.memory.evaluating import Asked, Evaluation
+    from pipeline.models.encoders import EncoderManifest
+    from schemas.settings import Settings
+
+commands = typer.Typer()
+
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--texts", "-t", metavar="[KIND=]PATH",
+        help="Texts that it has not learned from, and of what kind; may be given several times.",
+    ),
+]  # fmt: skip
+
+
+@commands.command(
+    epilog=examples(
+        "contextmill icae evaluate night --texts prose=held-out.jsonl --texts code=src.jsonl",
+        "contextmill icae evaluate night -t books.txt --tokens 128 --tokens 512 --ratio 4 --ratio 8",
+        "contextmill icae evaluate night -t books.txt --html night.html",
+    )
+)
+def evaluate(
+    encoder: Annotated[str, typer.Argument(help="An encoder's name, or its folder.", metavar="ENCODER")],
+    texts: Texts = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option("--tokens", min=2, help="Of a context; may be given several times. Default: as it was trained."),
+    ] = None,
+    ratio: Annotated[
+        list[float] | None,
+        typer.Option("--ratio", min=1, help="Tokens a slot; may be given several times. Default: as it was trained."),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=2, help="Contexts of each kind, length and ratio.")] = 64,
+    continued: Annotated[int, typer.Option("--continued", min=2, help="Tokens that follow a context.")] = 64,
+    base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the passes: float32 or bfloat16.")] = "float32",
+    batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Most tokens of a pass.")] = 16_384,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of which contexts are drawn.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", help="Write tables and plots as one HTML file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Measure what an encoder's slots hold of texts, of numbers, and of what no text is like.
+
+    - what comes back of a context: BLEU-4, the share before the first wrong
+      token, the share of tokens that were the likeliest, nats a token
+    - perplexity of what follows: behind nothing, the text, as many of its
+      last tokens as there are slots, and the slots (kept: their share)
+    - seconds to encode a context, and to read its slots or its text
+
+    Contexts longer than the spans of its training are cut into such spans.
+    """
+    from pipeline.memory.evaluating import Asked, check
+    from pipeline.models import encoders, resolve
+    from pipeline.models.folder import window_of
+
+    if dtype not in ("float32", "bfloat16"):
+        fail(f"--dtype {dtype}: float32 or bfloat16", USAGE)
+    files, given = _files(texts or []), settings()
+    manifest = encoders.read_manifest(encoders.find(encoder, given.cache))
+    learned = manifest.figures
+    asked = Asked(
+        tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.tokens / learned.slots]),
+        span=learned.tokens, rows=rows, continued=continued, batch_tokens=batch_tokens, half=dtype == "bfloat16",
+        seed=seed,
+    )  # fmt: skip
+    model = base or manifest.base
+    check(asked, window_of(resolve(model, given).folder))
+    with interrupts.in_order():
+        found = _evaluated(encoder, model, device, asked, files, given)
+        if html is not None:
+            _write(html, found, manifest, encoder)
+    _tell(found, encoder, manifest, html, json_)
+
+
+def _files(texts: list[str]) -> dict[str, list[str]]:
+    """Kind -> paths; a path without a kind is its own."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        kind = name if equals else Path(text).name.split(".")[0]
+        if not kind or (equals and not path):
+            fail(f"--texts {text}: KIND=PATH, or a path", USAGE)
+        found.setdefault(kind, []).append(path if equals else text)
+    return found
+
+
+def _evaluated(
+    encoder: str, model: str, device: str, asked: Asked, files: dict[str, list[str]], given: Settings
+) -> Evaluation:
+    from pipeline.memory.encoder import load_encoder
+    from pipeline.memory.evaluating import evaluate as evaluate_
+    from pipeline.memory.kinds import kinds
+    from pipeline.models import ModelPool, load_tokenizer
+
+    tokenizer = load_tokenizer(model, given)
+    pool = ModelPool(device, settings=given)
+    coder = load_encoder(encoder, pool, model, "bfloat16" if asked.half else "float32", device, given)
+    found = kinds(files, tokenizer, coder.embed.weight.shape[0], asked.seed)
+    with _progress() as told:
+        return evaluate_(coder, tokenizer, found, asked, told)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """How many measurements are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task("")
+
+        def told(done: int, total: int) -> None:
+            interrupts.check()
+            progress.update(task, completed=done, total=total)
+
+        yield told
+
+
+def _write(html: Path, found: Evaluation, manifest: EncoderManifest, encoder: str) -> None:
+    import pyarrow.parquet as pq
+
+    from pipeline.accounting.report import render_encoder
+    from pipeline.models.encoders import CURVE, find
+    from pipeline.reporting import write_whole
+
+    curve = pq.read_table(find(encoder, settings().cache) / CURVE)
+    steps, losses = (curve[name].to_pylist() for name in ("step", "loss"))
+    write_whole(html, render_encoder(found, encoder, manifest, list(zip(steps, losses, strict=True))).encode())
+
+
+def _tell(found: Evaluation, encoder: str, manifest: EncoderManifest, html: Path | None, json_: bool) -> None:
+    if json_:
+        print_json({"encoder": encoder, "base": manifest.base, "sha256": manifest.sha256, **found.to_json()})
+        return
+    from pipeline.memory.display import print_evaluation
+
+    print_evaluation(found, out)
+    if html is not None:
+        out.print(f"report: {html}", soft_wrap=True, markup=False)

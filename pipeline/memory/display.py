@@ -1,0 +1,63 @@
+"""An encoder's evaluation on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.accounting.wording import points, span
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.bootstrap import Interval
+    from pipeline.memory.evaluating import Continued, Evaluation, Latency, Repeated
+
+REPEATED = "kind", "tokens", "slots", "BLEU-4", "interval", "prefix", "likeliest", "nats"
+CONTINUED = "kind", "tokens", "slots", "alone", "text", "last tokens", "slots", "kept"
+LATENCIES = "tokens", "slots", "encode, ms", "read slots, ms", "read text, ms"
+
+
+def print_evaluation(found: Evaluation, console: Console) -> None:
+    """What comes back of contexts, what their slots say of what follows, and what that takes."""
+    console.print(_table("repeated from slots", REPEATED, [repeated_row(one) for one in found.repeated]))
+    if found.continued:
+        console.print(_table("perplexity of what follows", CONTINUED, [continued_row(one) for one in found.continued]))
+    console.print(_table("seconds for one context", LATENCIES, [latency_row(one) for one in found.latencies]))
+    for kind, size in dict.fromkeys(found.short):
+        console.print(f"{kind}: no text has {size} tokens", markup=False, soft_wrap=True)
+
+
+def repeated_row(one: Repeated) -> list[str]:
+    """In points of 100; nats a token."""
+    bleu: Interval | None = one.bleu4
+    said = [points(bleu.value), span(bleu.low, bleu.high)] if bleu else ["–", "–"]
+    rest = [points(one.prefix.value), points(one.agreement.value), f"{one.nats.value:.3f}"]
+    return [one.kind, f"{one.tokens:,}", f"{one.slots:,}", *said, *rest]
+
+
+def continued_row(one: Continued) -> list[str]:
+    """Perplexities, and the share kept in points of 100."""
+    behind = [f"{value:.2f}" for value in (one.none, one.full, one.tail, one.behind_slots)]
+    return [one.kind, f"{one.tokens:,}", f"{one.slots:,}", *behind, points(one.kept)]
+
+
+def latency_row(one: Latency) -> list[str]:
+    """In milliseconds."""
+    times = [f"{1e3 * value:.2f}" for value in (one.encode, one.read_slots, one.read_text)]
+    return [f"{one.tokens:,}", f"{one.slots:,}", *times]
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="dim",
+        title=title, title_justify="left", title_style="bold",
+    )  # fmt: skip
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place == 0 and heading == "kind" else "right", no_wrap=place > 0)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

@@ -1,0 +1,122 @@
+"""What an encoder is said to be worth: by the model's own reckoning, of contexts cut as they are when encoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pretraining_jobs import TEXTS, stage
+from tiny_models import lines
+
+from pipeline.accounting.report import render_encoder
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.continuing import continuation
+from pipeline.memory.encoder import load_encoder
+from pipeline.memory.evaluating import Asked, check, evaluate
+from pipeline.memory.kinds import Kind, kinds
+from pipeline.memory.measure import Measuring, encoded, mean
+from pipeline.models import ModelError, ModelPool, load_tokenizer
+from pipeline.models.encoders import read_manifest
+from pipeline.stages import Run
+
+ASKED = Asked(tokens=(16, 24), ratios=(2.0, 4.0), span=16, rows=5, continued=8, batch_tokens=64, half=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    pool = ModelPool("cpu")
+    stage(tiny_model).run(TEXTS, Run(pool, folder=str(folder)))
+    pool.close()
+    return folder / "encoder"
+
+
+@pytest.fixture(scope="module")
+def coder(folder: Path) -> Autoencoder:
+    return load_encoder(str(folder), ModelPool("cpu"))
+
+
+@pytest.fixture
+def found(tiny_model: Path, tmp_path: Path) -> list[Kind]:
+    (tmp_path / "prose.txt").write_text("\n".join(lines()))
+    return kinds({"prose": [str(tmp_path / "prose.txt")]}, load_tokenizer(str(tiny_model)), 1024, seed=0)
+
+
+def test_kinds_of_text(found: list[Kind], tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    prose, numbers, patterned, random = (one.spans(3, 20, seed=4) for one in found)
+    assert [one.name for one in found] == ["prose", "numbers", "patterned", "random"]
+    assert prose is not None and numbers is not None and patterned is not None and random is not None
+    assert np.array_equal(patterned, (prose + 1) % 1024), "the paper's: each token the one after it"
+    assert np.array_equal(random, found[3].spans(3, 20, seed=4)), "the same for the same seed"
+    assert not np.isin(random, tokenizer.all_special_ids).any()
+    assert all(set(tokenizer.decode(row)) <= set("0123456789. ") for row in numbers)
+    assert found[0].spans(3, 10**6, seed=4) is None, "no text is so long"
+
+
+@torch.inference_mode()
+def test_continuations_are_the_models_own(coder: Autoencoder) -> None:
+    """Against the loss that transformers computes of the same tokens."""
+    generator = torch.Generator().manual_seed(0)
+    contexts, after = (torch.randint(3, 900, (3, size), generator=generator) for size in (12, 7))
+    parts = ((6, 3), (6, 2))
+    for row, one in enumerate(continuation(coder, contexts, after, parts)):
+        for behind, nats in ((contexts[row, :0], one.none), (contexts[row], one.full), (contexts[row, -5:], one.tail)):
+            ids = torch.cat([behind, after[row]])[None]
+            labels = ids.clone()
+            labels[:, : len(behind) + 1] = -100
+            assert nats == pytest.approx(float(own_loss(coder, {"input_ids": ids}, labels)), abs=1e-4)
+        slots = torch.cat(
+            [coder.encode(contexts[row : row + 1, :6], 3), coder.encode(contexts[row : row + 1, 6:], 2)], 1
+        )
+        begun = torch.cat([slots, coder.tags[1][None, None], coder.embed(after[row : row + 1])], 1)
+        labels = torch.cat([torch.full((7,), -100), after[row, 1:]])[None]
+        assert one.slots == pytest.approx(float(own_loss(coder, {"inputs_embeds": begun}, labels)), abs=1e-4)
+
+
+def own_loss(coder: Autoencoder, given: dict[str, torch.Tensor], labels: torch.Tensor) -> Any:
+    assert coder.switch is not None
+    with coder.switch.turned(False):
+        return coder.model(**given, labels=labels).loss
+
+
+def test_a_long_context_is_cut_as_it_is_when_encoded(coder: Autoencoder, found: list[Kind], tiny_model: Path) -> None:
+    """And one span says what the training's own measurement says of it."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    seen: list[tuple[int, int]] = []
+    made = evaluate(coder, tokenizer, found, ASKED, lambda done, total: seen.append((done, total)))
+    assert [(one.tokens, one.slots) for one in made.repeated if one.kind == "prose"] == [
+        (16, 8), (16, 4), (24, 12), (24, 6),
+    ]  # fmt: skip
+    assert {one.kind for one in made.continued} == {"prose"} and not made.short
+    assert seen[0] == (0, 16) and seen[-1] == (16, 16)
+    assert all(one.kept is None or one.none > one.full for one in made.continued)
+    assert all(min(one.encode, one.read_slots, one.read_text) > 0 for one in made.latencies)
+
+    spans = torch.from_numpy(found[0].spans(5, 16, 0))
+    whole = mean(Measuring(coder, tokenizer, spans, 8, 64, half=False).measure(5))
+    first = made.repeated[0]
+    assert (first.nats.value, first.prefix.value) == pytest.approx((whole.nats, whole.prefix), abs=1e-5)
+    assert first.bleu4 is not None and first.bleu4.low <= first.bleu4.value <= first.bleu4.high
+    with torch.inference_mode():
+        both = torch.cat([coder.encode(spans[:, :8], 4), coder.encode(spans[:, 8:], 4)], 1)
+        torch.testing.assert_close(encoded(coder, spans, ((8, 4), (8, 4))), both)
+
+
+def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path, folder: Path) -> None:
+    short = Asked(tokens=(16, 20_000), ratios=(2.0,), span=16, rows=2, continued=8, batch_tokens=64, half=False)
+    tokenizer = load_tokenizer(str(tiny_model))
+    made = evaluate(coder, tokenizer, found[:1], short, lambda done, total: None)
+    assert made.short == [("prose", 20_000)]
+    html = render_encoder(made, "<night>", read_manifest(folder), [(0, 7.0), (1, 6.5), (2, 6.0)])
+    assert html.lstrip().startswith("<!DOCTYPE html>") and "&lt;night&gt;" in html and "<night>" not in html
+    assert "From 7.000 to 6.000 nats" in html and "prose for 20,000 tokens" in html
+
+
+def test_contexts_that_the_model_cannot_read() -> None:
+    with pytest.raises(ModelError, match=r"24 tokens take 37 places .* reads 36 at most"):
+        check(ASKED, 36)
+    check(ASKED, 37)
