@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.models import ModelError
-from pipeline.passes.compiling import compiled_nats, hasten, read_once
-from pipeline.passes.packable import can_pack
+from pipeline.passes.compiling import compiled_nats, compiles, hasten, read_once
+from pipeline.passes.packable import can_pack, reads_wide
 from pipeline.passes.packed import PackedPasses, read_packed
 from pipeline.passes.padded import PaddedPasses, keeps_columns
 from pipeline.passes.ragged import ragged
@@ -58,12 +58,15 @@ class Scorer:
         if self.device.type == "cuda":
             torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and all batches differ
         half = self.head.weight.dtype in (torch.bfloat16, torch.float16)
-        trunk, head = self.trunk, self.head
-        self._compiled = (
-            self.device.type == "cuda" and half and hasten(trunk, trunk.layers, lambda: read_once(trunk, head))
-        )
-        self.packs = self._compiled and can_pack(trunk)
+        self._compiled = self.packs = False
+        if self.device.type == "cuda" and half:
+            self._hasten(self.trunk, self.head)
         self._check_head()
+
+    def _hasten(self, trunk: Any, head: Any) -> None:
+        self.packs = reads_wide(trunk)
+        self._compiled = compiles(head) if self.packs else hasten(trunk, trunk.layers, lambda: read_once(trunk, head))
+        self.packs = self.packs or (self._compiled and can_pack(trunk))
 
     def states(self, ids: torch.Tensor, lengths: Ints) -> torch.Tensor:
         """Hidden states ``[tokens, d]`` of whole texts, laid end to end in ``ids``, no longer than ``window``."""

@@ -28,7 +28,7 @@ from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.encodable import can_encode
 from pipeline.passes.encoded import EncodedPasses
-from pipeline.passes.packable import attends_plainly, can_pack, can_step
+from pipeline.passes.packable import attends_plainly, can_pack, can_step, reads_wide
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses, keeps_columns
 from pipeline.passes.room import Room
@@ -333,8 +333,9 @@ def _found(model: Any, packing: bool) -> Passes | None:
     if head is None or not keeps_columns(trunk.config) or not _is_all(model, head):
         return None
     if packing and hasattr(trunk, "layers") and attends_plainly(trunk):
-        compiled = hasten(trunk, trunk.layers, lambda: read_once(trunk, head))
-        if compiled and can_pack(trunk) and can_step(trunk, PackedPasses):
+        wide = reads_wide(trunk)  # else the layers are compiled, and not only what stands beside them
+        compiled = hasten(trunk, [] if wide else trunk.layers, lambda: read_once(trunk, head))
+        if compiled and (wide or can_pack(trunk)) and can_step(trunk, PackedPasses):
             return PackedPasses
     return PaddedPasses if can_step(trunk, PaddedPasses) else None
 

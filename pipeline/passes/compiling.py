@@ -108,6 +108,17 @@ def _dispatching(forward: Any, number: int) -> Any:
     return choose
 
 
+def compiles(head: Any) -> bool:
+    """Whether ``nats`` behind this ``head`` can be compiled on this machine."""
+
+    @torch.inference_mode()
+    def try_out() -> None:
+        ids = torch.ones(48, dtype=torch.int64, device=head.weight.device)
+        compiled_nats()(torch.zeros_like(head.weight[ids]), head.weight, head.bias, ids)
+
+    return hasten(head, [], try_out)
+
+
 @torch.inference_mode()
 def read_once(trunk: Any, head: Any) -> None:
     """Try out compiled layers and head of a causal LM."""

@@ -11,10 +11,13 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from pipeline.passes.built import built
 from pipeline.passes.compiling import LAUNCHING
-from pipeline.passes.fused import MOST, fused
+from pipeline.passes.fused import MOST, Fused
+from pipeline.passes.joined import join
 from pipeline.passes.packed import ATTENTION, PackedPasses, attention, read_packed
 from pipeline.passes.padded import PaddedPasses
+from pipeline.passes.wide import Wide
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,35 @@ def can_pack(trunk: Any) -> bool:
         return bool(trunk.contextmill_packs)
 
 
+def reads_wide(trunk: Any) -> bool:
+    """Let packed passes of ``trunk`` be read by kernels of our own (``wide``), with no layer compiled; False where they
+    do not say the same, or it is another kind of model."""
+    with LAUNCHING:
+        if not hasattr(trunk, "contextmill_wide"):
+            _widen(trunk)
+        return trunk.contextmill_wide is not None
+
+
+def _widen(trunk: Any) -> None:
+    trunk.contextmill_wide = None
+    if not attends_plainly(trunk):
+        return
+    for layer in getattr(trunk, "layers", []):
+        join(layer)
+    if (made := built(trunk)) is None:
+        return
+
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
+        expected = _whole(trunk, ids_for(trunk))
+        trunk.contextmill_wide = Wide(made)
+        return _after_stored(trunk, expected)
+
+    with torch.inference_mode():
+        if why := doubt(read):
+            trunk.contextmill_wide = None
+            log.info("passes take compiled layers: %s", why)
+
+
 @torch.inference_mode()
 def can_step(trunk: Any, kind: type[PackedPasses] | type[PaddedPasses]) -> bool:
     """Whether one token of each row is read right by passes of this ``kind``; for packed ones ``can_pack`` it first."""
@@ -55,7 +87,8 @@ def can_step(trunk: Any, kind: type[PackedPasses] | type[PaddedPasses]) -> bool:
 
 def _fuse(trunk: Any) -> None:
     """Let steps of few tokens be read by kernels of our own, where these say the same."""
-    trunk.contextmill_fused = fused(trunk) if next(trunk.parameters()).dtype == _FUSED else None
+    made = built(trunk) if next(trunk.parameters()).dtype == _FUSED else None
+    trunk.contextmill_fused = Fused(made) if made else None
     if trunk.contextmill_fused and (why := doubt(lambda: _token_by_token(trunk, PackedPasses, _WIDTH, MOST // 3))):
         trunk.contextmill_fused = None
         log.info("steps of few tokens take the compiled layers, and a little longer: %s", why)
@@ -85,8 +118,14 @@ def _agrees(trunk: Any) -> bool:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     before = trunk.config._attn_implementation
     causal = not any(getattr(one, "is_causal", True) is False for one in trunk.modules())
-    why = doubt(lambda: _after_stored(trunk) if causal else _both_ways(trunk))
-    if why:
+
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
+        ids = ids_for(trunk)
+        expected = _whole(trunk, ids) if causal else torch.cat([_whole(trunk, one[None]) for one in _beginnings(ids)])
+        trunk.config._attn_implementation = ATTENTION  # from here on: what is expected comes from transformers' own
+        return (_after_stored if causal else _both_ways)(trunk, expected)
+
+    if why := doubt(read):
         trunk.config._attn_implementation = before
         log.warning("the model runs with padding, and uncompiled after stored text, at about half the speed: %s", why)
     return not why
@@ -103,13 +142,13 @@ def doubt(read: Callable[[], tuple[torch.Tensor, torch.Tensor]], most: float = T
     return "" if apart < most else f"it is {apart:.2f} off"
 
 
-def _after_stored(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Beginnings of rows alone; stored; then two rows, in another order, gone on with in a store that grows."""
+def _after_stored(trunk: Any, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Beginnings of rows alone; stored; then two rows, in another order, gone on with in a store that grows. And what
+    of the ``expected`` states of whole rows they are to say."""
     ids = ids_for(trunk)
     width = ids.shape[1]
     lengths, rows = np.array([width // 3, 4, 2 * width // 3]), np.array([2, 0])
-    whole = _whole(trunk, ids).view(3, width, -1)
-    trunk.config._attn_implementation = ATTENTION  # from here on: what is expected comes from transformers' own
+    whole = expected.view(3, width, -1)
     first = torch.cat([ids[row, :length] for row, length in enumerate(lengths)])
     second = torch.cat([ids[row, lengths[row] :] for row in rows])
     passes, left = PackedPasses(trunk, 3), width - lengths[rows]
@@ -143,16 +182,17 @@ def _token_by_token(trunk: Any, kind: Any, width: int, some: int) -> tuple[torch
     return torch.cat(found), torch.cat(expected)
 
 
-def _both_ways(trunk: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _beginnings(ids: torch.Tensor) -> list[torch.Tensor]:
+    return [one[:length] for one, length in zip(ids, (9, 4, ids.shape[1]), strict=True)]
+
+
+def _both_ways(trunk: Any, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Texts of an encoder, more tokens in all than it has positions."""
-    ids, positions = ids_for(trunk), positions_of(trunk)
-    lengths = [9, 4, ids.shape[1]]
-    texts = [one[:length] for one, length in zip(ids, lengths, strict=True)]
-    times = 1 + min(len(positions), 2**13) // sum(lengths)
-    expected = torch.cat([_whole(trunk, one[None]) for one in texts]).repeat(times, 1)
-    trunk.config._attn_implementation = ATTENTION
-    found = read_packed(trunk, torch.cat(texts * times), np.array(lengths * times), positions).last_hidden_state[0]
-    return found, expected
+    texts, positions = _beginnings(ids_for(trunk)), positions_of(trunk)
+    times = 1 + min(len(positions), 2**13) // len(expected)
+    lengths = np.array([len(one) for one in texts] * times)
+    found = read_packed(trunk, torch.cat(texts * times), lengths, positions).last_hidden_state[0]
+    return found, expected.repeat(times, 1)
 
 
 def ids_for(trunk: Any, width: int = _WIDTH) -> torch.Tensor:

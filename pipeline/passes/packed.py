@@ -1,9 +1,9 @@
-"""Compiled passes without padding: all rows' tokens laid end to end, whole texts or each row after its stored columns.
+"""Passes without padding: all rows' tokens laid end to end, whole texts or each row after its stored columns.
 
-For half precision on a GPU and models whose layers attend to all that came before, or to all (``packable``). Keys and
-values are read where they are by the attention kernel (FlashAttention over rows of different lengths), those to be
-stored after they went straight to their place: no mask, no copy, no repeated heads. ``padded`` does the same for any
-other model or machine.
+For half precision on a GPU and models whose layers attend to all that came before, or to all (``packable``): compiled
+layers, or kernels of our own (``wide``). Keys and values are read where they are by the attention kernel
+(FlashAttention over rows of different lengths), those to be stored after they went straight to their place: no mask, no
+copy, no repeated heads. ``padded`` does the same for any other model or machine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.passes.fused import MOST, Fused
 from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
+from pipeline.passes.wide import Wide
 
 Ints = NDArray[np.int64]
 
 ATTENTION = "contextmill_packed"
 """The name of the attention below among those that transformers knows."""
+
+Store = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Places of tokens in a layer's keys and values, and these: ``[tokens]``, ``[columns, heads, size]`` each."""
 
 _COLUMNS = 128
 """The store grows by so many columns."""
@@ -60,6 +65,18 @@ class Pack:
             return told
         return {**told, "slots": self.slots, "keys": self.keys[number], "values": self.values[number]}
 
+    def store(self, number: int) -> Store | None:
+        """Of this layer: where new tokens go, keys and values."""
+        if self.slots is None or self.keys is None or self.values is None:
+            return None
+        return self.slots, self.keys[number], self.values[number]
+
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+        """As ``attend``, of a causal model."""
+        where = self.begins, self.first, self.used, self.longest, self.most_used
+        found: torch.Tensor = attend(query, keys, values, *where, True, scale)
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -83,6 +100,15 @@ class Step:
             "first": self.first, "stored": self.stored, "new": self.new, "slots": self.slots, "arrived": self.arrived,
             "keys": self.keys[number], "values": self.values[number],
         }  # fmt: skip
+
+    def store(self, number: int) -> Store | None:
+        """As of a ``Pack``."""
+        return None if self.slots is None else (self.slots, self.keys[number], self.values[number])
+
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+        """As of a ``Pack``."""
+        found: torch.Tensor = attend_few(query, keys, values, self.first, self.stored, self.arrived, self.new, scale)
+        return found
 
 
 @torch.library.custom_op("contextmill::attend", mutates_args=(), device_types="cuda")
@@ -156,6 +182,9 @@ def read_packed(model: Any, ids: torch.Tensor, lengths: Ints, positions: range) 
 
 
 def _call(model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack | Step) -> Any:
+    wide: Wide | None = getattr(model, "contextmill_wide", None)
+    if wide is not None:
+        return BaseModelOutput(wide.read(model.embed_tokens(ids), positions, pack)[None])
     return model(
         input_ids=ids[None],
         position_ids=positions[None],

@@ -6,6 +6,7 @@ prints, for each, the largest difference of two calls in a row and what is left 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -19,12 +20,14 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from pipeline.passes import few, packable
+from pipeline.passes.between import gate, norm, turn
+from pipeline.passes.built import built
 from pipeline.passes.compiling import hasten
 from pipeline.passes.few import attend_few, attend_new
-from pipeline.passes.fused import Fused, fused
+from pipeline.passes.fused import Fused
 from pipeline.passes.joined import join
-from pipeline.passes.packable import can_pack, can_step
-from pipeline.passes.packed import PackedPasses, Step
+from pipeline.passes.packable import can_pack, can_step, reads_wide
+from pipeline.passes.packed import PackedPasses, Step, read_packed
 from pipeline.passes.products import Stream, add_product, product
 
 Off = tuple[float, int]
@@ -132,9 +135,10 @@ def model(kind: str) -> Off:
     expected = trunk(input_ids=ids).last_hidden_state.double()
     for layer in trunk.layers:
         join(layer)
-    made = fused(trunk)
-    if made is None:
+    layers = built(trunk)
+    if layers is None:
         return -1.0, 0
+    made = Fused(layers)
     stores = [torch.zeros(40, 2, 16) for _ in range(4)]
     first, arrived = torch.tensor([20, 3]), torch.zeros(99, dtype=torch.int32)
     found = []
@@ -144,6 +148,70 @@ def model(kind: str) -> Off:
         at = torch.arange(begin, end).repeat(2)
         found.append(made.read(ids[:, begin:end].flatten(), at, step).view(2, new, -1))
     return float((torch.cat(found, 1) - expected).abs().max()), int(arrived.abs().sum())
+
+
+def around(tokens: int, heads: int, key_heads: int, size: int, stored: bool) -> Off:
+    """What stands between products: norm, turning (and storing, where nothing else of the store is touched), gate."""
+    torch.manual_seed(0)
+    width = (heads + 2 * key_heads) * size
+    states, weights = torch.randn(tokens, width), torch.rand(width) + 0.5
+    off = [norm(states, weights, 1e-5) - normed(states, weights)]
+    opened, through = states[:, : width // 2 * 2].chunk(2, -1)
+    off.append(gate(states[:, : width // 2 * 2].contiguous()) - torch.nn.functional.silu(opened) * through)
+
+    angles = torch.rand(tokens, size // 2) * 6
+    turns = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
+    query, key, value = torch.split(states.view(tokens, -1, size), [heads, key_heads, key_heads], 1)
+    query, key, value = turned(query, *turns), turned(key, *turns), value.clone()
+    store = None
+    if stored:
+        keys, values, slots = *(torch.randn(tokens + 5, key_heads, size) for _ in range(2)), torch.randperm(tokens) + 3
+        store, expected = (slots, keys, values), (keys.clone(), values.clone())
+        expected[0][slots], expected[1][slots] = key, value
+        key, value = expected
+    found = turn(states.clone(), turns, heads, size, store)
+    off += [one - other for one, other in zip(found, (query, key, value), strict=True)]
+    return max(float(one.abs().max()) for one in off), 0
+
+
+def wide(kind: str) -> Off:
+    """Hidden states of whole texts and of what comes after stored ones, read by libraries and kernels between them, as
+    soon as they were seen to say the same; and of many new tokens of each row."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 100, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 16, "sliding_window": None,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **sizes)
+    trunk: Any = AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    for name, weights in trunk.named_parameters():
+        torch.nn.init.normal_(weights, 1.0 if "norm" in name else 0.0, 0.2)
+    ids = torch.randint(100, (3, 20))
+    expected = trunk(input_ids=ids).last_hidden_state
+    if not reads_wide(trunk):
+        return -1.0, 0
+    whole = read_packed(trunk, ids.flatten(), np.array([20] * 3), range(1000)).last_hidden_state[0]
+    passes, rows, stored = PackedPasses(trunk, 3), np.array([2, 0, 1]), np.array([7, 2, 5])
+    passes.reserve(60, 20)
+    passes.place(np.arange(3), np.array([0, 20, 40]))
+    passes.run(rows, torch.cat([ids[row, :many] for row, many in zip(rows, stored, strict=True)]), stored * 0, stored)
+    slots, begins = torch.from_numpy(rows), torch.from_numpy(stored)
+    columns = begins[:, None] + torch.arange(9)
+    found = passes.read_on(slots, ids[slots[:, None], columns], begins, 20)
+    off = [whole - expected.flatten(0, 1), found - expected[slots[:, None], columns].flatten(0, 1)]
+    return max(float(one.abs().max()) for one in off), int(passes._arrived.abs().sum())
+
+
+def widened(spoilt: bool) -> Off:
+    """0.0 where a model is read so, 1.0 where what it says is not what it should."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    config = AutoConfig.for_model("llama", **sizes)
+    trunk: Any = AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    spoil = mock.patch("pipeline.passes.between.gate", lambda given: given[:, ::2].contiguous())
+    with spoil if spoilt else contextlib.nullcontext():
+        return float(not reads_wide(trunk)), 0
 
 
 def wired(spoilt: bool) -> Off:
@@ -176,7 +244,8 @@ def wired(spoilt: bool) -> Off:
 
 
 KERNELS: dict[str, Callable[..., Off]] = {
-    "few": attention, "turning": turning, "products": products, "model": model, "wired": wired,
+    "few": attention, "turning": turning, "products": products, "model": model, "wired": wired, "around": around,
+    "wide": wide, "widened": widened,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from pipeline.passes.fused import fused
+from pipeline.passes.built import built
+from pipeline.passes.fused import Fused
 from pipeline.passes.joined import join
 from pipeline.passes.packed import Step
 from pipeline.passes.recorded import RECORDERS
@@ -57,7 +58,8 @@ def test_kernels_that_come_early_say_what_they_say_in_turn(monkeypatch: pytest.M
     trunk: Any = AutoModel.from_config(AutoConfig.for_model("llama", **sizes)).to(device, torch.bfloat16).eval()
     for layer in trunk.layers:
         join(layer)
-    layers, rows, room = fused(trunk), 3, 700
+    made, rows, room = built(trunk), 3, 700
+    layers = Fused(made) if made else None
     assert layers is not None
     stores = [torch.randn(rows * room, 2, 64, device=device).bfloat16() for _ in range(12)]
     first, stored = torch.arange(rows, device=device) * room, torch.tensor([600, 5, 321], device=device)

@@ -1,0 +1,49 @@
+"""Passes of many tokens in nine launches a layer, for models built as Llama is: products and attention of libraries,
+and kernels of our own between them.
+
+Compiled layers are as fast on the GPU. But what calls them (guards, wrappers, twenty launches) takes the processor
+about 0.9 ms a layer, however little there is to read: as long as the GPU takes for 50,000 tokens of a small model, and
+while Python does that it prepares nothing. And they are compiled for half a minute before the first text is read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import linear
+
+from pipeline.passes.built import Built
+from pipeline.passes.compiling import LAUNCHING
+
+if TYPE_CHECKING:
+    from pipeline.passes.packed import Pack, Step
+
+
+class Wide:
+    """The layers of a model, read side by side with what calls them."""
+
+    def __init__(self, model: Built) -> None:
+        self._model = model
+
+    def read(self, states: torch.Tensor, at: torch.Tensor, pack: Pack | Step) -> torch.Tensor:
+        """Hidden states ``[tokens, d]`` of embeddings ``states`` ``[tokens, d]``, which are written over, at places
+        ``at``, as ``pack`` has them."""
+        with LAUNCHING, torch.cuda.device_of(states):  # type: ignore[no-untyped-call]
+            return self._read(states, at, pack)
+
+    def _read(self, states: torch.Tensor, at: torch.Tensor, pack: Pack | Step) -> torch.Tensor:
+        from pipeline.passes import between  # where there is no GPU there is no Triton
+
+        model = self._model
+        sizes = model.layers[0].queries.sizes
+        size = sizes[0] // model.heads
+        turns = model.turns(states, at, size)
+        for number, layer in enumerate(model.layers):
+            projected = linear(between.norm(states, *layer.before), layer.queries.weight, layer.queries.bias)
+            query, keys, values = between.turn(projected, turns, model.heads, size, pack.store(number))
+            attended = pack.attend(query, keys, values, layer.scale)
+            states.addmm_(attended.flatten(1), layer.out.T)
+            inner = between.gate(linear(between.norm(states, *layer.between), layer.gates.weight))
+            states.addmm_(inner, layer.down.T)
+        return between.norm(states, *model.last)
