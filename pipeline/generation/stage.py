@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION, LOCAL = 1, 3
+VERSION, LOCAL = 1, 4
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``; only the second where hosted
 models, whose answers were paid for, write what they did."""
 
