@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
 
 from pipeline.compression.engine import Compressed, Made
 from pipeline.compression.prompt import Copied, Prompt, Source
 from pipeline.compression.registry import Method, Passed, Ranking
 from pipeline.compression.stage import Compress
+from pipeline.passes.packed import Pack, Step
+from pipeline.passes.wide import Wide
 from pipeline.stages import Refusal, Run
 from schemas.compress import CompressSpec
 from schemas.document import Document, PromptParts
@@ -96,11 +101,18 @@ def _text(made: Made) -> str | None:
 
 @contextmanager
 def watched(trunk: Any) -> Iterator[list[int]]:
-    """The tokens (padding included) of each call of ``trunk``, a module that takes ``input_ids``.
+    """The tokens (padding included) of each pass of ``trunk``, a module that takes ``input_ids``, or that is read by
+    kernels of our own.
 
     A graph that is replayed without its module passes by uncounted.
     """
     calls: list[int] = []
+    read = Wide.read
+
+    def count_wide(wide: Wide, states: torch.Tensor, at: torch.Tensor, pack: Pack | Step) -> torch.Tensor:
+        if wide.trunk is trunk:
+            calls.append(len(states))
+        return read(wide, states, at, pack)
 
     def count(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = arguments[0] if arguments else named.get("input_ids")
@@ -108,6 +120,7 @@ def watched(trunk: Any) -> Iterator[list[int]]:
 
     handle = trunk.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        yield calls
+        with mock.patch.object(Wide, "read", count_wide):
+            yield calls
     finally:
         handle.remove()

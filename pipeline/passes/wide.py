@@ -8,7 +8,7 @@ while Python does that it prepares nothing. And they are compiled for half a min
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import linear
@@ -25,6 +25,11 @@ class Wide:
 
     def __init__(self, model: Built) -> None:
         self._model = model
+
+    @property
+    def trunk(self) -> Any:
+        """Whose layers they are."""
+        return self._model.trunk
 
     def read(self, states: torch.Tensor, at: torch.Tensor, pack: Pack | Step) -> torch.Tensor:
         """Hidden states ``[tokens, d]`` of embeddings ``states`` ``[tokens, d]``, which are written over, at places
