@@ -1,4 +1,5 @@
-"""Passes after cached keys and values, compiled against eager; and where the time of whole engines goes, on one GPU.
+"""Passes after cached keys and values and over whole texts, eager, compiled, and by kernels of our own; and where the
+time of whole engines goes, on one GPU.
 
     python -m benchmarks.cached_passes --model FOLDER                                   # check and times of passes
     python -m benchmarks.cached_passes --model FOLDER --data DATA --prompts 512         # and profiles of LLMLingua
@@ -7,7 +8,8 @@
 ``--skip-passes`` leaves out the first. What fails is told, and the rest goes on.
 
 ``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. ``floor`` is
-the operations of the layers' matrix products over the rate of one large product on the same machine. The engines'
+the operations of the layers' matrix products over the rate of one large product on the same machine; ``launched`` is
+how long the processor is at it. The engines'
 ``busy`` is kernel time over wall time; ``stacks`` are samples of what their threads were doing, waiting included.
 """
 
@@ -34,7 +36,7 @@ from benchmarks.peers.classifier import with_untrained_head
 from benchmarks.random_weights import with_weights
 from benchmarks.workloads import documents, gsm8k
 from pipeline.compression.scoring import Scorer
-from pipeline.models import LoadedModel, ModelPool
+from pipeline.models import ModelPool
 from schemas.compress import LLMLingua2Spec, LLMLinguaSpec
 
 SHAPES = ((564, 100, 32), (564, 118, 130), (564, 118, 300), (128, 118, 130))
@@ -69,37 +71,68 @@ def _going_on(name: str) -> Iterator[None]:
 
 def _passes(arguments: argparse.Namespace, folder: str) -> None:
     """Errors and times of one pass of each shape, eager and compiled."""
-    eager = ModelPool(arguments.device).causal_lm(folder, arguments.dtype)
-    eager.model.get_decoder().contextmill_compiled = False  # as where compiling failed
-    plain = Scorer(eager, arguments.batch_tokens)
-    begun = time.perf_counter()
-    fast = Scorer(ModelPool(arguments.device).causal_lm(folder, arguments.dtype), arguments.batch_tokens)
-    print(f"loaded and compiled in {time.perf_counter() - begun:.1f} s; packed: {fast.packs}", flush=True)
-    rate = _product_rate(eager)
-    rows = [_shape(plain, fast, shape, rate) for shape in SHAPES]
+    scorers = {name: _scorer(name, arguments, folder) for name in ("eager", "compiled", "ours")}
+    rate = _product_rate(scorers["eager"])
+    rows = [_shape(scorers, shape, rate) for shape in SHAPES]
     print(table(rows, list(rows[0])))
-    rows = [_texts(plain, fast, *shape) for shape in TEXTS]
+    rows = [_texts(scorers, *shape) for shape in TEXTS]
     print(table(rows, list(rows[0])), flush=True)
 
 
+def _scorer(name: str, arguments: argparse.Namespace, folder: str) -> Scorer:
+    loaded = ModelPool(arguments.device).causal_lm(folder, arguments.dtype)
+    trunk: Any = loaded.model.get_decoder()
+    if name != "ours":
+        trunk.contextmill_wide = None  # as where kernels fail
+    if name == "eager":
+        trunk.contextmill_compiled = False  # as where compiling does
+    begun = time.perf_counter()
+    scorer = Scorer(loaded, arguments.batch_tokens)
+    ready = "by kernels of our own" if getattr(trunk, "contextmill_wide", None) else f"packed: {scorer.packs}"
+    print(f"{name}: ready in {time.perf_counter() - begun:.1f} s; {ready}", flush=True)
+    return scorer
+
+
+def _timed(scorer: Scorer, work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What comes of it, and milliseconds: until it is done, and until it is launched."""
+    name = _name(scorer)
+    timed(work, 3, scorer.device)
+    found, spread = timed(work, 9, scorer.device)
+    launched = []
+    for _ in range(9):
+        if scorer.device.type == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        work()
+        launched.append(time.perf_counter() - begun)
+    return found, {f"{name} ms": 1e3 * spread.median, f"{name} launched": 1e3 * float(np.median(launched))}
+
+
+def _name(scorer: Scorer) -> str:
+    if getattr(scorer.trunk, "contextmill_wide", None):
+        return "ours"
+    return "compiled" if getattr(scorer.trunk, "contextmill_compiled", False) else "eager"
+
+
 @torch.inference_mode()
-def _texts(plain: Scorer, fast: Scorer, number: int, mean: int) -> dict[str, Any]:
+def _texts(scorers: dict[str, Scorer], number: int, mean: int) -> dict[str, Any]:
     """Whole texts, as rankings read them, hidden states alone."""
+    plain = scorers["eager"]
     random = np.random.default_rng(number)
     lengths = np.sort(random.integers(mean * 4 // 5, mean * 6 // 5 + 1, number))[::-1].copy()
     ids = torch.from_numpy(random.integers(5, 40_000, int(lengths.sum()))).to(plain.device)
-    for scorer in (plain, fast):
-        timed(lambda scorer=scorer: scorer.states(ids, lengths), 3, scorer.device)  # type: ignore[misc]
-    slow, slow_time = timed(lambda: plain.states(ids, lengths), 9, plain.device)
-    quick, quick_time = timed(lambda: fast.states(ids, lengths), 9, fast.device)
-    return {
-        "texts": number, "tokens": len(ids), "eager ms": 1e3 * slow_time.median, "packed ms": 1e3 * quick_time.median,
-        "tokens/s": len(ids) / quick_time.median, "error": _apart(quick, slow),
-    }  # fmt: skip
+    row: dict[str, Any] = {"texts": number, "tokens": len(ids)}
+    found = []
+    for scorer in scorers.values():
+        states, times = _timed(scorer, lambda scorer=scorer: scorer.states(ids, lengths))  # type: ignore[misc]
+        found.append(states)
+        row |= times
+    return {**row, "errors": " ".join(f"{_apart(one, found[0]):.1e}" for one in found[1:])}
 
 
 @torch.inference_mode()
-def _shape(plain: Scorer, fast: Scorer, shape: tuple[int, int, int], rate: float) -> dict[str, Any]:
+def _shape(scorers: dict[str, Scorer], shape: tuple[int, int, int], rate: float) -> dict[str, Any]:
+    plain = scorers["eager"]
     number, new, columns = shape
     random = np.random.default_rng(number + new + columns)
     rows = np.arange(number)
@@ -108,8 +141,9 @@ def _shape(plain: Scorer, fast: Scorer, shape: tuple[int, int, int], rate: float
     before, after = (
         torch.from_numpy(random.integers(5, 40_000, int(some.sum()))).to(plain.device) for some in (cached, counts)
     )
-    found, seconds = [], []
-    for scorer in (plain, fast):
+    row: dict[str, Any] = {"rows": number, "new": int(counts.sum()), "cached": int(cached.sum())}
+    found = []
+    for scorer in scorers.values():
         passes = scorer.passes(number)
         passes.run(rows, before, np.zeros_like(cached), cached)
 
@@ -117,18 +151,13 @@ def _shape(plain: Scorer, fast: Scorer, shape: tuple[int, int, int], rate: float
             hidden = passes.run(rows, after, cached, counts)
             return hidden, scorer.surprisal(hidden[:4096], after[1:4097])
 
-        timed(work, 3, scorer.device)
-        result, spread = timed(lambda: work()[0], 9, scorer.device)
-        found.append(work())
-        seconds.append(spread.median)
-        del passes, result
+        result, times = _timed(scorer, work)
+        found.append(result)
+        row |= times
+        del passes
     weights = sum(one.weight.numel() for one in plain.trunk.layers.modules() if isinstance(one, torch.nn.Linear))
-    (slow, slow_nats), (quick, quick_nats) = found
-    return {
-        "rows": number, "new": int(counts.sum()), "cached": int(cached.sum()), "eager ms": 1e3 * seconds[0],
-        "compiled ms": 1e3 * seconds[1], "floor ms": 1e3 * 2 * weights * int(counts.sum()) / rate,
-        "tokens/s": counts.sum() / seconds[1], "error": _apart(quick, slow), "of nats": _apart(quick_nats, slow_nats),
-    }  # fmt: skip
+    errors = (f"{_apart(one[0], found[0][0]):.1e}/{_apart(one[1], found[0][1]):.1e}" for one in found[1:])
+    return {**row, "floor ms": 1e3 * 2 * weights * int(counts.sum()) / rate, "errors": " ".join(errors)}
 
 
 def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -136,12 +165,12 @@ def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def _product_rate(loaded: LoadedModel) -> float:
+def _product_rate(scorer: Scorer) -> float:
     """Operations per second of a large matrix product."""
-    size = 8192 if loaded.device.type == "cuda" else 512
-    one = torch.randn(size, size, device=loaded.device).to(loaded.model.dtype)
-    timed(lambda: one @ one, 3, loaded.device)
-    return 2 * size**3 / timed(lambda: one @ one, 9, loaded.device)[1].median
+    size = 8192 if scorer.device.type == "cuda" else 512
+    one = torch.randn(size, size, device=scorer.device).to(scorer.head.weight.dtype)
+    timed(lambda: one @ one, 3, scorer.device)
+    return 2 * size**3 / timed(lambda: one @ one, 9, scorer.device)[1].median
 
 
 def _engines(arguments: argparse.Namespace, folder: str, temporary: Path) -> None:
