@@ -8,7 +8,7 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,8 +153,6 @@ class _Batch:
         tokens = [one.tokens for one in read]
         vectors = np.array([len(one) - len(some) for one, some in zip(read, tokens, strict=True)])
         self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, tokens, vectors)
-        if self._encodes:
-            self._encode(rows)
         first = self._read(rows)
         there = on_device(slots, self._device)
         length = self._lines.length[there]
@@ -170,23 +168,34 @@ class _Batch:
         self._begins[row], self._slots[row] = begin, self._free.pop()
         return True
 
-    def _encode(self, rows: Ints) -> None:
-        """The encoder reads their prompts, each as a whole."""
-        for some in pack([len(self._encoded[row]) for row in rows], self._most):
+    def _encode(self, model: Model, rows: Ints) -> None:
+        """The model's encoder, if it has one, reads their prompts, each as a whole."""
+        passes = model.passes
+        if not isinstance(passes, EncodedPasses):
+            return
+        texts = [self._encoded[row].seen(model.blind) or self._texts[row] for row in rows]
+        lengths = np.array([len(text) for text in texts])
+        for some in pack(lengths.tolist(), self._most):
+            ids, vectors = given(joined([texts[one] for one in some]), self._device)
             self._ending.look()
-            texts = [self._encoded[row] for row in rows[some]]
-            vectors = given(joined(texts), self._device)[1]
-            self._models[0].passes.encode(self._slots[rows[some]], [one.ids.clip(min=0) for one in texts], vectors)
+            with self._working(model):
+                passes.encode(self._slots[rows[some]], model.own(ids), lengths[some], vectors)
+
+    def _working(self, model: Model) -> AbstractContextManager[None]:
+        return drafting() if model is not self._models[0] else nullcontext()
 
     def _read(self, rows: Ints) -> torch.Tensor:
         """The first token after each prompt, int64 on the device as all tokens. What others have read is copied."""
+        readers = self._models[::-1] if self._current else self._models[:1]
+        for model in readers:
+            self._encode(model, rows)
         read: list[int] = []
         last: list[torch.Tensor] = []
         for wave in self._prefixes.waves(rows.tolist()):
             some, others, shared = np.array(wave).T
             shared = np.minimum(shared, self._lengths[some] - 1)  # the last token's hidden state is needed
             copied = np.flatnonzero(shared)
-            for model in self._models[::-1] if self._current else self._models[:1]:
+            for model in readers:
                 texts = [self._texts[row] for row in some]
                 if len(copied):
                     columns = _columns(model, texts, shared)[copied]
@@ -205,13 +214,13 @@ class _Batch:
     def _read_on(self, model: Model, rows: Ints, texts: Sequence[Text], stored: Ints) -> Iterator[torch.Tensor]:
         """The hidden states of the last tokens of the rows' ``texts``, of which ``stored`` places need not be read."""
         stored, begin = _columns(model, texts, stored), 0
-        texts = [text.blind() for text in texts] if model.blind else texts
+        texts = [text.seen(model.blind) for text in texts]
         left = np.array([len(text) for text in texts]) - stored
         text = joined([text.part(at) for text, at in zip(texts, stored.tolist(), strict=True)])
         for some, before, counts in _pieces(left, self._most):
             ids, vectors = given(text.part(begin, begin + int(counts.sum())), self._device)
             self._ending.look()
-            with drafting() if model is not self._models[0] else nullcontext():
+            with self._working(model):
                 cached = stored[some] + before
                 hidden = model.passes.run(self._slots[rows[some]], model.own(ids), cached, counts, vectors)
             ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
@@ -248,7 +257,12 @@ class _Batch:
             return 0.0
         on = self._on[:0] if self._current else self._on
         missed = self._lengths[on] + self._made[on] - self._read_by_drafters[on]
-        return float(self._prefixes.fresh[self._waiting].sum() + missed.sum())
+        encoded = [len(self._encoded[row]) for row in [*self._waiting, *self._unseen(on)]] if self._encodes else []
+        return float(self._prefixes.fresh[self._waiting].sum() + missed.sum() + sum(encoded))
+
+    def _unseen(self, rows: Ints) -> Ints:
+        """Those of which drafters have read nothing."""
+        return np.array([row for row in rows.tolist() if not self._read_by_drafters[row]], np.int64)
 
     def _leave_drafters(self) -> None:
         """From now on they read nothing. Of the last tokens they may not have read those that a round begins with."""
@@ -261,6 +275,8 @@ class _Batch:
         texts = {row: self._texts[row].before(self._ending.tokens[row][:-1]) for row in self._on.tolist()}
         late = [row for row in self._on.tolist() if len(texts[row]) > self._read_by_drafters[row]]
         for model in self._models[1:] if late else ():
+            if len(unseen := self._unseen(np.array(late))):
+                self._encode(model, unseen)
             for _ in self._read_on(model, np.array(late), [texts[row] for row in late], self._read_by_drafters[late]):
                 pass
         self._current = True

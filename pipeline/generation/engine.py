@@ -25,13 +25,12 @@ from pipeline.generation.vocabularies import translation
 from pipeline.models import LoadedModel
 from pipeline.passes.encodable import head_of
 from pipeline.passes.encoded import EncodedPasses
-from pipeline.passes.packed import PackedPasses
-from pipeline.passes.padded import PaddedPasses
 from pipeline.passes.recorded import Output, Steps, Work
+from pipeline.passes.stored import StoredPasses
 from schemas.drafting import MOST_COPIED, Plan
 from schemas.stage import GenerateSpec
 
-Passes = type[PackedPasses] | type[PaddedPasses]
+Passes = type[StoredPasses]
 
 
 @dataclass(frozen=True, slots=True)

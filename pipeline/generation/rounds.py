@@ -28,6 +28,7 @@ from pipeline.generation.maxgram import propose
 from pipeline.generation.sampling import Choosing
 from pipeline.generation.vocabularies import Translation
 from pipeline.passes.recorded import Output
+from pipeline.passes.stored import StoredPasses
 from pipeline.stages import Stopped
 from schemas.drafting import Plan
 
@@ -80,7 +81,7 @@ class Model:
     """A model that reads lines by ``passes``; it knows the first ``size`` of the target's tokens, by ``translation``
     where its vocabulary is another. It reads prompts without their vectors where it is ``blind`` to these."""
 
-    passes: Any
+    passes: StoredPasses
     head: Any
     size: int
     translation: Translation | None = None

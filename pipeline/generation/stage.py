@@ -90,12 +90,14 @@ class Generate:
         from pipeline.generation.early_exit import early_exit
 
         run.models.keep_at_least(1 + len(self.spec.drafters))
+        encodes = is_encoder_decoder(resolve(self.target.model))
+        load = run.models.target if encodes else run.models.causal_lm
         for name in self.spec.drafters:
             try:
                 if layers := _layers(name):
                     yield early_exit(self.load(run), layers)
                 else:
-                    yield run.models.causal_lm(name, self.spec.dtype, self.spec.device)
+                    yield load(name, self.spec.dtype, self.spec.device)
             except (ModelError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, ModelError) and not out_of_memory(error):
                     raise
@@ -109,22 +111,28 @@ def _layers(name: str) -> int:
 
 
 def check_drafter(name: str, target: str) -> None:
-    """``ModelError`` for what is not there, is no causal LM, or knows none of the target's tokens."""
-    if is_encoder_decoder(resolve(target)):
+    """``ModelError`` for what is not there, is another kind of model, or knows none of the target's tokens."""
+    layers, encodes = _layers(name), is_encoder_decoder(resolve(target))
+    if encodes and (layers or not _alike(name, target)):
         raise ModelError(
-            f"{name} cannot draft for {target}, an encoder-decoder: drop drafters, and set draft_tokens to have copies"
+            f"{name} cannot draft for {target}, an encoder-decoder: drop drafters, or name a smaller one of its very "
+            "vocabulary; draft_tokens gives copies without any"
         )
-    if layers := _layers(name):
+    if layers:
         there = layers_in(resolve(target).folder) or 0
         if layers >= there:
             raise ModelError(f"{name} cannot draft for {target}, which has {there} layers: name fewer")
         return
     from pipeline.generation.token_texts import shared
 
-    digest_of(name, check=check_causal)
+    digest_of(name, check=check_target if encodes else check_causal)
     own, others = load_tokenizer(name), load_tokenizer(target)
     if own.get_vocab() != others.get_vocab() and not shared(own, others):
         raise ModelError(
             f"{name} cannot draft for {target}: it is not known which tokens of its vocabulary stand for the same as "
             "one of the target's; name a model with the target's own tokenizer"
         )
+
+
+def _alike(name: str, target: str) -> bool:
+    return is_encoder_decoder(resolve(name)) and load_tokenizer(name).get_vocab() == load_tokenizer(target).get_vocab()

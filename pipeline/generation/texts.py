@@ -45,9 +45,9 @@ class Text:
         """Without vectors."""
         return self.ids if self.vectors is None else self.ids[self.ids != VECTOR]
 
-    def blind(self) -> Text:
-        """As it is read by a model that knows no such vectors."""
-        return Text(self.tokens)
+    def seen(self, blind: bool) -> Text:
+        """As it is read; by a model that is ``blind`` to such vectors without them."""
+        return Text(self.tokens) if blind else self
 
     def words(self, places: int) -> int:
         """Tokens among the first ``places``."""

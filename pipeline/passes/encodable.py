@@ -59,7 +59,7 @@ def _written_after(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     texts = [ids[0], ids[1, :5], ids[2, :9]]
     stored = np.array([ids.shape[1] - 5, 2, 1])
     passes, head = EncodedPasses(model, 3, 2**31 - 1), head_of(model)
-    passes.encode(rows, [text.tolist() for text in texts])
+    passes.encode(rows, torch.cat(texts), np.array([len(text) for text in texts]))
     begun = torch.cat([row[:count] for row, count in zip(ids, stored, strict=True)])
     found = [head(passes.run(rows, begun, np.zeros_like(stored), stored))]
     whole = [

@@ -6,7 +6,7 @@ know one position for all rows of a pass; here every row is told its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from pipeline.passes.padded import Layer, PaddedPasses, Pass, Store
@@ -46,20 +45,21 @@ class EncodedPasses(PaddedPasses):
         self._lengths = np.zeros(rows, np.int64)  # of the texts
         self._there = on_device(self._lengths, self.device).clone()
 
-    def encode(self, rows: Ints, texts: Sequence[Sequence[int] | Ints], vectors: Vectors | None = None) -> None:
-        """Read these texts, after which ``rows`` are written from now on; in place of some tokens, counted through all
-        texts, ``vectors``."""
-        lengths, count = np.array([len(text) for text in texts]), len(rows)
-        ids = pad_sequence([torch.as_tensor(text) for text in texts], batch_first=True).to(self.device)
+    def encode(self, rows: Ints, ids: torch.Tensor, counts: Ints, vectors: Vectors | None = None) -> None:
+        """Read texts, after which ``rows`` are written from now on: ``counts[i]`` of the tokens ``ids`` ``[tokens]``
+        are row ``rows[i]``'s. In place of some ``vectors`` are read."""
+        count, width = len(rows), int(counts.max())
         there = on_device(rows, self.device)
-        self._lengths[rows], self._there[there] = lengths, on_device(lengths, self.device)
-        seen = torch.arange(ids.shape[1], device=self.device) < self._there[there][:, None]
-        row, column = ragged(lengths)
+        self._lengths[rows], self._there[there] = counts, on_device(counts, self.device)
+        seen = torch.arange(width, device=self.device) < self._there[there][:, None]
+        row, column = ragged(counts)
         row, column, to = on_device(np.stack([row, column, rows[row]]), self.device)
+        places = row * width + column
         if vectors is not None:
-            vectors = Vectors((row * ids.shape[1] + column)[vectors.at], vectors.states)
+            vectors = Vectors(places[vectors.at], vectors.states)
+        ids = ids.new_zeros(count * width).index_copy_(0, places, ids).view(count, width)
         states = self._encoder(**input_of(self._encoder, ids, vectors), attention_mask=seen.long()).last_hidden_state
-        kept = Pass(row, column, to, column, there, self.round(ids.shape[1]), True)
+        kept = Pass(row, column, to, column, there, self.round(width), True)
         # Keys and values are made where they are first attended to: by a token that is written over afterwards.
         first = torch.zeros_like(there)
         one = Pass(torch.arange(count, device=self.device), first, there, first, there, self.round(1), False)
@@ -68,7 +68,8 @@ class EncodedPasses(PaddedPasses):
     def pretend(self, length: int) -> None:
         """All rows are written after a text of so many tokens, whichever: what passes take is to be measured."""
         rows = np.arange(len(self._lengths))
-        self.encode(rows[:1], [[0] * min(length, self._window)])
+        length = min(length, self._window)
+        self.encode(rows[:1], torch.zeros(length, dtype=torch.int64, device=self.device), np.array([length]))
         self.copy(np.zeros_like(rows[1:]), rows[1:], np.zeros_like(rows[1:]))
 
     def copy(self, sources: Ints, targets: Ints, counts: Ints) -> None:

@@ -277,9 +277,13 @@ def test_prompt_and_answer_have_a_window_each(
         assert outcome.fields["generated"] == targets[name].tokenizer.decode(made, skip_special_tokens=True)
 
 
-def test_what_drafts_is_a_causal_lm_for_a_causal_lm(folders: dict[str, Path], models: dict[str, Path]) -> None:
-    for drafter in (str(models["llama"]), str(folders["t5"]), "layers:1"):
-        with pytest.raises(ModelError, match="an encoder-decoder: drop drafters"):
+def test_what_drafts_is_of_the_targets_kind(folders: dict[str, Path], models: dict[str, Path], tmp_path: Path) -> None:
+    for drafter in (str(folders["t5"]), str(folders["mt5"])):
+        check(job(folders["t5"], drafters=[drafter]))
+    shutil.copytree(folders["t5"], tmp_path, dirs_exist_ok=True)
+    save_tokenizer(tmp_path, 900)
+    for drafter in (str(models["llama"]), str(tmp_path), "layers:1"):
+        with pytest.raises(ModelError, match="an encoder-decoder: drop drafters, or name a smaller one"):
             check(job(folders["t5"], drafters=[drafter]))
     with pytest.raises(ModelError, match="is no causal LM"):
         check(job(models["llama"], drafters=[str(folders["t5"])]))

@@ -15,6 +15,7 @@ from pipeline.generation import costs
 from pipeline.generation.costs import WIDTHS, Costs, measured
 from pipeline.generation.policy import COPYING, Policy, Way
 from pipeline.generation.rounds import Model
+from pipeline.passes.padded import PaddedPasses
 from schemas.stage import GenerateSpec
 
 FLAT = [1.0, 1.01, 1.03, 1.08, 1.2]  # a GPU that waits for its memory
@@ -183,10 +184,8 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
     assert found.reading(2048) == found.of(64)[-1]
 
 
-class _Slow:
+class _Slow(PaddedPasses):
     """Passes that fail from so many tokens on."""
-
-    records = False
 
     def __init__(self, most: int, told: list[int]) -> None:
         self.most, self.told = most, told
