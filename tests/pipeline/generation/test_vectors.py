@@ -215,9 +215,34 @@ def test_a_drafter_with_the_same_table_reads_them_too(targets: dict[str, LoadedM
         assert one.passes <= 1 + -(-(len(one.tokens) - 1) // 6)
 
 
+Drafts = list[tuple[list[int], list[int]]]
+
+
+@pytest.fixture
+def drafts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drafts]:
+    """The tokens of prompt and answer, and what was drafted behind them."""
+    told: Drafts = []
+    draft = Checking.draft
+
+    def noted(self: Checking, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
+        end = draft(self, lines, slots, length, most)
+        for slot, here, there in zip(slots.tolist(), length.tolist(), end.tolist(), strict=True):
+            line = lines.tokens[slot].tolist()
+            told.append((line[int(lines.read_from[slot]) : here], line[here:there]))
+        return end
+
+    monkeypatch.setattr(Checking, "draft", noted)
+    yield told
+
+
+def said_alone(drafter: LoadedModel, drafts: Drafts) -> bool:
+    """Whether a drafter said what it says by itself behind these tokens."""
+    return all(drafted[0] == reference(drafter, [read], 1)[0] for read, drafted in drafts[::7])
+
+
 @pytest.mark.parametrize("blind", [False, True])
 def test_whoever_comes_and_goes_answers_stay(
-    targets: dict[str, LoadedModel], copy: LoadedModel, monkeypatch: pytest.MonkeyPatch, blind: bool
+    targets: dict[str, LoadedModel], copy: LoadedModel, drafts: Drafts, monkeypatch: pytest.MonkeyPatch, blind: bool
 ) -> None:
     """Drafters read what they missed, vectors included, or all but these."""
     loaded, told, drawn = targets["llama"], [], np.random.default_rng(0)
@@ -231,40 +256,27 @@ def test_whoever_comes_and_goes_answers_stay(
     monkeypatch.setattr(Policy, "saw", saw)
     monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((6, 6))))
     monkeypatch.setattr(engine, "knows_vectors", lambda drafter, target: drafter is target or not blind)
-    expected = tokens(loaded)
+    alike = [Prompt.of([ids(66, 14), vectors(3, 15), ids(2, 16), one], NEW) for one in (ids(1, 17), vectors(2, 18))]
+    expected = tokens(loaded, [*PROMPTS, *alike])
     for batch_tokens in (1, 300, 16384):
-        assert tokens(loaded, PROMPTS, [copy], draft_tokens="auto", batch_tokens=batch_tokens) == expected
+        found = tokens(loaded, [*PROMPTS, *alike], [copy], draft_tokens="auto", batch_tokens=batch_tokens)
+        assert found == expected
     by_drafter = [(drafted, accepted) for rounds, drafted, accepted in told if rounds]
     assert 9 < len(by_drafter) < len(told)
     right = [accepted == drafted for drafted, accepted in by_drafter]
-    assert not all(right) if blind else all(right)
+    assert said_alone(copy, drafts) and not all(right) if blind else all(right)
     vars(loaded.model).pop("contextmill_policies", None)
 
 
-def test_a_drafter_with_another_table_reads_the_text_alone(
-    targets: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_drafter_with_another_table_reads_the_text_alone(targets: dict[str, LoadedModel], drafts: Drafts) -> None:
     """Its drafts are what it would say by itself behind the tokens of prompt and answer."""
     loaded, drafter = targets["llama"], targets["gpt2"]
-    told: list[tuple[list[int], list[int]]] = []
-    draft = Checking.draft
-
-    def noted(self: Checking, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
-        end = draft(self, lines, slots, length, most)
-        for slot, here, there in zip(slots.tolist(), length.tolist(), end.tolist(), strict=True):
-            line = lines.tokens[slot].tolist()
-            told.append((line[int(lines.read_from[slot]) : here], line[here:there]))
-        return end
-
     expected = tokens(loaded)
-    monkeypatch.setattr(Checking, "draft", noted)
     for batch_tokens in (1, 16384):
         some = {"draft_rounds": (3,), "batch_tokens": batch_tokens}
         assert tokens(loaded, PROMPTS, [drafter], **some) == expected
-    assert len(told) > 100
-    for read, drafted in told[::7]:
-        assert len(drafted) == 3 and min(read) >= 0
-        assert drafted[0] == reference(drafter, [read], 1)[0]
+    assert len(drafts) > 100 and said_alone(drafter, drafts)
+    assert all(len(drafted) == 3 and min(read) >= 0 for read, drafted in drafts)
 
 
 @pytest.fixture
