@@ -62,12 +62,16 @@ class Autoencoder(nn.Module):
             memory = self.memory[:slots].to(words.dtype).expand(slots, -1)
             known = torch.cat([words, memory.expand(len(ids), -1, -1)], 1)
             words = known[:, torch.from_numpy(how.order).to(ids.device)]
-        hidden = self._read(self.encoder, words, encoding=True)
+        hidden = self.read(words)
         if self.spec.layout == "pooled":
             found = _means(hidden, torch.from_numpy(how.ends).to(ids.device))
         else:
             found = hidden[:, torch.from_numpy(how.places).to(ids.device)]
         return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
+
+    def read(self, words: torch.Tensor) -> torch.Tensor:
+        """What the encoder's last layer says at each of these embeddings ``[rows, n, d]``."""
+        return self._read(self.encoder, words, encoding=True)
 
     def states(self, slots: torch.Tensor, tags: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, m, d]`` from which the tokens ``ids`` ``[rows, m]`` are said, each after those before
