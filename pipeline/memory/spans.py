@@ -23,6 +23,13 @@ def slots_of(tokens: int, ratio: float, most: int | None = None) -> int:
     return min(wanted, tokens, most or wanted)
 
 
+def cut(tokens: int, most: int) -> list[int]:
+    """How long the spans of a context are, in their order: as few as may be, of ``most`` tokens each at most, and of
+    like length, so that none is a remainder of a few."""
+    ends = [number * tokens // -(-tokens // most) for number in range(1, -(-tokens // most) + 1)]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Of a span of n tokens into k slots.
