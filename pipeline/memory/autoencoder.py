@@ -8,6 +8,7 @@ span itself, or ``[LM]`` and what comes after it (equations 2 and 3).
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -80,6 +81,15 @@ class Autoencoder(nn.Module):
         begun = torch.cat([slots, self.tags[tags][:, None]], 1).to(words.dtype)
         hidden = self._read(self.decoder, torch.cat([begun, words], 1), encoding=False)
         return hidden[:, slots.shape[1] :]
+
+    def prompt(self, runs: Sequence[Sequence[int]], blocks: Sequence[torch.Tensor], tag: Tag = "FT") -> torch.Tensor:
+        """What the decoder reads of a prompt, ``[n, d]``: a block of slots ``[k, d]`` behind each run of token ids but
+        the last, and the tag behind the last block. Without blocks there is no tag. ``asking.asked`` makes runs."""
+        device, kept = self.tags.device, self.embed.weight.dtype
+        words = [self.embed(torch.tensor(list(run), dtype=torch.int64, device=device)) for run in runs]
+        pieces = [piece.to(kept) for pair in zip(words, blocks, strict=False) for piece in pair]
+        told = [self.tags[TAGS.index(tag)][None].to(kept)] if blocks else []
+        return torch.cat([*pieces, *told, words[-1]])
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""

@@ -17,7 +17,7 @@ from pipeline.memory.encode_stage import Cut, Encode
 from pipeline.memory.packing import Packed, joined, pack, squares
 from pipeline.memory.ragged import encode_spans, places_of
 from pipeline.memory.resident import Resident, resident
-from pipeline.memory.spans import span_ends
+from pipeline.memory.spans import cut as lengths_of
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document, PromptParts
 from schemas.memory import EncodeSpec
@@ -134,7 +134,7 @@ def plans_of(documents: Sequence[Document], tokeniser: Tokenising, cut: Cut, kee
 
 
 def _spans(place: int, ids: Ints, cut: Cut) -> list[Span]:
-    parts = np.split(ids, span_ends(len(ids), cut.span)[:-1])
+    parts = np.split(ids, np.cumsum(lengths_of(len(ids), cut.span))[:-1])
     return [Span(place, part, cut.slots(len(part))) for part in parts]
 
 

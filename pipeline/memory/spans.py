@@ -24,11 +24,11 @@ def slots_of(tokens: int, ratio: float | Fraction, most: int | None = None) -> i
     return min(wanted, tokens, most or wanted)
 
 
-def span_ends(tokens: int, most: int) -> Ints:
-    """Where spans of a text of so many tokens end: the fewest of at most ``most`` tokens, all of one length or one
-    token less."""
-    spans = -(-tokens // most)
-    return np.arange(1, spans + 1) * tokens // max(1, spans)
+def cut(tokens: int, most: int) -> list[int]:
+    """How long the spans of a context are, in their order: as few as may be, of ``most`` tokens each at most, and of
+    like length, so that none is a remainder of a few."""
+    ends = [number * tokens // -(-tokens // most) for number in range(1, -(-tokens // most) + 1)]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 @dataclass(frozen=True, slots=True)
