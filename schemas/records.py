@@ -176,6 +176,9 @@ ANSWER_DECIDES = frozenset({"align", "distill", "evaluate", "pretrain", "recover
 """Kinds of stage whose columns follow from the reference answer, from the one sampled answer that stands in the row, or
 from all other texts: no content hash covers them, so they are never taken over."""
 
+SHORTENING = frozenset({"compress", "encode"})
+"""Kinds of stage behind which a prompt takes fewer of the target's places: their usage counts it before and after."""
+
 REUSED_FROM = {
     kind: f"{kind}_reused_from" for kind, made in STAGE_FIELDS.items() if made.names and kind not in ANSWER_DECIDES
 }

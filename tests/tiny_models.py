@@ -97,9 +97,9 @@ def save_tiny_classifier(folder: Path, model: Path) -> Path:
     return folder
 
 
-def save_tiny_encoder(folder: Path, model: Path, *, tokens: int = 16, slots: int = 4, **spec: Any) -> Path:
-    """Write a random memory encoder for ``model`` into ``folder``, as if it had been trained on spans of so many tokens
-    in so many slots. What is low-rank has weights that count, the decoder's none."""
+def save_tiny_encoder(folder: Path, model: Path, **spec: Any) -> Path:
+    """Write a random memory encoder for ``model`` into ``folder``, as if it had been trained on spans of 16 tokens in 4
+    slots; its low-rank weights count."""
     import torch
 
     from pipeline.memory.autoencoder import Autoencoder
@@ -115,9 +115,9 @@ def save_tiny_encoder(folder: Path, model: Path, *, tokens: int = 16, slots: int
         for name, one in coder.trained().items():
             if name.endswith("lora_B"):
                 torch.nn.init.normal_(one, 0.0, 0.05)
-        coder.calibrate(torch.randint(3, 900, (8, tokens)), slots)
+        coder.calibrate(torch.randint(3, 900, (8, 16)), 4)
     unknown = (None, None)
-    figures = Figures(0, 0, tokens, slots, unknown, unknown, unknown, unknown)
+    figures = Figures(0, 0, 16, 4, unknown, unknown, unknown, unknown)
     manifest = EncoderManifest(str(model), digest_of(str(model)), given.model_dump(mode="json"), 0, figures, "")
     write_encoder(coder, [], manifest, str(folder))
     return folder

@@ -67,8 +67,10 @@ def _whole(wide: torch.Tensor, precision: Precision, group: int) -> tuple[torch.
     largest = LARGEST[precision]
     padded = torch.nn.functional.pad(wide, (0, -wide.shape[1] % group))
     grouped = padded.view(len(wide), -1, group)
-    scales = (grouped.abs().amax(2) / largest).clamp(max=_HALF).half()
-    # By the scales as they are stored; one of 0 has nothing but zeros, or what is next to nothing.
+    wanted = (grouped.abs().amax(2) / largest).clamp(max=_HALF)
+    scales = wanted.half()
+    # Rounded up, else the largest number would be cut off; positive floats lie in the order of their bits.
+    scales = torch.where(scales.float() < wanted, (scales.view(torch.int16) + 1).view(torch.float16), scales)
     divisors = torch.where(scales == 0, 1.0, scales.float())
     found = (grouped / divisors[..., None]).round().clamp(-largest, largest).flatten(1)[:, : wide.shape[1]]
     if precision == "int8":

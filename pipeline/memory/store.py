@@ -86,6 +86,8 @@ class SlotFiles:
         Raises ``SlotsError`` for any that are not what the row says, or not of the encoder ``revision``, where one is
         named; ``OSError`` where they cannot be read for now.
         """
+        if not row["slots"]:
+            raise SlotsError("the document has no slots: all of it is text")
         made_by, path = row["encoder_revision"], f"{self._root}/{row['slots_file']}"
         if revision is not None and made_by != revision:
             raise SlotsError(
