@@ -24,6 +24,7 @@ from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.rounds import Model, drafting
 from pipeline.generation.tally import Drafts
+from pipeline.generation.texts import Text, comparable, given, joined
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.encodable import can_encode
@@ -109,7 +110,9 @@ class _Batch:
     ) -> None:
         self._prompts, self._ending, self._device = prompts, ending, decoder.loaded.device
         self._encodes = bool(decoder.loaded.start)
-        self._texts = [decoder.loaded.start or prompt.ids for prompt in prompts]  # that answers are written behind
+        read = [Text.of(prompt) for prompt in prompts]
+        begun = Text(np.array(decoder.loaded.start, np.int64))
+        self._encoded, self._texts = read, [begun] * len(read) if self._encodes else read  # answers are written behind
         rows, lengths = sorted(ending.left), np.array([len(text) for text in self._texts])
         self._lengths, self._limits = lengths, np.array([prompt.new_tokens for prompt in prompts])
         self._needs = np.array([decoder.columns_of(prompt) for prompt in prompts])
@@ -126,7 +129,7 @@ class _Batch:
         self._most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
         self._way = engine.usual  # of the last round that was begun
         self._read_by_drafters = np.zeros_like(lengths)  # so much of each row, while they are not ``current``
-        self._prefixes = Prefixes(self._texts)
+        self._prefixes = Prefixes(comparable(self._texts))
         self._engine, self._models, self._lines = engine, engine.models, engine.lines
         self._current = bool(decoder.drafters)  # whether drafters have read what there is
         self._current = self._current and self._next_way(np.array(rows)[:most]).rounds > 0
@@ -140,13 +143,16 @@ class _Batch:
         if not joining:
             return []
         rows, prompts = np.array(joining), [self._prompts[row] for row in joining]
-        slots, ids = self._slots[rows], [np.array(self._texts[row]) for row in joining]
+        slots, read = self._slots[rows], [self._texts[row] for row in joining]
         self._ending.begin(joining)
         for model in self._models:
             model.passes.place(slots, self._begins[rows])
-        copied = [[*one.copied, *one.ids] if self._encodes else one.copied for one in prompts]
-        seeds, texts = [prompt.seed for prompt in prompts], [np.array(one, np.int64) for one in copied]
-        self._lines.begin(slots, seeds, texts, ids)
+        copied = [np.array(one.copied, np.int64) for one in prompts]
+        if self._encodes:
+            copied = [np.append(one, self._encoded[row].tokens) for one, row in zip(copied, joining, strict=True)]
+        tokens = [one.tokens for one in read]
+        vectors = np.array([len(one) - len(some) for one, some in zip(read, tokens, strict=True)])
+        self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, tokens, vectors)
         if self._encodes:
             self._encode(rows)
         first = self._read(rows)
@@ -166,10 +172,11 @@ class _Batch:
 
     def _encode(self, rows: Ints) -> None:
         """The encoder reads their prompts, each as a whole."""
-        texts = [self._prompts[row].ids for row in rows]
-        for some in pack([len(text) for text in texts], self._most):
+        for some in pack([len(self._encoded[row]) for row in rows], self._most):
             self._ending.look()
-            self._models[0].passes.encode(self._slots[rows[some]], [texts[one] for one in some])
+            texts = [self._encoded[row] for row in rows[some]]
+            vectors = given(joined(texts), self._device)[1]
+            self._models[0].passes.encode(self._slots[rows[some]], [one.ids.clip(min=0) for one in texts], vectors)
 
     def _read(self, rows: Ints) -> torch.Tensor:
         """The first token after each prompt, int64 on the device as all tokens. What others have read is copied."""
@@ -180,34 +187,36 @@ class _Batch:
             shared = np.minimum(shared, self._lengths[some] - 1)  # the last token's hidden state is needed
             copied = np.flatnonzero(shared)
             for model in self._models[::-1] if self._current else self._models[:1]:
-                if len(copied):
-                    model.passes.copy(self._slots[others[copied]], self._slots[some[copied]], shared[copied])
                 texts = [self._texts[row] for row in some]
-                states = torch.cat(list(self._read_on(model, some, texts, shared)))
-            last.append(states)  # the target's
+                if len(copied):
+                    columns = _columns(model, texts, shared)[copied]
+                    model.passes.copy(self._slots[others[copied]], self._slots[some[copied]], columns)
+                states = list(self._read_on(model, some, texts, shared))
+            last += states  # the target's
             read += some.tolist()
         place = {row: place for place, row in enumerate(read)}
-        states = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
+        found = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
         numbers = None
         if self._engine.choose.sampled:
             slots = on_device(self._slots[rows], self._device)
             numbers = self._lines.numbers(slots, self._lines.length[slots][:, None] - 1)[:, 0]
-        return self._engine.choose(self._models[0].head(states), numbers)
+        return self._engine.choose(self._models[0].head(found), numbers)
 
-    def _read_on(
-        self, model: Model, rows: Ints, texts: Sequence[Sequence[int]], stored: Ints
-    ) -> Iterator[torch.Tensor]:
-        """The hidden states of the last tokens of the rows' ``texts``, of which ``stored`` tokens need not be read."""
-        ids = np.concatenate([text[begin:] for text, begin in zip(texts, stored, strict=True)])
-        left, begin = np.array([len(text) for text in texts]) - stored, 0
+    def _read_on(self, model: Model, rows: Ints, texts: Sequence[Text], stored: Ints) -> Iterator[torch.Tensor]:
+        """The hidden states of the last tokens of the rows' ``texts``, of which ``stored`` places need not be read."""
+        stored, begin = _columns(model, texts, stored), 0
+        texts = [text.blind() for text in texts] if model.blind else texts
+        left = np.array([len(text) for text in texts]) - stored
+        text = joined([text.part(at) for text, at in zip(texts, stored.tolist(), strict=True)])
         for some, before, counts in _pieces(left, self._most):
-            piece = model.own(on_device(ids[begin : begin + counts.sum()], self._device))
+            ids, vectors = given(text.part(begin, begin + int(counts.sum())), self._device)
             self._ending.look()
             with drafting() if model is not self._models[0] else nullcontext():
-                hidden = model.passes.run(self._slots[rows[some]], piece, stored[some] + before, counts)
+                cached = stored[some] + before
+                hidden = model.passes.run(self._slots[rows[some]], model.own(ids), cached, counts, vectors)
             ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
             yield hidden[on_device(ends, self._device)]
-            begin += len(piece)
+            begin += len(ids)
 
     def go_on(self, arriving: Arriving) -> Arriving:
         """Begin a round of all rows that what is ``arriving`` may not end; none where it must be here before."""
@@ -249,7 +258,7 @@ class _Batch:
 
     def _catch_up(self) -> None:
         """Drafters read what they missed, but for the last token, which they read when they draft."""
-        texts = {row: [*self._texts[row], *self._ending.tokens[row]][:-1] for row in self._on.tolist()}
+        texts = {row: self._texts[row].before(self._ending.tokens[row][:-1]) for row in self._on.tolist()}
         late = [row for row in self._on.tolist() if len(texts[row]) > self._read_by_drafters[row]]
         for model in self._models[1:] if late else ():
             for _ in self._read_on(model, np.array(late), [texts[row] for row in late], self._read_by_drafters[late]):
@@ -297,6 +306,13 @@ class _Batch:
             self._free[self._free.index(hole)] = slot
             self._slots[row] = hole
         self._on = self._on[np.argsort(self._slots[self._on])]
+
+
+def _columns(model: Model, texts: Sequence[Text], places: Ints) -> Ints:
+    """Of the first ``places`` of each text those that the model reads."""
+    if not model.blind:
+        return places
+    return np.array([text.words(count) for text, count in zip(texts, places.tolist(), strict=True)])
 
 
 def _pieces(lengths: Ints, most: int) -> Iterator[tuple[Ints, Ints, Ints]]:

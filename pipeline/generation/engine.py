@@ -20,6 +20,7 @@ from pipeline.generation.lines import Lines
 from pipeline.generation.policy import Policy, Way
 from pipeline.generation.rounds import Model, Target, cascade, drafting
 from pipeline.generation.sampling import Choosing
+from pipeline.generation.texts import knows_vectors
 from pipeline.generation.vocabularies import translation
 from pipeline.models import LoadedModel
 from pipeline.passes.encodable import head_of
@@ -74,10 +75,11 @@ class Kind:
         passes = self.passes(model if encodes else model.get_decoder(), rows, loaded.window)
         head = head_of(model) if encodes else model.get_output_embeddings()
         with drafting() if loaded is not self.loaded else nullcontext():
-            other = translation(loaded, self.loaded)
+            other, blind = translation(loaded, self.loaded), not knows_vectors(loaded, self.loaded)
         if other:
-            return Model(passes, head, len(other.reads), other)
-        return Model(passes, head, min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0]))
+            return Model(passes, head, len(other.reads), other, blind)
+        size = min(head.weight.shape[0], target.get_output_embeddings().weight.shape[0])
+        return Model(passes, head, size, blind=blind)
 
     def costs_of(self, loaded: LoadedModel, look: Callable[[], None]) -> Costs:
         """Of the passes of the model or one of its drafters, measured once; ``look`` is called meanwhile."""

@@ -7,14 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from pipeline.generation.ending import Ending
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.sampling import processors
+from pipeline.generation.texts import Text, given, joined, reader_of
 from pipeline.models import LoadedModel
+from pipeline.passes.vectors import Vectors, input_of
 from schemas.stage import GenerateSpec
 
 
@@ -29,12 +33,14 @@ class GenerateDecoder:
         """Hand every row's tokens to ``ending``, until it ends the row. All have the same ``new_tokens``."""
         ending.begin(range(len(prompts)))
         model, device, start = self.loaded.model, self.loaded.device, self.loaded.start
-        ids, mask = _padded([prompt.ids for prompt in prompts], self.loaded.tokenizer.pad_token_id or 0, bool(start))
-        width = len(start) or ids.shape[1]  # of what is written after
+        texts = [Text.of(prompt) for prompt in prompts]
+        ids, mask = _padded([text.ids for text in texts], self.loaded.tokenizer.pad_token_id or 0, bool(start))
+        read = _read(model, ids.to(device), mask.to(device), joined(texts))
+        width = len(start) or (ids.shape[1] if "input_ids" in read else 0)  # of what is written after
         seeds, new_tokens = [prompt.seed for prompt in prompts], prompts[0].new_tokens
         with no_defaults(model), torch.inference_mode():
             model.generate(
-                input_ids=ids.to(device),
+                **read,
                 attention_mask=mask.to(device),
                 generation_config=GenerationConfig(max_new_tokens=new_tokens, decoder_start_token_id=(*start, None)[0]),
                 logits_processor=processors(self.spec, seeds, width, new_tokens, device),
@@ -58,11 +64,21 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
         return done.to(input_ids.device)
 
 
-def _padded(rows: Sequence[list[int]], pad: int, right: bool) -> tuple[torch.Tensor, torch.Tensor]:
+@torch.inference_mode()
+def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, text: Text) -> dict[str, torch.Tensor]:
+    """``ids``; embeddings of them where ``text``, which is all rows end to end, has vectors."""
+    if text.vectors is None:
+        return {"input_ids": ids}
+    vectors = given(text, ids.device)[1]
+    at = mask.flatten().nonzero()[:, 0]
+    return input_of(reader_of(model), ids, vectors and Vectors(at[vectors.at], vectors.states))
+
+
+def _padded(rows: Sequence[NDArray[np.int64]], pad: int, right: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask, int64 [rows, longest]: on the left, so that every row's next token comes in the same column, but
     on the ``right`` for an encoder, which counts places from the first."""
     side: Any = "right" if right else "left"
-    texts = [torch.tensor(row) for row in rows]
+    texts = [torch.from_numpy(row.clip(min=0)) for row in rows]
     ids = pad_sequence(texts, batch_first=True, padding_value=pad, padding_side=side)
     mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True, padding_side=side)
     return ids, mask

@@ -18,6 +18,7 @@ from pipeline.generation.prompts import Prompt, PromptEncoder
 from pipeline.generation.rounds import DrafterFailed
 from pipeline.generation.sampling import document_seed
 from pipeline.generation.tally import Drafted
+from pipeline.generation.texts import check_vectors
 from pipeline.models import LoadedModel
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
@@ -62,7 +63,9 @@ class LocalGenerator:
     drafters: Sequence[LoadedModel | None] = ()
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        """One generation per prompt, in order. Raises ``Stopped`` between batches, or within one, when told to stop."""
+        """One generation per prompt, in order. Raises ``Stopped`` between batches, or within one, when told to stop;
+        ``ModelError`` for vectors that the model cannot read."""
+        check_vectors(self.loaded, prompts)
         decoder = self._decoder()
         if decoder and not decoder.padded:
             work = partial(self._all, decoder, prompts)

@@ -18,7 +18,7 @@ WORTH = 64
 class Prefixes:
     """Which of ``prompts``, by their numbers, begin alike; and which are here, with keys and values of all of it."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, prompts: Sequence[Sequence[int] | Ints]) -> None:
         # Sorted, the neighbours of a prompt are those that share most with it. Bytes compare at once.
         keys = [np.array(ids, dtype=">u4").tobytes() for ids in prompts]
         order = sorted(range(len(prompts)), key=lambda row: (keys[row], row))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
 from pipeline.stages import Halt, Refusal
 from schemas.stage import GenerateSpec
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 _told: set[str] = set()  # models already named in the log, once per process
@@ -22,15 +25,43 @@ TEMPLATE_ERRORS = TemplateError, ArithmeticError, AttributeError, LookupError, T
 """A template is a program from outside: besides Jinja's own errors those of the expressions in it come through."""
 
 
-@dataclass(frozen=True, slots=True)
+VECTOR = -1
+"""Stands in the ids of a prompt where a vector does."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """What is to be continued: token ids, the most tokens it may grow by, the seed of its samples, and texts that its
-    answer may copy from, beside itself."""
+    answer may copy from, beside itself.
+
+    In place of every ``VECTOR`` among the ids the next of ``vectors`` ``[k, d]`` is read, as if it were the embedding
+    of a token: what transformers calls ``inputs_embeds``. Memory slots are such. Raises ``ValueError`` where there are
+    more of one than of the other.
+    """
 
     ids: list[int]
     new_tokens: int
     seed: int = 0
     copied: list[int] = field(default_factory=list)
+    vectors: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        places, given = self.ids.count(VECTOR), 0 if self.vectors is None else len(self.vectors)
+        if places != given or VECTOR in self.copied:
+            raise ValueError(f"a prompt has {places} places for vectors and {given} of these, and none to copy from")
+
+    @classmethod
+    def of(
+        cls, pieces: Sequence[Sequence[int] | torch.Tensor], new_tokens: int, seed: int = 0, copied: Sequence[int] = (),
+    ) -> Prompt:  # fmt: skip
+        """Texts and vectors in any order: ``pieces`` are token ids, or vectors ``[k, d]``."""
+        import torch  # who only encodes texts needs none
+
+        ids: list[int] = []
+        for one in pieces:
+            ids += [VECTOR] * len(one) if isinstance(one, torch.Tensor) else one
+        vectors = [one for one in pieces if isinstance(one, torch.Tensor)]
+        return cls(ids, new_tokens, seed, list(copied), torch.cat(vectors) if vectors else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +168,15 @@ class PromptEncoder:
     def _fitting(self, ids: list[int]) -> list[int] | Refusal:
         if not ids:
             return Refusal("empty", f"the tokenizer of {self.name} makes no token of this prompt")
-        if len(ids) < self.window:
-            return ids
-        return Refusal(
-            "prompt_too_long",
-            f"the prompt has {len(ids)} tokens and {self.name} holds {self.window}, one of them for the answer: "
-            "shorten it, compress it before this stage, or choose a target with a larger window",
-        )
+        return too_long(len(ids), self.name, self.window) or ids
+
+
+def too_long(places: int, name: str, window: int) -> Refusal | None:
+    """Why a prompt of so many tokens and vectors cannot be sent to the model called ``name``, if it cannot."""
+    if places < window:
+        return None
+    return Refusal(
+        "prompt_too_long",
+        f"the prompt has {places} tokens and {name} holds {window}, one of them for the answer: "
+        "shorten it, compress it before this stage, or choose a target with a larger window",
+    )

@@ -78,12 +78,13 @@ class Copying:
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that reads lines by ``passes``; it knows the first ``size`` of the target's tokens, by ``translation``
-    where its vocabulary is another."""
+    where its vocabulary is another. It reads prompts without their vectors where it is ``blind`` to these."""
 
     passes: Any
     head: Any
     size: int
     translation: Translation | None = None
+    blind: bool = False
 
     def own(self, ids: torch.Tensor) -> torch.Tensor:
         """Its own tokens for these of the target's, one for one."""
@@ -98,7 +99,7 @@ class Model:
         """It reads ``count`` tokens from ``begin``: what it says after each, or after those of them that are ``after``
         ``[rows, n]``, counted from there; and the logits ``[rows, n, v]``."""
         ids = self.own(lines.at(slots, begin, count))
-        hidden = self.passes.read_on(slots, ids, begin - lines.read_from[slots], most)
+        hidden = self.passes.read_on(slots, ids, lines.columns(slots, begin, self.blind), most)
         if after is not None:
             hidden = hidden.view(*ids.shape, -1).gather(1, after[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = self.head(hidden.flatten(0, -2))
@@ -140,7 +141,7 @@ class Checking:
         for behind in [self.behind, *[0] * (self.rounds - 1)]:
             self.under.draft(lines, slots, length, most)
             drafts = lines.at(slots, length, new)
-            begin = torch.maximum(length - 1 - behind, lines.read_from[slots])
+            begin = torch.maximum(length - 1 - behind, lines.answer_from[slots])  # prompts were read, and vectors are
             after = lines.places(length - 1 - begin, new + 1)
             with drafting():
                 said, logits = self.model.said(lines, slots, begin, behind + 1 + new, self.choose, most, after)

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from pipeline.passes.padded import Layer, PaddedPasses, Pass, Store
 from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
+from pipeline.passes.vectors import Vectors, input_of
 
 Ints = NDArray[np.int64]
 
@@ -45,16 +46,19 @@ class EncodedPasses(PaddedPasses):
         self._lengths = np.zeros(rows, np.int64)  # of the texts
         self._there = on_device(self._lengths, self.device).clone()
 
-    def encode(self, rows: Ints, texts: Sequence[Sequence[int]]) -> None:
-        """Read these texts, after which ``rows`` are written from now on."""
+    def encode(self, rows: Ints, texts: Sequence[Sequence[int] | Ints], vectors: Vectors | None = None) -> None:
+        """Read these texts, after which ``rows`` are written from now on; in place of some tokens, counted through all
+        texts, ``vectors``."""
         lengths, count = np.array([len(text) for text in texts]), len(rows)
-        ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(self.device)
+        ids = pad_sequence([torch.as_tensor(text) for text in texts], batch_first=True).to(self.device)
         there = on_device(rows, self.device)
         self._lengths[rows], self._there[there] = lengths, on_device(lengths, self.device)
         seen = torch.arange(ids.shape[1], device=self.device) < self._there[there][:, None]
-        states = self._encoder(input_ids=ids, attention_mask=seen.long()).last_hidden_state
         row, column = ragged(lengths)
         row, column, to = on_device(np.stack([row, column, rows[row]]), self.device)
+        if vectors is not None:
+            vectors = Vectors((row * ids.shape[1] + column)[vectors.at], vectors.states)
+        states = self._encoder(**input_of(self._encoder, ids, vectors), attention_mask=seen.long()).last_hidden_state
         kept = Pass(row, column, to, column, there, self.round(ids.shape[1]), True)
         # Keys and values are made where they are first attended to: by a token that is written over afterwards.
         first = torch.zeros_like(there)
@@ -74,7 +78,9 @@ class EncodedPasses(PaddedPasses):
             self._texts.copy(source, target, int(self._lengths[source]))
             self._lengths[target], self._there[target] = self._lengths[source], self._there[source]
 
-    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, one: Pass) -> torch.Tensor:
+    def _pass(
+        self, ids: torch.Tensor, positions: torch.Tensor, one: Pass, vectors: Vectors | None = None
+    ) -> torch.Tensor:
         texts = replace(one, width=self.round(int(self._lengths.max())), first=False)
         return self._decode(ids, positions, replace(one, first=False), texts, ids)  # of states only that there are any
 

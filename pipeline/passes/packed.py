@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from pipeline.passes.fused import MOST, Fused
 from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
+from pipeline.passes.vectors import Vectors, input_of
 
 Ints = NDArray[np.int64]
 
@@ -155,9 +156,11 @@ def read_packed(model: Any, ids: torch.Tensor, lengths: Ints, positions: range) 
     return _call(model, ids, on_device(at, device), Pack(starts, starts, used, longest, longest))
 
 
-def _call(model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack | Step) -> Any:
+def _call(
+    model: Any, ids: torch.Tensor, positions: torch.Tensor, pack: Pack | Step, vectors: Vectors | None = None
+) -> Any:
     return model(
-        input_ids=ids[None],
+        **input_of(model, ids[None], vectors),
         position_ids=positions[None],
         attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device),  # or one would be made
         use_cache=False,
@@ -194,11 +197,13 @@ class PackedPasses:
         self._first[rows] = begins
         self._begins.copy_(on_device(self._first.copy(), self.device))
 
-    def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints) -> torch.Tensor:
+    def run(
+        self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, vectors: Vectors | None = None
+    ) -> torch.Tensor:
         """As in ``PaddedPasses``."""
         # An empty row at the end: torch would compile anew for a single one.
         places = np.pad(np.stack([self._columns(rows, cached + counts), cached, counts]), ((0, 0), (0, 1)))
-        return self._pass(ids, places, _up(int(counts.max()), 64))
+        return self._pass(ids, places, _up(int(counts.max()), 64), vectors)
 
     def read_on(self, slots: torch.Tensor, ids: torch.Tensor, stored: torch.Tensor, most: int) -> torch.Tensor:
         """As in ``PaddedPasses``, for at least two tokens. It can be recorded."""
@@ -211,9 +216,9 @@ class PackedPasses:
         step = replace(step, slots=(first[:, None] + at).flatten())
         return self._hidden(ids.flatten(), at.flatten(), step)
 
-    def _pass(self, ids: torch.Tensor, places: Ints, longest: int) -> torch.Tensor:
-        """Hidden states of ``ids``; ``places`` are, row by row, its first column of the store, how many it has there,
-        and its tokens in ``ids``, ``longest`` or fewer."""
+    def _pass(self, ids: torch.Tensor, places: Ints, longest: int, vectors: Vectors | None) -> torch.Tensor:
+        """Hidden states of ``ids`` and ``vectors``; ``places`` are, row by row, its first column of the store, how many
+        it has there, and its tokens in ``ids``, ``longest`` or fewer."""
         first, stored, new = on_device(places, ids.device)
         ends = new.cumsum(0)
         # What a row's tokens have in common, once for each of them.
@@ -229,10 +234,12 @@ class PackedPasses:
             keys=self._stores[0::2],
             values=self._stores[1::2],
         )
-        return self._hidden(ids, at, pack)
+        return self._hidden(ids, at, pack, vectors)
 
-    def _hidden(self, ids: torch.Tensor, at: torch.Tensor, pack: Pack | Step) -> torch.Tensor:
-        output = _call(self.trunk, ids, at.clamp(max=self._window - 1), pack)
+    def _hidden(
+        self, ids: torch.Tensor, at: torch.Tensor, pack: Pack | Step, vectors: Vectors | None = None
+    ) -> torch.Tensor:
+        output = _call(self.trunk, ids, at.clamp(max=self._window - 1), pack, vectors)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pipeline.passes.ragged import ragged
 from pipeline.passes.transfers import on_device
+from pipeline.passes.vectors import Vectors, input_of
 
 Ints = NDArray[np.int64]
 
@@ -119,8 +120,11 @@ class PaddedPasses:
         """GPU kernels of masked attention want multiples of eight."""
         return -(-columns // 8) * 8 if self.device.type == "cuda" else columns
 
-    def run(self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints) -> torch.Tensor:
-        """Hidden states ``[tokens, d]`` of the new tokens ``ids``, ``counts[i]`` of row ``rows[i]``, row by row.
+    def run(
+        self, rows: Ints, ids: torch.Tensor, cached: Ints, counts: Ints, vectors: Vectors | None = None
+    ) -> torch.Tensor:
+        """Hidden states ``[tokens, d]`` of the new tokens ``ids``, ``counts[i]`` of row ``rows[i]``, row by row; in
+        place of some of them ``vectors`` are read.
 
         Of row ``rows[i]`` the first ``cached[i]`` columns of the store are attended to; keys and values of its new
         tokens go behind them, over what was there. Fewer are forgotten by being left out of ``cached`` next time.
@@ -136,13 +140,17 @@ class PaddedPasses:
         one = Pass(from_row, from_column, to_row, to_column, which, width, first)
         padded = ids.new_zeros(len(rows) * new).index_copy_(0, places, ids).view(len(rows), new)
         positions = on_device(cached, device)[:, None] + torch.arange(new, device=device)
-        return self._pass(padded, positions, one).flatten(0, 1)[places]
+        if vectors is not None:
+            vectors = Vectors(places[vectors.at], vectors.states)
+        return self._pass(padded, positions, one, vectors).flatten(0, 1)[places]
 
-    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, one: Pass) -> torch.Tensor:
+    def _pass(
+        self, ids: torch.Tensor, positions: torch.Tensor, one: Pass, vectors: Vectors | None = None
+    ) -> torch.Tensor:
         """Hidden states ``[rows, new, d]``."""
         layers = [Layer(self._store, layer, one) for layer in range(self.trunk.config.num_hidden_layers)]
         output = self.trunk(
-            input_ids=ids,
+            **input_of(self.trunk, ids, vectors),
             position_ids=positions.clamp(max=self._window - 1),
             # Without one transformers reads texts as texts, and spares half of the attention's work.
             attention_mask=None if one.first else self._mask(positions, one.width),

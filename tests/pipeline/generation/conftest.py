@@ -5,29 +5,11 @@ from pathlib import Path
 
 import pytest
 from hosted_rig import new_job
+from other_models import WINDOW, save_other
 from sqlalchemy import Engine
-from tiny_models import save_tiny_llama, save_tokenizer
+from tiny_models import save_tiny_llama
 
 from pipeline.storage.sql import open_engine
-
-WINDOW = 160
-
-
-def save_other(folder: Path, name: str) -> Path:
-    """Another random architecture, same tokenizer; GPT-2 has learned positions, and no place past its window."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.25}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    if name == "gpt_neox":
-        sizes |= {"intermediate_size": 128}
-    vocabulary = save_tokenizer(folder)
-    config = AutoConfig.for_model(name, vocab_size=vocabulary, max_position_embeddings=WINDOW, **sizes, **ends)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

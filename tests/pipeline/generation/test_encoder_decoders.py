@@ -188,13 +188,40 @@ def test_the_prompt_is_there_to_copy_from(targets: dict[str, LoadedModel], monke
     seen: list[list[int]] = []
     begin = Lines.begin
 
-    def spied(self: Lines, slots: Any, seeds: Any, copied: Any, prompts: Any) -> None:
+    def spied(self: Lines, slots: Any, seeds: Any, copied: Any, prompts: Any, *rest: Any) -> None:
         seen.extend([*some.tolist(), *text.tolist()] for some, text in zip(copied, prompts, strict=True))
-        begin(self, slots, seeds, copied, prompts)
+        begin(self, slots, seeds, copied, prompts, *rest)
 
     monkeypatch.setattr(Lines, "begin", spied)
     generate(targets["t5"], [Prompt([7, 8, 9], 5, copied=[5, 6])], draft_tokens=3)
     assert seen == [[5, 6, 7, 8, 9, 0]]  # the original of a compressed prompt, the prompt, what the decoder begins with
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "m2m_100"])
+def test_encoders_read_vectors_among_tokens(targets: dict[str, LoadedModel], name: str) -> None:
+    """In batches with plain prompts, by our own passes and by ``generate``."""
+    loaded, drawn = targets[name], torch.Generator().manual_seed(0)
+    model: Any = loaded.model
+    table = model.get_encoder().get_input_embeddings()
+    pieces: list[list[list[int] | torch.Tensor]] = [
+        [one.ids[:4], torch.randn(place, 64, generator=drawn), one.ids[4:]] for place, one in enumerate(PROMPTS)
+    ]
+    prompts = [Prompt.of(one, NEW, seed) for seed, one in enumerate(pieces)]
+    right = []
+    config = {"eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": loaded.start[0]}
+    with no_defaults(model), torch.inference_mode():
+        for one in pieces:
+            words = torch.cat(
+                [some if isinstance(some, torch.Tensor) else table(torch.tensor(some)) for some in one if len(some)]
+            )
+            made = model.generate(
+                inputs_embeds=words[None], attention_mask=torch.ones(1, len(words), dtype=torch.int64),
+                generation_config=GenerationConfig(max_new_tokens=NEW, **config),
+            )  # fmt: skip
+            right.append(made[0, 1:].tolist())
+    for settings in ({}, {"draft_tokens": 7}, {"batch_tokens": 300, "draft_tokens": 3}):
+        assert tokens(loaded, prompts, **settings) == right
+    assert right != [reference(loaded, prompt) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("name", CARRIED)

@@ -112,6 +112,27 @@ def test_any_batch_says_what_padded_passes_say(
     assert len({tuple(tokens) for _, tokens, _ in expected}) > 4  # else it would prove nothing
 
 
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_vectors_are_read_among_tokens(
+    generate: Generate, drafters: list[LoadedModel], settings: dict[str, Any]
+) -> None:
+    """Prompts of 70 vectors that begin alike, others with some between their tokens, and plain ones; with drafters that
+    know these, and that do not."""
+    drawn = torch.Generator().manual_seed(0)
+    shared, other = torch.randn(70, 64, generator=drawn), torch.randn(3, 64, generator=drawn)
+    prompts = [
+        Prompt.of([shared, one.ids] if place % 3 == 0 else [one.ids, other] if place % 3 == 1 else [one.ids], 18, place)
+        for place, one in enumerate(PROMPTS)
+    ]
+    expected = said(generate(prompts, plain=True, **settings))
+    for batch_tokens in (100, 200, 16384):
+        assert said(generate(prompts, batch_tokens=batch_tokens, draft_tokens=5, **settings)) == expected
+        some = {"batch_tokens": batch_tokens, "draft_rounds": (2, 2), "draft_tokens": 1}
+        assert said(generate(prompts, models=drafters, **some, **settings)) == expected
+    found = generate(prompts, models=[drafters[0]], draft_rounds=(5,), **settings)  # the model itself is always right
+    assert all(one.passes <= 1 + -(-(len(one.tokens) - 1) // 6) for one in found)
+
+
 def test_rows_take_the_room_of_those_that_ended(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts with room for three of them at once: the others begin while these go on, and read over what they left."""
     prompts = [Prompt(one.ids, 3 + 5 * (place % 4), one.seed) for place, one in enumerate(PROMPTS * 3)]

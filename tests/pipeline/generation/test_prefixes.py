@@ -87,9 +87,9 @@ def test_answers_stay_and_less_is_read(
     read: list[int] = []
     run = PaddedPasses.run
 
-    def counted(self: PaddedPasses, rows: Any, ids: torch.Tensor, cached: Any, counts: Any) -> torch.Tensor:
+    def counted(self: PaddedPasses, rows: Any, ids: torch.Tensor, cached: Any, counts: Any, *rest: Any) -> torch.Tensor:
         read.append(int(np.sum(counts)))
-        return run(self, rows, ids, cached, counts)
+        return run(self, rows, ids, cached, counts, *rest)
 
     alone = answers(loaded, prompts, batch_tokens=1)
     monkeypatch.setattr(PaddedPasses, "run", counted)

@@ -1,0 +1,347 @@
+"""Vectors among the tokens of a prompt, against transformers' own unbatched ``generate(inputs_embeds=...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from other_models import save_other
+from tiny_models import save_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from pipeline.generation import engine, local
+from pipeline.generation.costs import Costs
+from pipeline.generation.decoding import passes_for
+from pipeline.generation.early_exit import early_exit
+from pipeline.generation.generated import no_defaults
+from pipeline.generation.lines import Lines
+from pipeline.generation.local import Generation, LocalGenerator
+from pipeline.generation.maxgram import PADDING
+from pipeline.generation.policy import Policy, Way
+from pipeline.generation.prompts import VECTOR, Prompt, too_long
+from pipeline.generation.rounds import Checking
+from pipeline.generation.texts import Text, comparable
+from pipeline.models import LoadedModel, ModelError, ModelPool
+from pipeline.passes.padded import PaddedPasses
+from pipeline.stages import Run
+from schemas.stage import GenerateSpec
+
+NEW = 30
+SIZE = 64
+CARRIED = ["llama", "qwen2", "gpt_neox", "gpt2"]
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
+
+
+def ids(count: int, seed: int) -> list[int]:
+    found: list[int] = torch.randint(3, 300, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return found
+
+
+def vectors(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, SIZE, generator=torch.Generator().manual_seed(seed)) / 4
+
+
+DOCUMENT, OTHER = vectors(70, 1), vectors(70, 2)
+Pieces = list[list[int] | torch.Tensor]
+PIECES: list[Pieces] = [
+    [vectors(5, 3), ids(10, 3)],
+    [ids(40, 4)],  # a plain one
+    [ids(4, 5), vectors(3, 5), ids(6, 6), vectors(7, 6), ids(2, 7)],  # of two documents
+    [DOCUMENT, ids(5, 8)],
+    [vectors(1, 9)],  # no text at all
+    [DOCUMENT, ids(3, 10), vectors(4, 11)],  # ends with vectors
+    [OTHER, ids(5, 8)],
+    [ids(1, 12)],
+    [ids(30, 13), DOCUMENT],
+]
+PROMPTS = [Prompt.of(one, NEW - place, seed=place) for place, one in enumerate(PIECES)]
+
+
+@pytest.fixture(scope="module")
+def targets(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedModel]:
+    folders = dict(models)
+    for name in ("qwen2", "gemma", "granite"):
+        folders[name] = save_other(tmp_path_factory.mktemp(name), name)
+    pool = ModelPool("cpu", limit=len(folders))
+    return {name: pool.causal_lm(str(folder)) for name, folder in folders.items()}
+
+
+def table(loaded: LoadedModel) -> Any:
+    model: Any = loaded.model
+    return model.get_input_embeddings()
+
+
+def reference(loaded: LoadedModel, pieces: Pieces, new: int) -> list[int]:
+    """What transformers answers by itself, greedily."""
+    with no_defaults(loaded.model), torch.inference_mode():
+        parts = [one if isinstance(one, torch.Tensor) else table(loaded)(torch.tensor(one)) for one in pieces]
+        words = torch.cat(parts)[None]
+        model: Any = loaded.model
+        made = model.generate(
+            inputs_embeds=words, attention_mask=torch.ones(words.shape[:2], dtype=torch.int64),
+            generation_config=GenerationConfig(max_new_tokens=new, eos_token_id=2, pad_token_id=0),
+        )  # fmt: skip
+    found: list[int] = made[0].tolist()
+    return found
+
+
+def generate(
+    loaded: LoadedModel, prompts: Sequence[Prompt] = PROMPTS, drafters: Sequence[LoadedModel] = (), **settings: Any
+) -> list[Generation]:
+    spec = GenerateSpec(kind="generate", drafters=[one.ref.name for one in drafters], **settings)
+    return LocalGenerator(loaded, spec, Run(ModelPool("cpu")), drafters).generate(prompts)
+
+
+def tokens(loaded: LoadedModel, prompts: Sequence[Prompt] = PROMPTS, *rest: Any, **settings: Any) -> list[list[int]]:
+    return [one.tokens for one in generate(loaded, prompts, *rest, **settings)]
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_greedy_answers_are_those_of_transformers(targets: dict[str, LoadedModel], name: str) -> None:
+    """In batches of one to nine, beside plain prompts, whoever drafts."""
+    loaded = targets[name]
+    right = [reference(loaded, one, NEW - place) for place, one in enumerate(PIECES)]
+    assert passes_for(loaded) is PaddedPasses and len({token for one in right for token in one}) > 50
+    first = early_exit(loaded, 1)
+    for rows in range(1, len(PROMPTS) + 1):
+        assert tokens(loaded, PROMPTS[:rows]) == right[:rows]
+        assert tokens(loaded, PROMPTS[-rows:], draft_tokens=7) == right[-rows:]
+        assert tokens(loaded, PROMPTS[:rows], [first], draft_rounds=(3,), draft_tokens=2) == right[:rows]
+    for batch_tokens in (1, 300):
+        assert tokens(loaded, batch_tokens=batch_tokens) == right
+        found = generate(loaded, drafters=[first], draft_rounds=(2,), draft_tail=3, batch_tokens=batch_tokens)
+        assert [one.tokens for one in found] == right
+        assert all(one.drafts["layers:1"].passes for one in found)
+
+
+@pytest.mark.parametrize("name", [*CARRIED, "gemma", "granite"])
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_vectors_that_are_embeddings_say_what_their_tokens_say(
+    targets: dict[str, LoadedModel], name: str, settings: dict[str, Any]
+) -> None:
+    """As the model's own table has them: Gemma's has scaled them by then, Granite itself does so afterwards."""
+    loaded = targets[name]
+    texts = [ids(count, count) for count in (9, 40, 2, 90)]
+    plain = tokens(loaded, [Prompt(one, NEW, seed) for seed, one in enumerate(texts)], **settings)
+    assert len({token for one in plain for token in one}) > 20
+    with torch.no_grad():
+        words = [table(loaded)(torch.tensor(one)) for one in texts]
+    for begin, end in ((0, 1), (1, 60), (0, 90)):
+        prompts = [
+            Prompt.of([one[:begin], known[begin:end], one[end:]], NEW, seed)
+            for seed, (one, known) in enumerate(zip(texts, words, strict=True))
+        ]
+        assert tokens(loaded, prompts, **settings) == plain
+        assert tokens(loaded, prompts, draft_tokens=5, **settings) == plain
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_samples_belong_to_their_document(
+    targets: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever the batch, whatever is drafted, and whoever decodes."""
+    loaded = targets[name]
+    together = tokens(loaded, **SAMPLED)
+    assert tokens(loaded, PROMPTS[::-1], **SAMPLED)[::-1] == together
+    assert tokens(loaded, batch_tokens=1, draft_tokens=3, **SAMPLED) == together
+    assert tokens(loaded, PROMPTS, [early_exit(loaded, 1)], draft_rounds=(3,), **SAMPLED) == together
+    monkeypatch.setattr(local, "passes_for", lambda loaded: None)
+    assert tokens(loaded, **SAMPLED) == together
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "lfm2"])
+def test_what_generate_decodes_it_reads_with_vectors_too(
+    targets: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path
+) -> None:
+    """Models among them that keep something else than columns, here a short convolution's state."""
+    if name == "lfm2":
+        config = AutoConfig.for_model(
+            name, vocab_size=save_tokenizer(tmp_path), hidden_size=SIZE, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention"],
+            initializer_range=0.25, eos_token_id=2, pad_token_id=0, bos_token_id=1,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        loaded = ModelPool("cpu").causal_lm(str(tmp_path))
+        assert passes_for(loaded) is None
+    else:
+        loaded = targets[name]
+    monkeypatch.setattr(local, "passes_for", lambda loaded: None)
+    right = [reference(loaded, one, NEW - place) for place, one in enumerate(PIECES)]
+    assert tokens(loaded, draft_tokens=3) == right
+
+
+def test_equal_vectors_are_read_once_and_others_are_not_shared(
+    targets: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, read = targets["llama"], []
+    close = DOCUMENT.clone()
+    close[0, 0] = torch.nextafter(close[0, 0], torch.tensor(9.0))
+    prompts = [Prompt.of([one, ids(5, place)], NEW) for place, one in enumerate([DOCUMENT, DOCUMENT.clone(), close])]
+    run = PaddedPasses.run
+
+    def counted(self: PaddedPasses, rows: Any, some: torch.Tensor, cached: Any, counts: Any, *rest: Any) -> Any:
+        read.append(counts.tolist())
+        return run(self, rows, some, cached, counts, *rest)
+
+    alone = tokens(loaded, prompts, batch_tokens=1)
+    monkeypatch.setattr(PaddedPasses, "run", counted)
+    assert tokens(loaded, prompts) == alone
+    assert sorted(count for one in read for count in one) == [5, 75, 75]
+
+
+def test_numbers_of_vectors_are_equal_where_these_are() -> None:
+    half = DOCUMENT[:1].half()
+    some: list[Pieces] = [[[7], DOCUMENT[:3]], [[7], DOCUMENT[:2], OTHER[:1]], [half, half.clone()], [[7, 8]]]
+    first, second, third, plain = comparable([Text.of(Prompt.of(pieces, 1)) for pieces in some])
+    assert (first == second).tolist() == [True, True, True, False] and third[0] == third[1]
+    assert plain.tolist() == [7, 8] and min(first[1:].min(), third.min()) > 10**9
+
+
+@pytest.fixture
+def copy(targets: dict[str, LoadedModel], models: dict[str, Path]) -> LoadedModel:
+    """The llama once more, with a table of its own."""
+    return ModelPool("cpu").causal_lm(str(models["llama"]))
+
+
+def test_a_drafter_with_the_same_table_reads_them_too(targets: dict[str, LoadedModel], copy: LoadedModel) -> None:
+    """One wrong column, and it would say something else than the target."""
+    for one in generate(targets["llama"], drafters=[copy], draft_rounds=(5,)):
+        assert one.passes <= 1 + -(-(len(one.tokens) - 1) // 6)
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_whoever_comes_and_goes_answers_stay(
+    targets: dict[str, LoadedModel], copy: LoadedModel, monkeypatch: pytest.MonkeyPatch, blind: bool
+) -> None:
+    """Drafters read what they missed, vectors included, or all but these."""
+    loaded, told, drawn = targets["llama"], [], np.random.default_rng(0)
+
+    def saw(self: Policy, way: Way, drafted: Any, accepted: Any) -> None:
+        told.append((way.rounds, drafted.tolist(), accepted.tolist()))
+
+    monkeypatch.setattr(
+        Policy, "way", lambda self, *_: Way(0, 2) if drawn.random() < 0.6 else self._cascades[int(drawn.integers(2))]
+    )
+    monkeypatch.setattr(Policy, "saw", saw)
+    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((6, 6))))
+    monkeypatch.setattr(engine, "knows_vectors", lambda drafter, target: drafter is target or not blind)
+    expected = tokens(loaded)
+    for batch_tokens in (1, 300, 16384):
+        assert tokens(loaded, PROMPTS, [copy], draft_tokens="auto", batch_tokens=batch_tokens) == expected
+    by_drafter = [(drafted, accepted) for rounds, drafted, accepted in told if rounds]
+    assert 9 < len(by_drafter) < len(told)
+    right = [accepted == drafted for drafted, accepted in by_drafter]
+    assert not all(right) if blind else all(right)
+    vars(loaded.model).pop("contextmill_policies", None)
+
+
+def test_a_drafter_with_another_table_reads_the_text_alone(
+    targets: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its drafts are what it would say by itself behind the tokens of prompt and answer."""
+    loaded, drafter = targets["llama"], targets["gpt2"]
+    told: list[tuple[list[int], list[int]]] = []
+    draft = Checking.draft
+
+    def noted(self: Checking, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
+        end = draft(self, lines, slots, length, most)
+        for slot, here, there in zip(slots.tolist(), length.tolist(), end.tolist(), strict=True):
+            line = lines.tokens[slot].tolist()
+            told.append((line[int(lines.read_from[slot]) : here], line[here:there]))
+        return end
+
+    expected = tokens(loaded)
+    monkeypatch.setattr(Checking, "draft", noted)
+    for batch_tokens in (1, 16384):
+        some = {"draft_rounds": (3,), "batch_tokens": batch_tokens}
+        assert tokens(loaded, PROMPTS, [drafter], **some) == expected
+    assert len(told) > 100
+    for read, drafted in told[::7]:
+        assert len(drafted) == 3 and min(read) >= 0
+        assert drafted[0] == reference(drafter, [read], 1)[0]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
+    """All that may be copied when an answer begins."""
+    noted: list[list[int]] = []
+    begin = Lines.begin
+
+    def spied(self: Lines, slots: Any, *rest: Any) -> None:
+        begin(self, slots, *rest)
+        noted.extend(self.tokens[slot, PADDING : int(self.length[slot])].tolist() for slot in slots)
+
+    monkeypatch.setattr(Lines, "begin", spied)
+    yield noted
+
+
+def test_nothing_is_copied_from_a_vector(targets: dict[str, LoadedModel], seen: list[list[int]]) -> None:
+    pieces: Pieces = [ids(4, 5), vectors(3, 5), ids(6, 6)]
+    tokens(targets["llama"], [Prompt.of(pieces, 9, copied=[5, 6])], draft_tokens=3)
+    assert seen == [[5, 6, *ids(4, 5), *ids(6, 6)]]
+    with pytest.raises(ValueError, match="none to copy from"):
+        Prompt([7], 9, copied=[VECTOR])
+
+
+def test_the_text_that_slots_hold_may_be_copied(targets: dict[str, LoadedModel]) -> None:
+    pieces: Pieces = [vectors(9, 0), ids(4, 0)]
+    (plain,) = generate(targets["llama"], [Prompt.of(pieces, 140)])
+    (drafted,) = generate(targets["llama"], [Prompt.of(pieces, 140, copied=[3, *plain.tokens, 5])], draft_tokens=7)
+    assert drafted.tokens == plain.tokens and len(set(plain.tokens)) > 60
+    assert drafted.passes < len(plain.tokens) / 8 + 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        (lambda: Prompt.of([vectors(3, 0)[:, :60]], 5), r"reads vectors of 64 numbers, and a prompt has \[3, 60\]"),
+        (
+            lambda: Prompt.of([vectors(100, 0), ids(60, 0)], 5),
+            "160 places and .* holds 160, one of them for the answer",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_said(targets: dict[str, LoadedModel], prompt: Callable[[], Prompt], says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        generate(targets["llama"], [PROMPTS[0], prompt()])
+
+
+def test_as_many_places_as_vectors() -> None:
+    for given in (None, vectors(2, 0)):
+        with pytest.raises(ValueError, match=r"a prompt has 1 places for vectors and [02] of these"):
+            Prompt([VECTOR, 7], 5, vectors=given)
+    refusal = too_long(160, "llama", 160)
+    assert refusal and refusal.code == "prompt_too_long" and too_long(159, "llama", 160) is None
+
+
+def test_a_model_that_looks_tokens_up_again_is_refused(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = ModelPool("cpu").causal_lm(str(models["llama"]))
+    model: Any = loaded.model
+    forward = model.model.forward
+
+    def again(input_ids: torch.Tensor | None = None, **options: Any) -> Any:
+        found = forward(input_ids=input_ids, **options)
+        if input_ids is not None:
+            found.last_hidden_state = found.last_hidden_state + 0.1
+        return found
+
+    monkeypatch.setattr(model.model, "forward", again)
+    with pytest.raises(ModelError, match="reads no vectors: choose a target that takes inputs_embeds"):
+        generate(loaded)
+
+
+def test_places_are_what_is_counted(targets: dict[str, LoadedModel]) -> None:
+    """Room in the store, in the batch, and for the answer in the window."""
+    loaded = targets["llama"]
+    room = Prompt.of([DOCUMENT, OTHER, ids(15, 1)], loaded.window - 155)
+    assert len(room.ids) == 155
+    (found,) = generate(loaded, [room], draft_tokens=15)
+    assert found.tokens == reference(loaded, [DOCUMENT, OTHER, ids(15, 1)], 5)
