@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.batching import run_packed
 from pipeline.compression.tokens import Tokenising
+from pipeline.memory.autoencoder import TAGS
 from pipeline.memory.encode_stage import Cut, Encode
 from pipeline.memory.packing import Packed, joined, pack, squares
 from pipeline.memory.ragged import encode_spans, places_of
@@ -140,13 +141,14 @@ def _spans(place: int, ids: Ints, cut: Cut) -> list[Span]:
 
 def _encoded(spans: Sequence[Span], there: Resident, spec: EncodeSpec, run: Run) -> list[Made]:
     coder, kind = there.coder, there.base.device.type
+    tag = coder.tags[TAGS.index("FT")].detach()
 
     @torch.inference_mode()
     def work(rows: list[int]) -> list[Made]:
         _alive(run)
         some = [spans[row] for row in rows]
         slots = torch.cat(encode_spans(coder, [one.ids for one in some], [one.slots for one in some]))
-        packed = pack(slots, spec.precision, spec.group)
+        packed = pack(slots, tag, spec.precision, spec.group)
         slots, when = slots.float().cpu(), time.perf_counter()
         run.progress(0, sum(len(one.ids) for one in some))
         ends = np.cumsum([one.slots for one in some]).tolist()

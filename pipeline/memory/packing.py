@@ -27,13 +27,15 @@ _HALF = torch.finfo(torch.float16).max
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Slots ``[k, d]``. ``values``: float16 or int8 ``[k, d]``, or uint8 ``[k, ceil(d / 2)]``, two numbers a byte, the
-    first in the lower half and each plus 8. ``scales``: float16 ``[k, ceil(d / group)]``, ``[k, 0]`` for float16."""
+    first in the lower half and each plus 8. ``scales``: float16 ``[k, ceil(d / group)]``, ``[k, 0]`` for float16.
+    ``tag``: float16 ``[d]``, the vector that is read behind them where they are asked about."""
 
     precision: Precision
     group: int
     size: int
     values: NDArray[Any]
     scales: NDArray[np.float16]
+    tag: NDArray[np.float16]
 
     @property
     def bytes(self) -> int:
@@ -48,19 +50,25 @@ class Packed:
         """Of these slots as those of the encoder ``revision``: what they are, then what they hold."""
         said = [revision, self.precision, self.group, self.size, len(self.values)]
         found = hashlib.sha256(json.dumps(said).encode())
-        found.update(np.ascontiguousarray(self.values).data)
-        found.update(np.ascontiguousarray(self.scales).data)
+        for one in (self.values, self.scales, self.tag):
+            found.update(np.ascontiguousarray(one).data)
         return found.hexdigest()
 
+    def told(self) -> torch.Tensor:
+        """The tag, ``[1, d]``, float32 on the CPU."""
+        return torch.from_numpy(np.array(self.tag))[None].float()
 
-def pack(slots: torch.Tensor, precision: Precision, group: int) -> Packed:
-    """``[k, d]``, finite, on any device. What is too large for float16 becomes the largest it has."""
+
+def pack(slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int) -> Packed:
+    """``[k, d]``, finite, on any device, and their tag ``[d]``. What is too large for float16 becomes the largest it
+    has."""
     wide = slots.detach().float()
     if precision == "float16":
         values, scales = wide.clamp(-_HALF, _HALF).half(), wide.new_zeros(len(wide), 0)
     else:
         values, scales = _whole(wide, precision, group)
-    return Packed(precision, group, wide.shape[1], values.cpu().numpy(), scales.half().cpu().numpy())
+    held = [one.detach().half().cpu().numpy() for one in (scales, tag)]
+    return Packed(precision, group, wide.shape[1], values.cpu().numpy(), *held)
 
 
 def _whole(wide: torch.Tensor, precision: Precision, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,7 +102,7 @@ def joined(parts: Sequence[Packed]) -> Packed:
     """One after the other; all of one kind, and at least one."""
     first = parts[0]
     values, scales = (np.concatenate([getattr(one, name) for one in parts]) for name in ("values", "scales"))
-    return Packed(first.precision, first.group, first.size, values, scales)
+    return replace(first, values=values, scales=scales)
 
 
 def squares(slots: torch.Tensor, packed: Packed) -> tuple[float, float]:

@@ -23,8 +23,8 @@ from pipeline.models.ref import ModelError
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import write_pieces
 
-SCALES = ".scales"
-"""Behind a key: the scales of what lies under it."""
+SCALES, TAG = ".scales", ".tag"
+"""Behind a key: the scales of what lies under it. By itself: the tag of all slots of the file."""
 
 MOST_HEADER = 100 * 2**20
 """Bytes, as the safetensors library has it."""
@@ -40,8 +40,8 @@ class SlotsError(ModelError):
 
 def write_slots(fs: pafs.FileSystem, path: str, slots: Mapping[str, Packed], revision: str) -> None:
     """Write slots by key, whole or not at all. Raises ``OSError``."""
-    arrays = {name: array for key, one in slots.items() for name, array in _arrays(key, one).items()}
     one = next(iter(slots.values()))
+    arrays = {name: array for key, each in slots.items() for name, array in _arrays(key, each).items()} | {TAG: one.tag}
     said = {"encoder": revision, "precision": one.precision, "group": str(one.group), "size": str(one.size)}
     write_pieces(fs, path, _pieces(arrays, {"format": "contextmill.slots", **said}))
 
@@ -109,13 +109,13 @@ class SlotFiles:
             header = self._headers.get(path) or _header(file)
             self._headers[path] = header
             said = header.said
-            values, scales = (_array(file, header, name) for name in (key, key + SCALES))
-        if values is None:
+            values, scales, tag = (_array(file, header, name) for name in (key, key + SCALES, TAG))
+        if values is None or tag is None:
             raise LookupError(f"there are no slots {key} in it")
         if scales is None:
             scales = np.zeros((len(values), 0), np.float16)
         precision: Any = said["precision"]
-        return Packed(precision, int(said["group"]), int(said["size"]), values, scales)
+        return Packed(precision, int(said["group"]), int(said["size"]), values, scales, tag)
 
 
 def _header(file: pa.NativeFile) -> _Header:

@@ -151,7 +151,7 @@ def test_one_text_under_two_ids_lies_in_a_file_once(engine: Engine, tmp_path: Pa
     root = root_of(engine, done(engine, spec(tmp_path, tiny_model, rows, seconds_per_shard=60.0)))
     made = rows_of(root)
     files = [load_file(path) for path in (root / "slots").iterdir()]
-    assert len(files) < len(made) and all(len(one) == 1 for one in files)
+    assert len(files) < len(made) and all(len(one) == 2 for one in files)  # and the tag
     assert all(len(read_slots(str(root), row)) == row["slots"] for row in made)
 
 
