@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encoder import filled
+from pipeline.memory.lowrank import LowRank
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.models.encoders import EncoderManifest
 
@@ -27,7 +28,15 @@ def resident(folder: Path, manifest: EncoderManifest, base: str, dtype: str, dev
     pool.keep_at_least(2)  # the two are one in memory, and would be loaded in turns
     loaded = pool.causal_lm(base, dtype, device)
     key = ("encoder", manifest.revision, dtype, str(loaded.device))
-    return pool.keep(key, lambda: Resident(filled(_model(loaded, base, dtype, device, pool), manifest, folder), loaded))
+    return pool.keep(key, lambda: _made(loaded, filled(_model(loaded, base, dtype, device, pool), manifest, folder)))
+
+
+def _made(loaded: LoadedModel, coder: Autoencoder) -> Resident:
+    """In the dtype in which it reads: what is trained in float32 would be cast in every layer of every pass."""
+    for one in coder.modules():
+        if isinstance(one, LowRank):
+            one.lora_A.data, one.lora_B.data = (each.data.to(loaded.model.dtype) for each in (one.lora_A, one.lora_B))
+    return Resident(coder, loaded)
 
 
 def _model(loaded: LoadedModel, base: str, dtype: str, device: str, pool: ModelPool) -> Any:
