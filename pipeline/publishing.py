@@ -15,7 +15,7 @@ from pipeline.evaluation.publishing import evaluate_job
 from pipeline.shard_rows import INPUT_STAGE, JobView
 from pipeline.stages import Halt
 from pipeline.storage.filesystem import resolve_path
-from pipeline.storage.parts import delete, list_orphans, table_from_rows, write_part, write_tables
+from pipeline.storage.parts import delete, list_orphans, slots_path, table_from_rows, write_part, write_tables
 from pipeline.storage.publication import publish
 from pipeline.storage.requests import forget_responses
 from pipeline.storage.shards import Claim, Commit
@@ -36,7 +36,7 @@ def publish_job(engine: Engine, claim: Claim, job: JobView, go_on: Callable[[], 
     with reading(engine) as connection:
         rows = connection.execute(select(Part).where(Part.job_id == job.id).order_by(Part.start)).all()
     last = [f"{root}/{row.path}" for row in rows if row.stage == len(job.spec.stages) - 1]
-    known = {row.path.rpartition("/")[2] for row in rows}
+    known = {row.path.rpartition("/")[2] for row in rows} | {slots_path(row.path) for row in rows}
     try:
         files = last or [_write_empty(fs, root, job)]
         publish(fs, root, files, claim.attempt, go_on)

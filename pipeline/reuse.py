@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -47,7 +48,9 @@ def taken_over(
                 left += [usage.content_hash for usage in usages]
             else:
                 made = {u.content_hash: (_result(rows[u.row], u), u.reused_from or other) for u in usages}
-                by_hash |= made
+                whole = _with_slots(other, output, made)
+                by_hash |= whole
+                left += list(made.keys() - whole.keys())
     return {d.seq: by_hash[d.content_hash] for d in documents if d.content_hash in by_hash}
 
 
@@ -61,6 +64,23 @@ def _read(other: str, output: str, part: str, kind: str) -> list[dict[str, Any]]
     except (OSError, pa.ArrowInvalid) as error:
         log.warning("results of job %s cannot be taken over: %s", other, error)
         return None
+
+
+def _with_slots(other: str, output: str, made: dict[str, tuple[Result, str]]) -> dict[str, tuple[Result, str]]:
+    """The results with the slots that they name, less those whose slots cannot be read."""
+    if not any(result.fields.get("slots") for result, _ in made.values()):
+        return made
+    from pipeline.memory.store import SlotFiles, SlotsError
+
+    files, whole = SlotFiles(output), {}
+    for key, (result, maker) in made.items():
+        try:
+            slots = files.packed(result.fields) if result.fields["slots"] else None
+        except (SlotsError, OSError) as error:
+            log.warning("slots of job %s cannot be taken over: %s", other, error)
+            continue
+        whole[key] = replace(result, slots=slots), maker
+    return whole
 
 
 def _candidates(engine: Engine, job_id: str, stage_hash: str, hashes: list[str], rank: int) -> list[Any]:

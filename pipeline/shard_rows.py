@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 from sqlalchemy import Engine, select
@@ -14,13 +14,16 @@ from pipeline import collecting
 from pipeline.cutting import cut
 from pipeline.stages import Outcome, Refusal, Result, build
 from pipeline.storage.filesystem import resolve_path
-from pipeline.storage.parts import read_rows, table_from_rows, write_part
+from pipeline.storage.parts import read_rows, slots_path, table_from_rows, write_part
 from pipeline.storage.shards import Claim, shard_row
 from pipeline.storage.sql import reading
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
 from schemas.records import REUSED_FROM, STAGE_FIELDS, part_schema
 from schemas.tables import Job, Part
+
+if TYPE_CHECKING:
+    from pipeline.memory.packing import Packed
 
 INPUT_STAGE = -1  # the "stage" under which the producer's input parts and rejections stand
 
@@ -62,6 +65,7 @@ class WrittenPart:
     fs: pafs.FileSystem
     location: str
     row: dict[str, Any]  # its manifest row
+    beside: str | None = None  # its slot file
 
 
 @collecting.seldom()
@@ -108,12 +112,36 @@ def write_rows(claim: Claim, job: JobView, settled: Sequence[Settled]) -> Writte
         return None
     kinds = [spec.kind for spec in job.spec.stages[: claim.stage + 1]]
     schema = part_schema(kinds, {"job": job.id, "config_hash": job.stage_hashes[claim.stage]})
-    table = table_from_rows([_part_row(entry, REUSED_FROM.get(kinds[-1])) for entry in kept], schema)
     fs, root = resolve_path(job.output)
     path = f"_parts/{claim.shard_id}-a{claim.attempt}-{uuid.uuid4().hex[:8]}.parquet"
-    info = write_part(fs, f"{root}/{path}", table, schema)
+    keys, beside = _write_slots(fs, root, path, kept)
+    rows = [_part_row(entry, REUSED_FROM.get(kinds[-1])) | keys.get(entry.document.seq, {}) for entry in kept]
+    info = write_part(fs, f"{root}/{path}", table_from_rows(rows, schema), schema)
     span = {"stage": claim.stage, "start": claim.start, "stop": claim.stop, "rows": len(kept), "bytes": info.bytes}
-    return WrittenPart(fs, f"{root}/{path}", {"job_id": job.id, "path": path, **span})
+    return WrittenPart(fs, f"{root}/{path}", {"job_id": job.id, "path": path, **span}, beside)
+
+
+def _write_slots(
+    fs: pafs.FileSystem, root: str, part: str, kept: Sequence[Settled]
+) -> tuple[dict[int, dict[str, str]], str | None]:
+    """Write the slots of ``kept`` into the slot file of ``part``: the columns that say where, by seq, and the file."""
+    results = {entry.document.seq: (entry.document.content_hash, entry.outcome) for entry in kept}
+    found = {seq: (key, one) for seq, (key, one) in results.items() if isinstance(one, Result) and one.slots}
+    if not found:
+        return {}, None
+    from pipeline.memory.store import write_slots  # torch, which other jobs need not pay for
+
+    slots: dict[str, Packed] = {}
+    columns: dict[int, dict[str, str]] = {}
+    for seq, (content, one) in found.items():
+        assert one.slots is not None
+        # Of one text and yet not the same to the last bit: halves of a shard that was bisected.
+        key = content if slots.setdefault(content, one.slots) is one.slots else f"{content}-{seq}"
+        slots[key] = one.slots
+        columns[seq] = {"slots_file": slots_path(part), "slots_key": key}
+        revision = one.fields["encoder_revision"]
+    write_slots(fs, f"{root}/{slots_path(part)}", slots, revision)
+    return columns, f"{root}/{slots_path(part)}"
 
 
 def _part_row(entry: Settled, reused_from: str | None) -> dict[str, Any]:
@@ -198,7 +226,14 @@ def next_shards(claim: Claim, job: JobView, settled: Sequence[Settled], max_atte
     work = []
     for entry in settled:
         if isinstance(entry.outcome, Result):
-            characters = len(entry.outcome.fields.get("compressed") or entry.document.prompt)
+            characters = _characters(entry.document, entry.outcome)
             work.append((entry.document.seq, characters, stage.work_seconds(characters)))
     ranges = cut(work, job.spec.stages[following].seconds_per_shard)
     return [shard_row(job.id, following, start, stop, max_attempts) for start, stop in ranges]
+
+
+def _characters(document: Document, result: Result) -> int:
+    """Of what the following stage reads; of slots those that as many tokens have."""
+    if "slots" in result.fields:
+        return round(len(document.prompt) * result.tokens_out / max(1, result.tokens_in))
+    return len(result.fields.get("compressed") or document.prompt)

@@ -20,6 +20,7 @@ from schemas.records import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pipeline.generation.ledger import Ledger
+    from pipeline.memory.packing import Packed
     from pipeline.models import ModelPool
 
 STAGES = {
@@ -27,6 +28,7 @@ STAGES = {
     "recover": "pipeline.compression.recover_stage:Recover",
     "copy": "pipeline.copying:Copy",
     "compress": "pipeline.compression.stage:Compress",
+    "encode": "pipeline.memory.encode_stage:Encode",
     "generate": "pipeline.generation.stage:Generate",
     "align": "pipeline.alignment.stage:Align",
     "distill": "pipeline.alignment.distilling:Distill",
@@ -45,7 +47,7 @@ class Result:
 
     ``fields`` are the stage's columns (``schemas.records.STAGE_FIELDS``). ``seconds`` is the document's share of the
     stage's working time, by its tokens; ``latency_seconds`` the time its caller would have waited. An unknown cost is
-    ``None``, never 0.
+    ``None``, never 0. ``slots`` are for the slot file of the shard: too large for a column.
     """
 
     fields: dict[str, Any]
@@ -56,6 +58,7 @@ class Result:
     latency_seconds: float | None = None
     cost_microusd: int | None = None
     price: str | None = None
+    slots: Packed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Run:
     asked between batches. ``progress(documents, tokens)`` counts what was finished since the last call, and is a sign
     of life: a shard that gives none for ``Settings.soft_time_limit`` is taken to be stuck, one that does never is.
     ``folder`` is the stage's own place beside the job's data (local or s3), for what outlives an attempt: checkpoints.
+    ``output`` is the job's folder, in which the files lie that rows of earlier stages name.
     """
 
     models: ModelPool
@@ -112,6 +116,7 @@ class Run:
     stopping: Callable[[], bool] = field(default=_never)
     progress: Callable[[int, int], None] = field(default=_silent)
     folder: str | None = None
+    output: str | None = None
 
 
 class Stage(Protocol):

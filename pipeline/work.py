@@ -101,6 +101,8 @@ def work_on(engine: Engine, claim: Claim, models: ModelPool, lease: Lease, max_a
 def _discard(part: WrittenPart) -> None:
     try:
         delete(part.fs, part.location)
+        if part.beside:
+            delete(part.fs, part.beside)
     except OSError as error:  # a network's, mostly; the publication removes what no shard committed
         log.warning("%s is not removed yet: %s", part.location, error)
 
@@ -138,7 +140,7 @@ def _work(
     documents = read_documents(engine, claim, job)
     ledger = SqlLedger(engine, job.id, claim.stage, claim.attempt)
     folder = f"{job.output}/{job.spec.stages[claim.stage].kind}"
-    run = Run(models, ledger=ledger, stopping=lease.stopping, progress=lease.progress, folder=folder)
+    run = Run(models, ledger, lease.stopping, lease.progress, folder, job.output)
     settled = _settle(engine, claim, job, documents, run)
     written = write_rows(claim, job, settled)
     commit = Commit(

@@ -12,7 +12,7 @@ from schemas.align import WHOLE_CORPUS
 from schemas.base import DEFAULT_MODEL, USD, ModelName, Strict, Whole
 from schemas.compress import CompressSpec
 from schemas.reference import ReferenceSpec
-from schemas.stage import StageSpec
+from schemas.stage import GenerateSpec, StageSpec
 
 
 def digest(value: Any) -> str:
@@ -126,6 +126,19 @@ class JobSpec(Strict):
                 'recover needs to know what was kept, which fidelity = "reference" cannot say: leave recover out, or '
                 'take fidelity = "paper"'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _slots_for_the_target_alone(self) -> JobSpec:
+        kinds = [stage.kind for stage in self.stages]
+        if "encode" not in kinds:
+            return self
+        if "compress" in kinds:
+            raise ValueError("encode and compress both shorten the contexts: one of them a job")
+        if "generate" in kinds[: kinds.index("encode")]:
+            raise ValueError("answers are written from slots: put encode before generate")
+        if any(isinstance(stage, GenerateSpec) and stage.backend != "local" for stage in self.stages):
+            raise ValueError('an endpoint takes no slots: generate after encode needs backend = "local"')
         return self
 
     def output_settings(self) -> dict[str, Any]:

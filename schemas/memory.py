@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from schemas.base import ModelName, StageBase, Strict, Whole
 
 Layout = Literal["interleaved", "appended", "pooled"]
+Precision = Literal["float16", "int8", "int4"]
 
 
 class EncoderSpec(Strict):
@@ -71,3 +72,26 @@ class PretrainSpec(StageBase):
                     f"{self.encoder.slots} at most: raise ratio or encoder.slots"
                 )
         return self
+
+
+class EncodeSpec(StageBase):
+    """Put the contexts of every prompt into memory slots, by an encoder of the target's own."""
+
+    kind: Literal["encode"]
+    encoder: ModelName = Field(description="its name (`contextmill icae pretrain` gives it one), or its folder")
+    span: Whole | None = Field(None, ge=1, description="most tokens of a span; those of the encoder's last lesson")
+    ratio: StrictFloat | None = Field(None, ge=1, description="tokens a slot; those of the encoder's last lesson")
+    keep_text: StrictInt = Field(0, ge=0, description="contexts of so many tokens and fewer stay text")
+    precision: Precision = Field("float16", description="of the slots as they are stored")
+    group: Literal[32, 64] = Field(64, description="numbers of a slot that share a scale, in int8 and int4")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the passes")
+
+    def output_settings(self) -> dict[str, Any]:
+        """Without the encoder's name: its revision is in the stage's identity, by whatever name it goes; and without a
+        group that groups nothing."""
+        said = super().output_settings()
+        return {name: one for name, one in said.items() if name not in ("encoder", *self._idle)}
+
+    @property
+    def _idle(self) -> tuple[str, ...]:
+        return ("group",) if self.precision == "float16" else ()

@@ -128,6 +128,25 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("pretrain_seconds", pa.float64(), nullable=False),
         ]
     ),
+    "encode": pa.schema(
+        [
+            pa.field("slots", pa.int64(), nullable=False),  # of all contexts, laid end to end; 0: all of it stays text
+            # Of each context, in their order; 0: it stays text.
+            pa.field("context_slots", pa.list_(pa.field("element", pa.int32())), nullable=False),
+            pa.field("slot_spans", pa.int64(), nullable=False),  # read by themselves
+            pa.field("slots_file", pa.string()),  # safetensors, from the job's folder; null where there are no slots
+            pa.field("slots_key", pa.string()),  # the tensor in it
+            pa.field("slots_sha256", pa.string()),  # of what the tensor is and holds
+            pa.field("slots_bytes", pa.int64(), nullable=False),
+            pa.field("slots_precision", pa.string(), nullable=False),  # float16 | int8 | int4
+            pa.field("slots_loss", pa.float64()),  # size of what that precision lost, over the size of the slots
+            pa.field("encoder_revision", pa.string(), nullable=False),
+            pa.field("tokens_encoded", pa.int64(), nullable=False),  # target tokenizer, contexts that are slots now
+            pa.field("tokens_original", pa.int64(), nullable=False),  # ... the whole prompt
+            pa.field("tokens_compressed", pa.int64(), nullable=False),  # slots, and tokens of what stays text
+            pa.field("encode_seconds", pa.float64(), nullable=False),
+        ]
+    ),
     "recover": pa.schema(
         [
             pa.field("recovered", pa.string()),  # ``generated`` in the original's words; null where ``kept`` is
@@ -156,6 +175,9 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
 ANSWER_DECIDES = frozenset({"align", "distill", "evaluate", "pretrain", "recover"})
 """Kinds of stage whose columns follow from the reference answer, from the one sampled answer that stands in the row, or
 from all other texts: no content hash covers them, so they are never taken over."""
+
+SHORTENING = frozenset({"compress", "encode"})
+"""Kinds of stage behind which a prompt takes fewer of the target's places: their usage counts it before and after."""
 
 REUSED_FROM = {
     kind: f"{kind}_reused_from" for kind, made in STAGE_FIELDS.items() if made.names and kind not in ANSWER_DECIDES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -93,4 +94,30 @@ def save_tiny_classifier(folder: Path, model: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertForTokenClassification(config).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_encoder(folder: Path, model: Path, **spec: Any) -> Path:
+    """Write a random memory encoder for ``model`` into ``folder``, as if it had been trained on spans of 16 tokens in 4
+    slots; its low-rank weights count."""
+    import torch
+
+    from pipeline.memory.autoencoder import Autoencoder
+    from pipeline.memory.encoder import write_encoder
+    from pipeline.models import ModelPool, digest_of
+    from pipeline.models.encoders import EncoderManifest, Figures
+    from schemas.memory import EncoderSpec
+
+    given = EncoderSpec.model_validate({"rank": 4, "alpha": 8.0, **spec})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        coder = Autoencoder(ModelPool("cpu").own_copy(str(model)).model, given)
+        for name, one in coder.trained().items():
+            if name.endswith("lora_B"):
+                torch.nn.init.normal_(one, 0.0, 0.05)
+        coder.calibrate(torch.randint(3, 900, (8, 16)), 4)
+    unknown = (None, None)
+    figures = Figures(0, 0, 16, 4, unknown, unknown, unknown, unknown)
+    manifest = EncoderManifest(str(model), digest_of(str(model)), given.model_dump(mode="json"), 0, figures, "")
+    write_encoder(coder, [], manifest, str(folder))
     return folder

@@ -16,6 +16,7 @@ from pipeline.accounting.speeds import Measured
 from pipeline.accounting.stage_estimate import Flow, StageEstimate, estimate_stage
 from pipeline.models.ref import ModelError
 from schemas.job import JobSpec
+from schemas.records import SHORTENING
 from schemas.settings import Settings
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -66,7 +67,7 @@ def estimate(
     stages: list[StageEstimate] = []
     for index in range(len(job.stages)):
         stages.append(estimate_stage(job, index, flow, (measured or {}).get(index), day, settings))
-        if stages[-1].kind == "compress":
+        if stages[-1].kind in SHORTENING:
             flow = Flow(documents, stages[-1].tokens_out)
     hosted = [stage for stage in stages if stage.hosted]
     return Estimate(
@@ -88,7 +89,7 @@ def _copies(job: JobSpec) -> list[str]:
 
 
 def _savings(job: JobSpec, stages: Sequence[StageEstimate], day: date, table: Path | None) -> tuple[Saving, ...]:
-    compress = next((stage for stage in stages if stage.kind == "compress"), None)
+    compress = next((stage for stage in stages if stage.kind in SHORTENING), None)
     if compress is None:
         return ()
     removed = Removed(compress.tokens_in, compress.tokens_out, compress.seconds or 0.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.accounting import wording
 from pipeline.accounting.figures import Summary
 from pipeline.memory import display
+from schemas.records import SHORTENING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +128,7 @@ def _tools() -> tuple[Any, Any]:
 
 def _figures(summary: Summary, plots: Any) -> dict[str, Any]:
     d = summary.documents
-    compress = next((stage for stage in summary.stages if stage.kind == "compress"), None)
+    compress = next((stage for stage in summary.stages if stage.kind in SHORTENING), None)
     costs = [stage.cost_microusd for stage in summary.stages if stage.cost_microusd is not None]
     return {
         "compress": compress,

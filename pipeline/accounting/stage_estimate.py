@@ -11,13 +11,13 @@ from pipeline.accounting.footprint import Shape, footprint, read_shape
 from pipeline.accounting.prices import Price, PricesMissing, cost_microusd, price_of
 from pipeline.accounting.speeds import Measured
 from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
-from pipeline.models import resolve
+from pipeline.models import encoders, resolve
 from pipeline.models.ref import ModelError
 from schemas.align import AlignSpec, TrainingSpec
 from schemas.compress import CompressBase, CompressSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
-from schemas.memory import PretrainSpec
+from schemas.memory import EncodeSpec, PretrainSpec
 from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
 from schemas.settings import Settings
@@ -41,7 +41,7 @@ SCORED_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Logits that are held at once while tokens are scored (``pipeline.compression.scoring``)."""
 
 
-Reading = CompressBase | GenerateSpec | TrainingSpec | PretrainSpec
+Reading = CompressBase | GenerateSpec | TrainingSpec | PretrainSpec | EncodeSpec
 """Stages that read texts with a model here."""
 
 
@@ -94,6 +94,10 @@ def estimate_stage(
         read = 2 * spec.steps * spec.tokens_per_step * LEARNING_PASSES
         made = _local(index, spec, job.target.model, flow, flow.tokens, read, 0, None, settings)
         return replace(made, memory_bytes=None)
+    if isinstance(spec, EncodeSpec):
+        slots, note = _encoded(spec, flow, settings)
+        made = _local(index, spec, job.target.model, flow, slots, flow.tokens + slots, 0, measured, settings)
+        return replace(made, notes=(*made.notes, *note))
     if not isinstance(spec, GenerateSpec):
         read = 0 if isinstance(spec, EvaluateSpec | RecoverSpec) else flow.tokens  # these count no tokens
         kept = _kept(spec, flow) if isinstance(spec, CompressBase) else read
@@ -113,6 +117,17 @@ def _kept(spec: CompressBase, flow: Flow) -> int:
     if rates:
         return int(sum(rates) / len(rates) * flow.tokens)
     return min(flow.tokens, (spec.target_tokens or 0) * flow.documents)
+
+
+def _encoded(spec: EncodeSpec, flow: Flow, settings: Settings) -> tuple[int, tuple[str, ...]]:
+    """Slots, were prompts all contexts, and a note where the encoder does not say how many it makes."""
+    if spec.ratio is not None:
+        return round(flow.tokens / spec.ratio), ()
+    try:
+        figures = encoders.read_manifest(encoders.find(spec.encoder, settings.cache)).figures
+    except ModelError as error:
+        return flow.tokens, (f"slots are unknown: {error}",)
+    return round(flow.tokens * figures.slots / figures.tokens), ()
 
 
 def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:

@@ -19,7 +19,8 @@ from pipeline.storage.sql import db_now, reading
 from schemas.base import StageBase
 from schemas.compress import CompressBase
 from schemas.job import JobSpec
-from schemas.records import ANSWER_DECIDES
+from schemas.memory import EncodeSpec
+from schemas.records import ANSWER_DECIDES, SHORTENING
 from schemas.stage import GenerateSpec
 
 __all__ = ["NoSuchJob", "Summary", "summarise"]
@@ -146,13 +147,15 @@ def _method(stage: StageBase, spec: JobSpec) -> str:
     if isinstance(stage, CompressBase):
         whose = ["as the library has it"] if stage.fidelity == "reference" else []
         return " ".join([stage.method, *whose, *(f"({model})" for model in stage.scoring_models)])
+    if isinstance(stage, EncodeSpec):
+        return f"{stage.encoder} ({stage.precision})"
     if isinstance(stage, GenerateSpec):
         return f"{spec.target.model} ({'hosted' if stage.backend == 'openai' else 'local'})"
     return ""
 
 
 def _savings(spec: JobSpec, stages: tuple[StageFigures, ...], day: date, table: Path | None) -> Any:
-    compress = next((stage for stage in stages if stage.kind == "compress"), None)
+    compress = next((stage for stage in stages if stage.kind in SHORTENING), None)
     if compress is None:
         return ()
     removed = Removed(

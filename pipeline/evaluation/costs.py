@@ -33,7 +33,7 @@ def cost_per_thousand(scores: Scores, price: Price) -> int | None:
     calls = _calls(scores) if price.hosted else Decimal(0)
     if calls is None:
         return None
-    names = ["compress_seconds"] if price.hosted else ["compress_seconds", "generate_seconds"]
+    names = ["compress_seconds"] if price.hosted else ["compress_seconds", "encode_seconds", "generate_seconds"]
     seconds = sum(float(scores.column(name).sum()) for name in names if name in scores.table.column_names)
     usd = calls + Decimal(seconds) / 3600 * price.usd_per_hour
     return int((usd * 1_000_000_000 / len(scores.ids)).to_integral_value(ROUND_HALF_UP))

@@ -23,7 +23,7 @@ CORPUS_BLEU = "corpus_bleu4"
 
 FILE = "evaluation.parquet"
 COLUMNS = "doc_id", "answer", "tokens_original", "tokens_compressed", "tokens_prompt", "tokens_generated", "cost_usd",\
-    "compress_seconds", "generate_seconds"  # fmt: skip
+    "compress_seconds", "encode_seconds", "generate_seconds"  # fmt: skip
 
 
 def evaluate_spec(spec: JobSpec) -> EvaluateSpec | None:

@@ -17,6 +17,7 @@ from pipeline.generation.generated import GenerateDecoder
 from pipeline.generation.prompts import Prompt, PromptEncoder
 from pipeline.generation.rounds import DrafterFailed
 from pipeline.generation.sampling import document_seed
+from pipeline.generation.slotted import Pieces, Slotted, has_slots
 from pipeline.generation.tally import Drafted
 from pipeline.generation.texts import check_vectors
 from pipeline.models import LoadedModel
@@ -174,7 +175,7 @@ def answer(
     drafters: Sequence[LoadedModel | None] = (),
 ) -> list[Outcome]:  # fmt: skip
     """The outcome of each document, in order: the answer of the model called ``name``, or why it was not asked."""
-    asked = prompts_of(documents, name, loaded, spec)
+    asked = prompts_of(documents, name, loaded, spec, run.output)
     prompts = [one for one in asked if isinstance(one, Prompt)]
     run.progress(len(documents) - len(prompts), 0)
     made = iter(zip(prompts, LocalGenerator(loaded, spec, run, drafters).generate(prompts), strict=True))
@@ -184,25 +185,33 @@ def answer(
 
 
 def prompts_of(
-    documents: Sequence[Document], name: str, loaded: LoadedModel, spec: GenerateSpec
+    documents: Sequence[Document], name: str, loaded: LoadedModel, spec: GenerateSpec, output: str | None = None
 ) -> list[Prompt | Refusal]:
-    """What the model called ``name`` is asked for each document, in order, or why it is not."""
+    """What the model called ``name`` is asked for each document, in order, or why it is not. Slots of contexts lie in
+    files of the job in the folder ``output``. Raises ``SlotsError``."""
     encoder = PromptEncoder(name, loaded.tokenizer, loaded.window, spec)
-    encoded = encoder.encode([document.prompt for document in documents])
-    return [
-        ids if isinstance(ids, Refusal) else _prompt(document, ids, loaded, spec)
-        for document, ids in zip(documents, encoded, strict=True)
-    ]
+    texts = iter(encoder.encode([document.prompt for document in documents if not has_slots(document)]))
+    slotted = Slotted(encoder, output)
+    found: list[Prompt | Refusal] = []
+    for document in documents:
+        if has_slots(document):
+            said = slotted.pieces(document)
+        else:
+            ids = next(texts)
+            said = ids if isinstance(ids, Refusal) else [ids]
+        found.append(said if isinstance(said, Refusal) else _prompt(document, said, loaded, spec))
+    return found
 
 
-def _prompt(document: Document, ids: list[int], loaded: LoadedModel, spec: GenerateSpec) -> Prompt:
-    """Answers may copy words that were cut from a compressed prompt: the original is there to draft from."""
+def _prompt(document: Document, pieces: Pieces, loaded: LoadedModel, spec: GenerateSpec) -> Prompt:
+    """Answers may copy words that were cut from a compressed prompt, or are slots: the original is there to draft
+    from."""
     seed = document_seed(spec.seed, document.content_hash)
-    copies = spec.plan.copied or spec.draft_tail
-    original = document.parts.render() if copies and "compressed" in document.fields else ""
+    copies = (spec.plan.copied or spec.draft_tail) and ("compressed" in document.fields or has_slots(document))
+    original = document.parts.render() if copies else ""
     copied = loaded.tokenizer(original, add_special_tokens=False, verbose=False)["input_ids"] if original else []
-    room = loaded.window if loaded.start else loaded.window - len(ids)
-    return Prompt(ids, min(spec.max_new_tokens, room), seed, copied)
+    room = loaded.window if loaded.start else loaded.window - sum(map(len, pieces))
+    return Prompt.of(pieces, min(spec.max_new_tokens, room), seed, copied)
 
 
 def _result(

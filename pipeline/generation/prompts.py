@@ -85,6 +85,27 @@ class PromptEncoder:
         ids = iter(self._tokenize(sendable, special=not chat))
         return [self._fitting(next(ids)) if isinstance(text, str) else text for text in framed]
 
+    def around(self, text: str, marker: str) -> list[list[int]] | Refusal:
+        """The ids of what stands before, between and behind each ``marker`` of a text in its frame, or why there are
+        none; the window is not looked at.
+
+        What is between is read by itself: no token reaches over a marker. Raises ``Halt`` as ``encode`` does.
+        """
+        chat = self._chat()
+        framed = self._frame(text, chat)
+        if isinstance(framed, Refusal):
+            return framed
+        first, *others = framed.split(marker)
+        if len(others) != text.count(marker):
+            return Refusal("chat_template", f"the chat template of {self.name} changes what it is given: use its text")
+        runs = self._tokenize([first], special=not chat) + self._tokenize(others, special=False)
+        return runs if any(runs) or others else Refusal("empty", f"the tokenizer of {self.name} makes no token of it")
+
+    @property
+    def chats(self) -> bool:
+        """Whether texts are framed by a chat template."""
+        return self._chat()
+
     def _tokenize(self, texts: list[str], special: bool) -> list[list[int]]:
         if not texts:  # some tokenizers fail on an empty list
             return []

@@ -14,6 +14,7 @@ from pipeline.generation.decoding import passes_for
 from pipeline.generation.local import Generation, LocalGenerator, misfit, prompts_of
 from pipeline.generation.policy import GAIN
 from pipeline.generation.prompts import Prompt
+from pipeline.generation.slotted import with_slots
 from pipeline.generation.stage import Generate
 from pipeline.generation.timing import timed
 from pipeline.models import LoadedModel, ModelError, ModelPool
@@ -172,7 +173,7 @@ def prepare(
             if isinstance(outcome, Refusal):
                 refused.append((document, outcome))
             else:
-                fields = outcome.fields if isinstance(outcome, Result) else {}
+                fields = with_slots(outcome.fields, outcome.slots) if isinstance(outcome, Result) else {}
                 yield replace(document, fields={**document.fields, **fields})
 
     for place in range(index):

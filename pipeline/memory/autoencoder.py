@@ -8,6 +8,7 @@ span itself, or ``[LM]`` and what comes after it (equations 2 and 3).
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -62,12 +63,16 @@ class Autoencoder(nn.Module):
             memory = self.memory[:slots].to(words.dtype).expand(slots, -1)
             known = torch.cat([words, memory.expand(len(ids), -1, -1)], 1)
             words = known[:, torch.from_numpy(how.order).to(ids.device)]
-        hidden = self._read(self.encoder, words, encoding=True)
+        hidden = self.read(words)
         if self.spec.layout == "pooled":
             found = _means(hidden, torch.from_numpy(how.ends).to(ids.device))
         else:
             found = hidden[:, torch.from_numpy(how.places).to(ids.device)]
         return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
+
+    def read(self, words: torch.Tensor) -> torch.Tensor:
+        """What the encoder's last layer says at each of these embeddings ``[rows, n, d]``."""
+        return self._read(self.encoder, words, encoding=True)
 
     def states(self, slots: torch.Tensor, tags: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, m, d]`` from which the tokens ``ids`` ``[rows, m]`` are said, each after those before
@@ -80,6 +85,15 @@ class Autoencoder(nn.Module):
     def text_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, n, d]`` of the frozen model over text ``[rows, n]``."""
         return self._read(self.decoder, self.embed(ids), encoding=False)
+
+    def prompt(self, runs: Sequence[Sequence[int]], blocks: Sequence[torch.Tensor], tag: Tag = "FT") -> torch.Tensor:
+        """What the decoder reads of a prompt, ``[n, d]``: a block of slots ``[k, d]`` behind each run of token ids but
+        the last, and the tag behind the last block. Without blocks there is no tag. ``asking.asked`` makes runs."""
+        device, kept = self.tags.device, self.embed.weight.dtype
+        words = [self.embed(torch.tensor(list(run), dtype=torch.int64, device=device)) for run in runs]
+        pieces = [piece.to(kept) for pair in zip(words, blocks, strict=False) for piece in pair]
+        told = [self.tags[TAGS.index(tag)][None].to(kept)] if blocks else []
+        return torch.cat([*pieces, *told, words[-1]])
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,7 +79,12 @@ def load_encoder(
     folder = encoders.find(name, given.cache)
     model = base or encoders.read_manifest(folder).base
     manifest = encoders.check(folder, model, resolve(model, given).digest, given.cache)
-    coder = Autoencoder(pool.own_copy(model, dtype, device).model, EncoderSpec.model_validate(manifest.spec))
+    return filled(pool.own_copy(model, dtype, device).model, manifest, folder)
+
+
+def filled(model: Any, manifest: EncoderManifest, folder: Path) -> Autoencoder:
+    """The encoder in ``folder`` over ``model``, which is its own from now on, frozen. Raises ``ModelDamaged``."""
+    coder = Autoencoder(model, EncoderSpec.model_validate(manifest.spec))
     fill(coder, folder)
     if coder.switch is None:  # a trunk of its own reads embeddings as the base has them
         coder.encoder.to(coder.embed.weight.dtype)

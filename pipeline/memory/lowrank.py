@@ -45,7 +45,12 @@ class LowRank(nn.Module):
         if not self.switch.on:
             return found
         down, up = self.lora_A.to(given.dtype), self.lora_B.to(given.dtype)
-        return found + nn.functional.linear(nn.functional.linear(given, down), up) * self.scale
+        low = nn.functional.linear(given, down)
+        if torch.is_grad_enabled():
+            return found + nn.functional.linear(low, up) * self.scale
+        # The product adds to what is there: no pass more over it.
+        found.flatten(0, -2).addmm_(low.flatten(0, -2), up.T, alpha=self.scale)
+        return found
 
 
 def adapt(trunk: Any, rank: int, alpha: float, targets: Sequence[str]) -> Switch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from schemas.memory import Layout
 Ints = NDArray[np.int64]
 
 
-def slots_of(tokens: int, ratio: float, most: int | None = None) -> int:
+def slots_of(tokens: int, ratio: float | Fraction, most: int | None = None) -> int:
     """Slots for a span of so many tokens: one for ``ratio`` of them, ``most`` at most; never more than tokens."""
     wanted = max(1, math.ceil(tokens / ratio))
     return min(wanted, tokens, most or wanted)

@@ -15,6 +15,7 @@ from pipeline.models import placing
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import check_whole, read_json
 from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound
+from schemas.job import digest
 
 WEIGHTS, CURVE, MANIFEST = "encoder.safetensors", "curve.parquet", placing.MANIFEST
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -64,6 +65,11 @@ class EncoderManifest:
     figures: Figures
     sha256: str
     recipe: str = ""
+
+    @property
+    def revision(self) -> str:
+        """Of its tensors, settings and base: equal ones make equal slots, whatever the encoder is called."""
+        return digest([self.sha256, self.base_digest, self.spec])
 
     def to_json(self) -> str:
         """As it lies in the folder."""

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.models import adapters
 from pipeline.models.classifiers import load_classifier
@@ -58,6 +58,8 @@ class LoadedModel:
         return [stated.bos_token_id if stated.decoder_start_token_id is None else stated.decoder_start_token_id]
 
 
+Kept = TypeVar("Kept")
+
 Load = Callable[["ModelRef", str, str, "PreTrainedTokenizerFast"], LoadedModel]
 """(model, dtype, device, tokenizer) -> the model on the device."""
 
@@ -72,7 +74,7 @@ class ModelPool:
         if limit < 1:
             raise ValueError(f"a pool keeps at least one model, not {limit}")
         self._device, self._limit, self._settings = device, limit, settings
-        self._loaded: OrderedDict[tuple[str, str, str, str], LoadedModel] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def causal_lm(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
@@ -105,14 +107,19 @@ class ModelPool:
         ref = resolve(name, self._settings)
         check(ref)
         key = (load.__name__, ref.digest, dtype, where)
+        return self.keep(key, lambda: checked(load(ref, dtype, where, load_tokenizer(name, self._settings))))
+
+    def keep(self, key: tuple[str, ...], make: Callable[[], Kept]) -> Kept:
+        """What ``make`` made under ``key``, made now unless it is resident: it counts as a model."""
         with self._lock:
             if key not in self._loaded:
                 while len(self._loaded) >= self._limit:  # before loading: there may be room for only so many
                     self._drop()
                 _relieve()
-                self._loaded[key] = checked(load(ref, dtype, where, load_tokenizer(name, self._settings)))
+                self._loaded[key] = make()
             self._loaded.move_to_end(key)
-            return self._loaded[key]
+            found: Kept = self._loaded[key]
+            return found
 
     def own_copy(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
         """The model called ``name`` for its caller alone, who may train it. Raises what ``causal_lm`` raises."""

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -31,6 +31,9 @@ from pipeline.storage.filesystem import is_local
 TEMPORARY = ".tmp-"  # a name readers pass over
 ROW_GROUP = 1024  # rows a reader of one shard must unpack at least
 COPY_BYTES = 8 * 2**20
+SLOTS = "slots"
+"""A job's folder of slot files (``pipeline.memory.store``), each named after the part whose rows name it."""
+
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of a write that has no room."""
 
@@ -127,17 +130,34 @@ def write_whole(fs: pafs.FileSystem, path: str, data: Any) -> None:
             out.write(data)
 
 
+def slots_path(part: str) -> str:
+    """The slot file of ``part`` (``_parts/NAME.parquet``), from the job's folder as that is."""
+    return f"{SLOTS}/{part.rpartition('/')[2].removesuffix('.parquet')}.safetensors"
+
+
+def write_pieces(fs: pafs.FileSystem, path: str, pieces: Iterable[bytes]) -> None:
+    """Write ``pieces`` to ``path`` end to end, whole or not at all; memory holds one of them at a time.
+
+    Raises ``OSError``, and what ``pieces`` raises.
+    """
+    _write_streamed(fs, path, lambda file: file.writelines(pieces))
+
+
 def write_tables(fs: pafs.FileSystem, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """Write ``tables`` of ``schema`` to ``path`` as one file, whole or not at all; memory holds one table at a time.
 
     Raises ``OSError``, and what ``tables`` raises.
     """
+    _write_streamed(fs, path, lambda file: _write_each(file, tables, schema))
+
+
+def _write_streamed(fs: pafs.FileSystem, path: str, write: Callable[[IO[bytes]], None]) -> None:
     if is_local(fs):
         with _whole_file(Path(path)) as file:
-            _write_each(file, tables, schema)
+            write(file)
         return
     with tempfile.TemporaryFile() as spool:  # whole before its upload begins, for the reason above
-        _write_each(spool, tables, schema)
+        write(spool)
         spool.seek(0)
         with fs.open_output_stream(path, compression=None) as out:
             shutil.copyfileobj(spool, out, COPY_BYTES)
@@ -205,14 +225,15 @@ def _may_hold(group: Any, start: int, stop: int) -> bool:
 
 
 def list_orphans(fs: pafs.FileSystem, root: str, known: Collection[str], older_than_seconds: float) -> list[str]:
-    """Files under ``_parts/`` and ``_input/``, and unfinished ones in ``root``, that the manifest does not know.
+    """Files under ``_parts/``, ``_input/`` and ``slots/``, and unfinished ones in ``root``, that the manifest does not
+    know.
 
-    ``known`` holds the manifest's names, with or without their folder. Young files are left out: their commit may be
-    on its way.
+    ``known`` holds the manifest's names, with or without their folder, and those of slot files. Young files are left
+    out: their commit may be on its way.
     """
     before = time.time() - older_than_seconds
     found = []
-    for folder in ("", "_input", "_parts"):
+    for folder in ("", "_input", "_parts", SLOTS):
         selector = pafs.FileSelector(f"{root}/{folder}".rstrip("/"), allow_not_found=True)
         for info in fs.get_file_info(selector):
             name = info.base_name

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tiny_models import save_tiny_classifier
+from tiny_models import save_tiny_classifier, save_tiny_encoder
 
 from pipeline.compression.registry import METHODS
 from pipeline.models import ModelPool
@@ -69,6 +69,8 @@ CASES: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "held_out": 0.3,
     },
+    "encode": {"kind": "encode"},
+    "encode-int4": {"kind": "encode", "precision": "int4", "span": 40, "ratio": 5.0, "keep_text": 30},
     "evaluate-all": {"kind": "evaluate", "task": "qa", "metrics": ALL_METRICS},
 }
 BY_ITSELF = [name for name, case in CASES.items() if case["kind"] not in WHOLE_CORPUS]
@@ -117,6 +119,7 @@ def job(settings: dict[str, Any], model: Path) -> JobSpec:
     tag = compress_tag(settings) if settings["kind"] == "compress" else settings["kind"]
     scorer = classifier_of(model) if tag == "llmlingua2" else model
     stage = settings | ({"model": str(scorer)} if "model" in SPECS[tag].model_fields else {})
+    stage |= {"encoder": str(encoder_of(model))} if settings["kind"] == "encode" else {}
     stages = [*BEFORE.get(stage["kind"], []), stage]
     return JobSpec.model_validate({"input": {"path": "x"}, "target": {"model": str(model)}, "stages": stages})
 
@@ -125,6 +128,12 @@ def classifier_of(model: Path) -> Path:
     """A small random token classifier with the tokenizer of ``model``."""
     folder = model.parent / f"{model.name}-classifier"
     return folder if folder.exists() else save_tiny_classifier(folder, model)
+
+
+def encoder_of(model: Path) -> Path:
+    """A small random memory encoder for ``model``."""
+    folder = model.parent / f"{model.name}-encoder"
+    return folder if folder.exists() else save_tiny_encoder(folder, model)
 
 
 def built(settings: dict[str, Any], model: Path) -> Stage:
@@ -168,10 +177,11 @@ Together = Callable[[dict[str, Any]], list[Outcome]]
 
 
 def output(outcome: Outcome) -> Any:
-    """What an outcome says apart from the time it took."""
+    """What an outcome says apart from the time it took, and from what the last bits of slots make of it."""
     if isinstance(outcome, Refusal):
         return outcome
-    fields = {name: value for name, value in outcome.fields.items() if not name.endswith("seconds")}
+    rounded = "seconds", "slots_sha256", "slots_loss"
+    fields = {name: value for name, value in outcome.fields.items() if not name.endswith(rounded)}
     return fields, outcome.tokens_in, outcome.tokens_out, outcome.tokens_asked, outcome.cost_microusd
 
 
@@ -195,6 +205,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "copy": {},
     "generate": {"empty": "empty", "blank": "empty", "huge": "prompt_too_long"},
     "compress": {"empty": "empty", "blank": "empty"},
+    "encode": {"empty": "empty", "blank": "empty"},
     "align": {"empty": "empty", "blank": "empty"},
     "distill": {"empty": "empty", "blank": "empty"},
     "pretrain": {"empty": "empty", "blank": "empty", "one letter": "too_short"},

@@ -13,6 +13,7 @@ import pytest
 from accounting_rows import job_values, usage
 from safetensors import safe_open
 from sqlalchemy import Engine, insert
+from tiny_models import save_tiny_encoder
 
 from pipeline.accounting.estimate import Estimate, estimate
 from pipeline.accounting.footprint import RUNTIME, Shape, footprint, read_shape
@@ -46,6 +47,19 @@ def test_tokens_follow_the_prompts_through_the_stages(tiny_model: Path) -> None:
     assert made.tokens == first.tokens_in == 100_000
     assert first.tokens_out == 25_000
     assert (second.tokens_in, second.tokens_out) == (25_000 + 100 * FRAME_TOKENS, 5_000)
+
+
+def test_slots_are_what_is_read_behind_encode(tiny_model: Path, tmp_path: Path) -> None:
+    encoder = save_tiny_encoder(tmp_path / "encoder", tiny_model)
+    local = {"kind": "generate", "max_new_tokens": 100}
+    for settings, slots in (({}, 25_000), ({"ratio": 2.0}, 50_000)):
+        encode = {"kind": "encode", "encoder": str(encoder), **settings}
+        made = guess(job([encode, local], model=str(tiny_model)), 100, 400_000)
+        first, second = made.stages
+        assert (first.tokens_in, first.tokens_out, second.tokens_in) == (100_000, slots, slots)
+        assert first.seconds and first.memory_bytes
+    lost = guess(job([{"kind": "encode", "encoder": "nowhere"}, local], model=str(tiny_model)), 100, 400_000)
+    assert "slots are unknown: no encoder 'nowhere'" in " ".join(lost.stages[0].notes)
 
 
 def test_money_is_that_of_the_hosted_calls_at_the_days_price(tiny_model: Path) -> None:

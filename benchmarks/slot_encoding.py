@@ -1,0 +1,133 @@
+"""How fast the stage ``encode`` is, beside the bare forward pass over the same rectangles of the same tokens.
+
+    python -m benchmarks.slot_encoding CORPUS --model MODEL --documents 64 --json FILE
+
+CORPUS has a ``text`` a line (.jsonl or .jsonl.gz). The encoder is random: weights are as many, and slots as large.
+Tokens are those processed, memory tokens counted and padding not; the bare pass reads the model's own embeddings of as
+many. What the two hold in memory is counted by their tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import tempfile
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import facts, save, timed
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.encode_stage import Encode
+from pipeline.memory.encoder import write_encoder
+from pipeline.memory.resident import resident
+from pipeline.models import LoadedModel, ModelPool, digest_of
+from pipeline.models.encoders import EncoderManifest, Figures
+from pipeline.stages import Run
+from schemas.document import Document, PromptParts
+from schemas.job import TargetSpec
+from schemas.memory import EncoderSpec, EncodeSpec
+
+Shape = tuple[int, int]
+
+
+def main() -> None:
+    given = _parse()
+    pool = ModelPool(given.device)
+    with tempfile.TemporaryDirectory() as folder:
+        _random_encoder(folder, given, pool)
+        settings = {"kind": "encode", "encoder": folder, "dtype": given.dtype, "batch_tokens": given.batch_tokens}
+        settings["precision"] = given.precision
+        stage = Encode(EncodeSpec.model_validate(settings), TargetSpec(model=given.model))
+        there = resident(*stage.found(), given.model, given.dtype, given.device, pool)
+        documents = _documents(given.corpus, given.documents)
+        shapes = _shapes(stage, documents, pool, there.coder)
+        device = there.base.device
+        outcomes, encoding = timed(lambda: stage.run(documents, Run(pool)), given.runs, device)
+        _, bare = timed(lambda: _bare(there.base, shapes), given.runs, device)
+    rows = [one.fields for one in outcomes if hasattr(one, "fields")]
+    read = sum(row["tokens_encoded"] for row in rows)
+    tokens = read + sum(row["slots"] for row in rows)
+    padded = sum(rows * width for rows, width in shapes)
+    print(f"encode    {tokens / encoding.median:12,.0f} tokens/s processed, {read / encoding.median:,.0f} of contexts")
+    print(f"bare pass {tokens / bare.median:12,.0f} tokens/s, the same {len(shapes)} rectangles")
+    print(f"share     {bare.median / encoding.median:12.1%}; padding {1 - tokens / padded:.1%}")
+    figures = {"tokens": tokens, "padded": padded, "encode": encoding.median, "bare": bare.median, **_memory(there)}
+    held, more = (figures[name] / 2**20 for name in ("model_bytes", "more_bytes"))
+    print(f"memory    {held:12,.0f} MiB the model, {more:,.1f} MiB more for the encoder")
+    save(given.json, {"facts": facts(device, given.dtype), **figures})
+
+
+def _memory(there: Any) -> dict[str, int]:
+    """Bytes of the model that answers, and of what the encoder holds beside it."""
+    held = {one.data_ptr(): one.nbytes for one in there.base.model.parameters()}
+    own = {one.data_ptr(): one.nbytes for one in there.coder.parameters()}
+    return {"model_bytes": sum(held.values()), "more_bytes": sum(n for at, n in own.items() if at not in held)}
+
+
+def _shapes(stage: Encode, documents: Sequence[Document], pool: ModelPool, coder: Autoencoder) -> list[Shape]:
+    """The rectangles that the stage has its encoder read; it is warm then."""
+    found: list[Shape] = []
+    real = coder.read
+
+    def noted(words: torch.Tensor) -> torch.Tensor:
+        found.append((words.shape[0], words.shape[1]))
+        return real(words)
+
+    coder.read = noted  # type: ignore[method-assign]
+    stage.run(documents, Run(pool))
+    del coder.read
+    return found
+
+
+@torch.inference_mode()
+def _bare(loaded: LoadedModel, shapes: Sequence[Shape]) -> None:
+    model: Any = loaded.model
+    trunk = model.get_decoder()
+    for rows, width in shapes:
+        ids = torch.arange(rows * width, device=loaded.device).view(rows, width) % 1000
+        trunk(inputs_embeds=trunk.get_input_embeddings()(ids), use_cache=False)
+
+
+def _random_encoder(folder: str, given: argparse.Namespace, pool: ModelPool) -> None:
+    spec = EncoderSpec(rank=given.rank, alpha=2.0 * given.rank, layout=given.layout)
+    coder = Autoencoder(pool.own_copy(given.model).model, spec)
+    for name, one in coder.trained().items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(one, 0.0, 0.01)
+    unknown = (None, None)
+    figures = Figures(0, 0, given.span, given.span // 4, unknown, unknown, unknown, unknown)
+    digest = digest_of(given.model)
+    write_encoder(coder, [], EncoderManifest(given.model, digest, spec.model_dump(mode="json"), 0, figures, ""), folder)
+
+
+def _documents(corpus: Path, number: int) -> list[Document]:
+    with gzip.open(corpus, "rt") if corpus.suffix == ".gz" else corpus.open() as file:
+        texts = [json.loads(line)["text"] for line in islice(file, number)]
+    parts = [PromptParts(contexts=(text,)) for text in texts]
+    return [Document(at, str(at), one, one.content_hash()) for at, one in enumerate(parts)]
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--precision", default="float16", choices=["float16", "int8", "int4"])
+    parser.add_argument("--layout", default="interleaved", choices=["interleaved", "appended", "pooled"])
+    parser.add_argument("--rank", type=int, default=34)
+    parser.add_argument("--span", type=int, default=128)
+    parser.add_argument("--documents", type=int, default=64)
+    parser.add_argument("--batch-tokens", type=int, default=16_384)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Slots in fewer bytes: half precision, or whole numbers of 8 or 4 bits with a scale for every few of them.
+
+Symmetric and group-wise: of ``group`` neighbours along a slot the largest has the largest whole number, and all are
+multiples of one scale in float16. Nothing is off by more than half a scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from schemas.memory import Precision
+
+LARGEST = {"int8": 127, "int4": 7}
+"""The largest whole number of each; its negative is the smallest."""
+
+_HALF = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Slots ``[k, d]``. ``values``: float16 or int8 ``[k, d]``, or uint8 ``[k, ceil(d / 2)]``, two numbers a byte, the
+    first in the lower half and each plus 8. ``scales``: float16 ``[k, ceil(d / group)]``, ``[k, 0]`` for float16.
+    ``tag``: float16 ``[d]``, the vector that is read behind them where they are asked about."""
+
+    precision: Precision
+    group: int
+    size: int
+    values: NDArray[Any]
+    scales: NDArray[np.float16]
+    tag: NDArray[np.float16]
+
+    @property
+    def bytes(self) -> int:
+        """What they take in a file, its header aside."""
+        return self.values.nbytes + self.scales.nbytes
+
+    def part(self, begin: int, end: int) -> Packed:
+        """The slots from ``begin`` to ``end``."""
+        return replace(self, values=self.values[begin:end], scales=self.scales[begin:end])
+
+    def sha256(self, revision: str) -> str:
+        """Of these slots as those of the encoder ``revision``: what they are, then what they hold."""
+        said = [revision, self.precision, self.group, self.size, len(self.values)]
+        found = hashlib.sha256(json.dumps(said).encode())
+        for one in (self.values, self.scales, self.tag):
+            found.update(np.ascontiguousarray(one).data)
+        return found.hexdigest()
+
+    def told(self) -> torch.Tensor:
+        """The tag, ``[1, d]``, float32 on the CPU."""
+        return torch.from_numpy(np.array(self.tag))[None].float()
+
+
+def pack(slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int) -> Packed:
+    """``[k, d]``, finite, on any device, and their tag ``[d]``. What is too large for float16 becomes the largest it
+    has."""
+    wide = slots.detach().float()
+    if precision == "float16":
+        values, scales = wide.clamp(-_HALF, _HALF).half(), wide.new_zeros(len(wide), 0)
+    else:
+        values, scales = _whole(wide, precision, group)
+    held = [one.detach().half().cpu().numpy() for one in (scales, tag)]
+    return Packed(precision, group, wide.shape[1], values.cpu().numpy(), *held)
+
+
+def _whole(wide: torch.Tensor, precision: Precision, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    largest = LARGEST[precision]
+    padded = torch.nn.functional.pad(wide, (0, -wide.shape[1] % group))
+    grouped = padded.view(len(wide), -1, group)
+    wanted = (grouped.abs().amax(2) / largest).clamp(max=_HALF)
+    scales = wanted.half()
+    # Rounded up, else the largest number would be cut off; positive floats lie in the order of their bits.
+    scales = torch.where(scales.float() < wanted, (scales.view(torch.int16) + 1).view(torch.float16), scales)
+    divisors = torch.where(scales == 0, 1.0, scales.float())
+    found = (grouped / divisors[..., None]).round().clamp(-largest, largest).flatten(1)[:, : wide.shape[1]]
+    if precision == "int8":
+        return found.to(torch.int8), scales
+    pairs = torch.nn.functional.pad(found + 8, (0, wide.shape[1] % 2)).to(torch.uint8)
+    return pairs[:, ::2] | pairs[:, 1::2] << 4, scales
+
+
+def unpack(packed: Packed) -> torch.Tensor:
+    """``[k, d]``, float32 on the CPU."""
+    values, scales = (torch.from_numpy(np.array(one)) for one in (packed.values, packed.scales))
+    if packed.precision == "float16":
+        return values.float()
+    if packed.precision == "int4":
+        values = torch.stack([values & 15, values >> 4], 2).flatten(1)[:, : packed.size].to(torch.int8) - 8
+    each = scales.float().repeat_interleave(packed.group, 1)[:, : packed.size]
+    return values.float() * each
+
+
+def joined(parts: Sequence[Packed]) -> Packed:
+    """One after the other; all of one kind, and at least one."""
+    first = parts[0]
+    values, scales = (np.concatenate([getattr(one, name) for one in parts]) for name in ("values", "scales"))
+    return replace(first, values=values, scales=scales)
+
+
+def squares(slots: torch.Tensor, packed: Packed) -> tuple[float, float]:
+    """Sums of squares over all numbers: of what packing lost, and of the slots."""
+    wide = slots.detach().float().cpu()
+    return float((wide - unpack(packed)).square().sum()), float(wide.square().sum())

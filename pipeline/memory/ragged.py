@@ -1,0 +1,70 @@
+"""Spans of different lengths in one pass of an encoder.
+
+Padded on the right: a causal model says of a token what it says without those behind it, so no mask is needed, and
+memory tokens stand where they stand in a span alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.spans import Reading, reading
+
+Ints = NDArray[np.int64]
+
+
+def places_of(tokens: int, slots: int, coder: Autoencoder) -> int:
+    """What a span takes in a pass."""
+    return tokens if coder.spec.layout == "pooled" else tokens + slots
+
+
+def encode_spans(coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[int]) -> list[torch.Tensor]:
+    """Token ids of each span, and how many slots it is to have -> its slots ``[k, d]``, on the coder's device."""
+    how = [reading(len(ids), count, coder.spec.layout) for ids, count in zip(spans, slots, strict=True)]
+    hidden = coder.read(_words(coder, spans, how))
+    if coder.spec.layout == "pooled":
+        found = _means(hidden, _padded([one.ends for one in how], hidden.device, last=True))
+    else:
+        places = _padded([one.places for one in how], hidden.device)
+        found = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
+    made: torch.Tensor = coder.map(found.to(coder.map.weight.dtype))
+    return [one[:count] for one, count in zip(made, slots, strict=True)]
+
+
+def _words(coder: Autoencoder, spans: Sequence[Ints], how: Sequence[Reading]) -> torch.Tensor:
+    """Embeddings in the order in which they are read, ``[rows, longest, d]``."""
+    device = coder.memory.device
+    words: torch.Tensor = coder.embed(_padded(spans, device))
+    if coder.spec.layout == "pooled":
+        return words
+    tokens, most = words.shape[1], max(len(one.places) for one in how)
+    memory = coder.memory[:most].to(words.dtype).expand(most, -1)
+    known = torch.cat([words, memory.expand(len(words), -1, -1)], 1)
+    # Memory tokens are numbered from the span's own end: here they stand behind the longest.
+    orders = [
+        np.where(one.order < len(ids), one.order, one.order - len(ids) + tokens)
+        for ids, one in zip(spans, how, strict=True)
+    ]
+    return known.gather(1, _padded(orders, device)[..., None].expand(-1, -1, known.shape[2]))
+
+
+def _padded(rows: Sequence[Ints], device: torch.device, *, last: bool = False) -> torch.Tensor:
+    """Rows of whole numbers as one rectangle, filled up with 0, or with the ``last`` number of each."""
+    found = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+        found[place, len(row) :] = row[-1] if last else 0
+    return torch.from_numpy(found).to(device)
+
+
+def _means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Of runs of tokens that end before ``ends`` ``[rows, k]``: ``[rows, n, d]`` -> ``[rows, k, d]``."""
+    sums = torch.nn.functional.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
+    begins = torch.nn.functional.pad(ends, (1, 0))[:, :-1]
+    there, before = (sums.gather(1, one[..., None].expand(-1, -1, sums.shape[2])) for one in (ends, begins))
+    return (there - before) / (ends - begins).clamp(min=1)[..., None]

@@ -1,0 +1,48 @@
+"""An encoder that stays with a worker, over the very weights that answer: one copy of the model is both."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.encoder import filled
+from pipeline.memory.lowrank import LowRank
+from pipeline.models import LoadedModel, ModelPool
+from pipeline.models.encoders import EncoderManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """``coder`` is frozen, over weights of ``base``."""
+
+    coder: Autoencoder
+    base: LoadedModel
+
+
+def resident(folder: Path, manifest: EncoderManifest, base: str, dtype: str, device: str, pool: ModelPool) -> Resident:
+    """The encoder in ``folder``, which was checked, over ``base``, loaded unless it is there. Raises ``ModelError``."""
+    pool.keep_at_least(2)  # the two are one in memory, and would be loaded in turns
+    loaded = pool.causal_lm(base, dtype, device)
+    key = ("encoder", manifest.revision, dtype, str(loaded.device))
+    return pool.keep(key, lambda: _made(loaded, filled(_model(loaded, base, dtype, device, pool), manifest, folder)))
+
+
+def _made(loaded: LoadedModel, coder: Autoencoder) -> Resident:
+    """In the dtype in which it reads: what is trained in float32 would be cast in every layer of every pass."""
+    for one in coder.modules():
+        if isinstance(one, LowRank):
+            one.lora_A.data, one.lora_B.data = (each.data.to(loaded.model.dtype) for each in (one.lora_A, one.lora_B))
+    return Resident(coder, loaded)
+
+
+def _model(loaded: LoadedModel, base: str, dtype: str, device: str, pool: ModelPool) -> Any:
+    """The model of ``loaded`` once more, as modules of their own over the same tensors; a copy where those have been
+    compiled and hold other ones."""
+    if any("contextmill_compiled" in vars(one) for one in loaded.model.modules()):
+        return pool.own_copy(base, dtype, device).model
+    shared = {id(one): one for one in chain(loaded.model.parameters(), loaded.model.buffers())}
+    return copy.deepcopy(loaded.model, shared)
