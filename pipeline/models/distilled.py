@@ -108,7 +108,7 @@ def check_name(name: str, cache: Path, recipe: str, *, replace: bool) -> None:
         )
     folder = store_folder(name, cache)
     there = store.read_manifest(folder)
-    if there and there.gguf_sha256 != recipe and not replace:
+    if there and there.source != recipe and not replace:
         raise ModelError(
             f"another drafter is called {name} already ({folder}): choose another name, or replace it with --replace"
         )
@@ -125,7 +125,7 @@ def install(source: Path, name: str, cache: Path, recipe: str) -> Path:
 
     def ready() -> bool:
         there = store.read_manifest(folder)
-        return bool(there and there.gguf_sha256 == recipe and not store.damage(folder, there))
+        return bool(there and there.source == recipe and not store.damage(folder, there))
 
     store.publish(folder, cache, make, ready)
     return folder
