@@ -136,11 +136,26 @@ def write_tables(fs: pafs.FileSystem, path: str, tables: Iterable[pa.Table], sch
         with _whole_file(Path(path)) as file:
             _write_each(file, tables, schema)
         return
-    with tempfile.TemporaryFile() as spool:  # whole before its upload begins, for the reason above
+    with tempfile.TemporaryFile() as spool:
         _write_each(spool, tables, schema)
         spool.seek(0)
-        with fs.open_output_stream(path, compression=None) as out:
-            shutil.copyfileobj(spool, out, COPY_BYTES)
+        _upload(fs, path, spool)
+
+
+def copy_whole(fs: pafs.FileSystem, path: str, source: Path) -> None:
+    """As ``write_whole``, from a file of this machine; memory holds a piece of it at a time."""
+    with source.open("rb") as whole:
+        if not is_local(fs):
+            _upload(fs, path, whole)
+            return
+        with _whole_file(Path(path)) as file:
+            shutil.copyfileobj(whole, file, COPY_BYTES)
+
+
+def _upload(fs: pafs.FileSystem, path: str, whole: IO[bytes]) -> None:
+    """What is whole before its upload begins, for the reason above."""
+    with fs.open_output_stream(path, compression=None) as out:
+        shutil.copyfileobj(whole, out, COPY_BYTES)
 
 
 def _write_each(file: IO[bytes], tables: Iterable[pa.Table], schema: pa.Schema) -> None:
