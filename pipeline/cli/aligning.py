@@ -120,9 +120,7 @@ def _recipe(spec: AlignFile, given: Settings, replace_: bool) -> str:
     asked = [identify(job).job_id for job in spec.answer_jobs()]
     learning = [digest_of(model, given) for model in (spec.align.model, spec.align.teacher) if model is not None]
     recipe = digest([asked, spec.align.output_settings(), *learning])
-    folder = adapters.store_folder(spec.name, given.cache)
-    if not replace_ and (folder / adapters.MANIFEST).is_file() and adapters.read_manifest(folder).recipe != recipe:
-        raise adapters.taken(spec.name, folder)
+    adapters.check_name(spec.name, given.cache, recipe, replace=replace_)
     return recipe
 
 

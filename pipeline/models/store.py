@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import model_files, read_json
+from pipeline.models.placing import MANIFEST
 from pipeline.models.ref import ModelDamaged, ModelError
 from pipeline.storage.disk import sync
 
-MANIFEST = "contextmill.json"
 CONVERSION = 2
 """Raised when conversion changes what it writes: folders of an older one are made again."""
 

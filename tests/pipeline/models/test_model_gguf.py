@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from pipeline.models import ModelDamaged, ModelError, digest_of, gguf_tokenizer, load_tokenizer, resolve, store, verify
+from pipeline.models.placing import MANIFEST
 from schemas.settings import Settings
 
 TEXTS = ["a mill grinds", "x  12", "a\n\n45 lines", "½ été ▁ <|im_end|>", " \t 7"]
@@ -80,7 +81,7 @@ def test_other_vocabularies_keep_special_tokens_and_round_trip(
 def test_a_folder_of_an_earlier_release_is_used_as_it_is(reference_gguf: Path, settings: Settings) -> None:
     """Its manifest says ``gguf_sha256`` where it now says ``source``."""
     first = resolve(str(reference_gguf), settings)
-    path = first.folder / store.MANIFEST
+    path = first.folder / MANIFEST
     stated = json.loads(path.read_text())
     stated["gguf_sha256"] = stated.pop("source")
     path.write_text(json.dumps(stated))
