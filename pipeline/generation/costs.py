@@ -30,6 +30,7 @@ _LEAST = 2  # of rows that are recorded (``recorded``)
 _STORED = 512  # columns of each row before
 _SECONDS = 3.0  # of passes, after which the rest is reckoned up: on a CPU large ones take long
 _RUNS = 5
+_SHORT = 0.1  # seconds of runs that are enough on a CPU: short ones are what other work on it slows down most
 _SPOTS = ((0, 0), (0, 3))  # of the table, measured again before it is trusted: one row, and what more tokens of it take
 _LIKE = 1.5  # times that they may be off: the machine is another, or has other work to do
 
@@ -153,7 +154,10 @@ def _seconds(model: Model, rows: int, width: int, records: bool) -> float:
 
     again = _recorded(run, device) if records and device.type in RECORDERS else run
     again()
-    return float(np.median([timed(again, device)[1] for _ in range(_RUNS if device.type == "cuda" else 1)]))
+    found: list[float] = []
+    while len(found) < _RUNS and (device.type == "cuda" or sum(found) < _SHORT):
+        found.append(timed(again, device)[1])
+    return float(np.median(found))
 
 
 def _recorded(run: Run, device: torch.device) -> Callable[[], Any]:

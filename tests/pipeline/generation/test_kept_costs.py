@@ -154,9 +154,10 @@ def test_a_translation_counts(models: dict[str, Path], tmp_path: Path, monkeypat
     monkeypatch.setattr(Translation, "said", said)
     with torch.inference_mode():
         costs._seconds(costs._ready(lambda rows: make(other, rows), 2), 2, 4, False)
-        assert translated == [8, 8]
+        assert len(translated) > 1 and set(translated) == {8}
+        translated.clear()
         costs._seconds(costs._ready(lambda rows: make(target, rows), 2), 2, 4, False)
-        assert translated == [8, 8]
+        assert not translated
 
 
 def test_a_drafter_has_costs_for_each_target_that_it_is_translated_for(
