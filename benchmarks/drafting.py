@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import facts, save, table, timed
-from benchmarks.plans import add_plans, chosen
+from benchmarks.plans import add_plans, chosen, models
 from benchmarks.quality import gsm8k, meetings
 from benchmarks.quality.corpora import read
 from pipeline.generation.ending import end_tokens
@@ -87,8 +87,8 @@ TASKS: dict[str, Callable[[Path], Iterator[Asked]]] = {
 
 def main() -> None:
     arguments = _parse()
-    pool = ModelPool(arguments.device, limit=1 + len(arguments.drafters))
-    target, *drafters = (pool.causal_lm(name, arguments.dtype) for name in (arguments.target, *arguments.drafters))
+    pool = ModelPool(arguments.device)
+    target, drafters = models(pool, arguments.target, arguments.drafters, arguments.dtype)
     found: list[dict[str, Any]] = []
     for task in arguments.tasks:
         asked = list(islice(TASKS[task](arguments.data), arguments.documents))
@@ -208,8 +208,8 @@ def _peers(
         "transformers": ends,
         "transformers, prompt lookup": {**ends, "prompt_lookup_num_tokens": 10},
     }
-    if drafters:
-        ways["transformers, assisted"] = {**ends, "assistant_model": drafters[0].model}
+    if own := [one for one in drafters if not one.ref.name.startswith("layers:")]:
+        ways["transformers, assisted"] = {**ends, "assistant_model": own[0].model}
     model: Any = target.model
 
     def work(new: int, options: dict[str, Any]) -> int:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.plans import add_plans, chosen
+from benchmarks.plans import add_plans, chosen, models
 from benchmarks.quality.corpora import read
 from pipeline.generation import local
 from pipeline.generation.generated import no_defaults
@@ -106,8 +106,8 @@ def margins(loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]]) -
 
 def main() -> None:
     arguments = _parse()
-    pool = ModelPool(arguments.device, limit=1 + len(arguments.drafters))
-    loaded, *drafters = (pool.causal_lm(name, "float32") for name in (arguments.model, *arguments.drafters))
+    pool = ModelPool(arguments.device)
+    loaded, drafters = models(pool, arguments.model, arguments.drafters, "float32")
     if arguments.what == "make":
         encoded = (loaded.tokenizer(text)["input_ids"][:MOST] for text in texts(arguments.data))
         prompts = list(islice((ids for ids in encoded if ids), arguments.documents or 500))

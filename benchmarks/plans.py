@@ -1,4 +1,5 @@
-"""Plans of drafting by name, the same for all benchmarks: those that ``contextmill tune-drafting`` measures."""
+"""Plans of drafting by name, the same for all benchmarks: those that ``contextmill tune-drafting`` measures; and the
+models of a plan, as a generate stage has them."""
 
 from __future__ import annotations
 
@@ -6,13 +7,17 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from pipeline.generation.stage import Generate
 from pipeline.generation.tuning import Settings, planned, plans
+from pipeline.models import LoadedModel, ModelPool
+from pipeline.stages import Run
+from schemas.job import TargetSpec
 from schemas.stage import GenerateSpec
 
 
 def add_plans(parser: argparse.ArgumentParser, default: Sequence[str] | None = None) -> None:
     """Options that say which plans. Without ``default``, all."""
-    parser.add_argument("--drafters", nargs="*", default=[], help="the largest first")
+    parser.add_argument("--drafters", nargs="*", default=[], help="the largest first; layers:N: the target's own")
     parser.add_argument("--plans", nargs="+", default=default, help="of those that tune-drafting measures")
     parser.add_argument("--own", nargs="+", type=json.loads, default=[], help="settings of a generate stage, as JSON")
 
@@ -36,3 +41,13 @@ def chosen(arguments: argparse.Namespace, dtype: str = "float32") -> dict[str, G
 def _drafters(settings: Settings, drafters: Sequence[str]) -> Settings:
     """Plans with rounds have drafters; others copy."""
     return {"drafters": drafters} if "draft_rounds" in settings else {}
+
+
+def models(pool: ModelPool, target: str, drafters: Sequence[str], dtype: str) -> tuple[LoadedModel, list[LoadedModel]]:
+    """The target and its drafters. Ends the program where one cannot draft."""
+    stage = Generate(GenerateSpec(kind="generate", dtype=dtype, drafters=list(drafters)), TargetSpec(model=target))
+    stage.check()
+    loaded, found = stage.load(Run(pool)), list(stage.drafters(Run(pool)))
+    if refused := [one for one in found if isinstance(one, str)]:
+        raise SystemExit("\n".join(refused))
+    return loaded, [one for one in found if not isinstance(one, str)]
