@@ -7,7 +7,8 @@
 FOLDER holds gsm8k/ as JSON lines. The target answers questions of the training part; each drafter (a shallow copy of
 the target, or a small model) learns from these answers as `contextmill distill` has it, and the held-out ones say what
 share of its drafts is accepted. Then questions of the test part are answered one at a time with four tokens drafted at
-a time, and with as many as pay: tokens a second, reading left out, over plain decoding's. Answers end by themselves.
+a time, and with as many as pay: tokens a second, reading left out, over plain decoding's, which is timed anew beside
+each. Answers end by themselves.
 
 No peer runs beside it: other trainers of drafts that we know of (EAGLE, Medusa) make heads for an engine of their own,
 not a model that any engine reads. What a drafter is set against is itself before, and plain decoding.
@@ -44,6 +45,8 @@ from schemas.document import Document, PromptParts
 from schemas.job import TargetSpec
 from schemas.stage import DistillSpec, GenerateSpec
 
+ROOM = {"batch_tokens": ALL_AT_ONCE}
+
 KEYS = "epochs", "kl_weight", "batch_tokens"
 """Settings of the distill stage that are options here."""
 
@@ -57,17 +60,14 @@ def main() -> None:
     learned = _answered(_questions(arguments.data, "train", arguments.documents), answers, arguments.target, pool)
     target = pool.causal_lm(arguments.target, arguments.dtype)
     asked = _prompts(_questions(arguments.data, "test", arguments.asked), target, answers)
-    plain_spec = answers.model_copy(update={"batch_tokens": ALL_AT_ONCE})
-    plain = measure(target, plain_spec, [], asked, 1, arguments.runs, pool)
-    found = [{"drafter": "none", **_speed(plain, plain)}]
-    print(json.dumps(found[0]), flush=True)
+    found: list[dict[str, Any]] = []
     begun: list[dict[str, Any]] = [{"layers": one} for one in arguments.layers]
     for beginning in [*begun, *({"drafter": one} for one in arguments.drafters)]:
-        for line in _distilled(beginning, learned, answers, target, asked, plain, arguments, pool):
+        for line in _distilled(beginning, learned, answers, target, asked, arguments, pool):
             found.append(line)
             print(json.dumps(line), flush=True)
             save(arguments.json, {"facts": facts(target.device, arguments.dtype), "rows": found})
-    print(table(found, list({name: None for line in found for name in line})))
+    print(table(found, list(found[0])))
 
 
 def _questions(data: Path, part: str, number: int) -> list[Document]:
@@ -94,7 +94,7 @@ def _prompts(documents: Sequence[Document], target: LoadedModel, answers: Genera
 
 def _distilled(
     beginning: dict[str, Any], learned: Sequence[Document], answers: GenerateSpec, target: LoadedModel,
-    asked: Sequence[Prompt], plain: Figures, arguments: argparse.Namespace, pool: ModelPool,
+    asked: Sequence[Prompt], arguments: argparse.Namespace, pool: ModelPool,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A line for the drafter before, one after, and one after with as many drafts as pay."""
     given = {name: getattr(arguments, name) for name in KEYS}
@@ -109,8 +109,9 @@ def _distilled(
         for when, name, pays in (("before", before, False), ("after", after, False), ("after, as pays", after, True)):
             drafter = pool.own_copy(name, arguments.dtype)
             drafts = drafting(answers, drafter.ref.name)
-            changes = {"batch_tokens": ALL_AT_ONCE, **({"draft_tokens": "auto", "draft_rounds": ()} if pays else {})}
-            planned = drafts.model_copy(update=changes)
+            changes = {"draft_tokens": "auto", "draft_rounds": ()} if pays else {}
+            alone, planned = answers.model_copy(update=ROOM), drafts.model_copy(update={**ROOM, **changes})
+            plain = measure(target, alone, [], asked, 1, arguments.runs, pool)
             found = measure(target, planned, [drafter], asked, 1, arguments.runs, pool)
             place = int(when != "before")
             held = (figures.before, figures.after)[place]
@@ -137,8 +138,9 @@ def _begun(stage: Distill) -> Iterator[str]:
 def _speed(found: Figures, plain: Figures) -> dict[str, Any]:
     same = sum(mine == its for mine, its in zip(found.answers, plain.answers, strict=True))
     return {
-        "tokens/s": found.tokens_per_second, "times": found.times(plain), "tokens a pass": found.tokens_per_pass,
-        "accepted": found.accepted, "same answers": f"{same} of {len(found.answers)}",
+        "tokens/s": found.tokens_per_second, "plain tokens/s": plain.tokens_per_second, "times": found.times(plain),
+        "tokens a pass": found.tokens_per_pass, "accepted": found.accepted,
+        "same answers": f"{same} of {len(found.answers)}",
     }  # fmt: skip
 
 
