@@ -2,12 +2,14 @@
 
     python -m benchmarks.drafting FOLDER --target MODEL --drafters MODEL --dtype bfloat16 --rows 1 8 64 --peers
     python -m benchmarks.drafting FOLDER --target MODEL --tasks summaries --rows 1 --documents 8 --rates 0.5 0.33 0.2
+    python -m benchmarks.drafting FOLDER --target MODEL --drafters MODEL --own '{"draft_rounds": [2], "draft_tail": 4}'
 
-FOLDER holds gsm8k/, mmlu/, pwc_like/, qmsum/ and code/ as JSON lines. For every plan of drafting: tokens a second,
-reading of the prompts left out (the time of one token is subtracted), times plain decoding; tokens for each pass of the
-target; the share of drafts that were accepted; standardised walltime improvement (SWI: passes times parameters, the
-paper's cost) and the share of answers' tokens before the first that differs from plain decoding. ``--rates`` shortens
-the contexts by BM25 to each of them, and drafts with and without the original text. Answers end by themselves.
+FOLDER holds gsm8k/, mmlu/, pwc_like/, qmsum/ and code/ as JSON lines. For every plan that ``contextmill tune-drafting``
+measures, and ``--own`` ones: tokens a second, reading of the prompts left out (the time of one token is subtracted),
+times plain decoding; tokens for each pass of the target; the share of drafts that were accepted; standardised walltime
+improvement (SWI: passes times parameters, the paper's cost) and the share of answers' tokens before the first that
+differs from plain decoding. ``--rates`` shortens the contexts by BM25 to each of them, and drafts with and without the
+original text. Answers end by themselves.
 """
 
 from __future__ import annotations
@@ -24,34 +26,18 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import facts, save, table, timed
+from benchmarks.plans import add_plans, chosen, models
 from benchmarks.quality import gsm8k, meetings
 from benchmarks.quality.corpora import read
 from pipeline.generation.ending import end_tokens
 from pipeline.generation.generated import no_defaults
 from pipeline.generation.prompts import Prompt
-from pipeline.generation.tuning import measure
+from pipeline.generation.tuning import ALL_AT_ONCE, PLAIN, measure
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.stages import Result, Run, build
 from schemas.document import Document, PromptParts
 from schemas.job import JobSpec
 from schemas.stage import GenerateSpec
-
-PLANS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "copies 3": {"draft_tokens": 3},
-    "copies 7": {"draft_tokens": 7},
-    "copies 15": {"draft_tokens": 15},
-    "copies as pay": {"draft_tokens": "auto"},
-    "drafter 4": {"draft_rounds": (4,)},
-    "drafter 8": {"draft_rounds": (8,)},
-    "cascade 1 over 3": {"draft_rounds": (1,), "draft_tokens": 3},
-    "cascade 2 over 3": {"draft_rounds": (2,), "draft_tokens": 3},
-    "cascade 2 over 7": {"draft_rounds": (2,), "draft_tokens": 7},
-    "cascade 2 over 3, tail 4": {"draft_rounds": (2,), "draft_tokens": 3, "draft_tail": 4},
-    "cascade 2 over 7, lenient": {"draft_rounds": (2,), "draft_tokens": 7, "draft_lenience": 3.0},
-    "drafts as pay": {"draft_rounds": (), "draft_tokens": "auto"},
-}
-"""By name: settings of the generate stage. Those with rounds need a drafter; further drafters get two rounds each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +87,8 @@ TASKS: dict[str, Callable[[Path], Iterator[Asked]]] = {
 
 def main() -> None:
     arguments = _parse()
-    pool = ModelPool(arguments.device, limit=1 + len(arguments.drafters))
-    target, *drafters = (pool.causal_lm(name, arguments.dtype) for name in (arguments.target, *arguments.drafters))
+    pool = ModelPool(arguments.device)
+    target, drafters = models(pool, arguments.target, arguments.drafters, arguments.dtype)
     found: list[dict[str, Any]] = []
     for task in arguments.tasks:
         asked = list(islice(TASKS[task](arguments.data), arguments.documents))
@@ -148,17 +134,11 @@ def _lines(
     arguments: argparse.Namespace, pool: ModelPool,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     plain: dict[str, Any] = {}
-    for name, plan in PLANS.items():
-        needed = "draft_rounds" in plan
-        asked = not arguments.plans or name in arguments.plans or name == "plain"  # which all are set against
-        if not asked or (needed and not drafters):
-            continue
-        if plan.get("draft_rounds") and len(drafters) > 1:
-            plan = {**plan, "draft_rounds": (*plan["draft_rounds"], *[2] * (len(drafters) - 1))}
-        some = drafters if needed else []
-        for copies in (True, False) if original and name != "plain" else (True,):
+    for name, spec in _specs(arguments).items():
+        some = drafters if spec.drafters else []
+        for copies in (True, False) if original and name != PLAIN else (True,):
             shown = prompts if copies else [replace(one, copied=[]) for one in prompts]
-            line = _measured(target, some, shown, rows, plan, arguments, pool)
+            line = _measured(target, some, shown, rows, spec, arguments, pool)
             plain = plain or dict(line)
             times, equal = _times(line, plain), _equal(line.pop("answers"), plain["answers"])
             yield {"plan": name if copies else f"{name}, not from the original", **line, "times": times, "equal": equal}
@@ -167,12 +147,16 @@ def _lines(
             yield {"plan": name, **line, "times": _times(line, plain)}
 
 
+def _specs(arguments: argparse.Namespace) -> dict[str, GenerateSpec]:
+    """Plain decoding first, which all are set against."""
+    plain = GenerateSpec(kind="generate", dtype=arguments.dtype, batch_tokens=ALL_AT_ONCE)
+    return {PLAIN: plain} | chosen(arguments, arguments.dtype)
+
+
 def _measured(
-    target: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], rows: int, plan: dict[str, Any],
+    target: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], rows: int, spec: GenerateSpec,
     arguments: argparse.Namespace, pool: ModelPool,
 ) -> dict[str, Any]:  # fmt: skip
-    names = [one.ref.name for one in drafters]
-    spec = GenerateSpec(kind="generate", dtype=arguments.dtype, batch_tokens=2**20, drafters=names, **plan)
     found = measure(target, spec, drafters, prompts, rows, arguments.runs, pool)
     return {
         "tokens/s": found.tokens_per_second,
@@ -224,8 +208,8 @@ def _peers(
         "transformers": ends,
         "transformers, prompt lookup": {**ends, "prompt_lookup_num_tokens": 10},
     }
-    if drafters:
-        ways["transformers, assisted"] = {**ends, "assistant_model": drafters[0].model}
+    if own := [one for one in drafters if not one.ref.name.startswith("layers:")]:
+        ways["transformers, assisted"] = {**ends, "assistant_model": own[0].model}
     model: Any = target.model
 
     def work(new: int, options: dict[str, Any]) -> int:
@@ -250,9 +234,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="FOLDER")
     parser.add_argument("--target", required=True)
-    parser.add_argument("--drafters", nargs="*", default=[], help="the largest first, of the target's vocabulary")
+    add_plans(parser)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--plans", nargs="+", choices=PLANS)
     parser.add_argument("--rows", type=int, nargs="+", default=[1])
     parser.add_argument("--rates", type=float, nargs="*", default=[])
     parser.add_argument("--documents", type=int, default=16)

@@ -22,14 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.drafting import PLANS
+from benchmarks.plans import add_plans, chosen, models
 from benchmarks.quality.corpora import read
 from pipeline.generation import local
 from pipeline.generation.generated import no_defaults
-from pipeline.generation.local import LocalGenerator
 from pipeline.generation.prompts import Prompt
+from pipeline.generation.tuning import decoding
 from pipeline.models import LoadedModel, ModelPool
-from pipeline.stages import Run
 from schemas.base import DEFAULT_MODEL
 from schemas.stage import GenerateSpec
 
@@ -83,15 +82,13 @@ def make(loaded: LoadedModel, prompts: Sequence[list[int]], new: int) -> Iterato
 
 def ours(
     loaded: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[list[int]], new: int, rows: int,
-    settings: dict[str, Any], pool: ModelPool,
+    spec: GenerateSpec, pool: ModelPool,
 ) -> list[list[int]]:  # fmt: skip
     """The same by our decoding, ``rows`` at once."""
-    names = [one.ref.name for one in drafters] if "draft_rounds" in settings else []
-    spec = GenerateSpec(kind="generate", drafters=names, batch_tokens=2**20, **settings)
-    generator = LocalGenerator(loaded, spec, Run(pool), drafters if names else ())
+    some = drafters if spec.drafters else []
     with mock.patch.object(local, "end_tokens", lambda *some: frozenset()):
-        groups = [prompts[at : at + rows] for at in range(0, len(prompts), rows)]
-        return [one.tokens for group in groups for one in generator.generate([Prompt(ids, new) for ids in group])]
+        work = decoding(loaded, spec, some, [Prompt(ids, new) for ids in prompts], rows, pool)
+        return [one.tokens for one in work(None)]
 
 
 def margins(loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
@@ -109,8 +106,8 @@ def margins(loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]]) -
 
 def main() -> None:
     arguments = _parse()
-    pool = ModelPool(arguments.device, limit=1 + len(arguments.drafters))
-    loaded, *drafters = (pool.causal_lm(name, "float32") for name in (arguments.model, *arguments.drafters))
+    pool = ModelPool(arguments.device)
+    loaded, drafters = models(pool, arguments.model, arguments.drafters, "float32")
     if arguments.what == "make":
         encoded = (loaded.tokenizer(text)["input_ids"][:MOST] for text in texts(arguments.data))
         prompts = list(islice((ids for ids in encoded if ids), arguments.documents or 500))
@@ -122,10 +119,10 @@ def main() -> None:
     rows = pq.read_table(arguments.file).to_pylist()[: arguments.documents]
     prompts, expected = [row["prompt"] for row in rows], [row["answer"] for row in rows]
     wrong = 0
-    for plan in arguments.plans:
+    for plan, spec in chosen(arguments).items():
         for at_once in arguments.rows:
             begun = time.perf_counter()
-            found = ours(loaded, drafters, prompts, len(expected[0]), at_once, PLANS[plan], pool)
+            found = ours(loaded, drafters, prompts, len(expected[0]), at_once, spec, pool)
             seconds = time.perf_counter() - begun
             wrong += _report(f"{plan}, {at_once} at once", loaded, prompts, expected, found, seconds)
     raise SystemExit(1 if wrong else 0)
@@ -165,8 +162,7 @@ def _parse() -> argparse.Namespace:
         one.add_argument("--device", default="auto")
         one.add_argument("--documents", type=int, help="at most so many")
         one.set_defaults(drafters=[])
-    checking.add_argument("--drafters", nargs="*", default=[])
-    checking.add_argument("--plans", nargs="+", choices=PLANS, default=["plain"])
+    add_plans(checking, default=["plain"])
     checking.add_argument("--rows", type=int, nargs="+", default=[33], help="prompts at once")
     return parser.parse_args()
 

@@ -15,7 +15,7 @@ from pipeline.models import LoadedModel
 from pipeline.models.distilled import FIGURES, Drafts, Figures
 from pipeline.stages import Run
 from pipeline.storage.filesystem import resolve_path
-from pipeline.storage.parts import write_whole
+from pipeline.storage.parts import copy_whole, write_whole
 from schemas.document import Document
 from schemas.records import DRAFTED
 from schemas.stage import GenerateSpec
@@ -81,5 +81,5 @@ def upload(model: Path, figures: Figures, folder: str) -> None:
     """The files of a model, then its figures, into ``folder`` (local or s3)."""
     fs, root = resolve_path(folder)
     for path in sorted(model.iterdir()):
-        write_whole(fs, f"{root}/{path.name}", path.read_bytes())
+        copy_whole(fs, f"{root}/{path.name}", path)
     write_whole(fs, f"{root}/{FIGURES}", figures.to_json().encode())

@@ -16,9 +16,11 @@ from pipeline.cli.shared import (
     EXIT_CODES,
     FAILURE,
     USAGE,
+    DryRun,
     Input,
     Json,
     Output,
+    Replace,
     Workers,
     database,
     examples,
@@ -56,13 +58,11 @@ def align(
     input_: Input = None,
     sets: AlignSets = None,
     workers: Workers = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the answers will take.")] = False,
+    dry_run: DryRun = False,
     partial: Annotated[
         bool, typer.Option("--partial", help="Where the budget is reached, train on the answers it bought.")
     ] = False,
-    replace_: Annotated[
-        bool, typer.Option("--replace", help="Give the adapter its name even where another has it.")
-    ] = False,
+    replace_: Replace = False,
     json_: Json = False,
 ) -> None:
     """Teach a scoring model to expect what target models write (LLMLingua, section 3.3); the same command goes on.
@@ -120,9 +120,7 @@ def _recipe(spec: AlignFile, given: Settings, replace_: bool) -> str:
     asked = [identify(job).job_id for job in spec.answer_jobs()]
     learning = [digest_of(model, given) for model in (spec.align.model, spec.align.teacher) if model is not None]
     recipe = digest([asked, spec.align.output_settings(), *learning])
-    folder = adapters.store_folder(spec.name, given.cache)
-    if not replace_ and (folder / adapters.MANIFEST).is_file() and adapters.read_manifest(folder).recipe != recipe:
-        raise adapters.taken(spec.name, folder)
+    adapters.check_name(spec.name, given.cache, recipe, replace=replace_)
     return recipe
 
 

@@ -13,10 +13,12 @@ from pipeline.cli.shared import (
     EXIT_CODES,
     FAILURE,
     USAGE,
+    DryRun,
     Input,
     JobFile,
     Json,
     Output,
+    Replace,
     Sets,
     Workers,
     database,
@@ -70,10 +72,8 @@ def distill(
     input_: Input = None,
     sets: Sets = None,
     workers: Workers = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the answers will take.")] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Give the drafter its name even where another has it.")
-    ] = False,
+    dry_run: DryRun = False,
+    replace: Replace = False,
     json_: Json = False,
 ) -> None:
     """Train a drafter for a job's target on the target's own answers, and say what share of its drafts are accepted.

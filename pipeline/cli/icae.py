@@ -12,9 +12,11 @@ from pipeline.cli import icae_evaluating
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
+    DryRun,
     Input,
     Json,
     Output,
+    Replace,
     Sets,
     Workers,
     database,
@@ -57,10 +59,8 @@ def pretrain(
     input_: Input = None,
     sets: Sets = None,
     workers: Workers = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what the training will take.")] = False,
-    replace_: Annotated[
-        bool, typer.Option("--replace", help="Give the encoder its name even where another has it.")
-    ] = False,
+    dry_run: DryRun = False,
+    replace_: Replace = False,
     json_: Json = False,
 ) -> None:
     """Train a memory encoder for the target model on texts, and keep it by the job's name; the same command goes on.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
+    DryRun,
     Input,
     JobFile,
     JobId,
@@ -43,7 +42,7 @@ def run(
     input_: Input = None,
     sets: Sets = None,
     workers: Workers = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate tokens, money, time and memory.")] = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Run a job on this machine from start to end; the same command again goes on, or only reports.

@@ -37,6 +37,8 @@ Input = Annotated[list[str] | None, typer.Option("--input", "-i", help="Read thi
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", min=1, max=MOST_WORKERS, help="Worker processes; default 1.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate tokens, money, time and memory.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Give what is made its name even where another has it.")]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

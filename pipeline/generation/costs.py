@@ -1,4 +1,4 @@
-"""What a pass of a model takes on this machine, by rows and tokens of each: measured once, when it is first asked."""
+"""What a pass of a model takes on this machine, by rows and tokens of each: measured once (``kept_costs``)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ _LEAST = 2  # of rows that are recorded (``recorded``)
 _STORED = 512  # columns of each row before
 _SECONDS = 3.0  # of passes, after which the rest is reckoned up: on a CPU large ones take long
 _RUNS = 5
+_SHORT = 0.1  # seconds of runs that are enough on a CPU: short ones are what other work on it slows down most
+_SPOTS = ((0, 0), (0, 3))  # of the table, measured again before it is trusted: one row, and what more tokens of it take
+_LIKE = 1.5  # times that they may be off: the machine is another, or has other work to do
+
+SCOPE = [_ROWS, WIDTHS, _STORED]
+"""What is measured: tables of another scope say something else."""
 
 
 class Costs:
@@ -38,7 +44,7 @@ class Costs:
     def __init__(self, seconds: NDArray[np.float64], recorded: bool = False) -> None:
         """``seconds`` ``[_ROWS, WIDTHS]``; nan where it was not measured: there time grows as the tokens do. Passes
         that are ``recorded`` have a power of two of rows, and at least two."""
-        self._recorded = recorded
+        self.measured, self._recorded = seconds, recorded
         filled = seconds.copy()
         for row, rows in enumerate(_ROWS):
             for place, width in enumerate(WIDTHS):
@@ -70,26 +76,25 @@ class Costs:
         return self._known[rows]
 
 
+Make = Callable[[int], Model]
+"""The model with passes for so many rows."""
+
+
 @torch.inference_mode()
-def measured(make: Callable[[int], Model], records: bool, look: Callable[[], None]) -> Costs:
-    """``make`` gives the model with passes for so many rows, which are recorded if ``records``. ``look`` is called in
-    between, and may raise."""
+def measured(make: Make, records: bool, look: Callable[[], None]) -> Costs:
+    """Of passes that are recorded if ``records``. ``look`` is called in between, and may raise."""
     seconds = np.full((len(_ROWS), len(WIDTHS)), np.nan)
     # In the order of their tokens, so that what is left out is the largest.
     cells = sorted(np.ndindex(*seconds.shape), key=lambda one: (_ROWS[one[0]] * WIDTHS[one[1]], one))
-    models: dict[int, Model] = {}
-    spent = 0.0
+    clock, spent = _Clock(make, records), 0.0
     for row, place in cells:
         look()
-        rows = _ROWS[row]
         try:
-            if rows not in models:
-                models[rows] = _ready(make, rows)
-            seconds[row, place] = _seconds(models[rows], rows, WIDTHS[place], records)
+            seconds[row, place] = clock.seconds(row, place)
         except Exception as error:
             if not out_of_memory(error) or np.isnan(seconds[0, 0]):
                 raise
-            log.info("no memory is left to measure passes of %d rows and %d tokens each", rows, WIDTHS[place])
+            log.info("no memory is left to measure passes of %d rows and %d tokens each", _ROWS[row], WIDTHS[place])
             break
         spent += 2 * float(seconds[row, place])
         if spent > _SECONDS:
@@ -97,7 +102,31 @@ def measured(make: Callable[[int], Model], records: bool, look: Callable[[], Non
     return Costs(seconds, records)
 
 
-def _ready(make: Callable[[int], Model], rows: int) -> Model:
+@torch.inference_mode()
+def hold(costs: Costs, make: Make, records: bool) -> bool:
+    """Whether ``costs`` that were measured earlier are still what passes take, by two of them."""
+    clock, spots = _Clock(make, records), [one for one in _SPOTS if not np.isnan(costs.measured[one])]
+    found = np.array([clock.seconds(*one) for one in spots])
+    known = np.array([costs.measured[one] for one in spots])
+    return bool(spots and np.all(np.maximum(found / known, known / found) <= _LIKE))
+
+
+class _Clock:
+    """Times passes."""
+
+    def __init__(self, make: Make, records: bool) -> None:
+        self._make, self._records = make, records
+        self._models: dict[int, Model] = {}
+
+    def seconds(self, row: int, place: int) -> float:
+        """Of a pass of so many of ``_ROWS`` and ``WIDTHS``."""
+        rows = _ROWS[row]
+        if rows not in self._models:
+            self._models[rows] = _ready(self._make, rows)
+        return _seconds(self._models[rows], rows, WIDTHS[place], self._records)
+
+
+def _ready(make: Make, rows: int) -> Model:
     rows, columns = max(_LEAST, rows), _STORED + max(WIDTHS)
     model = make(rows)
     model.passes.reserve(rows * columns, columns)
@@ -108,7 +137,8 @@ def _ready(make: Callable[[int], Model], rows: int) -> Model:
 
 
 def _seconds(model: Model, rows: int, width: int, records: bool) -> float:
-    """Of a round without its bookkeeping: drafts are copied, read, and compared with what is said."""
+    """Of a round without its bookkeeping: drafts are copied, read, translated where the vocabulary is another, and
+    compared with what is said."""
     device = model.head.weight.device
     ids = torch.zeros(max(rows, _LEAST if model.passes.records else 1), width, dtype=torch.int64, device=device)
     slots = torch.arange(len(ids), device=device)
@@ -118,13 +148,16 @@ def _seconds(model: Model, rows: int, width: int, records: bool) -> float:
     def run() -> tuple[torch.Tensor, torch.Tensor]:
         if width > 1:
             ids[:, 1:] = propose(lines, PADDING + stored, width - 1)
-        hidden = model.passes.read_on(slots, ids, stored, _STORED + width)
-        found = most_likely(model.head(hidden))
+        hidden = model.passes.read_on(slots, model.own(ids), stored, _STORED + width)
+        found = most_likely(model.logits(hidden))
         return found, found
 
     again = _recorded(run, device) if records and device.type in RECORDERS else run
     again()
-    return float(np.median([timed(again, device)[1] for _ in range(_RUNS if device.type == "cuda" else 1)]))
+    found: list[float] = []
+    while len(found) < _RUNS and (device.type == "cuda" or sum(found) < _SHORT):
+        found.append(timed(again, device)[1])
+    return float(np.median(found))
 
 
 def _recorded(run: Run, device: torch.device) -> Callable[[], Any]:

@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from pipeline.batching import RELIEF
-from pipeline.generation.costs import Costs, measured
+from pipeline.generation.costs import Costs
+from pipeline.generation.kept_costs import kept_or_measured
 from pipeline.generation.lines import Lines
 from pipeline.generation.policy import Policy, Way
 from pipeline.generation.rounds import Model, Target, cascade, drafting
@@ -82,12 +83,15 @@ class Kind:
 
     def costs_of(self, loaded: LoadedModel, look: Callable[[], None]) -> Costs:
         """Of the passes of the model or one of its drafters, measured once; ``look`` is called meanwhile."""
-        known: dict[Passes, Costs] = vars(loaded.model).setdefault("contextmill_costs", {})
-        if self.passes not in known:
-            records = self.passes.records and self.names not in self.refused
-            with drafting() if loaded is not self.loaded else nullcontext():
-                known[self.passes] = measured(lambda rows: self.model(loaded, rows), records, look)
-        return known[self.passes]
+        known: dict[Hashable, Costs] = vars(loaded.model).setdefault("contextmill_costs", {})
+        records = self.passes.records and self.names not in self.refused
+        with drafting() if loaded is not self.loaded else nullcontext():
+            translated = self.loaded.ref.digest if translation(loaded, self.loaded) else None
+            key = self.passes, records, translated
+            if key not in known:
+                make = partial(self.model, loaded)
+                known[key] = kept_or_measured(loaded, self.passes.__name__, translated, records, make, look)
+        return known[key]
 
     def policy(self, look: Callable[[], None]) -> Policy:
         """What is known of this kind's drafts, kept with the model from batch to batch."""

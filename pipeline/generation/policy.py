@@ -6,6 +6,7 @@ measured times instead of counted parameters, and a chance of acceptance for eve
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ Reading = Callable[[float], float]
 class Policy:
     """Ways for the rounds of one batch after another, of those that there are: copies in any of ``COPYING``, and
     ``cascades`` of drafters, behind whose drafts ``tail`` tokens are copied. ``seconds`` and ``reading`` say what they
-    take."""
+    take. ``taken``: how many rounds went each way."""
 
     def __init__(
         self, seconds: Seconds, cascades: Sequence[Way] = (), tail: int = 0, reading: Reading = lambda tokens: 0.0
@@ -69,6 +70,7 @@ class Policy:
         self._drafts = _Chances(max((way.width - 1 for way in cascades), default=0), _LONG_MEMORY)
         most = self._cascades[0] if cascades else Way(1, 1 + tail)
         self._seen = 0
+        self.taken: Counter[Way] = Counter()
         self._each = (most.width - 1 - tail) / most.rounds  # drafts that a round of the largest drafter gives, at most
 
     def way(self, rows: int, left: float, ready: Callable[[Way], bool], unread: float = 0.0) -> Way:
@@ -97,6 +99,7 @@ class Policy:
 
     def saw(self, way: Way, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
         """What became of a round, row by row: so many drafts were accepted of so many."""
+        self.taken[way] += 1
         self._copies.fade()
         self._drafts.fade()
         if way.rounds:
@@ -106,6 +109,10 @@ class Policy:
             self._each += (each - self._each) / min(self._seen, _MEMORY)
         elif way.width > 1:
             self._copies.saw(drafted, accepted)
+
+    def expected(self) -> dict[str, list[float]]:
+        """Tokens of a row in a round with 0, 1, 2... drafts, copied or a drafter's."""
+        return {"copies": self._copies.expected(0.0), "drafters": self._drafts.expected(0.0)}
 
 
 class _Chances:

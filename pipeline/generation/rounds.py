@@ -93,6 +93,11 @@ class Model:
         known = ids.clamp(0, self.size - 1)
         return self.translation.read(known) if self.translation else known
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[n, v]`` of these hidden states ``[n, d]``, in the target's numbers."""
+        logits: torch.Tensor = self.head(hidden)
+        return self.translation.said(logits) if self.translation else logits[:, : self.size]
+
     def said(
         self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, choose: Choosing, most: int,
         after: torch.Tensor | None = None,
@@ -103,8 +108,7 @@ class Model:
         hidden = self.passes.read_on(slots, ids, lines.columns(slots, begin, self.blind), most)
         if after is not None:
             hidden = hidden.view(*ids.shape, -1).gather(1, after[..., None].expand(-1, -1, hidden.shape[-1]))
-        logits = self.head(hidden.flatten(0, -2))
-        logits = self.translation.said(logits) if self.translation else logits[:, : self.size]
+        logits = self.logits(hidden.flatten(0, -2))
         numbers = None
         if choose.sampled:
             places = lines.places(begin, count) if after is None else begin[:, None] + after

@@ -66,6 +66,7 @@ class Generate:
             from pipeline.generation.hosted import HostedGenerator
 
             return HostedGenerator(self.spec, self.target, Settings().api_key).run(documents, run)
+        from pipeline.generation.kept_policies import noted
         from pipeline.generation.local import answer
 
         loaded, drafters = self.load(run), list(self.drafters(run))
@@ -73,7 +74,8 @@ class Generate:
             if isinstance(one, str):
                 log.warning("%s", one)
         useful = [None if isinstance(one, str) else one for one in drafters]
-        return answer(documents, self.target.model, loaded, self.spec, run, useful)
+        with noted(loaded, [one for one in useful if one], run.folder if self.spec.plan.adaptive else None):
+            return answer(documents, self.target.model, loaded, self.spec, run, useful)
 
     def check(self) -> None:
         """Drafters are looked at when a job is submitted: a worker that lacks one does without."""

@@ -92,11 +92,15 @@ class Figures:
         return mine / its if mine and its else None
 
 
-def measure(
+Decode = Callable[[int | None], list[Generation]]
+"""Answers to some prompts with so many new tokens each; None: as many as they ask for."""
+
+
+def decoding(
     target: LoadedModel, spec: GenerateSpec, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], rows: int,
-    runs: int, pool: ModelPool,
-) -> Figures:  # fmt: skip
-    """Decode the prompts ``runs`` times as ``spec`` says, and once before: what a first time makes does not count."""
+    pool: ModelPool,
+) -> Decode:  # fmt: skip
+    """Of the prompts, ``rows`` at once, as ``spec`` says (``planned``)."""
     generator = LocalGenerator(target, spec, Run(pool), drafters)
     groups = [prompts[at : at + rows] for at in range(0, len(prompts), rows)]
 
@@ -104,9 +108,18 @@ def measure(
         shown = [[replace(one, new_tokens=new or one.new_tokens) for one in group] for group in groups]
         return [one for group in shown for one in generator.generate(group)]
 
-    work()
+    return work
+
+
+def measure(
+    target: LoadedModel, spec: GenerateSpec, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], rows: int,
+    runs: int, pool: ModelPool,
+) -> Figures:  # fmt: skip
+    """Decode the prompts ``runs`` times as ``spec`` says, and once before: what a first time makes does not count."""
+    work = decoding(target, spec, drafters, prompts, rows, pool)
+    work(None)
     read = statistics.median(timed(partial(work, 1), target.device)[1] for _ in range(runs))
-    found = [timed(work, target.device) for _ in range(runs)]
+    found = [timed(partial(work, None), target.device) for _ in range(runs)]
     made, whole = found[-1][0], statistics.median(seconds for _, seconds in found)
     answers = [one.tokens for one in made]
     passes, drafted = sum(one.passes for one in made), sum(one.drafted for one in made)
@@ -193,7 +206,7 @@ def tune(
     ``progress`` is told how many measurements are done, of how many, and what begins. Raises ``ModelError``.
     """
     target, (drafters, lacking) = stage.load(run), _drafters(stage, run)
-    specs = {name: _planned(stage.spec, settings) for name, settings in plans(stage.spec).items()}
+    specs = {name: planned(stage.spec, settings) for name, settings in plans(stage.spec).items()}
     reasons = {
         name: one if isinstance(one, str) else _reason(one, target, drafters, lacking) for name, one in specs.items()
     }
@@ -235,7 +248,7 @@ def _prompts(documents: Sequence[Document], stage: Generate, target: LoadedModel
     return [one for one in asked if isinstance(one, Prompt)]
 
 
-def _planned(spec: GenerateSpec, settings: Settings) -> GenerateSpec | str:
+def planned(spec: GenerateSpec, settings: Settings) -> GenerateSpec | str:
     """The stage with another plan and room for all rows at once, or why there is no such plan."""
     same = spec.model_dump(exclude={*DRAFTING, "batch_tokens"})
     try:

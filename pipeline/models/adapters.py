@@ -59,26 +59,15 @@ def split(name: str) -> tuple[str, str] | None:
     return base, adapter
 
 
-def store_folder(name: str, cache: Path) -> Path:
-    """Where the adapter called ``name`` is kept."""
-    return cache / "models" / "adapters" / name
-
-
 def find(name: str, cache: Path) -> Path:
     """The folder of an adapter: a name in the store, or a path (with a slash in it). ``ModelNotFound`` if not there."""
     folder = store_folder(name, cache) if NAME.fullmatch(name) else Path(name).expanduser()
     if (folder / MANIFEST).is_file():
         return folder.resolve()
-    known = ", ".join(path.name for path in stored(cache)) or "none yet"
     raise ModelNotFound(
-        f"no adapter {name!r} (no {folder / MANIFEST}): after the + stands a name of this machine's store ({known}) or "
-        "the path of an adapter's folder; `contextmill align` makes one"
+        f"no adapter {name!r} (no {folder / MANIFEST}): after the + stands a name of this machine's store "
+        f"({STORE.known(cache)}) or the path of an adapter's folder; `contextmill align` makes one"
     )
-
-
-def stored(cache: Path) -> list[Path]:
-    """The folders of all adapters in the store, by name."""
-    return sorted(path.parent for path in store_folder("*", cache).parent.glob(f"*/{MANIFEST}"))
 
 
 def read_manifest(folder: Path) -> AdapterManifest:
@@ -87,6 +76,10 @@ def read_manifest(folder: Path) -> AdapterManifest:
         return AdapterManifest(**read_json(folder / MANIFEST))
     except TypeError:
         raise ModelDamaged(f"{folder / MANIFEST}: not an adapter's manifest; make the adapter again") from None
+
+
+STORE = placing.Named("adapter", lambda folder: read_manifest(folder).recipe)
+store_folder, stored, check_name = STORE.folder, STORE.stored, STORE.check_name
 
 
 def check(folder: Path, base: str, base_digest: str, cache: Path) -> str:
@@ -114,12 +107,9 @@ def install(source: Path, name: str, cache: Path, manifest: AdapterManifest, *, 
     Raises ``ModelError`` where another adapter has that name, unless ``replace``.
     """
     folder = store_folder(name, cache)
-    if (folder / MANIFEST).is_file():
-        had = read_manifest(folder)
-        if had == manifest:
-            return folder
-        if not replace and had.recipe != manifest.recipe:
-            raise taken(name, folder)
+    check_name(name, cache, manifest.recipe, replace=replace)
+    if (folder / MANIFEST).is_file() and read_manifest(folder) == manifest:
+        return folder
     placing.place(source, (CONFIG, WEIGHTS), manifest.to_json(), folder)
     return folder
 
@@ -138,13 +128,6 @@ def at_hand(folder: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as copy:
         pafs.copy_files(root, copy, filesystem, pafs.LocalFileSystem())
         yield Path(copy)
-
-
-def taken(name: str, folder: Path) -> ModelError:
-    """Why an adapter does not get the name it asks for."""
-    return ModelError(
-        f"another adapter is called {name} already ({folder}): choose another name, or replace it with --replace"
-    )
 
 
 def merge(model: PreTrainedModel, folder: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.models import store
+from pipeline.models import placing, store
 from pipeline.models.bundled import BUNDLED
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import read_json
@@ -80,14 +80,13 @@ def read_figures(folder: Path) -> Figures:
         raise ModelDamaged(f"{folder / FIGURES}: no figures of a drafter ({error}); distill it again") from None
 
 
-def store_folder(name: str, cache: Path) -> Path:
-    """Where the drafter called ``name`` is kept."""
-    return cache / "models" / "drafters" / name
+def _recipe_of(folder: Path) -> str | None:
+    manifest = store.read_manifest(folder)
+    return manifest.source if manifest else None
 
 
-def stored(cache: Path) -> list[Path]:
-    """The folders of all drafters in the store, by name."""
-    return sorted(path.parent for path in store_folder("*", cache).parent.glob(f"[!.]*/{store.MANIFEST}"))
+STORE = placing.Named("drafter", _recipe_of)
+store_folder, stored = STORE.folder, STORE.stored
 
 
 def find(name: str, cache: Path) -> Path | None:
@@ -106,12 +105,7 @@ def check_name(name: str, cache: Path, recipe: str, *, replace: bool) -> None:
             f"a drafter cannot be called {name!r}: a name has at most 56 letters, digits, dots, dashes and "
             "underscores, and is neither a bundled model's nor that of a file or folder here"
         )
-    folder = store_folder(name, cache)
-    there = store.read_manifest(folder)
-    if there and there.gguf_sha256 != recipe and not replace:
-        raise ModelError(
-            f"another drafter is called {name} already ({folder}): choose another name, or replace it with --replace"
-        )
+    STORE.check_name(name, cache, recipe, replace=replace)
 
 
 def install(source: Path, name: str, cache: Path, recipe: str) -> Path:
@@ -125,7 +119,7 @@ def install(source: Path, name: str, cache: Path, recipe: str) -> Path:
 
     def ready() -> bool:
         there = store.read_manifest(folder)
-        return bool(there and there.gguf_sha256 == recipe and not store.damage(folder, there))
+        return bool(there and there.source == recipe and not store.damage(folder, there))
 
     store.publish(folder, cache, make, ready)
     return folder

@@ -86,14 +86,8 @@ def read_manifest(folder: Path) -> EncoderManifest:
         raise ModelDamaged(f"{folder / MANIFEST}: not an encoder's manifest ({error}); {AGAIN}") from None
 
 
-def store_folder(name: str, cache: Path) -> Path:
-    """Where the encoder called ``name`` is kept."""
-    return cache / "models" / "encoders" / name
-
-
-def stored(cache: Path) -> list[Path]:
-    """The folders of all encoders in the store, by name."""
-    return sorted(path.parent for path in store_folder("*", cache).parent.glob(f"[!.]*/{MANIFEST}"))
+STORE = placing.Named("encoder", lambda folder: read_manifest(folder).recipe)
+store_folder, stored, check_name = STORE.folder, STORE.stored, STORE.check_name
 
 
 def find(name: str, cache: Path) -> Path:
@@ -102,10 +96,9 @@ def find(name: str, cache: Path) -> Path:
     for folder in (named, Path(name).expanduser()):
         if folder is not None and (folder / MANIFEST).is_file():
             return folder
-    known = ", ".join(path.name for path in stored(cache)) or "none yet"
     raise ModelNotFound(
-        f"no encoder {name!r}: name one of this machine's store ({known}) or the path of an encoder's folder; "
-        "`contextmill icae pretrain` makes one"
+        f"no encoder {name!r}: name one of this machine's store ({STORE.known(cache)}) or the path of an "
+        "encoder's folder; `contextmill icae pretrain` makes one"
     )
 
 
@@ -127,16 +120,6 @@ def check(folder: Path, base: str, base_digest: str, cache: Path) -> EncoderMani
             f"pretrain an encoder for {base}"
         )
     return manifest
-
-
-def check_name(name: str, cache: Path, recipe: str, *, replace: bool) -> None:
-    """Raise ``ModelError`` unless an encoder made by ``recipe`` may be called ``name``."""
-    folder = store_folder(name, cache)
-    if (folder / MANIFEST).is_file() and not replace and read_manifest(folder).recipe != recipe:
-        raise ModelError(
-            f"another encoder is called {name} already ({folder}): give the job another name, or replace it with "
-            "--replace"
-        )
 
 
 def install(source: Path, name: str, cache: Path, manifest: EncoderManifest) -> Path:

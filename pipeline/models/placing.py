@@ -5,13 +5,45 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.models.ref import ModelError
 from pipeline.storage.disk import sync
 
 MANIFEST = "contextmill.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Folders of one ``kind`` in the store, by name. ``recipe_of`` says what made the one that lies there; None where
+    it may be made again."""
+
+    kind: str
+    recipe_of: Callable[[Path], str | None]
+
+    def folder(self, name: str, cache: Path) -> Path:
+        """Where the one called ``name`` is kept."""
+        return cache / "models" / f"{self.kind}s" / name
+
+    def stored(self, cache: Path) -> list[Path]:
+        """The folders of all that are there, by name."""
+        return sorted(path.parent for path in self.folder("*", cache).parent.glob(f"[!.]*/{MANIFEST}"))
+
+    def known(self, cache: Path) -> str:
+        """Their names, to be told."""
+        return ", ".join(path.name for path in self.stored(cache)) or "none yet"
+
+    def check_name(self, name: str, cache: Path, recipe: str, *, replace: bool) -> None:
+        """Raise ``ModelError`` unless what ``recipe`` makes may be called ``name``."""
+        folder = self.folder(name, cache)
+        if replace or not (folder / MANIFEST).is_file() or self.recipe_of(folder) in (None, recipe):
+            return
+        raise ModelError(
+            f"another {self.kind} is called {name} already ({folder}): choose another name, or replace it with "
+            "--replace"
+        )
 
 
 def place(source: Path, files: Sequence[str], manifest: str, folder: Path) -> None:

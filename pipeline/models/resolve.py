@@ -173,7 +173,7 @@ def _converted(path: Path, cache: Path) -> Path:
 def _sound(folder: Path, sha256: str, cache: Path) -> bool:
     """Whether the converted folder is there; raises ``ModelDamaged`` if it is, but not as it was written."""
     manifest = store.read_manifest(folder)
-    if manifest is None or manifest.gguf_sha256 != sha256:
+    if manifest is None or manifest.source != sha256:
         return False
     if found := store.damage(folder, manifest, partial(file_sha256, cache=cache)):
         raise ModelDamaged(f"{folder}: {found}; `contextmill models pull {manifest.name}` makes it again")

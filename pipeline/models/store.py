@@ -16,21 +16,21 @@ from pathlib import Path
 
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import model_files, read_json
+from pipeline.models.placing import MANIFEST
 from pipeline.models.ref import ModelDamaged, ModelError
 from pipeline.storage.disk import sync
 
-MANIFEST = "contextmill.json"
 CONVERSION = 2
 """Raised when conversion changes what it writes: folders of an older one are made again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a converted folder holds: its source file's sha256 (of a distilled drafter, the digest of its recipe), and
-    bytes and sha256 of each of its files."""
+    """What a converted folder holds: the digest of its ``source`` (a file's sha256; of a distilled drafter, of its
+    recipe), and bytes and sha256 of each of its files."""
 
     name: str
-    gguf_sha256: str
+    source: str
     licence: str
     files: dict[str, tuple[int, str]]
     conversion: int = CONVERSION
@@ -43,6 +43,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     stated = read_json(folder / MANIFEST)
     if stated.get("conversion") != CONVERSION:
         return None
+    if (source := stated.pop("gguf_sha256", None)) is not None:  # what it was called while all came from GGUF files
+        stated["source"] = source
     try:
         return Manifest(**stated)
     except TypeError:
@@ -70,7 +72,7 @@ def publish(
 ) -> None:
     """Let ``make`` fill a new folder and put it in the place of ``folder``, unless another process just did.
 
-    ``make(partial)`` returns the manifest's name, GGUF sha256 and licence. ``ready`` is asked under the lock.
+    ``make(partial)`` returns the manifest's name, source and licence. ``ready`` is asked under the lock.
     """
     try:
         with _locked(folder):
@@ -100,12 +102,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _seal(partial: Path, cache: Path, name: str, gguf_sha256: str, licence: str) -> None:
+def _seal(partial: Path, cache: Path, name: str, source: str, licence: str) -> None:
     """Write the manifest, with everything on the disk before the folder gets its name."""
     files = {
         file: ((partial / file).stat().st_size, file_sha256(partial / file, cache)) for file in model_files(partial)
     }
-    manifest = Manifest(name, gguf_sha256, licence, files)
+    manifest = Manifest(name, source, licence, files)
     (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
     for path in (*(partial / file for file in files), partial / MANIFEST, partial):
         sync(path)

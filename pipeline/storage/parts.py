@@ -156,11 +156,26 @@ def _write_streamed(fs: pafs.FileSystem, path: str, write: Callable[[IO[bytes]],
         with _whole_file(Path(path)) as file:
             write(file)
         return
-    with tempfile.TemporaryFile() as spool:  # whole before its upload begins, for the reason above
+    with tempfile.TemporaryFile() as spool:
         write(spool)
         spool.seek(0)
-        with fs.open_output_stream(path, compression=None) as out:
-            shutil.copyfileobj(spool, out, COPY_BYTES)
+        _upload(fs, path, spool)
+
+
+def copy_whole(fs: pafs.FileSystem, path: str, source: Path) -> None:
+    """As ``write_whole``, from a file of this machine; memory holds a piece of it at a time."""
+    with source.open("rb") as whole:
+        if not is_local(fs):
+            _upload(fs, path, whole)
+            return
+        with _whole_file(Path(path)) as file:
+            shutil.copyfileobj(whole, file, COPY_BYTES)
+
+
+def _upload(fs: pafs.FileSystem, path: str, whole: IO[bytes]) -> None:
+    """What is whole before its upload begins, for the reason above."""
+    with fs.open_output_stream(path, compression=None) as out:
+        shutil.copyfileobj(whole, out, COPY_BYTES)
 
 
 def _write_each(file: IO[bytes], tables: Iterable[pa.Table], schema: pa.Schema) -> None:

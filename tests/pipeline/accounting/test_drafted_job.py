@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ def test_who_drafted_what_is_accounted_for(engine: Engine, tmp_path: Path, tiny_
     console = Console(width=120, record=True)
     print_summary(summary, console)
     assert "max-gram" in (said := console.export_text()) and f"{drafting.tokens_per_pass:.2f}" in said
+
+
+def test_what_was_chosen_stands_with_the_job(engine: Engine, tmp_path: Path, tiny_model: Path) -> None:
+    """Every round is in it, though the worker answered for another job before."""
+    pays = stage(drafters=[str(tiny_model)], draft_tokens="auto", max_new_tokens=20)
+    rounds: dict[str, int] = {}
+    for name in ("first", "second"):
+        job = worked(engine, tmp_path, tiny_model, questions(4 + len(rounds)), pays, name=name)
+        passes = [row["target_passes"] - 1 for row in data(engine, job)]  # but for the one that read the prompt
+        (kept,) = tmp_path.rglob(f"{name}-*/generate/drafting-*.json")
+        said = json.loads(kept.read_text())
+        (kind,) = said["drafted"]
+        assert said["model"] == kind["drafters"][0] == str(tiny_model)
+        rounds[name] = sum(one["times"] for one in kind["ways"])
+        assert max(passes) <= rounds[name] <= sum(passes)
+        assert all(one["tokens"] >= 1 for one in kind["ways"]) and min(kind["expected"]["copies"]) == 1
+    plain = worked(engine, tmp_path, tiny_model, questions(3), stage(draft_tokens=3), name="plain")
+    assert data(engine, plain) and not list(tmp_path.rglob("plain-*/generate/drafting-*.json"))
 
 
 def test_nothing_is_said_of_drafts_where_there_are_none_or_others_made_them(

@@ -159,7 +159,7 @@ def anyhow(relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Ite
         return way
 
     monkeypatch.setattr(Policy, "way", any_way)
-    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((6, 6))))
+    monkeypatch.setattr(engine, "kept_or_measured", lambda *_: Costs(np.ones((6, 6))))
     yield seen
     for one in relatives:
         vars(one.model).pop("contextmill_costs", None)
@@ -208,9 +208,9 @@ def test_without_its_drafters_the_rest_is_copied_in_any_width(relatives: list[Lo
     spec = GenerateSpec(kind="generate", drafters=["x"], draft_rounds=(1,), draft_tokens="auto")
     assert said(LocalGenerator(relatives[0], spec, Run(ModelPool("cpu")), [None]).generate(PROMPTS)) == plain
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(engine, "measured", _broken)
+        patched.setattr(engine, "kept_or_measured", _broken)
         vars(relatives[1].model).pop("contextmill_costs", None)
-        vars(relatives[0].model)["contextmill_costs"] = {PaddedPasses: Costs(np.ones((6, 6)))}
+        vars(relatives[0].model)["contextmill_costs"] = {(PaddedPasses, False, None): Costs(np.ones((6, 6)))}
         assert said(generate(relatives[0], [relatives[1]], draft_rounds=(1,), draft_tokens="auto")) == plain
     assert {way.rounds for way in anyhow} == {0} and Way(0, 16) in anyhow
 

@@ -156,7 +156,7 @@ def test_as_many_copies_as_pay_change_no_answer(
     some = prompts((30, 12, 40, 7), new=80)
     expected = answers(loaded, some, **settings)
     monkeypatch.setattr(policy, "_SETUP", 0)  # answers are short
-    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((6, 6))))
+    monkeypatch.setattr(engine, "kept_or_measured", lambda *_: Costs(np.ones((6, 6))))
     for batch_tokens in (200, 16384):
         for known in ("contextmill_costs", "contextmill_policies"):
             vars(loaded.model).pop(known, None)

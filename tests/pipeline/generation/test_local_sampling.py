@@ -36,7 +36,7 @@ def draw(logits: list[float], draws: int, **settings: object) -> list[int]:
     ],
 )
 def test_draws_follow_the_warped_distribution(settings: dict[str, float], expected: list[float]) -> None:
-    draws = 20_000
+    draws = 100_000
     counts = draw([math.log(p) for p in (0.4, 0.3, 0.2, 0.1)], draws, **settings)
     assert all(count == 0 for count, p in zip(counts, expected, strict=True) if p == 0)
     chi2 = sum((count - draws * p) ** 2 / (draws * p) for count, p in zip(counts, expected, strict=True) if p)

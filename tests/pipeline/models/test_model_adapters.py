@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,10 @@ def test_an_adapter_of_the_store_goes_by_its_name(tiny_model: Path, adapter: Pat
     (row,) = [row for row in catalogue(settings) if "+" in row.name]
     assert (row.name, row.state) == (name, "ready") and "3.000 nats a token before, 2.000 after" in row.detail
     assert verify(name, settings).state == "ready"
-    assert not [path for path in store_folder("x", settings.cache).parent.iterdir() if path.name.startswith(".")]
+    folder = store_folder("gsm8k", settings.cache)
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+    shutil.copytree(folder, folder.with_name(".partial-gsm8k-01234567"))  # as a kill leaves it
+    assert len([row for row in catalogue(settings) if "+" in row.name]) == 1
 
 
 def test_a_name_is_not_given_away_unasked(tiny_model: Path, adapter: Path, settings: Settings, tmp_path: Path) -> None:

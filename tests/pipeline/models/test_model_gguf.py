@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 from pathlib import Path
@@ -11,7 +12,8 @@ from model_files import gguf_tensors, write_gguf
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from pipeline.models import ModelDamaged, ModelError, digest_of, gguf_tokenizer, load_tokenizer, resolve, verify
+from pipeline.models import ModelDamaged, ModelError, digest_of, gguf_tokenizer, load_tokenizer, resolve, store, verify
+from pipeline.models.placing import MANIFEST
 from schemas.settings import Settings
 
 TEXTS = ["a mill grinds", "x  12", "a\n\n45 lines", "½ été ▁ <|im_end|>", " \t 7"]
@@ -74,6 +76,23 @@ def test_other_vocabularies_keep_special_tokens_and_round_trip(
         "<|endoftext|>",
     )
     assert tokenizer.decode(tokenizer.encode("a mill , 12 !")) == "a mill , 12 !"
+
+
+def test_a_folder_of_an_earlier_release_is_used_as_it_is(reference_gguf: Path, settings: Settings) -> None:
+    """Its manifest says ``gguf_sha256`` where it now says ``source``."""
+    first = resolve(str(reference_gguf), settings)
+    path = first.folder / MANIFEST
+    stated = json.loads(path.read_text())
+    stated["gguf_sha256"] = stated.pop("source")
+    path.write_text(json.dumps(stated))
+    before = path.stat().st_mtime_ns
+    assert resolve(str(reference_gguf), settings) == first
+    assert path.stat().st_mtime_ns == before
+    assert verify(first.folder.name, settings).state == "ready"
+    del stated["gguf_sha256"]
+    path.write_text(json.dumps(stated))
+    with pytest.raises(ModelDamaged, match="not a manifest"):
+        store.read_manifest(first.folder)
 
 
 def test_same_file_elsewhere_is_converted_once(reference_gguf: Path, settings: Settings, tmp_path: Path) -> None:

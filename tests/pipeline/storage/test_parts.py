@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
+import random
 import resource
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from decimal import Decimal
@@ -16,7 +19,9 @@ import pytest
 
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import (
+    COPY_BYTES,
     PartError,
+    copy_whole,
     delete,
     list_orphans,
     read_part,
@@ -186,6 +191,19 @@ def may_mount(folder: Path) -> bool:
             return True
     except (subprocess.CalledProcessError, FileNotFoundError):
         return False
+
+
+def test_a_large_file_is_copied_piece_by_piece(tmp_path: Path) -> None:
+    source, path = tmp_path / "weights", tmp_path / "made" / "weights"
+    source.write_bytes(random.Random(0).randbytes(8 * COPY_BYTES + 1))
+    tracemalloc.start()
+    copy_whole(LOCAL, str(path), source)
+    assert tracemalloc.get_traced_memory()[1] < 3 * COPY_BYTES
+    tracemalloc.stop()
+    assert filecmp.cmp(source, path, shallow=False)
+    with pytest.raises(FileNotFoundError):
+        copy_whole(LOCAL, str(path), tmp_path / "missing")
+    assert filecmp.cmp(source, path, shallow=False)
 
 
 def test_no_space_leaves_nothing_and_what_was_there(tmp_path: Path) -> None:
