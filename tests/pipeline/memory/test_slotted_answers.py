@@ -31,7 +31,7 @@ MIXED = [
     document(1, TEXTS[1], "Seven.", TEXTS[2], question="Why?", instruction="Answer."),
     document(2, question="What is two and two?"),
     document(3, TEXTS[3], TEXTS[4], question="Who?", instruction="Be short."),
-    document(4, TEXTS[5], question=""),
+    document(4, TEXTS[5], " \n ", question=""),
 ]
 KEPT = {"keep_text": 10}
 
@@ -72,7 +72,9 @@ def expected(one: Document, model: Path, pool: ModelPool, folder: Path, spec: Ge
     """By transformers, from what the autoencoder says that a decoder reads."""
     coder, loaded = load_encoder(str(encoder_of(model)), pool), pool.causal_lm(str(model))
     counts = one.fields["context_slots"]
-    contexts: list[Piece] = [SLOTS if n else text for text, n in zip(one.parts.contexts, counts, strict=True)]
+    contexts: list[Piece] = [
+        SLOTS if n else text for text, n in zip(one.parts.contexts, counts, strict=True) if text.strip()
+    ]
     encoder = PromptEncoder(str(model), loaded.tokenizer, loaded.window, spec)
     runs = asked(encoder, [one.parts.instruction, *contexts, one.parts.question])
     assert not isinstance(runs, Refusal)
