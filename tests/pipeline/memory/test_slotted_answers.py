@@ -120,9 +120,9 @@ def test_slots_count_as_places_of_the_prompt(tiny_model: Path, pool: ModelPool, 
         assert isinstance(outcome, Result)
         row, made = one.fields, outcome.fields
         tag = 1 if row["slots"] else 0
-        # Slots, their tag and the text; blank lines beside slots may cost a token less, or more.
+        # Slots, their tag and the text; blank lines beside slots and blank contexts cost a token less, or more.
         assert made["tokens_prompt"] == outcome.tokens_in
-        assert abs(made["tokens_prompt"] - row["tokens_compressed"] - tag) <= 2
+        assert abs(made["tokens_prompt"] - row["tokens_compressed"] - tag) <= 3
         assert made["tokens_prompt"] < row["tokens_original"] or not row["slots"]
 
 
