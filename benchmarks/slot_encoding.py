@@ -4,7 +4,8 @@
 
 CORPUS has a ``text`` a line (.jsonl or .jsonl.gz). The encoder is random: weights are as many, and slots as large.
 Tokens are those processed, memory tokens counted and padding not; the bare pass reads the model's own embeddings of as
-many. What the two hold in memory is counted by their tensors.
+many. What the two hold in memory is counted by their tensors. Seconds are medians over runs that take turns; on a CPU
+they are the process's own, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measuring import facts, save, timed
+from benchmarks.measuring import facts, save
+from pipeline.generation.timing import wait
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encode_stage import Encode
 from pipeline.memory.encoder import write_encoder
 from pipeline.memory.resident import resident
 from pipeline.models import LoadedModel, ModelPool, digest_of
 from pipeline.models.encoders import EncoderManifest, Figures
-from pipeline.stages import Run
+from pipeline.stages import Result, Run
 from schemas.document import Document, PromptParts
 from schemas.job import TargetSpec
 from schemas.memory import EncoderSpec, EncodeSpec
@@ -47,19 +51,30 @@ def main() -> None:
         documents = _documents(given.corpus, given.documents)
         shapes = _shapes(stage, documents, pool, there.coder)
         device = there.base.device
-        outcomes, encoding = timed(lambda: stage.run(documents, Run(pool)), given.runs, device)
-        _, bare = timed(lambda: _bare(there.base, shapes), given.runs, device)
-    rows = [one.fields for one in outcomes if hasattr(one, "fields")]
+        outcomes = stage.run(documents, Run(pool))
+        both = [lambda: stage.run(documents, Run(pool)), lambda: _bare(there.base, shapes)]
+        turns = [[_seconds(work, device) for work in both] for _ in range(given.runs)]
+        encoding, bare = (statistics.median(one) for one in zip(*turns, strict=True))
+    rows = [one.fields for one in outcomes if isinstance(one, Result)]
     read = sum(row["tokens_encoded"] for row in rows)
     tokens = read + sum(row["slots"] for row in rows)
     padded = sum(rows * width for rows, width in shapes)
-    print(f"encode    {tokens / encoding.median:12,.0f} tokens/s processed, {read / encoding.median:,.0f} of contexts")
-    print(f"bare pass {tokens / bare.median:12,.0f} tokens/s, the same {len(shapes)} rectangles")
-    print(f"share     {bare.median / encoding.median:12.1%}; padding {1 - tokens / padded:.1%}")
-    figures = {"tokens": tokens, "padded": padded, "encode": encoding.median, "bare": bare.median, **_memory(there)}
+    print(f"encode    {tokens / encoding:12,.0f} tokens/s processed, {read / encoding:,.0f} of contexts")
+    print(f"bare pass {tokens / bare:12,.0f} tokens/s, the same {len(shapes)} rectangles")
+    print(f"share     {bare / encoding:12.1%}; padding {1 - tokens / padded:.1%}")
+    figures = {"tokens": tokens, "padded": padded, "encode": encoding, "bare": bare, **_memory(there)}
     held, more = (figures[name] / 2**20 for name in ("model_bytes", "more_bytes"))
     print(f"memory    {held:12,.0f} MiB the model, {more:,.1f} MiB more for the encoder")
     save(given.json, {"facts": facts(device, given.dtype), **figures})
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    wait(device)
+    begun = clock()
+    work()
+    wait(device)
+    return clock() - begun
 
 
 def _memory(there: Any) -> dict[str, int]:

@@ -93,7 +93,9 @@ class Tokenising:
         counts: list[int] = []
         for group in _groups(texts):
             some = [texts[place] for place in group]
-            counts += [self._count_long(some[0])] if len(some[0]) > 2 * PIECE else self._count_batch(some)
+            short = [text for text in some if len(text) <= 2 * PIECE]
+            counted = iter(self._count_batch(short) if short else [])
+            counts += [next(counted) if len(text) <= 2 * PIECE else self._count_long(text) for text in some]
         return counts
 
     def _count_batch(self, texts: list[str]) -> list[int]:

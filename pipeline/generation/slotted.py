@@ -72,9 +72,10 @@ class Slotted:
 
 
 def _texts(document: Document) -> Iterator[Piece]:
+    """Blank contexts are left out, as fine-tuning leaves them out."""
     yield document.parts.instruction
     for context, count in zip(document.parts.contexts, document.fields["context_slots"], strict=True):
-        yield SLOTS if count else context
+        yield SLOTS if count else context * bool(context.strip())
     yield document.parts.question
 
 

@@ -15,7 +15,7 @@ from pipeline.batching import run_packed
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.autoencoder import TAGS
 from pipeline.memory.encode_stage import Cut, Encode
-from pipeline.memory.packing import Packed, joined, pack, squares
+from pipeline.memory.packing import Packed, joined, measured
 from pipeline.memory.ragged import encode_spans, places_of
 from pipeline.memory.resident import Resident, resident
 from pipeline.memory.spans import cut as lengths_of
@@ -114,24 +114,44 @@ def _in_order(documents: Sequence[Document], found: dict[str, Outcome]) -> list[
 def plans_of(documents: Sequence[Document], tokeniser: Tokenising, cut: Cut, keep_text: int) -> list[Plan]:
     """Of each document: contexts of at most ``keep_text`` tokens stay text, and so do blank ones."""
     contexts = [context for document in documents for context in document.parts.contexts]
-    tokens = iter(tokeniser.tokenise(contexts))
-    plans, texts = [], []
+    tokens = dict(zip(contexts, (one.ids for one in tokeniser.tokenise(contexts)), strict=True))
+    plans, kept = [], []
     for place, document in enumerate(documents):
-        plan, kept = Plan(), []
+        plan, left = Plan(), list[str]()
         for context in document.parts.contexts:
-            ids = next(tokens).ids
+            ids = tokens[context]
             stays = len(ids) <= keep_text or not context.strip()
             spans = [] if stays else _spans(place, ids, cut)
             plan.spans += spans
             plan.encoded += sum(len(span.ids) for span in spans)
             plan.context_slots.append(sum(span.slots for span in spans))
-            kept += [context] if stays else []
-        texts.append(PromptParts(document.parts.instruction, tuple(kept), document.parts.question).render())
+            left += [context] if stays else []
+        kept.append(replace(document.parts, contexts=tuple(left)))
         plans.append(plan)
-    counts = tokeniser.count([document.prompt for document in documents]), tokeniser.count(texts)
-    for plan, original, left in zip(plans, *counts, strict=True):
-        plan.original, plan.left = original, left
+    known = {text: len(ids) for text, ids in tokens.items() if tokeniser.at_once(text)}
+    counts = totals([*(document.parts for document in documents), *kept], known, tokeniser)
+    for plan, original, rest in zip(plans, counts, counts[len(plans) :], strict=False):
+        plan.original, plan.left = original, rest
     return plans
+
+
+def totals(prompts: Sequence[PromptParts], known: dict[str, int], tokeniser: Tokenising) -> list[int]:
+    """Tokens of whole prompts. Those of some texts are ``known``: what they are part of is not read again, where the
+    tokenizer lets counts be added."""
+    pieces = [[one for one in (parts.instruction, *parts.contexts, parts.question) if one] for parts in prompts]
+    unknown = list({one for some in pieces for one in some if one not in known and tokeniser.at_once(one)})
+    sizes = {**known, **dict(zip(unknown, tokeniser.count(unknown), strict=True))}
+    found = [_added(some, sizes, tokeniser) for some in pieces]
+    whole = [parts.render() for parts, one in zip(prompts, found, strict=True) if one is None]
+    counted = iter(tokeniser.count(whole))
+    return [next(counted) if one is None else one for one in found]
+
+
+def _added(pieces: Sequence[str], sizes: dict[str, int], tokeniser: Tokenising) -> int | None:
+    if not all(one in sizes for one in pieces):
+        return None
+    counts = [sizes[one] for one in pieces]
+    return tokeniser.joined(pieces, counts) if len(pieces) > 1 else sum(counts)
 
 
 def _spans(place: int, ids: Ints, cut: Cut) -> list[Span]:
@@ -148,19 +168,16 @@ def _encoded(spans: Sequence[Span], there: Resident, spec: EncodeSpec, run: Run)
         _alive(run)
         some = [spans[row] for row in rows]
         slots = torch.cat(encode_spans(coder, [one.ids for one in some], [one.slots for one in some]))
-        packed = pack(slots, tag, spec.precision, spec.group)
-        slots, when = slots.float().cpu(), time.perf_counter()
+        packed, sums = measured(slots, tag, spec.precision, spec.group)
+        when = time.perf_counter()
         run.progress(0, sum(len(one.ids) for one in some))
-        ends = np.cumsum([one.slots for one in some]).tolist()
-        each = [(end - one.slots, end) for one, end in zip(some, ends, strict=True)]
-        return [_made(slots[begin:end], packed.part(begin, end), when) for begin, end in each]
+        ends = np.cumsum([one.slots for one in some])
+        begins = ends - [one.slots for one in some]
+        found = zip(begins.tolist(), ends.tolist(), np.add.reduceat(sums, begins).tolist(), strict=True)
+        return [Made(packed.part(begin, end), lost, whole, when) for begin, end, (lost, whole) in found]
 
     lengths = [places_of(len(one.ids), one.slots, coder) for one in spans]
     return run_packed(lengths, min(spec.batch_tokens, _MOST[kind]), work, enough=_ENOUGH[kind])
-
-
-def _made(slots: torch.Tensor, packed: Packed, when: float) -> Made:
-    return Made(packed, *squares(slots, packed), when)
 
 
 def _outcome(

@@ -62,13 +62,22 @@ class Packed:
 def pack(slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int) -> Packed:
     """``[k, d]``, finite, on any device, and their tag ``[d]``. What is too large for float16 becomes the largest it
     has."""
+    return measured(slots, tag, precision, group)[0]
+
+
+def measured(
+    slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int
+) -> tuple[Packed, NDArray[np.float64]]:
+    """``pack``; and of each slot the sums of squares of what that lost, and of the slot, ``[k, 2]``."""
     wide = slots.detach().float()
     if precision == "float16":
-        values, scales = wide.clamp(-_HALF, _HALF).half(), wide.new_zeros(len(wide), 0)
+        values, scales = wide.clamp(-_HALF, _HALF).half(), wide.new_zeros(len(wide), 0, dtype=torch.float16)
     else:
         values, scales = _whole(wide, precision, group)
-    held = [one.detach().half().cpu().numpy() for one in (scales, tag)]
-    return Packed(precision, group, wide.shape[1], values.cpu().numpy(), *held)
+    back = _unpacked(values, scales, precision, group, wide.shape[1])
+    sums = torch.stack([(back - wide).square().sum(1), wide.square().sum(1)], 1)
+    held = [one.cpu().numpy() for one in (values, scales, tag.detach().half())]
+    return Packed(precision, group, wide.shape[1], *held), sums.double().cpu().numpy()
 
 
 def _whole(wide: torch.Tensor, precision: Precision, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,12 +99,15 @@ def _whole(wide: torch.Tensor, precision: Precision, group: int) -> tuple[torch.
 def unpack(packed: Packed) -> torch.Tensor:
     """``[k, d]``, float32 on the CPU."""
     values, scales = (torch.from_numpy(np.array(one)) for one in (packed.values, packed.scales))
-    if packed.precision == "float16":
+    return _unpacked(values, scales, packed.precision, packed.group, packed.size)
+
+
+def _unpacked(values: torch.Tensor, scales: torch.Tensor, precision: Precision, group: int, size: int) -> torch.Tensor:
+    if precision == "float16":
         return values.float()
-    if packed.precision == "int4":
-        values = torch.stack([values & 15, values >> 4], 2).flatten(1)[:, : packed.size].to(torch.int8) - 8
-    each = scales.float().repeat_interleave(packed.group, 1)[:, : packed.size]
-    return values.float() * each
+    if precision == "int4":
+        values = torch.stack([values & 15, values >> 4], 2).flatten(1)[:, :size].to(torch.int8) - 8
+    return values.float() * scales.float().repeat_interleave(group, 1)[:, :size]
 
 
 def joined(parts: Sequence[Packed]) -> Packed:
@@ -103,9 +115,3 @@ def joined(parts: Sequence[Packed]) -> Packed:
     first = parts[0]
     values, scales = (np.concatenate([getattr(one, name) for one in parts]) for name in ("values", "scales"))
     return replace(first, values=values, scales=scales)
-
-
-def squares(slots: torch.Tensor, packed: Packed) -> tuple[float, float]:
-    """Sums of squares over all numbers: of what packing lost, and of the slots."""
-    wide = slots.detach().float().cpu()
-    return float((wide - unpack(packed)).square().sum()), float(wide.square().sum())

@@ -42,15 +42,14 @@ def _words(coder: Autoencoder, spans: Sequence[Ints], how: Sequence[Reading]) ->
     words: torch.Tensor = coder.embed(_padded(spans, device))
     if coder.spec.layout == "pooled":
         return words
-    tokens, most = words.shape[1], max(len(one.places) for one in how)
+    longest, most = words.shape[1], max(len(one.places) for one in how)
     memory = coder.memory[:most].to(words.dtype).expand(most, -1)
     known = torch.cat([words, memory.expand(len(words), -1, -1)], 1)
+    order = _padded([one.order for one in how], device)
     # Memory tokens are numbered from the span's own end: here they stand behind the longest.
-    orders = [
-        np.where(one.order < len(ids), one.order, one.order - len(ids) + tokens)
-        for ids, one in zip(spans, how, strict=True)
-    ]
-    return known.gather(1, _padded(orders, device)[..., None].expand(-1, -1, known.shape[2]))
+    ends = torch.tensor([len(ids) for ids in spans], device=device)[:, None]
+    order = torch.where(order < ends, order, order - ends + longest)
+    return known.gather(1, order[..., None].expand(-1, -1, known.shape[2]))
 
 
 def _padded(rows: Sequence[Ints], device: torch.device, *, last: bool = False) -> torch.Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from pipeline.compression.joints import Joints
-from pipeline.compression.tokens import Tokenising, _by_offsets
+from pipeline.compression.tokens import GROUP, PIECE, Tokenising, _by_offsets
 from pipeline.compression.widths import widths_of
 from pipeline.models import load_tokenizer
 from schemas.document import SEPARATOR
@@ -49,6 +49,13 @@ def test_places_and_counts_are_the_tokenizers_own(tokenising: Tokenising, texts:
     assert tokenising.count(texts) == [len(inner.encode(text, add_special_tokens=False)) for text in texts]
     widths = widths_of(inner)
     assert widths is not None and len(texts) - 1 in widths.tokenised(texts)  # plain text takes the fast way
+
+
+def test_a_long_text_does_not_swallow_those_behind_it(tokenising: Tokenising) -> None:
+    """One that is counted in pieces and yet leaves room for others beside it."""
+    texts = ["one", "12 boxes " * (2 * PIECE // 9 + 1), "two", "three"]
+    assert 2 * PIECE < len(texts[1]) < GROUP - 10
+    assert tokenising.count(texts) == [tokenising.count([text])[0] for text in texts]
 
 
 @settings(max_examples=150, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,29 @@ def test_ratio_and_span_are_the_stages_where_it_names_them(tiny_model: Path, poo
     for settings in ({}, {"span": 17}, {"ratio": 2.0}):
         assert stage(tiny_model, **settings).identity() == stage(tiny_model, **settings, batch_tokens=3).identity()
     assert stage(tiny_model).identity() != stage(tiny_model, span=17).identity()
+
+
+def test_tokens_are_those_of_the_whole_prompt(
+    tiny_model: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However they were added up: of one text, of several, of one that is too long to be read at once."""
+    monkeypatch.setattr("pipeline.compression.tokens.PIECE", 200)
+    documents = [
+        *DOCUMENTS,
+        document(20, TEXTS[1], "Seven.", TEXTS[2], "Seven.", instruction="Answer in a word."),
+        document(21, *TEXTS, question=""),
+        document(22, "  spaces ", "\n\nlines\n", question=" and more "),
+        document(23, " ".join(TEXTS), question=""),
+        document(24, question="Only this?"),
+    ]
+    tokeniser = Tokenising(load_tokenizer(str(tiny_model)))
+    for one, result in zip(documents, results(stage(tiny_model, keep_text=10), documents, pool), strict=True):
+        counts = result.fields["context_slots"]
+        kept = tuple(text for text, n in zip(one.parts.contexts, counts, strict=True) if not n)
+        left = replace(one.parts, contexts=kept).render()
+        assert [result.fields["tokens_original"], result.fields["tokens_compressed"]] == [
+            tokeniser.count([one.prompt])[0], sum(counts) + tokeniser.count([left])[0]
+        ]  # fmt: skip
 
 
 def test_short_contexts_may_stay_text(tiny_model: Path, pool: ModelPool) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.memory.packing import LARGEST, joined, pack, squares, unpack
+from pipeline.memory.packing import LARGEST, joined, measured, pack, unpack
 from schemas.memory import Precision
 
 TAG = torch.linspace(-1, 1, 192)
@@ -37,15 +37,17 @@ def test_nothing_is_off_by_more_than_half_a_scale(
 def test_what_is_lost_and_what_it_takes() -> None:
     found = {}
     for precision in ("float16", "int8", "int4"):
-        packed = pack(slots(), TAG, precision, 64)
-        lost, whole = squares(slots(), packed)
-        found[precision] = (packed.bytes, (lost / whole) ** 0.5)
+        packed, sums = measured(slots(), TAG, precision, 64)
+        off = (unpack(packed) - slots()).square().sum(1), slots().square().sum(1)
+        torch.testing.assert_close(torch.from_numpy(sums).float(), torch.stack(off, 1))
+        lost, whole = sums.sum(0)
+        found[precision] = (packed.bytes, float(lost / whole) ** 0.5)
     assert [size for size, _ in found.values()] == [7 * 192 * 2, 7 * (192 + 6), 7 * (96 + 6)]
     assert found["float16"][1] < 3e-4 < found["int8"][1] < 0.01 < found["int4"][1] < 0.15
 
 
 def test_smaller_groups_lose_less() -> None:
-    wide, narrow = (squares(slots(), pack(slots(), TAG, "int4", group))[0] for group in (64, 32))
+    wide, narrow = (measured(slots(), TAG, "int4", group)[1][:, 0].sum() for group in (64, 32))
     assert narrow < wide
 
 

@@ -31,7 +31,7 @@ MIXED = [
     document(1, TEXTS[1], "Seven.", TEXTS[2], question="Why?", instruction="Answer."),
     document(2, question="What is two and two?"),
     document(3, TEXTS[3], TEXTS[4], question="Who?", instruction="Be short."),
-    document(4, TEXTS[5], question=""),
+    document(4, TEXTS[5], " \n ", question=""),
 ]
 KEPT = {"keep_text": 10}
 
@@ -72,7 +72,9 @@ def expected(one: Document, model: Path, pool: ModelPool, folder: Path, spec: Ge
     """By transformers, from what the autoencoder says that a decoder reads."""
     coder, loaded = load_encoder(str(encoder_of(model)), pool), pool.causal_lm(str(model))
     counts = one.fields["context_slots"]
-    contexts: list[Piece] = [SLOTS if n else text for text, n in zip(one.parts.contexts, counts, strict=True)]
+    contexts: list[Piece] = [
+        SLOTS if n else text for text, n in zip(one.parts.contexts, counts, strict=True) if text.strip()
+    ]
     encoder = PromptEncoder(str(model), loaded.tokenizer, loaded.window, spec)
     runs = asked(encoder, [one.parts.instruction, *contexts, one.parts.question])
     assert not isinstance(runs, Refusal)
@@ -118,9 +120,9 @@ def test_slots_count_as_places_of_the_prompt(tiny_model: Path, pool: ModelPool, 
         assert isinstance(outcome, Result)
         row, made = one.fields, outcome.fields
         tag = 1 if row["slots"] else 0
-        # Slots, their tag and the text; blank lines beside slots may cost a token less, or more.
+        # Slots, their tag and the text; blank lines beside slots and blank contexts cost a token less, or more.
         assert made["tokens_prompt"] == outcome.tokens_in
-        assert abs(made["tokens_prompt"] - row["tokens_compressed"] - tag) <= 2
+        assert abs(made["tokens_prompt"] - row["tokens_compressed"] - tag) <= 3
         assert made["tokens_prompt"] < row["tokens_original"] or not row["slots"]
 
 

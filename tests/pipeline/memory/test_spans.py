@@ -37,7 +37,7 @@ def test_memory_tokens_stand_behind_what_they_are_for() -> None:
 @given(st.integers(1, 300), st.data(), st.sampled_from(["interleaved", "appended", "pooled"]))
 def test_every_token_is_read_once_and_shared_out_evenly(tokens: int, data: st.DataObject, layout: str) -> None:
     slots = data.draw(st.integers(1, tokens))
-    found = reading(tokens, slots, layout)  # type: ignore[arg-type]
+    found = reading(tokens, slots, layout)
     assert [one for one in found.order.tolist() if one < tokens] == list(range(tokens))
     sizes = np.diff(found.ends, prepend=0)
     assert sizes.min() >= 1 and sizes.max() - sizes.min() <= 1 and found.ends[-1] == tokens

@@ -15,11 +15,14 @@ import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from moto.server import ThreadedMotoServer
 from servers import free_port
 
+from pipeline.memory.packing import pack, unpack
+from pipeline.memory.store import SlotsError, read_slots, write_slots
 from pipeline.storage.filesystem import PathError, is_local, is_s3, resolve_path
-from pipeline.storage.parts import delete, list_orphans, read_part, read_rows, write_part
+from pipeline.storage.parts import delete, list_orphans, read_part, read_rows, slots_path, write_part
 from pipeline.storage.publication import is_published, publish
 from pipeline.storage.readers import BadRow, InputError, RawDocument, fingerprint, read_corpus
 from schemas.job import InputSpec
@@ -167,6 +170,20 @@ def test_parts_in_a_bucket(bucket: Any) -> None:
     delete(fs, f"{root}/_parts/lost.parquet")
     delete(fs, f"{root}/_parts/lost.parquet")
     assert list_orphans(fs, root, known, older_than_seconds=0) == []
+
+
+def test_slots_in_a_bucket(bucket: Any) -> None:
+    output = f"s3://{bucket.name}/runs/job-1"
+    fs, root = resolve_path(output)
+    given = pack(torch.randn(5, 64), torch.zeros(64), "int8", 32)
+    path = slots_path("_parts/s0-a1-0.parquet")
+    write_slots(fs, f"{root}/{path}", {"key": given}, "r")
+    write_slots(fs, f"{root}/{slots_path('_parts/lost.parquet')}", {"key": given}, "r")
+    row = {"slots": 5, "slots_file": path, "slots_key": "key", "slots_sha256": given.sha256("r")}
+    assert torch.equal(read_slots(output, row | {"encoder_revision": "r"}, "r"), unpack(given))
+    assert list_orphans(fs, root, {path}, older_than_seconds=0) == [f"{root}/slots/lost.safetensors"]
+    with pytest.raises(SlotsError, match="is gone"):
+        read_slots(output, row | {"encoder_revision": "r", "slots_file": "slots/gone.safetensors"})
 
 
 def test_a_part_that_goes_up_in_several_pieces(bucket: Any) -> None:
