@@ -20,6 +20,7 @@ JOBS ?= 2
 PROCESSES := tests/workers tests/chaos
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes: each would compile all there is
 export TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: help demo demo-again test lint chaos bench-cpu clean
