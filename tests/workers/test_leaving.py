@@ -20,8 +20,8 @@ from servers import RedisServer
 DEFAULT: dict[str, float] = {}  # the settings' own timings: lease 60 s, reaper 10 s, grace 60 s
 OTHER_MACHINE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 NUMBERS = {"copy": 1, "compress": 1500, "local": 200, "hosted": 200}  # a few shards; where one, it is that one again
-GRACE = {"soft_shutdown_seconds": 12.0}  # asked to hand back after 6 s
-LEFT = 15.0  # what a busy machine may take over the end of a process, after its grace; no shard below ends as soon
+GRACE = {"soft_shutdown_seconds": 18.0}  # asked to hand back after 9 s
+LEFT = 12.0  # what a busy machine may take over the end of a process, after its grace; no shard below ends as soon
 
 
 def leased(fleet: Fleet, job: str) -> Any:
@@ -66,7 +66,7 @@ def test_sigterm_in_any_stage(
     fake = FakeOpenAI(seconds=0.2)
     with Served(fake) as url, odd_fleet(tmp_path, sqlite_url, redis_server.url, DEFAULT) as fleet:
         settings, target = stage(kind, url, tiny_model)
-        text = "sleep 30" if kind == "copy" else "{} apples. " + "How many are left if he eats two? " * 12
+        text = "sleep 100" if kind == "copy" else "{} apples. " + "How many are left if he eats two? " * 12
         corpus = write_corpus(tmp_path / "c.jsonl", NUMBERS[kind], text.format)
         job = fleet.submit(job_spec(corpus, tmp_path / "out", settings, target={"model": target})).job_id
         first = fleet.start_worker(timings=GRACE)
