@@ -20,13 +20,19 @@ from servers import RedisServer
 DEFAULT: dict[str, float] = {}  # the settings' own timings: lease 60 s, reaper 10 s, grace 60 s
 OTHER_MACHINE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 NUMBERS = {"copy": 1, "compress": 1500, "local": 200, "hosted": 200}  # a few shards; where one, it is that one again
-GRACE = {"soft_shutdown_seconds": 18.0}  # asked to hand back after 9 s
+GRACE = {"soft_shutdown_seconds": 18.0, "renew_seconds": 1.0}  # asked to hand back after 9 s; often says how far it is
 LEFT = 12.0  # what a busy machine may take over the end of a process, after its grace; no shard below ends as soon
 
 
 def leased(fleet: Fleet, job: str) -> Any:
-    """The shard that is worked on, once some of its documents are done."""
+    """The shard that a worker holds."""
     wait_until(lambda: bool(fleet.shards(job, "leased")), 90, "a shard at work")
+    return fleet.shards(job, "leased")[0]
+
+
+def under_way(fleet: Fleet, job: str) -> Any:
+    """The shard that is worked on, once some of it is done: a model that is being loaded hears nothing."""
+    wait_until(lambda: any(shard.documents_done for shard in fleet.shards(job, "leased")), 150, "a shard under way")
     return fleet.shards(job, "leased")[0]
 
 
@@ -70,7 +76,7 @@ def test_sigterm_in_any_stage(
         corpus = write_corpus(tmp_path / "c.jsonl", NUMBERS[kind], text.format)
         job = fleet.submit(job_spec(corpus, tmp_path / "out", settings, target={"model": target})).job_id
         first = fleet.start_worker(timings=GRACE)
-        shard = leased(fleet, job)
+        shard = under_way(fleet, job) if kind != "copy" else leased(fleet, job)
         time.sleep(1.0)
         seconds = first.terminate(60)
         assert seconds < GRACE["soft_shutdown_seconds"] + LEFT
