@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL     package index for torch alone. On a machine without a GPU,
 #                       https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
 #   SEEDS=20            how many random seeds `make chaos` runs
+#   JOBS=2              processes that share the tests of `make test`, but for those that start processes themselves
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,9 +16,11 @@ SHELL := /bin/bash
 TORCH_INDEX ?=
 PYTHON ?=
 SEEDS ?= 20
+JOBS ?= 2
 PROCESSES := tests/workers tests/chaos
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes: each would compile all there is
 export TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: help demo demo-again test lint chaos bench-cpu clean
@@ -27,7 +30,7 @@ help: ## this list
 	echo
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	echo
-	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX, SEEDS (see the head of the Makefile)."
+	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX, SEEDS, JOBS (see the head of the Makefile)."
 
 demo: .venv/.runtime ## compress and answer 24 real prompts: installs everything, starts and stops what it needs
 	@$(BIN)/contextmill models pull smollm2-135m-instruct
@@ -45,14 +48,14 @@ demo-again: .venv/.runtime ## after a demo: the same job only reports; with one 
 
 test: .venv/.dev ## lint, types, import contracts and all tests; installs redis-server, PostgreSQL and Chromium by apt
 	@.ci/install-servers
-	$(MAKE) --no-print-directory lint
-	echo ">> tests"
-	# Two runs abreast, about as long: tests of processes wait for them half of the time.
+	# Tests of processes wait for them half of the time: they begin now, and all that runs beside them gives way (nice).
 	export OMP_NUM_THREADS=1
 	log=$$(mktemp)
 	$(BIN)/python -m pytest $(PROCESSES) -o cache_dir=.pytest_cache/processes > "$$log" 2>&1 & beside=$$!
-	trap 'kill $$beside 2> /dev/null || true; rm -f "$$log"' EXIT
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(PROCESSES)) && status=0 || status=$$?
+	trap '{ kill $$beside && wait $$beside; } 2> /dev/null || true; rm -f "$$log"' EXIT
+	nice $(MAKE) --no-print-directory lint
+	echo ">> tests"
+	nice $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(addprefix --ignore=,$(PROCESSES)) && status=0 || status=$$?
 	wait $$beside || status=$$?
 	echo ">> tests of processes: $(PROCESSES)"
 	cat "$$log"

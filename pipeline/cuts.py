@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 from sqlalchemy import Engine, func, select
 from sqlalchemy.engine import Connection
 
@@ -151,6 +150,8 @@ def read_cut(document: Any, part: str) -> Cut:
         try:
             rows = read_rows(fs, f"{root}/{part}", document.seq, document.seq + 1).to_pylist()
         except FileNotFoundError:
+            import pyarrow.dataset as pads  # and pandas with it, where there is one
+
             data = pads.dataset(f"{root}/data", filesystem=fs, format="parquet")
             rows = data.to_table(filter=pads.field("seq") == document.seq).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -24,6 +24,7 @@ _databases = count()
 
 # A background job of a shell ignores it, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # a test run that is ended takes its processes along
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +35,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for ``chaos_seed`` runs once for each of ``--seeds`` seeds, 0 first."""
     if "chaos_seed" in metafunc.fixturenames:
         metafunc.parametrize("chaos_seed", range(metafunc.config.getoption("seeds")), ids=lambda seed: f"seed-{seed}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test printed or logged, as xdist can send it on: half a surrogate pair would end its worker."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,8 @@ from workers.residency import LOGLEVEL, STOP_SIGNAL, set_up_logging
 
 # This long before its grace ends, or for half of it, a child still busy hands back: calls in flight may end till then.
 HAND_BACK_SECONDS = 25.0
-LAST_WORDS_SECONDS = 0.5  # for the child to ring for what it handed back
+LAST_WORDS_SECONDS = 0.5  # for the child to ring for what comes after its shard
+HANDED_BACK_SECONDS = 2.5  # for one that is stopped in the middle, on a machine that may be busy, to ring for the rest
 
 
 class WorkerEndedError(RuntimeError):
@@ -84,7 +85,7 @@ def _graceful(engine: Engine, grace: float) -> type[Any]:
                     _ask_children()
                     asked = True
                 time.sleep(0.1)
-            time.sleep(LAST_WORDS_SECONDS)
+            time.sleep(HANDED_BACK_SECONDS if asked else LAST_WORDS_SECONDS)
 
     return Graceful
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from pipeline.evaluation.bootstrap import Floats, Interval, Statistic, corpus_bleu, interval, mean
@@ -71,6 +70,8 @@ def read_scores(fs: pafs.FileSystem, files: Sequence[str] | str, spec: JobSpec) 
 
     Raises ``OSError`` for a file that is gone, ``pa.ArrowInvalid`` for one that is damaged.
     """
+    import pyarrow.dataset as pads  # which imports pandas, where there is one: not at every start of a command
+
     evaluated = evaluate_spec(spec)
     assert evaluated is not None
     dataset = pads.dataset(list(files) if not isinstance(files, str) else files, filesystem=fs, format="parquet")

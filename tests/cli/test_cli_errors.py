@@ -65,7 +65,7 @@ def test_a_broker_that_is_away_is_said_at_once(user: User, command: str) -> None
     """Neither waits for workers that cannot hear; no job is left behind, no password told."""
     began = time.monotonic()
     ended = user.says(command, "job.toml", CONTEXTMILL_BROKER_URL=f"redis://:{SECRET}@127.0.0.1:1/0")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert ended.code == 1
     assert "no broker answers at 127.0.0.1:1" in ended.err
     assert SECRET not in ended.err + ended.out

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from command import Said, User
 
@@ -26,7 +27,7 @@ def interrupted(user: User, folder: str, moment: float, sign: signal.Signals, *w
     with subprocess.Popen(
         user.command(*words, "-o", folder), cwd=user.folder, env=environment, stdout=pipe, stderr=pipe, text=True
     ) as process:
-        while not _listens(process.pid) and process.poll() is None:
+        while not _sigterm(process.pid, "SigCgt") and process.poll() is None:
             time.sleep(0.001)
         time.sleep(moment)
         process.send_signal(sign)
@@ -34,14 +35,14 @@ def interrupted(user: User, folder: str, moment: float, sign: signal.Signals, *w
     return Said(process.returncode, out, err)
 
 
-def _listens(pid: int) -> bool:
-    """Whether the process has a handler of its own for SIGTERM."""
+def _sigterm(pid: int, mask: str) -> bool:
+    """Whether SIGTERM is in this mask of a process: ``SigCgt``, it has a handler; ``ShdPnd``, it was not heard yet."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
-    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+    found = next(line.split()[1] for line in status.splitlines() if line.startswith(mask))
+    return bool(int(found, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -115,10 +116,21 @@ def test_a_second_signal_does_not_wait_for_the_workers(user: User) -> None:
         while not list(user.folder.glob("o/t-*/_parts/*.parquet")):
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        _, said = process.communicate(timeout=60)
-    assert time.monotonic() - began < 2
+        workers = [one for one in psutil.Process(process.pid).children(recursive=True) if "valkey" not in one.name()]
+        for worker in workers:
+            worker.suspend()  # none hears anything: who waits for it waits for 15 s
+        try:
+            process.send_signal(signal.SIGINT)
+            while not any(_sigterm(worker.pid, "ShdPnd") for worker in workers):
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            _, said = process.communicate(timeout=60)
+            assert time.monotonic() - began < 10
+        finally:
+            for worker in workers:
+                worker.resume()
     assert (process.returncode, said.splitlines()[-1] + "\n") == (1, GOES_ON)
+    gone, left = psutil.wait_procs(workers, timeout=60)
+    assert len(gone) >= 2 and not left

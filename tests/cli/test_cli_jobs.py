@@ -62,7 +62,7 @@ def test_rows_that_cannot_be_used_are_named_with_file_and_line(user: User) -> No
     user.write("bad.jsonl", bad.splitlines(keepends=True)[1])
     began = time.monotonic()
     none = user.says("run", "job.toml", "-o", "o", "-i", "bad.jsonl")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90
     assert none.code == 1
     assert "bad.jsonl:1: " in none.out
     assert "no document came through" in none.err
@@ -70,23 +70,23 @@ def test_rows_that_cannot_be_used_are_named_with_file_and_line(user: User) -> No
 
 def test_an_interrupted_run_goes_on(user: User) -> None:
     """Ctrl-C ends it with a sentence, within its grace; the same command finishes it, each row once."""
-    user.write("in.jsonl", "".join(json.dumps({"id": f"d{n}", "text": f"text {n}"}) + "\n" for n in range(1200)))
+    user.write("in.jsonl", "".join(json.dumps({"id": f"d{n}", "text": f"text {n}"}) + "\n" for n in range(5_000)))
     words = "run", "job.toml", "-o", "o", "--set", "stages.0.seconds_per_shard=0.0001"
     running = subprocess.Popen(
         user.command(*words), cwd=user.folder, env=user.environment(), stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 30
-    while not list(user.folder.glob("o/t-*/_parts/*.parquet")) and time.monotonic() < deadline:
+    while not list(user.folder.glob("o/t-*/_parts/*.parquet")):
+        assert running.poll() is None
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=40)
+    _, said = running.communicate(timeout=100)
     assert running.returncode == 1, said
     assert "the same command goes on from here" in said
     assert "Traceback" not in said
     assert user.says(*words).code == 0
     (data,) = user.folder.glob("o/t-*/data")
     ids = pads.dataset(data).to_table()["doc_id"].to_pylist()
-    assert sorted(ids) == sorted(f"d{n}" for n in range(1200))
+    assert sorted(ids) == sorted(f"d{n}" for n in range(5_000))
 
 
 def test_a_run_reads_its_corpus_for_its_digest_once(user: User) -> None:
@@ -124,6 +124,6 @@ def test_two_runs_of_one_job_at_once_share_it(user: User) -> None:
     """Both end well, neither takes the other's port, and every row is there once."""
     words = user.command("run", "job.toml", "-o", "o")
     both = [subprocess.Popen(words, cwd=user.folder, env=user.environment(), stderr=subprocess.PIPE) for _ in range(2)]
-    assert [(run.communicate(timeout=60)[1], run.returncode)[1] for run in both] == [0, 0]
+    assert [(run.communicate(timeout=200)[1], run.returncode)[1] for run in both] == [0, 0]
     (data,) = user.folder.glob("o/t-*/data")
     assert sorted(pads.dataset(data).to_table()["doc_id"].to_pylist()) == ["a", "b", "c"]

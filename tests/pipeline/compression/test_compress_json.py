@@ -180,7 +180,7 @@ def test_a_list_of_what_was_removed_would_be_no_json() -> None:
 
 def test_a_large_document_takes_linear_time() -> None:
     source = json.dumps([{"a": {"b": "The quick\nbrown \u00e9 fox"}, "c": [1, "x"]} for _ in range(15_000)])
-    begun = time.perf_counter()
+    begun = time.process_time()
     marked = json_marked(source, KeyRates((("a.b", 0.5),)), Protection.of(Keep()))
     assert len(marked.atoms) == 30_000
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10

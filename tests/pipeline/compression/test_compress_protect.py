@@ -125,6 +125,6 @@ def test_a_pattern_that_takes_for_ever_costs_its_document_alone(monkeypatch: pyt
 
 @pytest.mark.parametrize("text", ["a", "1", "_", "a.", "a(", "aA", "1,", "-", "A"])
 def test_protection_takes_linear_time(text: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     found(text * (200_000 // len(text)), digits=True, identifiers=True)
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3

@@ -108,6 +108,6 @@ def test_units_cover_any_text_and_do_not_depend_on_what_comes_along(texts: list[
 
 @pytest.mark.parametrize("text", [".", ". ", "\n", " ", " \n", '!"', "Mr. ", "1. ", "a.\n"])
 def test_sentences_take_linear_time(text: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     list(sentence_ends(text * (300_000 // len(text))))
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5

@@ -248,9 +248,9 @@ def test_cost_is_linear_beyond_the_window(compressing: Compressing) -> None:
     compressing(PROMPT, rate=0.5)
     seconds = []
     for times in (20, 160):
-        begun = time.perf_counter()
+        begun = time.process_time()
         (outcome,) = compressing(PromptParts(contexts=(WORDS * times,)), rate=0.2, iterative_size=64)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
         assert isinstance(outcome, Result)
     assert seconds[1] < 8 * 2.5 * seconds[0]  # quadratic would be 64 times as long
 

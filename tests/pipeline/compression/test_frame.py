@@ -118,9 +118,9 @@ def test_a_hundred_passages_of_ten_megabytes() -> None:
     shared = "Passage: here is what they say of it\n" + "the very same words stand in this line " * 400 + "\n"
     texts = [shared + "\n".join(" ".join(rng.choice(words, 12)) for _ in range(600)) for _ in range(199)]
     texts.append("one line " * 10**5)
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = framed(*texts)
-    assert time.perf_counter() - begun < 20
+    assert time.process_time() - begun < 20
     assert sum(map(len, texts)) > 10**7
     assert found[0] == [shared] and found[-1] == []
 

@@ -203,6 +203,6 @@ def test_a_megabyte_takes_seconds_at_most(word: str) -> None:
     """The worst there is: everything stands everywhere."""
     text = word * (2**20 // len(word))
     kept = [place for begin in range(0, len(text) - 40, 40) for place in (begin, begin + 21)]
-    began = time.perf_counter()
+    began = time.process_time()
     recover(text, kept, (word * 3 + "end ") * 2_500)
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20

@@ -134,11 +134,11 @@ ENDLESS = {
 @pytest.mark.parametrize("task", ["gsm8k", "bbh", "qa", "summary"])
 def test_no_text_takes_for_ever(task: str, piece: str) -> None:
     """A model may repeat itself to its limit, and a document may be anything: what is quadratic takes minutes."""
-    text = piece * (60_000 // len(piece))
+    text = piece * (30_000 // len(piece))
     scorer = Scorer(EvaluateSpec.model_validate({"kind": "evaluate", "task": task}))
-    began = time.perf_counter()
+    began = time.process_time()
     for answer in ("(A)", "12", "word"):
         if task != "gsm8k" or answer == "12":
             row = scorer(text, answer, text)
             assert row["exact_match" if task != "summary" else "rouge1"] is not None
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 10

@@ -110,7 +110,7 @@ def test_a_worker_waiting_for_money_still_stops(engine: Engine) -> None:
     with Served(FakeOpenAI()) as url, pytest.raises(BaseException, match=r"^$") as stopped:
         run = run_with(engine, stopping=lambda: time.monotonic() > began + 0.5)
         generator(url, budget_usd="0.01").run(documents(1), run)
-    assert type(stopped.value).__name__ == "Stopped" and time.monotonic() - began < 5.0
+    assert type(stopped.value).__name__ == "Stopped" and time.monotonic() - began < 30.0
 
 
 def test_a_budget_without_a_price_is_refused_before_any_call(engine: Engine) -> None:

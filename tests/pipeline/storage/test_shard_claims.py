@@ -92,9 +92,9 @@ def test_a_shard_that_is_over_is_not_to_be_had(engine: Engine, state: str) -> No
 
 
 def test_a_lease_that_is_renewed_does_not_run_out(engine: Engine) -> None:
-    made = held(engine, 0.5)
+    made = held(engine, 1.5)
     assert shards.renew(engine, made, 60, 1, 7)
-    time.sleep(0.6)
+    time.sleep(1.6)
     assert claim(engine) is None
     assert (shard(engine).documents_done, shard(engine).tokens_done) == (1, 7)
 
