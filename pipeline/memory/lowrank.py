@@ -46,10 +46,10 @@ class LowRank(nn.Module):
             return found
         down, up = self.lora_A.to(given.dtype), self.lora_B.to(given.dtype)
         low = nn.functional.linear(given, down)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not found.is_contiguous():
             return found + nn.functional.linear(low, up) * self.scale
-        # The product adds to what is there: no pass more over it.
-        found.flatten(0, -2).addmm_(low.flatten(0, -2), up.T, alpha=self.scale)
+        # The product adds to what is there: no pass more over it. Under autocast that may be of another dtype.
+        found.flatten(0, -2).addmm_(low.flatten(0, -2).to(found.dtype), up.to(found.dtype).T, alpha=self.scale)
         return found
 
 

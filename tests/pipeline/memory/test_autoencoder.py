@@ -11,6 +11,7 @@ import torch
 
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
+from pipeline.memory.lowrank import LowRank, Switch
 from pipeline.models import LoadedModel, ModelPool
 from schemas.memory import EncoderSpec
 
@@ -85,6 +86,23 @@ def test_all_that_is_trained_gets_a_gradient_and_nothing_else(base: LoadedModel,
     assert without <= {"memory", "encoder.embed_tokens.weight"} and (kind == "pooled" or "memory" not in without)
     assert all(one.grad is None for one in coder.parameters() if not one.requires_grad)
     assert len(TAGS) == len(coder.tags)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_low_rank_weights_add_the_same_with_gradients_and_without(half: bool) -> None:
+    torch.manual_seed(0)
+    layer = LowRank(torch.nn.Linear(24, 40), 4, 2.0, Switch(on=True))
+    torch.nn.init.normal_(layer.lora_B)
+    given = torch.randn(3, 5, 24)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        learning = layer(given)
+        with torch.inference_mode():
+            found = layer(given)
+    bound = 0.05 if half else 1e-5
+    assert found.dtype == learning.dtype == (torch.bfloat16 if half else torch.float32)
+    torch.testing.assert_close(found, learning, rtol=bound, atol=bound)
+    plain = layer.linear(given)
+    assert (learning.float() - plain).abs().max() > 1
 
 
 def test_a_layer_that_is_not_there_is_said(base: LoadedModel) -> None:
