@@ -7,6 +7,7 @@ span itself, or ``[LM]`` and what comes after it (equations 2 and 3).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -52,8 +53,12 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def calibrate(self, ids: torch.Tensor, slots: int) -> None:
         """Slots of these spans ``[rows, n]`` get the size of embeddings: the map was to leave them as they are."""
-        size = self.encode(ids, slots).float().square().mean().sqrt()
-        self.map.weight.mul_(self.scale / size)
+        self.resize(self.encode(ids, slots))
+
+    @torch.no_grad()
+    def resize(self, found: torch.Tensor) -> None:
+        """Slots like those that were ``found`` get the size of embeddings."""
+        self.map.weight.mul_(self.scale / found.float().square().mean().sqrt())
 
     def encode(self, ids: torch.Tensor, slots: int) -> torch.Tensor:
         """Spans ``[rows, n]`` -> ``[rows, slots, d]``."""
@@ -63,9 +68,9 @@ class Autoencoder(nn.Module):
             memory = self.memory[:slots].to(words.dtype).expand(slots, -1)
             known = torch.cat([words, memory.expand(len(ids), -1, -1)], 1)
             words = known[:, torch.from_numpy(how.order).to(ids.device)]
-        hidden = self._read(self.encoder, words, encoding=True)
+        hidden = self.read(words, encoding=True)
         if self.spec.layout == "pooled":
-            found = _means(hidden, torch.from_numpy(how.ends).to(ids.device))
+            found = means(hidden, torch.from_numpy(how.ends).to(ids.device))
         else:
             found = hidden[:, torch.from_numpy(how.places).to(ids.device)]
         return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
@@ -75,7 +80,7 @@ class Autoencoder(nn.Module):
         it, behind ``slots`` ``[rows, k, d]`` and the tag ``[rows]`` (its place in ``TAGS``)."""
         words = self.embed(ids[:, :-1])
         begun = torch.cat([slots, self.tags[tags][:, None]], 1).to(words.dtype)
-        hidden = self._read(self.decoder, torch.cat([begun, words], 1), encoding=False)
+        hidden = self.read(torch.cat([begun, words], 1), encoding=False)
         return hidden[:, slots.shape[1] :]
 
     def prompt(self, runs: Sequence[Sequence[int]], blocks: Sequence[torch.Tensor], tag: Tag = "FT") -> torch.Tensor:
@@ -91,14 +96,14 @@ class Autoencoder(nn.Module):
         """What is trained, by name."""
         return {name: one for name, one in self.named_parameters() if one.requires_grad}
 
-    def _read(self, trunk: Any, words: torch.Tensor, encoding: bool) -> torch.Tensor:
-        if self.switch is None:
-            return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
-        with self.switch.turned(encoding):
+    def read(self, words: torch.Tensor, encoding: bool) -> torch.Tensor:
+        """Last hidden states of the encoder, or of the frozen decoder, at ``words`` ``[rows, n, d]``."""
+        trunk = self.encoder if encoding else self.decoder
+        with self.switch.turned(encoding) if self.switch else contextlib.nullcontext():
             return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
 
 
-def _means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Of runs of tokens that end before ``ends``: ``[rows, n, d]`` -> ``[rows, k, d]``."""
     sums = torch.nn.functional.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
     begins = torch.nn.functional.pad(ends, (1, 0))[:-1]

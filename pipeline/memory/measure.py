@@ -15,9 +15,12 @@ from pipeline.batching import run_packed
 from pipeline.evaluation.overlap import Bleu
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
+from pipeline.memory.plan import Signs
 from pipeline.memory.reconstruct import prefix_match, reconstructed
 
 NAN = float("nan")
+
+NO_SIGNS = Signs()
 
 CPU_TOKENS = 2048
 """Of a pass there: more are no faster, and keep a worker that is to stop."""
@@ -43,7 +46,7 @@ def mean(measured: Sequence[Measure]) -> Measure:
 @dataclass(frozen=True, slots=True)
 class Measuring:
     """Spans ``[rows, n]`` through ``slots`` each, at most ``batch_tokens`` in a pass, in half precision (autocast) or
-    not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its tokens."""
+    not."""
 
     coder: Autoencoder
     tokenizer: Any
@@ -51,14 +54,12 @@ class Measuring:
     slots: int
     batch_tokens: int
     half: bool
-    alive: Callable[[], None] = lambda: None
-    passed: Callable[[int], None] = lambda tokens: None
 
-    def measure(self, written: int) -> list[Measure]:
+    def measure(self, written: int, signs: Signs = NO_SIGNS) -> list[Measure]:
         """Of every span; the first ``written`` of them are written out, too."""
         with torch.inference_mode(), self._as_it_is():
-            said = self._packed(len(self.spans), self._said)
-            back = self._packed(min(written, len(self.spans)), self._back)
+            said = self._packed(len(self.spans), self._said, signs)
+            back = self._packed(min(written, len(self.spans)), self._back, signs)
         return [Measure(*one, *two) for one, two in zip(said, [*back, *[()] * (len(said) - len(back))], strict=True)]
 
     def sample(self, row: int) -> tuple[str, str]:
@@ -69,11 +70,13 @@ class Measuring:
         expected, came = (self.tokenizer.decode(one[0]) for one in (ids, found))
         return expected, came
 
-    def _packed(self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]]) -> list[Any]:
+    def _packed(
+        self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]], signs: Signs
+    ) -> list[Any]:
         def some(numbers: list[int]) -> Sequence[tuple[float, float]]:
-            self.alive()
+            signs.alive()
             found = work(self.spans[numbers])
-            self.passed(len(numbers) * self.spans.shape[1])
+            signs.passed(len(numbers) * self.spans.shape[1])
             return found
 
         most = self.batch_tokens if self.spans.is_cuda else min(self.batch_tokens, CPU_TOKENS)

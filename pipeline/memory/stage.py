@@ -1,9 +1,10 @@
-"""The pretrain stage: all documents of a job, which are texts -> a memory encoder for the target, and what it holds."""
+"""The stages that train a memory encoder for the target, on all documents of a job."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.models.folder import window_of
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
-from schemas.memory import PretrainSpec
+from schemas.memory import EncoderTraining, FinetuneSpec, PretrainSpec
 from schemas.settings import Settings
 
 VERSION = 1
@@ -27,10 +28,10 @@ _CHARACTERS_PER_SECOND = {"cpu": 1_000, "cuda": 400_000}
 
 
 @dataclass(frozen=True, slots=True)
-class Pretrain:
-    """Trains an encoder over ``target``. What it writes of one document depends on all of them."""
+class Training:
+    """Of an encoder over ``target``. What it writes of one document depends on all of them."""
 
-    spec: PretrainSpec
+    spec: EncoderTraining
     target: TargetSpec
 
     def identity(self) -> Any:
@@ -62,7 +63,7 @@ class Pretrain:
             places = one.tokens + slots_of(one.tokens, one.ratio) + 1  # [AE], or a memory token less one
             if window is not None and places > window:
                 raise ModelError(
-                    f"pretrain: a lesson of {one.tokens} tokens takes {places} places with its slots, and "
+                    f"{self.spec.kind}: a lesson of {one.tokens} tokens takes {places} places with its slots, and "
                     f"{self.target.model} reads {window} at most: shorten it"
                 )
 
@@ -70,8 +71,30 @@ class Pretrain:
         """Seconds to learn from a document of this length once, roughly; how often is the lessons' to say."""
         return characters / _CHARACTERS_PER_SECOND["cuda" if expects_gpu(self.spec.device) else "cpu"]
 
+
+@dataclass(frozen=True, slots=True)
+class Pretrain(Training):
+    """On documents that are texts."""
+
+    spec: PretrainSpec
+
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
         """As ``learn``; the encoder lies in ``encoder`` of ``run.folder``, if there is one."""
+        from pipeline.memory.pretraining import Pretraining
         from pipeline.memory.session import learn
 
-        return learn(self, documents, run)
+        return learn(self, partial(Pretraining, self.spec), documents, run)
+
+
+@dataclass(frozen=True, slots=True)
+class Finetune(Training):
+    """On documents that are contexts, questions and answers."""
+
+    spec: FinetuneSpec
+
+    def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
+        """As ``learn``; the encoder lies in ``encoder`` of ``run.folder``, if there is one."""
+        from pipeline.memory.finetuning import Finetuning
+        from pipeline.memory.session import learn
+
+        return learn(self, partial(Finetuning, self.spec), documents, run)
