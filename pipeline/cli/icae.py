@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli import prompting
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
@@ -34,9 +35,11 @@ commands = typer.Typer(
     no_args_is_help=True,
     epilog=examples(
         "contextmill icae pretrain examples/icae.toml",
+        "contextmill icae prompts examples/icae-prompts.toml rows.jsonl",
         "contextmill icae finetune examples/icae-finetune.toml",
     ),
 )
+commands.add_typer(prompting.commands)
 
 Trained = Annotated[
     Path, typer.Argument(help="A job file (TOML) with one stage, of the command's kind.", metavar="FILE")
