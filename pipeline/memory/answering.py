@@ -23,7 +23,7 @@ from pipeline.memory.examples import Example
 from pipeline.memory.measure import CPU_TOKENS, NAN
 from pipeline.memory.plan import Numbers, Signs
 from pipeline.memory.questions import Question, flat, prompts_of, repeated, slots_of_all
-from pipeline.memory.ragged import nats, written
+from pipeline.memory.saying import nats, written
 from pipeline.models import LoadedModel
 from pipeline.stages import Refusal
 from schemas.memory import FinetuneSpec

@@ -7,7 +7,6 @@ span itself, or ``[LM]`` and what comes after it (equations 2 and 3).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -68,19 +67,27 @@ class Autoencoder(nn.Module):
             memory = self.memory[:slots].to(words.dtype).expand(slots, -1)
             known = torch.cat([words, memory.expand(len(ids), -1, -1)], 1)
             words = known[:, torch.from_numpy(how.order).to(ids.device)]
-        hidden = self.read(words, encoding=True)
+        hidden = self.read(words)
         if self.spec.layout == "pooled":
-            found = means(hidden, torch.from_numpy(how.ends).to(ids.device))
+            found = _means(hidden, torch.from_numpy(how.ends).to(ids.device))
         else:
             found = hidden[:, torch.from_numpy(how.places).to(ids.device)]
         return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
+
+    def read(self, words: torch.Tensor) -> torch.Tensor:
+        """What the encoder's last layer says at each of these embeddings ``[rows, n, d]``."""
+        return self._read(self.encoder, words, encoding=True)
+
+    def say(self, words: torch.Tensor) -> torch.Tensor:
+        """What the frozen decoder's last layer says at them."""
+        return self._read(self.decoder, words, encoding=False)
 
     def states(self, slots: torch.Tensor, tags: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, m, d]`` from which the tokens ``ids`` ``[rows, m]`` are said, each after those before
         it, behind ``slots`` ``[rows, k, d]`` and the tag ``[rows]`` (its place in ``TAGS``)."""
         words = self.embed(ids[:, :-1])
         begun = torch.cat([slots, self.tags[tags][:, None]], 1).to(words.dtype)
-        hidden = self.read(torch.cat([begun, words], 1), encoding=False)
+        hidden = self.say(torch.cat([begun, words], 1))
         return hidden[:, slots.shape[1] :]
 
     def prompt(self, runs: Sequence[Sequence[int]], blocks: Sequence[torch.Tensor], tag: Tag = "FT") -> torch.Tensor:
@@ -96,14 +103,14 @@ class Autoencoder(nn.Module):
         """What is trained, by name."""
         return {name: one for name, one in self.named_parameters() if one.requires_grad}
 
-    def read(self, words: torch.Tensor, encoding: bool) -> torch.Tensor:
-        """Last hidden states of the encoder, or of the frozen decoder, at ``words`` ``[rows, n, d]``."""
-        trunk = self.encoder if encoding else self.decoder
-        with self.switch.turned(encoding) if self.switch else contextlib.nullcontext():
+    def _read(self, trunk: Any, words: torch.Tensor, encoding: bool) -> torch.Tensor:
+        if self.switch is None:
+            return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
+        with self.switch.turned(encoding):
             return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
 
 
-def means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def _means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Of runs of tokens that end before ``ends``: ``[rows, n, d]`` -> ``[rows, k, d]``."""
     sums = torch.nn.functional.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
     begins = torch.nn.functional.pad(ends, (1, 0))[:-1]

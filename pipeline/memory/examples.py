@@ -11,7 +11,7 @@ from pipeline.evaluation.answers import references
 from pipeline.generation.prompts import PromptEncoder
 from pipeline.holding_out import held_out
 from pipeline.memory.asking import SLOTS, answered, asked
-from pipeline.memory.ragged import Ids
+from pipeline.memory.ragged import Ints
 from pipeline.memory.spans import cut, slots_of
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Refusal
@@ -27,7 +27,7 @@ class Example:
     """A document: the tokens of its ``contexts``, the ``runs`` around their slots, its ``answer`` and turn's end."""
 
     document: Document
-    contexts: tuple[Ids, ...]
+    contexts: tuple[Ints, ...]
     runs: tuple[tuple[int, ...], ...]
     answer: tuple[int, ...]
 
@@ -41,7 +41,7 @@ class Example:
         """Of the contexts."""
         return sum(map(len, self.contexts))
 
-    def spans(self, lesson: Lesson, more: int = 0) -> list[list[Ids]]:
+    def spans(self, lesson: Lesson, more: int = 0) -> list[list[Ints]]:
         """Of each context, as long as the lesson's at most; ``more`` of each than are needed."""
         found = []
         for ids in self.contexts:
@@ -92,7 +92,7 @@ def _example(document: Document, spec: FinetuneSpec, encoder: PromptEncoder) -> 
     if isinstance(runs, Refusal):
         return runs
     ids = encoder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    contexts = tuple(np.asarray(one, np.int32) for one in ids)
+    contexts = tuple(np.asarray(one, np.int64) for one in ids)
     if not all(map(len, contexts)):
         return Refusal("empty", f"the tokenizer of {encoder.name} makes no token of a context")
     found = Example(document, contexts, tuple(map(tuple, runs)), tuple(answered(encoder, answer)))

@@ -21,7 +21,8 @@ from pipeline.batching import pack
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.examples import Example
 from pipeline.memory.lessons import lesson
-from pipeline.memory.ragged import Ids, encoded, nats
+from pipeline.memory.ragged import Ints, encode_spans
+from pipeline.memory.saying import nats
 from pipeline.memory.spans import slots_of
 from schemas.memory import FinetuneSpec, Lesson
 
@@ -33,7 +34,7 @@ class Question:
     """An example in a lesson: its contexts cut into ``spans`` of so many ``slots``, to be ``repeated``, too, or not."""
 
     example: Example
-    spans: tuple[tuple[Ids, ...], ...]
+    spans: tuple[tuple[Ints, ...], ...]
     slots: tuple[tuple[int, ...], ...]
     repeated: bool = False
 
@@ -61,7 +62,7 @@ def flat(nested: Iterable[Iterable[T]]) -> list[T]:
 def slots_of_all(coder: Autoencoder, rows: Sequence[Question]) -> list[list[list[torch.Tensor]]]:
     """Slots ``[k, d]`` of each span, by context and row; all in one pass."""
     spans, numbers = flat([flat(row.spans) for row in rows]), flat([flat(row.slots) for row in rows])
-    found = iter(encoded(coder, spans, numbers))
+    found = iter(encode_spans(coder, spans, numbers))
     return [[[next(found) for _ in each] for each in row.spans] for row in rows]
 
 
@@ -95,7 +96,7 @@ class Questions:
         return loss + torch.cat(repeated(coder, spans, kept)).sum() * self.weights[1]
 
 
-def repeated(coder: Autoencoder, spans: Sequence[Ids], slots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def repeated(coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Nats of saying each span ``[n]`` behind its own slots ``[k, d]``."""
     return nats(coder, [coder.prompt([[], []], [one], "AE") for one in slots], [ids.tolist() for ids in spans])
 

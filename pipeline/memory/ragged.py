@@ -1,85 +1,70 @@
-"""Spans and prompts of any lengths in one pass: padded behind their ends, where causal attention never looks back from.
+"""Spans of different lengths in one pass of an encoder.
 
-So no mask is needed, and each row is read as it is alone.
+Padded on the right: a causal model says of a token what it says without those behind it, so no mask is needed, and
+memory tokens stand where they stand in a span alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.generation.generated import no_defaults
-from pipeline.memory.autoencoder import Autoencoder, means
-from pipeline.memory.head_loss import nats_of
+from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.spans import Reading, reading
 
-Ids = NDArray[np.int32]
+Ints = NDArray[np.int64]
 
 
-def encoded(coder: Autoencoder, spans: Sequence[Ids], slots: Sequence[int]) -> list[torch.Tensor]:
-    """Each span, ``[n]`` tokens, into so many slots ``[k, d]``."""
-    device, layout = coder.tags.device, coder.spec.layout
-    how = [reading(len(one), number, layout) for one, number in zip(spans, slots, strict=True)]
-    words = coder.embed(_padded(spans).to(device))
-    if layout != "pooled":
-        memory = coder.memory[: max(slots)].to(words.dtype).expand(max(slots), -1)
-        known = torch.cat([words, memory.expand(len(words), -1, -1)], 1)
-        orders = _padded([_moved(one, len(ids), words.shape[1]) for one, ids in zip(how, spans, strict=True)])
-        words = known[torch.arange(len(known), device=device)[:, None], orders.to(device)]
-    hidden = coder.read(words, encoding=True)
-    found = [_at(row, one, layout == "pooled") for row, one in zip(hidden, how, strict=True)]
-    return list(torch.split(coder.map(torch.cat(found).to(coder.map.weight.dtype)), [*slots]))
+def places_of(tokens: int, slots: int, coder: Autoencoder) -> int:
+    """What a span takes in a pass."""
+    return tokens if coder.spec.layout == "pooled" else tokens + slots
 
 
-def _moved(how: Reading, tokens: int, width: int) -> NDArray[np.int64]:
-    """A span's order of reading where memory tokens stand behind ``width`` tokens, padding included."""
-    return np.where(how.order < tokens, how.order, how.order + width - tokens)
+def encode_spans(coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[int]) -> list[torch.Tensor]:
+    """Token ids of each span, and how many slots it is to have -> its slots ``[k, d]``, on the coder's device."""
+    how = [reading(len(ids), count, coder.spec.layout) for ids, count in zip(spans, slots, strict=True)]
+    hidden = coder.read(_words(coder, spans, how))
+    if coder.spec.layout == "pooled":
+        found = _means(hidden, _padded([one.ends for one in how], hidden.device, last=True))
+    else:
+        places = _padded([one.places for one in how], hidden.device)
+        found = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
+    made: torch.Tensor = coder.map(found.to(coder.map.weight.dtype))
+    return [one[:count] for one, count in zip(made, slots, strict=True)]
 
 
-def _at(hidden: torch.Tensor, how: Reading, pooled: bool) -> torch.Tensor:
-    if pooled:
-        return means(hidden[None], torch.from_numpy(how.ends).to(hidden.device))[0]
-    return hidden[torch.from_numpy(how.places).to(hidden.device)]
+def _words(coder: Autoencoder, spans: Sequence[Ints], how: Sequence[Reading]) -> torch.Tensor:
+    """Embeddings in the order in which they are read, ``[rows, longest, d]``."""
+    device = coder.memory.device
+    words: torch.Tensor = coder.embed(_padded(spans, device))
+    if coder.spec.layout == "pooled":
+        return words
+    tokens, most = words.shape[1], max(len(one.places) for one in how)
+    memory = coder.memory[:most].to(words.dtype).expand(most, -1)
+    known = torch.cat([words, memory.expand(len(words), -1, -1)], 1)
+    # Memory tokens are numbered from the span's own end: here they stand behind the longest.
+    orders = [
+        np.where(one.order < len(ids), one.order, one.order - len(ids) + tokens)
+        for ids, one in zip(spans, how, strict=True)
+    ]
+    return known.gather(1, _padded(orders, device)[..., None].expand(-1, -1, known.shape[2]))
 
 
-def _padded(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
-    return pad_sequence([torch.from_numpy(row).long() for row in rows], batch_first=True)
+def _padded(rows: Sequence[Ints], device: torch.device, *, last: bool = False) -> torch.Tensor:
+    """Rows of whole numbers as one rectangle, filled up with 0, or with the ``last`` number of each."""
+    found = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+        found[place, len(row) :] = row[-1] if last else 0
+    return torch.from_numpy(found).to(device)
 
 
-def said(coder: Autoencoder, prompts: Sequence[torch.Tensor], answers: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """States ``[m, d]`` from which the tokens of each answer are said, behind its prompt ``[n, d]``."""
-    rows = [torch.cat([one, coder.prompt([ids[:-1]], [])]) for one, ids in zip(prompts, answers, strict=True)]
-    hidden = coder.read(pad_sequence(rows, batch_first=True), encoding=False)
-    return [row[len(one) - 1 :][: len(ids)] for row, one, ids in zip(hidden, prompts, answers, strict=True)]
-
-
-def nats(coder: Autoencoder, prompts: Sequence[torch.Tensor], answers: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Of the tokens of each answer, float32 ``[m]``."""
-    head = coder.model.get_output_embeddings().weight
-    states = torch.cat(said(coder, prompts, answers)).to(head.dtype)
-    targets = torch.tensor([token for ids in answers for token in ids], device=head.device)
-    return list(torch.split(nats_of(states[None], head, targets[None])[0], [len(ids) for ids in answers]))
-
-
-def written(
-    coder: Autoencoder, prompts: Sequence[torch.Tensor], most: int, ends: Sequence[int]
-) -> list[list[int]]:  # fmt: skip
-    """What the decoder says greedily behind each prompt ``[n, d]``: ``most`` tokens or those before one of ``ends``."""
-    model: Any = coder.model
-    words = pad_sequence(list(prompts), batch_first=True, padding_side="left")
-    mask = pad_sequence(
-        [torch.ones(len(one), dtype=torch.int64, device=words.device) for one in prompts],
-        batch_first=True, padding_side="left",
-    )  # fmt: skip
-    with no_defaults(model):
-        found = model.generate(
-            inputs_embeds=words, attention_mask=mask, max_new_tokens=most, do_sample=False,
-            eos_token_id=[*ends] or None, pad_token_id=(*ends, 0)[0],
-        )  # fmt: skip
-    rows: list[list[int]] = found.tolist()
-    return [row[: next((at for at, one in enumerate(row) if one in ends), len(row))] for row in rows]
+def _means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Of runs of tokens that end before ``ends`` ``[rows, k]``: ``[rows, n, d]`` -> ``[rows, k, d]``."""
+    sums = torch.nn.functional.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
+    begins = torch.nn.functional.pad(ends, (1, 0))[:, :-1]
+    there, before = (sums.gather(1, one[..., None].expand(-1, -1, sums.shape[2])) for one in (ends, begins))
+    return (there - before) / (ends - begins).clamp(min=1)[..., None]

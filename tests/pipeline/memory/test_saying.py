@@ -11,7 +11,8 @@ import torch
 
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
-from pipeline.memory.ragged import encoded, nats, written
+from pipeline.memory.ragged import encode_spans
+from pipeline.memory.saying import nats, written
 from pipeline.models import ModelPool
 from schemas.memory import EncoderSpec
 
@@ -31,11 +32,11 @@ def coder(request: Any, tiny_model: Path) -> Autoencoder:
 
 
 def ids(tokens: int, seed: int = 0) -> Any:
-    return np.random.default_rng([seed, tokens]).integers(3, 900, tokens).astype(np.int32)
+    return np.random.default_rng([seed, tokens]).integers(3, 900, tokens)
 
 
 def test_spans_are_encoded_as_they_are_alone(coder: Autoencoder) -> None:
-    found = encoded(coder, [ids(length) for length in LENGTHS], SLOTS)
+    found = encode_spans(coder, [ids(length) for length in LENGTHS], SLOTS)
     for one, length, slots in zip(found, LENGTHS, SLOTS, strict=True):
         alone = coder.encode(torch.from_numpy(ids(length)).long()[None], slots)[0]
         torch.testing.assert_close(one, alone)
@@ -62,7 +63,7 @@ def test_what_is_written_is_what_is_likeliest_up_to_the_end(coder: Autoencoder) 
             assert len(answer) == 6
             for at in range(6):
                 words = torch.cat([prompt, coder.prompt([answer[:at]], [])])
-                state = coder.read(words[None], encoding=False)[0, -1]
+                state = coder.say(words[None])[0, -1]
                 assert int((coder.model.get_output_embeddings().weight @ state).argmax()) == answer[at]
         end = found[0][3]
         cut = written(coder, prompts, 6, [end])
