@@ -33,7 +33,7 @@ class Lesson(Strict):
 class EncoderTraining(StageBase):
     """What all trainings of an encoder share."""
 
-    SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {"checkpoint_seconds"}
+    SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {"checkpoint_seconds", "processes"}
 
     kind: str
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the passes; bfloat16 is autocast")
@@ -50,6 +50,13 @@ class EncoderTraining(StageBase):
     held_out: StrictFloat = Field(0.05, gt=0, lt=1, description="share of texts never trained on, by their hash")
     measured: Whole = Field(64, ge=1, description="most held-out spans that are written out again")
     checkpoint_seconds: StrictFloat = Field(60.0, ge=0, description="between checkpoints")
+    processes: Whole = Field(1, ge=0, description="that share each step, on a GPU each; 0: as many as there are GPUs")
+
+    @model_validator(mode="after")
+    def _a_device_each(self) -> Self:
+        if self.processes != 1 and ":" in self.device:
+            raise ValueError(f"device {self.device} is one, and each of several processes has its own: say cuda")
+        return self
 
     @model_validator(mode="after")
     def _all_steps(self) -> Self:

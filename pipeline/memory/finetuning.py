@@ -67,9 +67,9 @@ class Finetuning:
     def hasten(self, coder: Autoencoder) -> None:
         """Hardly two passes are of one shape: none is worth compiling for."""
 
-    def parts(self, step: int) -> Sequence[Questions]:
-        """The step's questions, in as many passes as they take."""
-        return passes(questions(self.trained, self._spec, step), self._spec)
+    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Questions]:
+        """The step's questions, or a share of them, in as many passes as they take."""
+        return passes(questions(self.trained, self._spec, step), self._spec, rank, world)
 
     def tokens(self, step: int) -> int:
         """As many in each step, about."""

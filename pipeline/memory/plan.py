@@ -69,8 +69,8 @@ class Plan(Protocol):
         """Compile what reads, for the shapes that will come."""
         ...
 
-    def parts(self, step: int) -> Sequence[Part]:
-        """What this step learns from."""
+    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Part]:
+        """What this step learns from, or one of several processes' share of that."""
         ...
 
     def tokens(self, step: int) -> int:

@@ -71,9 +71,11 @@ class Pretraining:
         for trunk in {coder.encoder, coder.decoder}:
             trunk.compile(dynamic=False)
 
-    def parts(self, step: int) -> Sequence[Batch]:
-        """One batch."""
-        return [batch_of(self._read, self._spec, step, self._loaded.device)]
+    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
+        """One batch, or a share of it."""
+        whole = batch_of(self._read, self._spec, step, self._loaded.device)
+        share = whole if world == 1 else whole.share(rank, world)
+        return [share] if len(share.contexts) else []
 
     def tokens(self, step: int) -> int:
         """Of contexts."""

@@ -119,12 +119,13 @@ def _order(seed: int, epoch: int, number: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(number)
 
 
-def passes(rows: Sequence[Question], spec: FinetuneSpec) -> list[Questions]:
-    """Of one step, at most ``batch_tokens`` of them in each."""
+def passes(rows: Sequence[Question], spec: FinetuneSpec, rank: int = 0, world: int = 1) -> list[Questions]:
+    """Of one step, at most ``batch_tokens`` of them in each; each of several processes has its share of the long."""
     answered = sum(len(row.example.answer) for row in rows)
     said = sum(row.example.tokens for row in rows if row.repeated)
     weights = (1 - spec.autoencoding) / answered, spec.autoencoding / max(1, said)
+    mine = rows if world == 1 else sorted(rows, key=lambda row: -row.width)[rank::world]
     return [
-        Questions([rows[number] for number in numbers], weights)
-        for numbers in pack([row.width for row in rows], spec.batch_tokens)
+        Questions([mine[number] for number in numbers], weights)
+        for numbers in pack([row.width for row in mine], spec.batch_tokens)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -16,9 +16,11 @@ from pipeline.memory.attempt import Attempt
 from pipeline.memory.beginning import begun, is_half
 from pipeline.memory.encoder import rounded, write_encoder
 from pipeline.memory.lessons import rate
+from pipeline.memory.peers import shared
 from pipeline.memory.plan import Plan, Signs
+from pipeline.memory.sharing import Alone
 from pipeline.memory.stage import ENCODER, Training
-from pipeline.memory.training import Diverged, Trainer, train
+from pipeline.memory.training import Diverged, Part, Trainer, train
 from pipeline.meter import Meter
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import EncoderManifest
@@ -31,11 +33,8 @@ log = logging.getLogger(__name__)
 SAMPLES = 10
 """Held-out spans or answers shown in the log over a training."""
 
-Planning = Callable[[Sequence[Document], LoadedModel, Callable[[], None]], Plan]
-"""Of documents in order, for a model; what is called now and then may raise."""
 
-
-def learn(stage: Training, planning: Planning, documents: Sequence[Document], run: Run) -> list[Outcome]:
+def learn(stage: Training, documents: Sequence[Document], run: Run) -> list[Outcome]:
     """One outcome per document, in order. The encoder lies in ``run.folder``, if there is one.
 
     Raises ``Stopped``, after a checkpoint, when the run is stopping, and ``Halt`` for what a person must mend.
@@ -45,11 +44,11 @@ def learn(stage: Training, planning: Planning, documents: Sequence[Document], ru
     if not documents:
         return []
     loaded = run.models.own_copy(stage.target.model, stage.spec.dtype, stage.spec.device)
-    plan = planning(in_order(documents), loaded, lambda: _alive(kind, run))
+    plan = stage.plan(in_order(documents), loaded, lambda: _alive(kind, run))
     outcomes: dict[int, Outcome] = {**plan.refused}
     run.progress(len(outcomes), 0)
-    with _memory_for(kind, plan):
-        outcomes.update(_Session(stage, plan, loaded, run, began).outcomes())
+    with _memory_for(kind, plan), shared(stage, documents, loaded.device, lambda: _alive(kind, run)) as sharing:
+        outcomes.update(_Session(stage, plan, loaded, run, sharing, began).outcomes())
     return [outcomes[document.seq] for document in documents]
 
 
@@ -70,10 +69,14 @@ def _memory_for(kind: str, plan: Plan) -> Iterator[None]:
 
 
 class _Session:
-    def __init__(self, stage: Training, plan: Plan, loaded: LoadedModel, run: Run, began: float) -> None:
+    def __init__(
+        self, stage: Training, plan: Plan, loaded: LoadedModel, run: Run, sharing: Alone, began: float
+    ) -> None:
         self.stage, self.spec, self.plan, self.run, self.loaded = stage, stage.spec, plan, run, loaded
         self.coder = begun(self.spec, loaded, plan, stage.beginning())
         self.trainer = Trainer(self.coder, self.spec, half=is_half(self.spec))
+        self.sharing = sharing
+        self.trainer.share(sharing)
         self.measurer = plan.measurer(self.coder)
         self.attempt = Attempt(self.trainer, self._checkpoints(), began)
         self.meter = Meter(run, len(plan.corpus), sum(self.measurer.work) + self._learning(self.spec.steps))
@@ -87,7 +90,8 @@ class _Session:
         try:
             if not attempt.before:
                 attempt.before = self.measurer.before(self.signs)
-            train(self.trainer, self.plan.parts, attempt.step, self._told)
+            self.sharing.begin(self.trainer.tensors)
+            train(self.trainer, self._parts, attempt.step, self._told)
         except Stopped:
             attempt.save()
             raise
@@ -103,6 +107,10 @@ class _Session:
             write_encoder(self.coder, attempt.curve, manifest, f"{self.run.folder}/{ENCODER}")
         self.meter.finish()
         return self.plan.outcomes(attempt.before, after, attempt.seconds)
+
+    def _parts(self, step: int) -> Sequence[Part]:
+        self.sharing.announce(step)
+        return self.plan.parts(step, self.sharing.rank, self.sharing.world)
 
     def _diverged(self, error: Diverged) -> str:
         steps = self.attempt.kept

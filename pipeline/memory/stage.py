@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.memory.spans import slots_of
 from pipeline.models import ModelError, check_causal, digest_of, encoders, expects_gpu, resolve
@@ -16,6 +15,10 @@ from schemas.document import Document
 from schemas.job import TargetSpec
 from schemas.memory import EncoderTraining, FinetuneSpec, PretrainSpec
 from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.memory.plan import Plan
+    from pipeline.models import LoadedModel
 
 VERSION = 1
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
@@ -71,6 +74,16 @@ class Training:
         """Seconds to learn from a document of this length once, roughly; how often is the lessons' to say."""
         return characters / _CHARACTERS_PER_SECOND["cuda" if expects_gpu(self.spec.device) else "cpu"]
 
+    def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
+        """What is learned from these documents, in order; ``alive`` is called now and then, and may raise."""
+        raise NotImplementedError
+
+    def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
+        """As ``learn``; the encoder lies in ``encoder`` of ``run.folder``, if there is one."""
+        from pipeline.memory.session import learn
+
+        return learn(self, documents, run)
+
 
 @dataclass(frozen=True, slots=True)
 class Pretrain(Training):
@@ -78,12 +91,11 @@ class Pretrain(Training):
 
     spec: PretrainSpec
 
-    def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
-        """As ``learn``; the encoder lies in ``encoder`` of ``run.folder``, if there is one."""
+    def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
+        """Spans that are repeated, or gone on with."""
         from pipeline.memory.pretraining import Pretraining
-        from pipeline.memory.session import learn
 
-        return learn(self, partial(Pretraining, self.spec), documents, run)
+        return Pretraining(self.spec, documents, loaded, alive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +104,8 @@ class Finetune(Training):
 
     spec: FinetuneSpec
 
-    def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
-        """As ``learn``; the encoder lies in ``encoder`` of ``run.folder``, if there is one."""
+    def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
+        """Questions that are answered from the slots of their contexts."""
         from pipeline.memory.finetuning import Finetuning
-        from pipeline.memory.session import learn
 
-        return learn(self, partial(Finetuning, self.spec), documents, run)
+        return Finetuning(self.spec, documents, loaded, alive)

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.lessons import rate
+from pipeline.memory.sharing import Alone
 from schemas.memory import EncoderTraining
 
 _STATE = "exp_avg", "exp_avg_sq", "step"
@@ -33,6 +34,7 @@ class Trainer:
 
     def __init__(self, autoencoder: Autoencoder, spec: EncoderTraining, half: bool) -> None:
         self.autoencoder, self.spec, self._half = autoencoder, spec, half
+        self._sharing = Alone()
         self._named = autoencoder.trained()
         own = ("memory", "tags", "map.weight")
         self._optimiser = torch.optim.AdamW(
@@ -43,12 +45,20 @@ class Trainer:
             lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=autoencoder.tags.is_cuda,
         )  # fmt: skip
 
+    def share(self, sharing: Alone) -> None:
+        """From now on each step is one of several processes'."""
+        self._sharing = sharing
+
     def step(self, number: int, *parts: Part) -> torch.Tensor:
-        """One step of AdamW; the loss before it, still on the device. Raises ``Diverged``, now or at the next step."""
+        """One step of AdamW on its parts, of whatever process; the loss before it, still on the device.
+
+        Raises ``Diverged``.
+        """
         self._optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.autoencoder.tags.device)
         for part in parts:
             loss += self._backward(part)
+        loss = self._sharing.summed(list(self._named.values()), loss)
         weights = [one for one in self._named.values() if one.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.clip_norm)
         if not math.isfinite(float(norm)):

@@ -29,13 +29,22 @@ class Batch:
     targets: torch.Tensor
     tags: torch.Tensor
     slots: int
+    weight: float = 1.0
+
+    def share(self, rank: int, world: int) -> Batch:
+        """What one of several processes learns of it, as ``weight`` says."""
+        one = slice(rank, None, world)
+        rows = len(self.contexts[one])
+        return Batch(
+            self.contexts[one], self.targets[one], self.tags[one], self.slots, self.weight * rows / len(self.contexts)
+        )
 
     def loss(self, coder: Autoencoder) -> torch.Tensor:
-        """Mean nats of a target's tokens."""
+        """Mean nats of a target's tokens, times its weight."""
         slots = coder.encode(self.contexts, self.slots)
         states = coder.states(slots, self.tags, self.targets)
         head = coder.model.get_output_embeddings().weight
-        return nats_of(states.to(head.dtype), head, self.targets).mean()
+        return nats_of(states.to(head.dtype), head, self.targets).mean() * self.weight
 
 
 def rows_of(spec: PretrainSpec, one: Lesson) -> int:

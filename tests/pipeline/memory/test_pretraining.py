@@ -75,6 +75,15 @@ def test_rows_are_repeated_or_gone_on_with(corpus: Corpus) -> None:
     assert torch.equal(again.contexts, batch.contexts) and torch.equal(again.tags, batch.tags)
 
 
+def test_shares_of_a_batch_are_all_of_it(base: LoadedModel, corpus: Corpus) -> None:
+    spec = spec_of(tokens_per_step=80)
+    coder, whole = trainer(base, spec).autoencoder, batch_of(corpus, spec, 0, CPU)
+    shares = [whole.share(rank, 3) for rank in range(3)]
+    assert [len(one.contexts) for one in shares] == [2, 2, 1]
+    torch.testing.assert_close(sum(one.loss(coder) for one in shares), whole.loss(coder))
+    assert len(whole.share(5, 6).contexts) == 0
+
+
 def test_lessons_and_rates_follow_the_plan() -> None:
     spec = spec_of(decay=0.5)
     assert [lesson(spec, step).tokens for step in range(20)] == [16] * 10 + [24] * 10
