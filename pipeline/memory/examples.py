@@ -43,16 +43,19 @@ class Example:
 
     def spans(self, lesson: Lesson, more: int = 0) -> list[list[Ints]]:
         """Of each context, as long as the lesson's at most; ``more`` of each than are needed."""
-        found = []
-        for ids in self.contexts:
-            ends = np.cumsum(cut(len(ids), lesson.tokens, more))
-            found.append(np.split(ids, ends[:-1]))
-        return found
+        return [_cut(ids, lesson.tokens, more) for ids in self.contexts]
 
     def places(self, lesson: Lesson, more: int, room: int) -> int:
         """Those that the decoder takes: prompt, slots, tag, and the answer with this much ``room`` at least."""
         slots = sum(slots_of(len(one), lesson.ratio) for block in self.spans(lesson, more) for one in block)
         return sum(map(len, self.runs)) + slots + 1 + max(len(self.answer), room)
+
+
+def _cut(ids: Ints, most: int, more: int) -> list[Ints]:
+    lengths = cut(len(ids), most)
+    if not more:
+        return np.split(ids, np.cumsum(lengths)[:-1])
+    return np.array_split(ids, min(len(ids), len(lengths) + more))
 
 
 def encoder_of(spec: FinetuneSpec, loaded: LoadedModel) -> PromptEncoder:

@@ -15,12 +15,9 @@ from pipeline.batching import run_packed
 from pipeline.evaluation.overlap import Bleu
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
-from pipeline.memory.plan import Signs
 from pipeline.memory.reconstruct import prefix_match, reconstructed
 
 NAN = float("nan")
-
-NO_SIGNS = Signs()
 
 CPU_TOKENS = 2048
 """Of a pass there: more are no faster, and keep a worker that is to stop."""
@@ -46,7 +43,7 @@ def mean(measured: Sequence[Measure]) -> Measure:
 @dataclass(frozen=True, slots=True)
 class Measuring:
     """Spans ``[rows, n]`` through ``slots`` each, at most ``batch_tokens`` in a pass, in half precision (autocast) or
-    not."""
+    not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its tokens."""
 
     coder: Autoencoder
     tokenizer: Any
@@ -54,12 +51,14 @@ class Measuring:
     slots: int
     batch_tokens: int
     half: bool
+    alive: Callable[[], None] = lambda: None
+    passed: Callable[[int], None] = lambda tokens: None
 
-    def measure(self, written: int, signs: Signs = NO_SIGNS) -> list[Measure]:
+    def measure(self, written: int) -> list[Measure]:
         """Of every span; the first ``written`` of them are written out, too."""
         with torch.inference_mode(), self._as_it_is():
-            said = self._packed(len(self.spans), self._said, signs)
-            back = self._packed(min(written, len(self.spans)), self._back, signs)
+            said = self._packed(len(self.spans), self._said)
+            back = self._packed(min(written, len(self.spans)), self._back)
         return [Measure(*one, *two) for one, two in zip(said, [*back, *[()] * (len(said) - len(back))], strict=True)]
 
     def sample(self, row: int) -> tuple[str, str]:
@@ -70,13 +69,11 @@ class Measuring:
         expected, came = (self.tokenizer.decode(one[0]) for one in (ids, found))
         return expected, came
 
-    def _packed(
-        self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]], signs: Signs
-    ) -> list[Any]:
+    def _packed(self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]]) -> list[Any]:
         def some(numbers: list[int]) -> Sequence[tuple[float, float]]:
-            signs.alive()
+            self.alive()
             found = work(self.spans[numbers])
-            signs.passed(len(numbers) * self.spans.shape[1])
+            self.passed(len(numbers) * self.spans.shape[1])
             return found
 
         most = self.batch_tokens if self.spans.is_cuda else min(self.batch_tokens, CPU_TOKENS)

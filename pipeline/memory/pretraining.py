@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,7 +118,8 @@ class Repeating:
 
     def before(self, signs: Signs) -> list[Numbers]:
         """A ``Measure`` of each."""
-        return [*self.measuring.measure(self.written, signs)]
+        watched = replace(self.measuring, alive=signs.alive, passed=signs.passed)
+        return [*watched.measure(self.written)]
 
     def after(self, signs: Signs) -> list[Numbers]:
         """The same."""

@@ -6,7 +6,6 @@ that it is to hold, which are never far; and ``pooled``, no memory tokens but me
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -24,12 +23,11 @@ def slots_of(tokens: int, ratio: float, most: int | None = None) -> int:
     return min(wanted, tokens, most or wanted)
 
 
-def cut(tokens: int, most: int, more: int = 0) -> list[int]:
+def cut(tokens: int, most: int) -> list[int]:
     """How long the spans of a context are, in their order: as few as may be, of ``most`` tokens each at most, and of
-    like length, so that none is a remainder of a few; or so many ``more``."""
-    number = min(tokens, math.ceil(tokens / most) + more)
-    ends = [at * tokens // number for at in range(number + 1)]
-    return [end - begin for begin, end in itertools.pairwise(ends)]
+    like length, so that none is a remainder of a few."""
+    ends = [number * tokens // -(-tokens // most) for number in range(1, -(-tokens // most) + 1)]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 @dataclass(frozen=True, slots=True)
