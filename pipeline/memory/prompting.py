@@ -64,11 +64,11 @@ class Written:
 
 
 def prompts(contexts: Sequence[str], written: Mapping[str, Written], specific: int, general: int) -> Iterator[Row]:
-    """Rows without answers: of each context its specific prompts, those that are of use and no two alike, and so many
-    general ones."""
+    """Rows without answers: of each context its specific prompts, no two alike and none that only repeats its words,
+    and so many general ones."""
     for number, text in enumerate(contexts):
         said = (written.get(f"{number}-{which}") for which in range(specific))
-        found = [prompt for one in said if one and (prompt := cleaned(one))]
+        found = [prompt for one in said if one and (prompt := cleaned(one)) and prompt not in text]
         for which, prompt in enumerate([*dict.fromkeys(found), *GENERAL[:general]]):
             yield {"id": f"{number}-{which}", "input": text, "prompt": prompt}
 

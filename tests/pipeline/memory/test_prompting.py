@@ -39,11 +39,11 @@ def test_the_prompt_is_read_out_of_what_was_written(said: str, ended: bool, prom
 
 
 def test_rows_are_what_was_asked_and_answered_to_an_end() -> None:
-    asked = Written("Who sold one?", True)
-    said = {"0-0": asked, "0-1": Written("'Who sold one?'", True), "0-2": Written("Why", False)}
-    found = list(prompts([TEXT, "Another."], said, 3, 2))
+    asked, echo = Written("Who sold one?", True), Written("Another text.", True)
+    said = {"0-0": asked, "0-1": Written("'Who sold one?'", True), "0-2": Written("Why", False), "1-0": echo}
+    found = list(prompts([TEXT, "Another text."], said, 3, 2))
     assert [(row["input"], row["prompt"]) for row in found] == [
-        (TEXT, "Who sold one?"), *((text, one) for text in (TEXT, "Another.") for one in GENERAL[:2]),
+        (TEXT, "Who sold one?"), *((text, one) for text in (TEXT, "Another text.") for one in GENERAL[:2]),
     ]  # fmt: skip
     assert len({row["id"] for row in found}) == 5
     texts = Written(" Janet. ", True), Written("cut o", False), Written(" ", True)
