@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.evaluation.answers import references
 from pipeline.generation.prompts import PromptEncoder
 from pipeline.holding_out import held_out
-from pipeline.memory.asking import SLOTS, answered, asked
+from pipeline.memory.asking import SLOTS, answered, asked, end_of_turn
 from pipeline.memory.ragged import Ints
 from pipeline.memory.spans import cut, slots_of
 from pipeline.models import LoadedModel
@@ -68,11 +68,11 @@ def examples(
     documents: Sequence[Document], spec: FinetuneSpec, loaded: LoadedModel, each: Callable[[], None]
 ) -> Iterator[Example | Refusal]:
     """In their order, or why nothing can be learned from one; ``each`` is called now and then, and may raise."""
-    encoder = encoder_of(spec, loaded)
+    reading = _Reading(spec, encoder_of(spec, loaded))
     for at, document in enumerate(documents):
         if at % TOKENISED_AT_ONCE == 0:
             each()
-        yield _lacking(document) or _example(document, spec, encoder)
+        yield _lacking(document) or reading.example(document)
 
 
 def _lacking(document: Document) -> Refusal | None:
@@ -88,18 +88,32 @@ def _lacking(document: Document) -> Refusal | None:
     return None
 
 
-def _example(document: Document, spec: FinetuneSpec, encoder: PromptEncoder) -> Example | Refusal:
-    parts, answer = document.parts, references(document.answer or "")[0]
-    texts = [one for one in parts.contexts if one.strip()]
-    runs = asked(encoder, [parts.instruction, *[SLOTS] * len(texts), parts.question])
-    if isinstance(runs, Refusal):
-        return runs
-    ids = encoder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    contexts = tuple(np.asarray(one, np.int64) for one in ids)
-    if not all(map(len, contexts)):
-        return Refusal("empty", f"the tokenizer of {encoder.name} makes no token of a context")
-    found = Example(document, contexts, tuple(map(tuple, runs)), tuple(answered(encoder, answer)))
-    return _too_long(found, spec, encoder) or found
+class _Reading:
+    """What many rows share is made once: the end of a turn, and the tokens of a context."""
+
+    def __init__(self, spec: FinetuneSpec, encoder: PromptEncoder) -> None:
+        self._spec, self._encoder, self._end = spec, encoder, end_of_turn(encoder)
+        self._contexts: dict[str, Ints] = {}
+
+    def example(self, document: Document) -> Example | Refusal:
+        """Of a document that lacks nothing."""
+        parts, answer = document.parts, references(document.answer or "")[0]
+        texts = [one for one in parts.contexts if one.strip()]
+        runs = asked(self._encoder, [parts.instruction, *[SLOTS] * len(texts), parts.question])
+        if isinstance(runs, Refusal):
+            return runs
+        contexts = tuple(map(self._ids, texts))
+        if not all(map(len, contexts)):
+            return Refusal("empty", f"the tokenizer of {self._encoder.name} makes no token of a context")
+        said = tuple(answered(self._encoder, answer, self._end))
+        found = Example(document, contexts, tuple(map(tuple, runs)), said)
+        return _too_long(found, self._spec, self._encoder) or found
+
+    def _ids(self, text: str) -> Ints:
+        if text not in self._contexts:
+            ids = self._encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            self._contexts[text] = np.asarray(ids, np.int64)
+        return self._contexts[text]
 
 
 def _too_long(one: Example, spec: FinetuneSpec, encoder: PromptEncoder) -> Refusal | None:
