@@ -17,6 +17,9 @@ FOREVER = datetime.timedelta(days=7)
 """Others wait for as long as the first measures. That one is gone they are told otherwise (``peers``)."""
 
 LOOK_SECONDS = 1e-4
+ENDING_SECONDS = 1.0
+"""From when a process lets go of its connections to when it is seen to be gone, at most."""
+
 LAST = -1
 """Announced in the place of a step's number: there are no more."""
 
@@ -92,5 +95,6 @@ class Group(Alone):
                 time.sleep(LOOK_SECONDS)
             work.wait()
         except RuntimeError:
+            time.sleep(ENDING_SECONDS)
             self._lost()
             raise
