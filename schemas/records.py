@@ -141,6 +141,7 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
                 for when in ("none", "text", "before", "after")
                 for what in ("nll", "token_f1", "bleu4")
             ),
+            pa.field("nll_other", pa.float64()),  # behind the slots of another context, with the encoder as it is
             pa.field("repeat_nll_before", pa.float64()),  # nats a token of repeating the context's spans
             pa.field("repeat_nll_after", pa.float64()),
             pa.field("finetune_seconds", pa.float64(), nullable=False),

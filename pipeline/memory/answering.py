@@ -39,22 +39,24 @@ class Answer(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of an example: nats a token of repeating its spans from their slots, and its answers from slots, without the
-    context, and behind all of its text; the last two only before the training."""
+    """Of an example: nats a token of repeating its spans from their slots, and of its answer from the slots of another
+    context (only after the training); its answers from slots, without the context, and behind all of its text (the
+    last two only before)."""
 
     repeat: float
+    other: float
     slots: Answer
     none: Answer = Answer()
     text: Answer = Answer()
 
     def numbers(self) -> Numbers:
         """In a row."""
-        return (self.repeat, *self.slots, *self.none, *self.text)
+        return (self.repeat, self.other, *self.slots, *self.none, *self.text)
 
     @classmethod
     def of(cls, numbers: Numbers) -> Measured:
         """What ``numbers`` gave."""
-        return cls(numbers[0], Answer(*numbers[1:4]), Answer(*numbers[4:7]), Answer(*numbers[7:]))
+        return cls(numbers[0], numbers[1], Answer(*numbers[2:5]), Answer(*numbers[5:8]), Answer(*numbers[8:]))
 
 
 Prompts = Callable[[list[int]], list[torch.Tensor]]
@@ -71,28 +73,39 @@ class Answering:
         self._coder, self._spec, self._loaded, self._held = coder, spec, loaded, held
         self._rows = [Question.of(one, spec.lessons[-1], repeated=True) for one in held]
         self._ends = sorted(end_tokens(loaded.model, loaded.tokenizer, ()))
+        self._others = others(held)
         self._none, self._text = ([_run(encoder, one, whole) for one in held] for whole in (False, True))
         self._bleu = Bleu() if find_spec("sacrebleu") else None
 
     @property
     def work(self) -> tuple[int, int]:
         """What is written out is read as well."""
-        slots = self._reading([row.width for row in self._rows])
-        return slots + sum(self._reading(self._widths(runs)) for runs in (self._none, self._text)), slots
+        slots = self._reading(self._slotted)
+        other = sum(self._rows[number].width for number in self._others)
+        return slots + sum(self._reading(self._widths(runs)) for runs in (self._none, self._text)), slots + other
 
     def before(self, signs: Signs) -> list[Numbers]:
         """With both yardsticks."""
-        from_slots = self.after(signs)
         with self._measuring():
+            again, slots = self._from_slots(signs)
             none, text = (self._from_text(runs, signs) for runs in (self._none, self._text))
-        return [(*one[:4], *two, *three) for one, two, three in zip(from_slots, none, text, strict=True)]
+        unknown = [NAN] * len(self._held)
+        return [Measured(*one).numbers() for one in zip(again, unknown, slots, none, text, strict=True)]
 
     def after(self, signs: Signs) -> list[Numbers]:
-        """From slots alone."""
+        """From slots alone, and from those of another context."""
         with self._measuring():
-            again = self._packed(self._numbers(), [row.width for row in self._rows], self._repeat, signs)
-            answers = self._answers(self._numbers(), [row.width for row in self._rows], self._slots, signs)
-        return [Measured(*both).numbers() for both in zip(again, answers, strict=True)]
+            again, slots = self._from_slots(signs)
+            found = self._packed(
+                [*self._others], self._slotted, lambda some: self._nats(self._mixed(some), some), signs
+            )
+        known = dict(zip(self._others, found, strict=True))
+        other = [known.get(number, NAN) for number in self._numbers()]
+        return [Measured(*one).numbers() for one in zip(again, other, slots, strict=True)]
+
+    def _from_slots(self, signs: Signs) -> tuple[list[float], list[Answer]]:
+        again = self._packed(self._numbers(), self._slotted, self._repeat, signs)
+        return again, self._answers(self._numbers(), self._slotted, self._slots, signs)
 
     def sample(self) -> str:
         """The first of them."""
@@ -103,6 +116,10 @@ class Answering:
 
     def _numbers(self) -> list[int]:
         return [*range(len(self._held))]
+
+    @property
+    def _slotted(self) -> list[int]:
+        return [row.width for row in self._rows]
 
     def _reading(self, widths: Sequence[int]) -> int:
         return sum(widths) + sum(widths[: self._spec.measured])
@@ -147,6 +164,11 @@ class Answering:
         some = [self._rows[number] for number in numbers]
         return prompts_of(self._coder, some, slots_of_all(self._coder, some))
 
+    def _mixed(self, numbers: list[int]) -> list[torch.Tensor]:
+        """What is asked, behind the slots of another context."""
+        slots = slots_of_all(self._coder, [self._rows[self._others[number]] for number in numbers])
+        return prompts_of(self._coder, [self._rows[number] for number in numbers], slots)
+
     def _prompts(self, runs: Sequence[list[int] | None], numbers: list[int]) -> list[torch.Tensor]:
         return [self._coder.prompt([runs[number] or []], []) for number in numbers]
 
@@ -177,6 +199,17 @@ class Answering:
         device = self._loaded.device.type
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=is_half(self._spec)):
             yield
+
+
+def others(held: Sequence[Example]) -> dict[int, int]:
+    """The number of each example -> that of the next with as many contexts, and others; none where there is none."""
+    found = {}
+    for number, one in enumerate(held):
+        later = (at % len(held) for at in range(number + 1, number + len(held)))
+        alike = (at for at in later if len(held[at].contexts) == len(one.contexts))
+        if (other := next((at for at in alike if held[at].context_hash != one.context_hash), None)) is not None:
+            found[number] = other
+    return found
 
 
 def _run(encoder: PromptEncoder, one: Example, whole: bool) -> list[int] | None:

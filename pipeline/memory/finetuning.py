@@ -87,17 +87,15 @@ class Finetuning:
         last, nothing = self._spec.lessons[-1], (None, None)
         slots = slots_of(last.tokens, last.ratio)
         spans = Figures(len(self.held), 0, last.tokens, slots, (repeat[0], repeat[1]), nothing, nothing, nothing)
-        answers = self._answers([one.none for one in was], [one.text for one in was], *(
-            [one.slots for one in rows] for rows in (was, now)
-        ))  # fmt: skip
-        return spans, answers
+        four = [[one.none for one in was], [one.text for one in was], *([one.slots for one in of] for of in (was, now))]
+        return spans, self._answers([one.other for one in now], four)
 
-    def _answers(self, *four: Sequence[Answer]) -> Answers:
+    def _answers(self, others: Sequence[float], four: Sequence[Sequence[Answer]]) -> Answers:
         said, written = [len(one.answer) for one in self.held], min(len(self.held), self._spec.measured)
         nats = _means([[one.nats for one in rows] for rows in four], said)
         token_f1 = _means([[one.token_f1 for one in rows] for rows in four])
         bleu4 = _means([[one.bleu4 for one in rows] for rows in four])
-        return Answers(len(self.held), written, nats, token_f1, bleu4)
+        return Answers(len(self.held), written, nats, token_f1, bleu4, _mean(others, said))
 
     def outcomes(self, before: Sequence[Numbers], after: Sequence[Numbers], seconds: float) -> dict[int, Outcome]:
         """With what was measured of those whose contexts are held out."""
@@ -112,7 +110,7 @@ class Finetuning:
     def _result(
         self, one: Example, measured: tuple[Measured, Measured] | None, seconds: float, latency: float
     ) -> Result:
-        was, now = measured or (Measured(math.nan, Answer()),) * 2
+        was, now = measured or (Measured(math.nan, math.nan, Answer()),) * 2
         slots = sum(map(sum, Question.of(one, self._spec.lessons[-1]).slots))
         answers = {"none": was.none, "text": was.text, "before": was.slots, "after": now.slots}
         fields = {
@@ -121,6 +119,7 @@ class Finetuning:
             "tokens_slots": slots,
             "tokens_answer": len(one.answer),
             **dict(_columns(answers)),
+            "nll_other": _known(now.other),
             "repeat_nll_before": _known(was.repeat),
             "repeat_nll_after": _known(now.repeat),
             "finetune_seconds": seconds,

@@ -61,6 +61,7 @@ class Answers:
     and BLEU-4 (0 to 1).
 
     Four numbers each: without the context, behind all of its text, behind its slots before the training and after it.
+    ``other``: nats behind the slots of another context, after the training.
     """
 
     rows: int
@@ -68,11 +69,13 @@ class Answers:
     nats: Four
     token_f1: Four
     bleu4: Four
+    other: float | None
 
     def told(self) -> str:
         """In a line."""
         none, text, was, now = self.nats
-        said = f"{was:.3f} -> {now:.3f} nats a token (without context {_said(none)}, from its text {_said(text)})"
+        yardsticks = f"without context {_said(none)}, from its text {_said(text)}, from other slots {_said(self.other)}"
+        said = f"{_said(was)} -> {_said(now)} nats a token ({yardsticks})"
         none, text, was, now = self.token_f1
         return f"{said}, token F1 {_said(was)} -> {_said(now)} ({_said(none)}, {_said(text)})"
 

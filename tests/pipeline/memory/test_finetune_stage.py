@@ -48,6 +48,7 @@ def test_held_out_questions_are_measured_beside_yardsticks(whole: Whole) -> None
     for when in ("none", "text", "before", "after"):
         assert all((one[f"nll_{when}"] is not None) == (one in held) for one in rows)
         assert sum(one[f"token_f1_{when}"] is not None for one in rows) == SETTINGS["measured"]
+    assert all((one["nll_other"] is not None) == (one in held) for one in rows)
     manifest = read_manifest(folder / "encoder")
     assert manifest.answers and manifest.answers.rows == len(held) and manifest.answers.written == SETTINGS["measured"]
     tokens = [one["tokens_answer"] for one in held]

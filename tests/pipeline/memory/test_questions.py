@@ -10,6 +10,7 @@ import pytest
 import torch
 from finetuning_jobs import ROWS, SETTINGS
 
+from pipeline.memory.answering import others
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.examples import Example, examples
 from pipeline.memory.questions import flat, passes, questions
@@ -54,6 +55,14 @@ def test_contexts_are_cut_by_the_lesson_and_some_into_more_spans(found: list[Exa
     later = questions(found, spec_of(multi_span=0.0, rows_per_step=28), 23)
     assert max(len(ids) for one in later for ids in one.spans[0]) == 16
     assert sum(one.repeated for one in few) == 7 == sum(one.repeated for one in many)
+
+
+def test_other_contexts_are_other_ones_of_as_many(found: list[Example]) -> None:
+    """Each context stands in two rows, one after the other."""
+    pairs = others(found)
+    assert sorted(pairs) == list(range(len(found)))
+    assert all(found[one].context_hash != found[other].context_hash for one, other in pairs.items())
+    assert others(found[:2]) == {}
 
 
 def test_the_gradient_of_several_passes_is_that_of_one(found: list[Example], base: LoadedModel) -> None:
