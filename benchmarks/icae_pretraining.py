@@ -27,7 +27,9 @@ from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.measure import Measuring, mean
 from pipeline.memory.spans import slots_of
-from pipeline.memory.training import Pretrainer, batch_of, pretrain
+from pipeline.memory.training import Trainer
+from pipeline.memory.training import train as taught
+from pipeline.memory.windows import batch_of
 from pipeline.models import ModelPool
 from schemas.memory import EncoderSpec, Lesson, PretrainSpec
 
@@ -65,7 +67,7 @@ def _run(
     coder: Autoencoder, spec: PretrainSpec, train: Corpus, valid: Corpus, arguments: argparse.Namespace,
     tokenizer: Any, device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
-    warm = Pretrainer(coder, spec, arguments.half)
+    warm = Trainer(coder, spec, arguments.half)
     clock: list[float] = []
     for number in range(WARM + 10):
         loss = warm.step(0, batch_of(train, spec, number, device))
@@ -84,7 +86,7 @@ def _run(
             curve.append({"step": step, "seconds": time.perf_counter() - begun, "loss": float(loss)})
             print(json.dumps(curve[-1]), flush=True)
 
-    pretrain(Pretrainer(coder, spec, arguments.half), train, 0, told)
+    taught(Trainer(coder, spec, arguments.half), lambda step: [batch_of(train, spec, step, device)], 0, told)
     seconds = time.perf_counter() - begun
     held = [_held(coder, valid, one, arguments, tokenizer, device) for one in arguments.check]
     for one in held:

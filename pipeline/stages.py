@@ -33,6 +33,7 @@ STAGES = {
     "align": "pipeline.alignment.stage:Align",
     "distill": "pipeline.alignment.distilling:Distill",
     "pretrain": "pipeline.memory.stage:Pretrain",
+    "finetune": "pipeline.memory.stage:Finetune",
 }
 """Kind of stage -> the class behind it, imported only when such a stage runs (torch takes seconds).
 

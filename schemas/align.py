@@ -8,7 +8,7 @@ from pydantic import Field, StrictFloat, model_validator
 
 from schemas.base import DEFAULT_MODEL, ModelName, StageBase, Whole
 
-WHOLE_CORPUS = frozenset({"align", "distill", "pretrain"})
+WHOLE_CORPUS = frozenset({"align", "distill", "finetune", "pretrain"})
 """Kinds of stage whose output for one document depends on all of them: one shard, never cut, split or bisected, and
 no document's result is taken over by another job. Such a stage is its job's only one."""
 

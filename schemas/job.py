@@ -105,7 +105,7 @@ class JobSpec(Strict):
         kinds = {stage.kind for stage in self.stages}
         if len(kinds) > 1 and (whole := kinds & WHOLE_CORPUS):
             one = min(whole)
-            made = "" if one == "pretrain" else f" (`contextmill {one}` makes them)"
+            made = "" if one in ("finetune", "pretrain") else f" (`contextmill {one}` makes them)"
             raise ValueError(f"{one} needs the whole corpus at once: a job of its own{made}")
         return self
 

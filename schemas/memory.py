@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, StrictFloat, StrictInt, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from schemas.base import ModelName, StageBase, Strict, Whole
 
@@ -31,22 +31,17 @@ class Lesson(Strict):
     share: StrictFloat = Field(gt=0, le=1)
 
 
-class PretrainSpec(StageBase):
-    """Train an encoder of the target's own on the job's documents, which are texts.
+class EncoderTraining(StageBase):
+    """What all trainings of an encoder share."""
 
-    Autoencoding and continuation (the paper, section 2.2): their losses weigh ``autoencoding`` and the rest.
-    """
+    SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {"checkpoint_seconds", "processes"}
 
-    SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {"checkpoint_seconds"}
-
-    kind: Literal["pretrain"] = "pretrain"
+    kind: str
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the passes; bfloat16 is autocast")
     encoder: EncoderSpec = EncoderSpec()
     begin: ModelName | None = Field(None, description="a trained encoder to go on from: its name, or its folder")
-    autoencoding: StrictFloat = Field(0.5, ge=0, le=1, description="the paper's lambda: share of rows to be repeated")
     lessons: tuple[Lesson, ...] = Field((Lesson(tokens=128, ratio=4.0, share=1.0),), description="one after the other")
     steps: Whole = Field(10_000, ge=1)
-    tokens_per_step: Whole = Field(32_768, ge=1, description="of contexts")
     learning_rate: StrictFloat = Field(1e-3, gt=0)
     memory_rate: StrictFloat = Field(3.0, gt=0, description="times that, for memory tokens, tags and the map of slots")
     warmup: StrictInt = Field(200, ge=0, description="steps")
@@ -56,15 +51,22 @@ class PretrainSpec(StageBase):
     held_out: StrictFloat = Field(0.05, gt=0, lt=1, description="share of texts never trained on, by their hash")
     measured: Whole = Field(64, ge=1, description="most held-out spans that are written out again")
     checkpoint_seconds: StrictFloat = Field(60.0, ge=0, description="between checkpoints")
+    processes: Whole = Field(1, ge=0, description="that share each step, on a GPU each; 0: as many as there are GPUs")
 
     @model_validator(mode="after")
-    def _all_steps(self) -> PretrainSpec:
+    def _a_device_each(self) -> Self:
+        if self.processes != 1 and ":" in self.device:
+            raise ValueError(f"device {self.device} is one, and each of several processes has its own: say cuda")
+        return self
+
+    @model_validator(mode="after")
+    def _all_steps(self) -> Self:
         if abs(sum(one.share for one in self.lessons) - 1) > 1e-6:
             raise ValueError("lessons: their shares must add up to 1")
         return self
 
     @model_validator(mode="after")
-    def _enough_slots(self) -> PretrainSpec:
+    def _enough_slots(self) -> Self:
         for one in self.lessons:
             if (slots := math.ceil(one.tokens / one.ratio)) > self.encoder.slots:
                 raise ValueError(
@@ -95,3 +97,38 @@ class EncodeSpec(StageBase):
     @property
     def _idle(self) -> tuple[str, ...]:
         return ("group",) if self.precision == "float16" else ()
+
+
+class PretrainSpec(EncoderTraining):
+    """Train an encoder of the target's own on the job's documents, which are texts.
+
+    Autoencoding and continuation (the paper, section 2.2): their losses weigh ``autoencoding`` and the rest.
+    """
+
+    kind: Literal["pretrain"] = "pretrain"
+    autoencoding: StrictFloat = Field(0.5, ge=0, le=1, description="the paper's lambda: share of rows to be repeated")
+    tokens_per_step: Whole = Field(32_768, ge=1, description="of contexts")
+
+
+class FinetuneSpec(EncoderTraining):
+    """Train an encoder on what is asked about contexts: each of the job's documents is a context, a question and an
+    answer (the paper, section 2.3).
+
+    What is asked stands in the frame in which a ``generate`` stage of the same ``chat`` and ``system`` asks it.
+    """
+
+    kind: Literal["finetune"] = "finetune"
+    steps: Whole = Field(2_000, ge=1)
+    rows_per_step: Whole = Field(32, ge=1)
+    learning_rate: StrictFloat = Field(5e-4, gt=0)
+    warmup: StrictInt = Field(100, ge=0, description="steps")
+    autoencoding: StrictFloat = Field(
+        0.1, ge=0, lt=1, description="weight of repeating the contexts' spans, so that it is not forgotten"
+    )
+    multi_span: StrictFloat = Field(
+        0.1, ge=0, le=1, description="share of rows whose context is cut into one span more than it needs"
+    )
+    most_spans: Whole = Field(16, ge=1, description="of a document; a longer one is left out")
+    chat: StrictBool = Field(True, description="apply the model's chat template, as generate does")
+    system: str | None = Field(None, description="system message, where the chat template has one")
+    max_new_tokens: Whole = Field(64, ge=1, description="of an answer that is measured")

@@ -147,6 +147,25 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("encode_seconds", pa.float64(), nullable=False),
         ]
     ),
+    "finetune": pa.schema(
+        [
+            pa.field("split", pa.string(), nullable=False),  # train | held_out
+            pa.field("tokens_context", pa.int64(), nullable=False),
+            pa.field("tokens_slots", pa.int64(), nullable=False),  # as the last lesson has it
+            pa.field("tokens_answer", pa.int64(), nullable=False),  # what ends a turn included
+            # Held_out only: nats an answer token, and what is written out greedily, of some, scored from 0 to 1;
+            # without the context, behind all of its text, behind its slots as the encoder was and as it is.
+            *(
+                pa.field(f"{what}_{when}", pa.float64())
+                for when in ("none", "text", "before", "after")
+                for what in ("nll", "token_f1", "bleu4")
+            ),
+            pa.field("nll_other", pa.float64()),  # behind the slots of another context, with the encoder as it is
+            pa.field("repeat_nll_before", pa.float64()),  # nats a token of repeating the context's spans
+            pa.field("repeat_nll_after", pa.float64()),
+            pa.field("finetune_seconds", pa.float64(), nullable=False),
+        ]
+    ),
     "recover": pa.schema(
         [
             pa.field("recovered", pa.string()),  # ``generated`` in the original's words; null where ``kept`` is
@@ -172,7 +191,7 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
 }
 """The columns a kind of stage makes. Seconds and money say what it took to make the row, in whatever job."""
 
-ANSWER_DECIDES = frozenset({"align", "distill", "evaluate", "pretrain", "recover"})
+ANSWER_DECIDES = frozenset({"align", "distill", "evaluate", "finetune", "pretrain", "recover"})
 """Kinds of stage whose columns follow from the reference answer, from the one sampled answer that stands in the row, or
 from all other texts: no content hash covers them, so they are never taken over."""
 

@@ -34,7 +34,7 @@ from schemas.compress import (
 )
 from schemas.drafting import COPIED_BELOW, MOST_COPIED, Plan
 from schemas.evaluate import EvaluateSpec
-from schemas.memory import EncodeSpec, PretrainSpec
+from schemas.memory import EncodeSpec, FinetuneSpec, PretrainSpec
 from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
 
@@ -204,6 +204,7 @@ StageSpec = Annotated[
     | Annotated[AlignSpec, Tag("align")]
     | Annotated[DistillSpec, Tag("distill")]
     | Annotated[PretrainSpec, Tag("pretrain")]
+    | Annotated[FinetuneSpec, Tag("finetune")]
     | Annotated[EncodeSpec, Tag("encode")]
     | Annotated[RecoverSpec, Tag("recover")]
     | Annotated[EvaluateSpec, Tag("evaluate")]

@@ -17,7 +17,7 @@ from schemas.align import AlignSpec, TrainingSpec
 from schemas.compress import CompressBase, CompressSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
-from schemas.memory import EncodeSpec, PretrainSpec
+from schemas.memory import EncoderTraining, EncodeSpec, FinetuneSpec, PretrainSpec
 from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
 from schemas.settings import Settings
@@ -41,7 +41,7 @@ SCORED_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Logits that are held at once while tokens are scored (``pipeline.compression.scoring``)."""
 
 
-Reading = CompressBase | GenerateSpec | TrainingSpec | PretrainSpec | EncodeSpec
+Reading = CompressBase | GenerateSpec | TrainingSpec | EncoderTraining | EncodeSpec
 """Stages that read texts with a model here."""
 
 
@@ -90,8 +90,8 @@ def estimate_stage(
         read = flow.tokens * LEARNING_PASSES * spec.epochs
         made = _local(index, spec, model, flow, flow.tokens, read, 0, measured, settings)
         return replace(made, memory_bytes=None)  # what a pass keeps for the way back is not known beforehand
-    if isinstance(spec, PretrainSpec):  # as long for any corpus; each span is read, and said behind its slots
-        read = 2 * spec.steps * spec.tokens_per_step * LEARNING_PASSES
+    if isinstance(spec, EncoderTraining):  # as long for any corpus
+        read = 2 * spec.steps * _step(spec, flow) * LEARNING_PASSES
         made = _local(index, spec, job.target.model, flow, flow.tokens, read, 0, None, settings)
         return replace(made, memory_bytes=None)
     if isinstance(spec, EncodeSpec):
@@ -106,6 +106,14 @@ def estimate_stage(
     if spec.backend == "openai":
         return _hosted(job, index, spec, flow, written, measured, day, settings)
     return _local(index, spec, job.target.model, flow, written, flow.tokens, written, measured, settings)
+
+
+def _step(spec: EncoderTraining, flow: Flow) -> int:
+    """Tokens that a step learns from, which are read, and then said or answered behind slots: twice as many at most."""
+    if isinstance(spec, PretrainSpec):
+        return int(spec.tokens_per_step)
+    assert isinstance(spec, FinetuneSpec)
+    return spec.rows_per_step * flow.tokens // max(1, flow.documents)
 
 
 def _kept(spec: CompressBase, flow: Flow) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import icae_evaluating
+from pipeline.cli import icae_evaluating, prompting
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
@@ -35,13 +35,18 @@ if TYPE_CHECKING:
 commands = typer.Typer(
     help="Memory slots: contexts encoded once by a small encoder, read many times by the frozen target.",
     no_args_is_help=True,
-    epilog=examples("contextmill icae pretrain examples/icae.toml"),
+    epilog=examples(
+        "contextmill icae pretrain examples/icae.toml",
+        "contextmill icae prompts examples/icae-prompts.toml rows.jsonl",
+        "contextmill icae finetune examples/icae-finetune.toml",
+    ),
 )
-
-File = Annotated[Path, typer.Argument(help="A job file (TOML) with one stage, of the kind pretrain.", metavar="FILE")]
-
-
+commands.add_typer(prompting.commands)
 commands.add_typer(icae_evaluating.commands)
+
+Trained = Annotated[
+    Path, typer.Argument(help="A job file (TOML) with one stage, of the command's kind.", metavar="FILE")
+]
 
 
 @commands.command(
@@ -54,7 +59,7 @@ commands.add_typer(icae_evaluating.commands)
     )
 )
 def pretrain(
-    file: File,
+    file: Trained,
     output: Output = None,
     input_: Input = None,
     sets: Sets = None,
@@ -75,13 +80,57 @@ def pretrain(
     - encoder.rank: how large the encoder is; 0 is as large as the target
     - learning_rate: to be lowered where the loss turns to NaN
     """
+    _train("pretrain", file, (output, input_, sets), workers, dry_run, replace_, json_)
+
+
+@commands.command(
+    epilog=examples(
+        "contextmill icae finetune examples/icae-finetune.toml",
+        "contextmill icae finetune answers.toml --dry-run",
+        "contextmill icae finetune answers.toml -i rows.jsonl --set stages.0.begin=icae",
+        then=EXIT_CODES,
+    )
+)
+def finetune(
+    file: Trained,
+    output: Output = None,
+    input_: Input = None,
+    sets: Sets = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    replace_: Replace = False,
+    json_: Json = False,
+) -> None:
+    """Teach a memory encoder what is asked about contexts, and keep it by the job's name; the same command goes on.
+
+    Each row is a context, a question and its answer. The frozen target learns
+    nothing: the slots come to hold what it answers from. How well it answers
+    about held-out contexts stands in the job's rows, beside its answers from
+    the whole text and from none.
+
+    What its stage says (docs/memory.md has all of it):
+    - begin: the pretrained encoder it begins from
+    - steps, rows_per_step: how long it learns
+    - autoencoding: how much it goes on repeating, so as not to forget
+    - chat, system: as the generate stage will say, that is to ask
+    """
+    _train("finetune", file, (output, input_, sets), workers, dry_run, replace_, json_)
+
+
+Flags = tuple[str | None, list[str] | None, list[str] | None]
+"""Where to, from where, and what else."""
+
+
+def _train(
+    kind: str, file: Path, flags: Flags, workers: int | None, dry_run: bool, replace_: bool, json_: bool
+) -> None:
     from pipeline.cli.running import check_broker, load
     from pipeline.cli.views import print_dry_run
 
-    job, given = load(file, output, input_, sets), settings()
-    if [stage.kind for stage in job.stages] != ["pretrain"]:
+    job, given = load(file, *flags), settings()
+    if [stage.kind for stage in job.stages] != [kind]:
         kinds = ", ".join(stage.kind for stage in job.stages)
-        fail(f'{file}: one stage of kind = "pretrain" is wanted here, not {kinds} (docs/memory.md)', USAGE)
+        fail(f'{file}: one stage of kind = "{kind}" is wanted here, not {kinds} (docs/memory.md)', USAGE)
     if getattr(job.stages[0], "begin", None) == job.name:  # afterwards it would be another's beginning
         fail(f"the encoder begins with {job.name}, and cannot take its name: rename the job", USAGE)
     if dry_run:
@@ -118,7 +167,7 @@ class _Command(Teaching):
         from pipeline.storage.jobs import find_job
 
         code, summary = self.run_job(self.job)
-        with adapters.at_hand(f"{find_job(self.engine, job_id).output}/pretrain/{ENCODER}") as folder:
+        with adapters.at_hand(f"{find_job(self.engine, job_id).output}/{self.job.stages[0].kind}/{ENCODER}") as folder:
             manifest = replace(encoders.read_manifest(folder), recipe=job_id)
             made = encoders.install(folder, self.job.name, self.settings.cache, manifest)
         self._tell(made, manifest, summary)
@@ -129,8 +178,11 @@ class _Command(Teaching):
         figures = manifest.figures
         if self.json:
             said = {"name": self.job.name, "folder": str(folder), "base": manifest.base, **asdict(figures)}
+            said |= {"answers": asdict(manifest.answers)} if manifest.answers else {}
             print_json({"jobs": [summary], "encoder": said})
             return
         out.print(f"{figures.texts} held-out texts, {figures.told()}", markup=False, soft_wrap=True)
+        if answers := manifest.answers:
+            out.print(f"{answers.rows} held-out answers, {answers.told()}", markup=False, soft_wrap=True)
         out.print(f"encoder   {self.job.name}, for {manifest.base}: {folder}", markup=False, soft_wrap=True)
         out.print("          its curve lies there, too: curve.parquet (step, loss, rate, seconds)", markup=False)

@@ -33,12 +33,17 @@ def asked(encoder: PromptEncoder, pieces: Sequence[Piece]) -> list[list[int]] | 
     return encoder.around(_content(known, marker), marker)
 
 
-def answered(encoder: PromptEncoder, answer: str) -> list[int]:
-    """Token ids of an answer to such a prompt, and of what ends a turn."""
+def answered(encoder: PromptEncoder, answer: str, end: list[int]) -> list[int]:
+    """Token ids of an answer to such a prompt, before those that ``end`` it."""
     behind = answer if encoder.chats else SEPARATOR + answer
     ids: list[int] = encoder.tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"]
-    end: list[int] = encoder.tokenizer(encoder.end, add_special_tokens=False)["input_ids"] if encoder.end else []
     return ids + end
+
+
+def end_of_turn(encoder: PromptEncoder) -> list[int]:
+    """Token ids of what ends an answer, the same behind all."""
+    ids: list[int] = encoder.tokenizer(encoder.end, add_special_tokens=False)["input_ids"] if encoder.end else []
+    return ids
 
 
 def _content(pieces: Sequence[Piece], marker: str) -> str:

@@ -52,8 +52,12 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def calibrate(self, ids: torch.Tensor, slots: int) -> None:
         """Slots of these spans ``[rows, n]`` get the size of embeddings: the map was to leave them as they are."""
-        size = self.encode(ids, slots).float().square().mean().sqrt()
-        self.map.weight.mul_(self.scale / size)
+        self.resize(self.encode(ids, slots))
+
+    @torch.no_grad()
+    def resize(self, found: torch.Tensor) -> None:
+        """Slots like those that were ``found`` get the size of embeddings."""
+        self.map.weight.mul_(self.scale / found.float().square().mean().sqrt())
 
     def encode(self, ids: torch.Tensor, slots: int) -> torch.Tensor:
         """Spans ``[rows, n]`` -> ``[rows, slots, d]``."""
@@ -74,17 +78,21 @@ class Autoencoder(nn.Module):
         """What the encoder's last layer says at each of these embeddings ``[rows, n, d]``."""
         return self._read(self.encoder, words, encoding=True)
 
+    def say(self, words: torch.Tensor) -> torch.Tensor:
+        """What the frozen decoder's last layer says at them."""
+        return self._read(self.decoder, words, encoding=False)
+
     def states(self, slots: torch.Tensor, tags: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, m, d]`` from which the tokens ``ids`` ``[rows, m]`` are said, each after those before
         it, behind ``slots`` ``[rows, k, d]`` and the tag ``[rows]`` (its place in ``TAGS``)."""
         words = self.embed(ids[:, :-1])
         begun = torch.cat([slots, self.tags[tags][:, None]], 1).to(words.dtype)
-        hidden = self._read(self.decoder, torch.cat([begun, words], 1), encoding=False)
+        hidden = self.say(torch.cat([begun, words], 1))
         return hidden[:, slots.shape[1] :]
 
     def text_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, n, d]`` of the frozen model over text ``[rows, n]``."""
-        return self._read(self.decoder, self.embed(ids), encoding=False)
+        return self.say(self.embed(ids))
 
     def prompt(self, runs: Sequence[Sequence[int]], blocks: Sequence[torch.Tensor], tag: Tag = "FT") -> torch.Tensor:
         """What the decoder reads of a prompt, ``[n, d]``: a block of slots ``[k, d]`` behind each run of token ids but

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.memory.measure import Measure, mean
 from pipeline.memory.spans import slots_of
 from pipeline.memory.texts import Text
-from pipeline.models import ModelRef
-from pipeline.models.encoders import EncoderManifest, Figures
+from pipeline.models.encoders import Figures
 from pipeline.stages import Outcome, Result
 from schemas.memory import PretrainSpec
 
@@ -19,16 +18,12 @@ Both = tuple[Measure, Measure]
 _NOTHING = Measure(math.nan, math.nan)
 
 
-def manifest_of(
-    spec: PretrainSpec, base: ModelRef, before: Sequence[Measure], after: Sequence[Measure]
-) -> EncoderManifest:
-    """With the means over held-out texts; the tensors' digest is for whoever writes them."""
+def figures_of(spec: PretrainSpec, before: Sequence[Measure], after: Sequence[Measure]) -> Figures:
+    """The means over held-out texts."""
     was, now = ([_known(value) for value in mean(one)] for one in (before, after))
     nats, agreement, bleu4, prefix = zip(was, now, strict=True)
     last, written = spec.lessons[-1], min(len(after), spec.measured)
-    slots = slots_of(last.tokens, last.ratio)
-    figures = Figures(len(after), written, last.tokens, slots, nats, agreement, bleu4, prefix)
-    return EncoderManifest(base.name, base.digest, spec.encoder.model_dump(mode="json"), spec.steps, figures, sha256="")
+    return Figures(len(after), written, last.tokens, slots_of(last.tokens, last.ratio), nats, agreement, bleu4, prefix)
 
 
 def results(

@@ -1,11 +1,11 @@
-"""The pretrain stage: all documents of a job, which are texts -> a memory encoder for the target, and what it holds."""
+"""The stages that train a memory encoder for the target, on all documents of a job."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.memory.spans import slots_of
 from pipeline.models import ModelError, check_causal, digest_of, encoders, expects_gpu, resolve
@@ -13,8 +13,12 @@ from pipeline.models.folder import window_of
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
-from schemas.memory import PretrainSpec
+from schemas.memory import EncoderTraining, FinetuneSpec, PretrainSpec
 from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.memory.plan import Plan
+    from pipeline.models import LoadedModel
 
 VERSION = 1
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
@@ -27,10 +31,10 @@ _CHARACTERS_PER_SECOND = {"cpu": 1_000, "cuda": 400_000}
 
 
 @dataclass(frozen=True, slots=True)
-class Pretrain:
-    """Trains an encoder over ``target``. What it writes of one document depends on all of them."""
+class Training:
+    """Of an encoder over ``target``. What it writes of one document depends on all of them."""
 
-    spec: PretrainSpec
+    spec: EncoderTraining
     target: TargetSpec
 
     def identity(self) -> Any:
@@ -62,7 +66,7 @@ class Pretrain:
             places = one.tokens + slots_of(one.tokens, one.ratio) + 1  # [AE], or a memory token less one
             if window is not None and places > window:
                 raise ModelError(
-                    f"pretrain: a lesson of {one.tokens} tokens takes {places} places with its slots, and "
+                    f"{self.spec.kind}: a lesson of {one.tokens} tokens takes {places} places with its slots, and "
                     f"{self.target.model} reads {window} at most: shorten it"
                 )
 
@@ -70,8 +74,38 @@ class Pretrain:
         """Seconds to learn from a document of this length once, roughly; how often is the lessons' to say."""
         return characters / _CHARACTERS_PER_SECOND["cuda" if expects_gpu(self.spec.device) else "cpu"]
 
+    def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
+        """What is learned from these documents, in order; ``alive`` is called now and then, and may raise."""
+        raise NotImplementedError
+
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
         """As ``learn``; the encoder lies in ``encoder`` of ``run.folder``, if there is one."""
         from pipeline.memory.session import learn
 
         return learn(self, documents, run)
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrain(Training):
+    """On documents that are texts."""
+
+    spec: PretrainSpec
+
+    def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
+        """Spans that are repeated, or gone on with."""
+        from pipeline.memory.pretraining import Pretraining
+
+        return Pretraining(self.spec, documents, loaded, alive)
+
+
+@dataclass(frozen=True, slots=True)
+class Finetune(Training):
+    """On documents that are contexts, questions and answers."""
+
+    spec: FinetuneSpec
+
+    def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
+        """Questions that are answered from the slots of their contexts."""
+        from pipeline.memory.finetuning import Finetuning
+
+        return Finetuning(self.spec, documents, loaded, alive)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.compression.tokens import Tokenising
 from pipeline.holding_out import held_out
-from pipeline.memory.training import window
+from pipeline.memory.windows import window
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Refusal
 from schemas.document import Document

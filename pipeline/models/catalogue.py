@@ -109,7 +109,8 @@ def _encoder(folder: Path, sha256: Sha256 | None = None) -> ModelStatus:
     weights = folder / encoders.WEIGHTS
     if not weights.is_file() or (sha256 and sha256(weights) != manifest.sha256):
         return replace(status, detail=f"{weights} is not what was written; {encoders.AGAIN}")
-    return replace(status, state="ready", detail=f"memory slots for {manifest.base}: {manifest.figures.told()}")
+    worth = [manifest.figures.told(), *([f"answers {manifest.answers.told()}"] if manifest.answers else [])]
+    return replace(status, state="ready", detail=f"memory slots for {manifest.base}: {'; '.join(worth)}")
 
 
 def _undeclared(name: str, folder: Path, sha256: Sha256) -> ModelStatus:

@@ -1,4 +1,4 @@
-"""Memory encoders by name: what ``contextmill icae pretrain`` trained, each for one base model and no other.
+"""Memory encoders by name: what ``contextmill icae`` trained, each for one base model and no other.
 
 A folder holds the trained tensors, the curve of their training, and a manifest that names the base by its digest.
 """
@@ -19,10 +19,13 @@ from schemas.job import digest
 
 WEIGHTS, CURVE, MANIFEST = "encoder.safetensors", "curve.parquet", placing.MANIFEST
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-AGAIN = "make the encoder again (`contextmill icae pretrain --replace`)"
+AGAIN = "make the encoder again (`contextmill icae pretrain --replace`, or `icae finetune --replace`)"
 
 Both = tuple[float | None, float | None]
 """Before the training and after it; None: not measured."""
+
+Four = tuple[float | None, float | None, float | None, float | None]
+"""None: not measured, as where a text is too long to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,39 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """Of answers to ``rows`` held-out questions: nats a token, and of the ``written`` that were written out token F1
+    and BLEU-4 (0 to 1).
+
+    Four numbers each: without the context, behind all of its text, behind its slots before the training and after it.
+    ``other``: nats behind the slots of another context, after the training.
+    """
+
+    rows: int
+    written: int
+    nats: Four
+    token_f1: Four
+    bleu4: Four
+    other: float | None
+
+    def told(self) -> str:
+        """In a line."""
+        none, text, was, now = self.nats
+        yardsticks = f"without context {_said(none)}, from its text {_said(text)}, from other slots {_said(self.other)}"
+        said = f"{_said(was)} -> {_said(now)} nats a token ({yardsticks})"
+        none, text, was, now = self.token_f1
+        return f"{said}, token F1 {_said(was)} -> {_said(now)} ({_said(none)}, {_said(text)})"
+
+
+def _said(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+@dataclass(frozen=True, slots=True)
 class EncoderManifest:
     """``spec``: of the encoder (``schemas.memory.EncoderSpec``). ``sha256``: of the tensors' file. ``recipe`` says what
-    made the one that got a name in the store: the same command again must not find it taken."""
+    made the one that got a name in the store: the same command again must not find it taken. ``answers``: what it is
+    worth where it was fine-tuned."""
 
     base: str
     base_digest: str
@@ -65,6 +98,7 @@ class EncoderManifest:
     figures: Figures
     sha256: str
     recipe: str = ""
+    answers: Answers | None = None
 
     @property
     def revision(self) -> str:
@@ -80,14 +114,20 @@ def read_manifest(folder: Path) -> EncoderManifest:
     """Raises ``ModelDamaged`` for one that is none."""
     try:
         said = read_json(folder / MANIFEST)
-        both = {name: tuple(said["figures"][name]) for name in ("nats", "agreement", "bleu4", "prefix")}
-        return EncoderManifest(**{**said, "figures": Figures(**{**said["figures"], **both})})
+        both = _tuples(said["figures"], "nats", "agreement", "bleu4", "prefix")
+        four = _tuples(said["answers"], "nats", "token_f1", "bleu4") if said.get("answers") else None
+        answers = Answers(**four) if four else None
+        return EncoderManifest(**{**said, "figures": Figures(**both), "answers": answers})
     except (OSError, TypeError, LookupError) as error:
         raise ModelDamaged(f"{folder / MANIFEST}: not an encoder's manifest ({error}); {AGAIN}") from None
 
 
 STORE = placing.Named("encoder", lambda folder: read_manifest(folder).recipe)
 store_folder, stored, check_name = STORE.folder, STORE.stored, STORE.check_name
+
+
+def _tuples(said: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {**said, **{name: tuple(said[name]) for name in names}}
 
 
 def find(name: str, cache: Path) -> Path:

@@ -47,7 +47,9 @@ def _seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "icae pretrain", "icae evaluate"])
+@pytest.mark.parametrize(
+    "name", [*COMMANDS, *(f"icae {one}" for one in ("pretrain", "finetune", "prompts", "evaluate"))]
+)
 def test_every_command_explains_itself(user: User, name: str) -> None:
     """With a sentence beside each option, and an example that its own options allow, whole on a line to be copied."""
     ended = user.says(*name.split(), "--help")

@@ -93,6 +93,34 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(
     assert other.code == 0, other.err
 
 
+def test_a_pretrained_encoder_is_taught_to_answer(prepared: User, tiny_model: Path) -> None:
+    begun = prepared.says("icae", "pretrain", "icae.toml", "-o", "o", "--set", "stages.0.steps=4")
+    assert begun.code == 0, begun.err
+    asked = JOB.replace('"night"', '"answers"').replace('"pretrain"', '"finetune"\nbegin = "night"\nmax_new_tokens = 4')
+    asked = asked.replace("tokens_per_step = 128", "rows_per_step = 4").replace("texts.jsonl", "rows.jsonl")
+    asked = asked.replace("[target]", '[input.columns]\ncontexts = "input"\nquestion = "prompt"\n[target]')
+    prepared.write("answers.toml", asked.format(model=json.dumps(str(tiny_model))))
+    rows = [
+        {"input": text, "prompt": question, "answer": f"{number} of them"}
+        for number, text in enumerate(dict.fromkeys(lines()[:40]))
+        for question in ("How many?", "What number?")
+    ]
+    prepared.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, {"input": "x", "prompt": "y"}]))
+    words = "icae", "finetune", "answers.toml", "-o", "o", "--set", "stages.0.steps=6"
+    ended = prepared.says(*words, "--json")
+    assert ended.code == 0, ended.err
+    encoder = ended.json["encoder"]
+    assert (encoder["name"], encoder["tokens"], encoder["slots"]) == ("answers", 16, 8)
+    assert encoder["answers"]["rows"] == encoder["texts"] > 0 and len(encoder["answers"]["nats"]) == 4
+    (data,) = prepared.folder.glob("o/answers-*/data")
+    assert len(pq.read_table(data)) == len(rows)
+    again = prepared.says(*words)
+    assert again.code == 0 and "nothing is done twice" in again.out and "held-out answers, " in again.out
+    assert "answers" in prepared.says("models").out
+    wrong = prepared.says("icae", "finetune", "icae.toml")
+    assert wrong.code == 2 and 'one stage of kind = "finetune" is wanted here, not pretrain' in wrong.err
+
+
 def test_what_is_wrong_is_said(prepared: User) -> None:
     prepared.write("one.jsonl", json.dumps({"text": "\n".join(lines()[:6])}) + "\n")
     for words, code, said in (

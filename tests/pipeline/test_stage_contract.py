@@ -69,6 +69,17 @@ CASES: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "held_out": 0.3,
     },
+    "finetune": {
+        "kind": "finetune",
+        "encoder": {"rank": 4, "alpha": 8.0},
+        "lessons": [{"tokens": 64, "ratio": 4.0, "share": 1.0}],
+        "steps": 4,
+        "rows_per_step": 2,
+        "warmup": 2,
+        "learning_rate": 1e-3,
+        "held_out": 0.3,
+        "max_new_tokens": 8,
+    },
     "encode": {"kind": "encode"},
     "encode-int4": {"kind": "encode", "precision": "int4", "span": 40, "ratio": 5.0, "keep_text": 30},
     "evaluate-all": {"kind": "evaluate", "task": "qa", "metrics": ALL_METRICS},
@@ -209,6 +220,15 @@ REFUSED: dict[str, dict[str, str]] = {
     "align": {"empty": "empty", "blank": "empty"},
     "distill": {"empty": "empty", "blank": "empty"},
     "pretrain": {"empty": "empty", "blank": "empty", "one letter": "too_short"},
+    "finetune": {
+        "empty": "empty",
+        "blank": "empty",
+        "huge": "too_long",
+        "question only": "no_context",
+        **dict.fromkeys(
+            ("one letter", "french", "japanese", "arabic", "emoji", "special tokens", "a null"), "no_question"
+        ),
+    },
     "recover": {},
     "evaluate": {"empty": "no_reference", "blank": "no_reference"},
 }

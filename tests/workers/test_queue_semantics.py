@@ -28,7 +28,18 @@ def test_what_is_urgent_and_what_ends_documents_comes_first() -> None:
     names = queue_names()
     assert names.index("contextmill.align.high") < names.index("contextmill.publish.bulk")
     order = [name.split(".")[1] for name in names if name.endswith(".bulk")]
-    assert order == ["publish", "evaluate", "recover", "copy", "compress", "generate", "align", "distill", "pretrain"]
+    assert order == [
+        "publish",
+        "evaluate",
+        "recover",
+        "copy",
+        "compress",
+        "generate",
+        "align",
+        "distill",
+        "pretrain",
+        "finetune",
+    ]
 
 
 def odd_lines(fleet: Fleet) -> Counter[str]:

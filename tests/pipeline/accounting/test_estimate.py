@@ -111,6 +111,18 @@ def test_a_sample_is_counted_with_the_targets_tokenizer(tiny_model: Path) -> Non
     assert "counted on 2 documents" in made.notes[0]
 
 
+def test_a_training_of_an_encoder_takes_as_long_as_its_steps(tiny_model: Path) -> None:
+    def seconds(documents: int, **stage: Any) -> float:
+        made = guess(job([{"device": "cpu", **stage}], model=str(tiny_model)), documents, 4_000 * documents)
+        assert made.stages[0].seconds is not None and made.stages[0].memory_bytes is None
+        return made.stages[0].seconds
+
+    pretrain = seconds(100, kind="pretrain", steps=10, tokens_per_step=16_000)
+    finetune = seconds(100, kind="finetune", steps=10, rows_per_step=16)  # of 1,000 tokens each
+    assert pretrain == finetune == seconds(200, kind="finetune", steps=10, rows_per_step=16) > 0
+    assert seconds(100, kind="finetune", steps=20, rows_per_step=16) == pytest.approx(2 * finetune)
+
+
 def test_a_damaged_tokenizer_stops_no_estimate(tiny_model: Path, tmp_path: Path) -> None:
     """The job is there by then: it has to stop with what is wrong, not end in a traceback."""
     (tmp_path / "tokenizer.json").write_text('{"cut off')

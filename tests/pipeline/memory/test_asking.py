@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.generation.prompts import PromptEncoder
-from pipeline.memory.asking import SLOTS, Piece, answered, asked
+from pipeline.memory.asking import SLOTS, Piece, answered, asked, end_of_turn
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.stages import Refusal
@@ -57,8 +57,9 @@ def test_without_a_template_an_answer_is_a_part_more(base: LoadedModel) -> None:
     plain = encoder(base, chat=False)
     runs = asked(plain, [SLOTS, "Who?"])
     assert not isinstance(runs, Refusal) and [base.tokenizer.decode(one) for one in runs] == ["", "Who?"]
-    assert base.tokenizer.decode(answered(plain, "Janet")) == "\n\nJanet<|im_end|>"
-    assert base.tokenizer.decode(answered(encoder(base), "Janet")) == "Janet<|im_end|>"
+    assert base.tokenizer.decode(answered(plain, "Janet", end_of_turn(plain))) == "\n\nJanet<|im_end|>"
+    framed = encoder(base)
+    assert base.tokenizer.decode(answered(framed, "Janet", end_of_turn(framed))) == "Janet<|im_end|>"
 
 
 def test_a_template_that_changes_what_it_is_given_is_refused(base: LoadedModel) -> None:

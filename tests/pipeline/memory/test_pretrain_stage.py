@@ -16,7 +16,7 @@ from fates import Fate, Killed
 from pretraining_jobs import SETTINGS, TEXTS, stage, text, written
 from pydantic import ValidationError
 
-from pipeline.memory.training import Diverged, Pretrainer
+from pipeline.memory.training import Diverged, Trainer
 from pipeline.models import ModelError, ModelPool
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, read_manifest
 from pipeline.stages import Halt, Refusal, Run, Stopped
@@ -99,15 +99,15 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_a_loss_that_is_no_number_stops_the_job_and_keeps_what_was_good(
     tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Pretrainer.step
+    step = Trainer.step
 
-    def diverging(self: Pretrainer, number: int, batch: Any) -> torch.Tensor:
+    def diverging(self: Trainer, number: int, *parts: Any) -> torch.Tensor:
         if number == 5:
             with torch.no_grad():
                 self.autoencoder.tags.fill_(float("nan"))
-        return step(self, number, batch)
+        return step(self, number, *parts)
 
-    monkeypatch.setattr(Pretrainer, "step", diverging)
+    monkeypatch.setattr(Trainer, "step", diverging)
     said = r"step 5: the loss is nan.*the checkpoint after 5 steps is kept. Lower learning_rate, which is 0.01"
     with pytest.raises(Halt, match=said) as halted:
         stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path)))
@@ -121,7 +121,7 @@ def test_memory_that_runs_out_is_said_with_the_remedy(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Pretrainer, "step", full)
+    monkeypatch.setattr(Trainer, "step", full)
     with pytest.raises(Halt, match="memory ran out; tokens_per_step is 512: halve it"):
         stage(tiny_model).run(TEXTS, Run(pool))
 

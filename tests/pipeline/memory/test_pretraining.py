@@ -14,7 +14,9 @@ from tiny_models import lines
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
-from pipeline.memory.training import Diverged, Pretrainer, batch_of, lesson, pretrain, rate
+from pipeline.memory.lessons import lesson, rate
+from pipeline.memory.training import Diverged, Trainer, train
+from pipeline.memory.windows import batch_of
 from pipeline.models import LoadedModel, ModelPool
 from schemas.memory import EncoderSpec, Lesson, PretrainSpec
 
@@ -44,9 +46,9 @@ def spec_of(**settings: Any) -> PretrainSpec:
     return PretrainSpec(encoder=EncoderSpec(rank=4, alpha=8.0), **{**given, **settings})
 
 
-def trainer(base: LoadedModel, spec: PretrainSpec) -> Pretrainer:
+def trainer(base: LoadedModel, spec: PretrainSpec) -> Trainer:
     torch.manual_seed(0)
-    return Pretrainer(Autoencoder(copy.deepcopy(base.model), spec.encoder), spec, half=False)
+    return Trainer(Autoencoder(copy.deepcopy(base.model), spec.encoder), spec, half=False)
 
 
 def test_windows_lie_within_a_text_and_every_place_comes() -> None:
@@ -73,6 +75,15 @@ def test_rows_are_repeated_or_gone_on_with(corpus: Corpus) -> None:
     assert torch.equal(again.contexts, batch.contexts) and torch.equal(again.tags, batch.tags)
 
 
+def test_shares_of_a_batch_are_all_of_it(base: LoadedModel, corpus: Corpus) -> None:
+    spec = spec_of(tokens_per_step=80)
+    coder, whole = trainer(base, spec).autoencoder, batch_of(corpus, spec, 0, CPU)
+    shares = [whole.share(rank, 3) for rank in range(3)]
+    assert [len(one.contexts) for one in shares] == [2, 2, 1]
+    torch.testing.assert_close(sum(one.loss(coder) for one in shares), whole.loss(coder))
+    assert len(whole.share(5, 6).contexts) == 0
+
+
 def test_lessons_and_rates_follow_the_plan() -> None:
     spec = spec_of(decay=0.5)
     assert [lesson(spec, step).tokens for step in range(20)] == [16] * 10 + [24] * 10
@@ -93,21 +104,22 @@ def test_it_learns_and_goes_on_from_any_step_as_if_unbroken(base: LoadedModel, c
         if step == 9:
             kept.update(whole.tensors())
 
-    pretrain(whole, corpus, 0, told)
+    train(whole, lambda step: [batch_of(corpus, spec, step, CPU)], 0, told)
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.1
     other = trainer(base, spec)
     other.restore(kept)
-    pretrain(other, corpus, 10, lambda step, loss: None)
+    train(other, lambda step: [batch_of(corpus, spec, step, CPU)], 10, lambda step, loss: None)
     for (name, one), two in zip(whole.tensors().items(), other.tensors().values(), strict=True):
         assert torch.equal(one, two), name
 
 
 def test_a_loss_that_is_no_number_stops_before_anything_is_learned_of_it(base: LoadedModel, corpus: Corpus) -> None:
-    one = trainer(base, spec_of())
+    spec = spec_of()
+    one = trainer(base, spec)
     before = {name: value for name, value in one.tensors().items() if name.startswith("weight.")}
     with torch.no_grad():
         one.autoencoder.tags.fill_(float("nan"))
     with pytest.raises(Diverged, match="step 0: the loss is nan"):
-        one.step(0, batch_of(corpus, one.spec, 0, CPU))
+        one.step(0, batch_of(corpus, spec, 0, CPU))
     after = one.tensors()
     assert all(torch.equal(value, after[name]) for name, value in before.items() if name != "weight.tags")

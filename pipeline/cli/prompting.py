@@ -1,0 +1,184 @@
+"""The command `icae prompts`: rows to fine-tune on, from contexts alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.shared import (
+    DEAD,
+    EXIT_CODES,
+    FAILURE,
+    USAGE,
+    Input,
+    Json,
+    Output,
+    Sets,
+    Workers,
+    database,
+    examples,
+    fail,
+    out,
+    print_json,
+    settings,
+)
+from pipeline.cli.teaching import Teaching
+
+if TYPE_CHECKING:
+    from pipeline.memory.prompting import Row, Written
+    from schemas.job import JobSpec
+
+commands = typer.Typer()
+
+File = Annotated[Path, typer.Argument(help="A job file (TOML) whose one stage is generate.", metavar="FILE")]
+Rows = Annotated[Path, typer.Argument(help="Where the rows go (.jsonl).", metavar="ROWS")]
+Specific = Annotated[int, typer.Option("--specific", min=0, max=100, help="Prompts that are written for each context.")]
+General = Annotated[int, typer.Option("--general", min=0, max=5, help="Prompts that fit any: rephrase, summarise ...")]
+
+
+@commands.command(
+    epilog=examples(
+        "contextmill icae prompts examples/icae-prompts.toml rows.jsonl --specific 2 --general 1",
+        "contextmill icae prompts prompts.toml rows.jsonl -i texts.jsonl",
+        then=EXIT_CODES,
+    )
+)
+def prompts(
+    file: File,
+    rows: Rows,
+    specific: Specific = 10,
+    general: General = 5,
+    output: Output = None,
+    input_: Input = None,
+    sets: Sets = None,
+    workers: Workers = None,
+    json_: Json = False,
+) -> None:
+    """Let a model write and answer prompts about each context, as rows that `icae finetune` learns from.
+
+    Two jobs: the target of FILE writes prompts about the texts of its input,
+    then answers them, each as its generate stage says (a hard budget holds for
+    each job). ROWS is in PwC's format: input, prompt, answer. The same command
+    goes on where it was stopped, and nothing is paid for twice.
+    """
+    from pipeline.cli.running import check_broker, check_hosted, load
+
+    job, given = load(file, output, input_, sets), settings()
+    if [stage.kind for stage in job.stages] != ["generate"]:
+        kinds = ", ".join(stage.kind for stage in job.stages)
+        fail(f'{file}: one stage of kind = "generate" is wanted here, not {kinds} (docs/memory.md)', USAGE)
+    if not specific and not general:
+        fail("nothing would be asked: --specific and --general are both 0", USAGE)
+    if rows.suffix != ".jsonl" or not rows.parent.is_dir():
+        fail(f"{rows}: the rows go into a file of a folder that exists, whose name ends in .jsonl", USAGE)
+    if any(Path(name).resolve() == rows.resolve() for name in job.input.path):
+        fail(f"{rows} is what is read: name another file for the rows", USAGE)
+    check_hosted(job, given)
+    check_broker(given)
+    engine, opened = database(given, job.output.path, migrate=True)
+    _Command(engine, opened, workers or given.workers, json_, "rows", job, specific, general).run(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Command(Teaching):
+    """One run of the command."""
+
+    job: JobSpec
+    specific: int
+    general: int
+
+    def run(self, to: Path) -> None:
+        """Both jobs, then the rows. Ends in ``typer.Exit`` where one fails, or has dead documents."""
+        from pipeline.memory import prompting
+
+        contexts = self._contexts()
+        asked = [*prompting.asks(contexts, self.specific)]
+        codes: list[int] = []
+        summaries: list[Any] = []
+        written: dict[str, Written] = {}
+        if asked:
+            self.say(f"1 of 2: {self.job.target.model} writes {len(asked)} prompts about {len(contexts)} contexts")
+            written = self._written("prompts", asked, {}, codes, summaries)
+        found = [*prompting.prompts(contexts, written, self.specific, self.general)]
+        if not found:
+            fail("no prompt was written that is of use: name a better target, or raise max_new_tokens", FAILURE)
+        self.say(f"2 of 2: {self.job.target.model} answers {len(found)} prompts")
+        columns = {"contexts": "input", "question": "prompt"}
+        answers = self._written("answers", found, columns, codes, summaries)
+        rows = [*prompting.answered(found, answers)]
+        building = to.with_name(f".{to.name}.building")
+        building.write_bytes(prompting.lines(rows))
+        building.replace(to)
+        self._tell(to, len(contexts), len(asked), len(found), len(rows), summaries)
+        if DEAD in codes:
+            raise typer.Exit(DEAD)
+
+    def _contexts(self) -> list[str]:
+        """The texts of the input, each once."""
+        from pipeline.storage.readers import BadRow, read_corpus
+        from schemas.document import SEPARATOR
+
+        found: dict[str, None] = {}
+        bad = 0
+        for row in read_corpus(self.job.input):
+            if isinstance(row, BadRow):
+                bad += 1
+            elif text := (SEPARATOR.join(row.parts.contexts) or row.parts.render()).strip():
+                found[text] = None
+        if bad:
+            self.say(f"{bad} rows cannot be read and are left out; `contextmill run` says which")
+        if not found:
+            fail("no row of the input holds a text", FAILURE)
+        return list(found)
+
+    def _written(
+        self, what: str, rows: Sequence[Row], columns: Mapping[str, str], codes: list[int], summaries: list[Any]
+    ) -> dict[str, Written]:
+        """What the target makes of these rows, by their ids, in a job of its own."""
+        from pipeline.memory import prompting
+        from pipeline.producer import identify
+        from pipeline.storage.filesystem import resolve_path
+        from pipeline.storage.jobs import find_job
+        from pipeline.storage.parts import write_whole
+        from schemas.job import Columns, InputSpec, JobSpec
+
+        data, name = prompting.lines(rows), f"{self.job.name[:55]}-{what}"
+        fs, root = resolve_path(self.job.output.path)
+        folder = f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+        if not fs.get_file_info(f"{root}/{folder}/{what}.jsonl").is_file:
+            write_whole(fs, f"{root}/{folder}/{what}.jsonl", data)
+        path = f"{self.job.output.path.rstrip('/')}/{folder}/{what}.jsonl"
+        given = InputSpec(path=(path,), columns=Columns(id="id", **columns), max_document_bytes=2**31 - 1)
+        job = JobSpec.model_validate({**self.job.model_dump(), "name": name, "input": given.model_dump()})
+        code, summary = self.run_job(job)
+        codes.append(code)
+        summaries.append(summary)
+        return _read(find_job(self.engine, identify(job).job_id).output)
+
+    def _tell(self, to: Path, contexts: int, asked: int, found: int, rows: int, summaries: list[Any]) -> None:
+        specific = found - contexts * self.general
+        if self.json:
+            counts = {"contexts": contexts, "asked": asked, "specific": specific, "prompts": found, "rows": rows}
+            print_json({"jobs": summaries, "rows": {"file": str(to), **counts}})
+            return
+        out.print(f"prompts   {specific} of {asked} are of use, and {found - specific} general ones", markup=False)
+        out.print(f"rows      {rows} of {found} prompts are answered to an end: {to}", markup=False, soft_wrap=True)
+
+
+def _read(output: str) -> dict[str, Written]:
+    """What a job that is done wrote, by its documents' ids."""
+    import pyarrow.dataset as pads
+
+    from pipeline.memory.prompting import Written
+    from pipeline.storage.filesystem import resolve_path
+
+    fs, root = resolve_path(output)
+    table = pads.dataset(f"{root}/data", filesystem=fs, format="parquet").to_table(
+        ["doc_id", "generated", "finish_reason"]
+    )
+    return {row["doc_id"]: Written(row["generated"], row["finish_reason"] == "stop") for row in table.to_pylist()}

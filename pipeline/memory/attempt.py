@@ -1,0 +1,72 @@
+"""Where an attempt at a training stands, and what it leaves to the next one."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from pipeline.checkpoints import Checkpoint, Checkpoints
+from pipeline.memory.encoder import Row
+from pipeline.memory.plan import Numbers
+from pipeline.memory.training import Trainer
+
+
+class Attempt:
+    """At what ``trainer`` does, with ``checkpoints`` or without, from ``began`` on (``time.perf_counter``).
+
+    ``step`` is the next to learn, ``before`` what was measured before the first, ``curve`` has a row for each that is
+    done, and ``kept`` is how many of them the last checkpoint holds: None where there is no checkpoint.
+    """
+
+    def __init__(self, trainer: Trainer, checkpoints: Checkpoints | None, began: float) -> None:
+        self.step = 0
+        self.kept: int | None = None
+        self.before: list[Numbers] = []
+        self.curve: list[Row] = []
+        self._trainer, self._checkpoints = trainer, checkpoints
+        self._began, self._earlier, self._saved = began, 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Of work, that of earlier attempts included."""
+        return self._earlier + time.perf_counter() - self._began
+
+    def restore(self) -> bool:
+        """Go on from the last checkpoint that is whole; says whether there is one."""
+        found = self._checkpoints.latest() if self._checkpoints else None
+        if found is None:
+            return False
+        self.before = [tuple(one) for one in found.tensors["before"].tolist()]
+        self.curve = [(int(step), *rest) for step, *rest in found.tensors["curve"].tolist()]
+        self._trainer.restore(found.tensors)
+        self.step = self.kept = found.step
+        self._earlier = found.seconds
+        return True
+
+    def learned(self, loss: float, rate: float) -> None:
+        """One step more."""
+        self.curve.append((self.step, loss, rate, self.seconds))
+        self.step += 1
+
+    def save_in_time(self, every: float) -> None:
+        """A checkpoint, unless the last one is not yet so many seconds old."""
+        if time.perf_counter() - self._saved >= every:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint, once there is something to go on from."""
+        self._saved = time.perf_counter()
+        if self._checkpoints is not None and self.before:
+            self._checkpoints.save(self._checkpoint(self._trainer.tensors()))
+            self.kept = self.step
+
+    def save_last(self) -> None:
+        """For an attempt after this one there is nothing to learn: the weights alone, and nothing beside them."""
+        if self._checkpoints is not None:
+            kept = {name: one for name, one in self._trainer.tensors().items() if name.startswith("weight.")}
+            self._checkpoints.save(self._checkpoint(kept), kept=1)
+
+    def _checkpoint(self, tensors: dict[str, torch.Tensor]) -> Checkpoint:
+        before, curve = (torch.tensor(rows, dtype=torch.float64) for rows in (self.before, self.curve))
+        return Checkpoint(self.step, self.seconds, {**tensors, "before": before, "curve": curve})

@@ -1,0 +1,153 @@
+"""Instruction fine-tuning: questions are answered from the slots of their contexts (the paper, section 2.3)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from pipeline.memory.answering import Answer, Answering, Measured
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.examples import Example, divide, encoder_of, examples
+from pipeline.memory.plan import Numbers
+from pipeline.memory.questions import Question, Questions, passes, questions, slots_of_all
+from pipeline.memory.spans import slots_of
+from pipeline.models import LoadedModel
+from pipeline.models.encoders import Answers, Figures, Four
+from pipeline.stages import Halt, Outcome, Refusal, Result
+from schemas.document import Document
+from schemas.job import digest
+from schemas.memory import FinetuneSpec
+
+log = logging.getLogger(__name__)
+
+CALIBRATED = 32
+"""Examples by whose spans the size of slots is set."""
+
+
+class Finetuning:
+    """On ``documents``; raises ``Halt`` where there are too few of use."""
+
+    def __init__(
+        self, spec: FinetuneSpec, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]
+    ) -> None:
+        found = [*zip(documents, examples(documents, spec, loaded, alive), strict=True)]
+        self.refused = {document.seq: one for document, one in found if isinstance(one, Refusal)}
+        self.examples = [one for _, one in found if isinstance(one, Example)]
+        codes = Counter(one.code for one in self.refused.values())
+        why = ", ".join(f"{code} {number}" for code, number in codes.most_common())
+        if not self.examples:
+            first = next(iter(self.refused.values())).reason
+            raise Halt(f"finetune: nothing can be learned from any of {len(found)} rows ({why}): {first}")
+        if codes:
+            log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(found), why)
+        self.trained, self.held = divide(self.examples, spec)
+        self._spec, self._loaded = spec, loaded
+
+    @property
+    def corpus(self) -> list[str]:
+        """Of contexts, questions and answers."""
+        return [digest([one.document.content_hash, one.document.answer]) for one in self.examples]
+
+    @property
+    def less(self) -> str:
+        """The remedy where memory ran out."""
+        return f"batch_tokens is {self._spec.batch_tokens}: halve it, or take shorter lessons"
+
+    def calibrate(self, coder: Autoencoder) -> None:
+        """By spans of the first examples."""
+        rows = [Question.of(one, self._spec.lessons[0]) for one in self.trained[:CALIBRATED]]
+        with torch.no_grad():
+            found = slots_of_all(coder, rows)
+        coder.resize(torch.cat([one for row in found for each in row for one in each]))
+
+    def hasten(self, coder: Autoencoder) -> None:
+        """Hardly two passes are of one shape: none is worth compiling for."""
+
+    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Questions]:
+        """The step's questions, or a share of them, in as many passes as they take."""
+        return passes(questions(self.trained, self._spec, step), self._spec, rank, world)
+
+    def tokens(self, step: int) -> int:
+        """As many in each step, about."""
+        return self._spec.rows_per_step * sum(one.tokens for one in self.trained) // len(self.trained)
+
+    def measurer(self, coder: Autoencoder) -> Answering:
+        """On what is asked about contexts that are held out."""
+        return Answering(coder, self._spec, self._loaded, encoder_of(self._spec, self._loaded), self.held)
+
+    def figures(self, before: Sequence[Numbers], after: Sequence[Numbers]) -> tuple[Figures, Answers]:
+        """Means: nats over tokens, scores over what was written out."""
+        was, now = ([Measured.of(one) for one in rows] for rows in (before, after))
+        tokens = [one.tokens for one in self.held]
+        repeat = tuple(_mean([one.repeat for one in rows], tokens) for rows in (was, now))
+        last, nothing = self._spec.lessons[-1], (None, None)
+        slots = slots_of(last.tokens, last.ratio)
+        spans = Figures(len(self.held), 0, last.tokens, slots, (repeat[0], repeat[1]), nothing, nothing, nothing)
+        four = [[one.none for one in was], [one.text for one in was], *([one.slots for one in of] for of in (was, now))]
+        return spans, self._answers([one.other for one in now], four)
+
+    def _answers(self, others: Sequence[float], four: Sequence[Sequence[Answer]]) -> Answers:
+        said, written = [len(one.answer) for one in self.held], min(len(self.held), self._spec.measured)
+        nats = _means([[one.nats for one in rows] for rows in four], said)
+        token_f1 = _means([[one.token_f1 for one in rows] for rows in four])
+        bleu4 = _means([[one.bleu4 for one in rows] for rows in four])
+        return Answers(len(self.held), written, nats, token_f1, bleu4, _mean(others, said))
+
+    def outcomes(self, before: Sequence[Numbers], after: Sequence[Numbers], seconds: float) -> dict[int, Outcome]:
+        """With what was measured of those whose contexts are held out."""
+        both = ((Measured.of(was), Measured.of(now)) for was, now in zip(before, after, strict=True))
+        measured = dict(zip((one.document.seq for one in self.held), both, strict=True))
+        each = seconds / sum(one.tokens for one in self.examples)
+        return {
+            one.document.seq: self._result(one, measured.get(one.document.seq), each * one.tokens, seconds)
+            for one in self.examples
+        }
+
+    def _result(
+        self, one: Example, measured: tuple[Measured, Measured] | None, seconds: float, latency: float
+    ) -> Result:
+        was, now = measured or (Measured(math.nan, math.nan, Answer()),) * 2
+        slots = sum(map(sum, Question.of(one, self._spec.lessons[-1]).slots))
+        answers = {"none": was.none, "text": was.text, "before": was.slots, "after": now.slots}
+        fields = {
+            "split": "held_out" if measured else "train",
+            "tokens_context": one.tokens,
+            "tokens_slots": slots,
+            "tokens_answer": len(one.answer),
+            **dict(_columns(answers)),
+            "nll_other": _known(now.other),
+            "repeat_nll_before": _known(was.repeat),
+            "repeat_nll_after": _known(now.repeat),
+            "finetune_seconds": seconds,
+        }
+        return Result(fields, one.tokens, slots, seconds=seconds, latency_seconds=latency)
+
+
+def _columns(answers: dict[str, Answer]) -> Iterator[tuple[str, float | None]]:
+    for when, one in answers.items():
+        yield from (
+            (f"{name}_{when}", _known(value)) for name, value in zip(("nll", "token_f1", "bleu4"), one, strict=True)
+        )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _means(four: Sequence[Sequence[float]], weights: Sequence[int] | None = None) -> Four:
+    none, text, before, after = (_mean(values, weights) for values in four)
+    return none, text, before, after
+
+
+def _mean(values: Sequence[float], weights: Sequence[int] | None = None) -> float | None:
+    """Over those that are known; None where none is."""
+    known = [
+        (value, weight)
+        for value, weight in zip(values, weights or [1] * len(values), strict=True)
+        if not math.isnan(value)
+    ]
+    return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None

@@ -1,0 +1,100 @@
+"""A step shared by several processes, each with a copy of the encoder on a device of its own: gradients are summed, and
+all take the same step of the optimiser. Data parallel, as accelerate and DDP do it, by torch.distributed alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+
+FOREVER = datetime.timedelta(days=7)
+"""Others wait for as long as the first measures. That one is gone they are told otherwise (``peers``)."""
+
+LOOK_SECONDS = 1e-4
+ENDING_SECONDS = 1.0
+"""From when a process lets go of its connections to when it is seen to be gone, at most."""
+
+LAST = -1
+"""Announced in the place of a step's number: there are no more."""
+
+
+class Alone:
+    """One process, to which every step belongs."""
+
+    rank, world = 0, 1
+
+    def announce(self, number: int) -> None:
+        """There is nobody to hear it."""
+
+    def begin(self, tensors: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Nor to begin with it."""
+
+    def summed(self, weights: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
+        """The loss is all of it, and the gradients are."""
+        return loss
+
+
+class Group(Alone):
+    """``rank`` of ``world`` processes that meet at ``store``. ``lost`` raises where another is gone."""
+
+    def __init__(
+        self, rank: int, world: int, store: Any, device: torch.device, lost: Callable[[], None] = lambda: None
+    ) -> None:
+        self.rank, self.world, self._device, self._lost = rank, world, device, lost
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=FOREVER)
+
+    def begin(self, tensors: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Give the others the weights and the optimiser's state to begin with."""
+        data = torch.frombuffer(bytearray(save(tensors())), dtype=torch.uint8).to(self._device)
+        self._all(dist.broadcast, torch.tensor([len(data)], device=self._device))
+        self._all(dist.broadcast, data)
+
+    def begun(self) -> dict[str, torch.Tensor]:
+        """What the first one gave."""
+        data = torch.empty(self.heard(), dtype=torch.uint8, device=self._device)
+        self._all(dist.broadcast, data)
+        return load(data.cpu().numpy().tobytes())
+
+    def announce(self, number: int) -> None:
+        """Tell the others which step is next."""
+        self._all(dist.broadcast, torch.tensor([number], device=self._device))
+
+    def heard(self) -> int:
+        """The number that is announced: of the step that is next, or ``LAST`` where none is."""
+        number = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._all(dist.broadcast, number)
+        return int(number)
+
+    def summed(self, weights: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
+        """The loss over all processes, after every gradient has become the sum of theirs. One that none has is none."""
+        known = torch.tensor([one.grad is not None for one in weights], device=self._device).float()
+        grads = [torch.zeros_like(one).flatten() if one.grad is None else one.grad.flatten() for one in weights]
+        flat = torch.cat([*grads, known, loss.detach().float()[None]])
+        self._all(dist.all_reduce, flat)
+        *sums, known, loss = torch.split(flat, [*(one.numel() for one in weights), len(weights), 1])
+        for one, found, of in zip(weights, sums, known.tolist(), strict=True):
+            one.grad = found.view_as(one).clone() if of else None
+        return loss[0]
+
+    def _all(self, what: Callable[..., Any], tensor: torch.Tensor) -> None:
+        """Together with all others. Never waits for one that is gone."""
+        given = (tensor, 0) if what is dist.broadcast else (tensor,)
+        try:
+            work = what(*given, async_op=True)
+            while not work.is_completed():
+                self._lost()
+                time.sleep(LOOK_SECONDS)
+            work.wait()
+        except RuntimeError:
+            time.sleep(ENDING_SECONDS)
+            self._lost()
+            raise

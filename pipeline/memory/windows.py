@@ -1,0 +1,72 @@
+"""What a step of pretraining learns from: windows of the corpus, of which some are to be repeated from their slots and
+the others gone on with.
+
+Everything random follows from the seed and the number of the step, so that whoever goes on from a checkpoint ends where
+an unbroken run does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.corpus import Corpus
+from pipeline.memory.head_loss import nats_of
+from pipeline.memory.lessons import lesson
+from pipeline.memory.spans import slots_of
+from schemas.memory import Lesson, PretrainSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """``contexts`` ``[rows, n]`` into ``slots`` each, ``targets`` ``[rows, n]`` to be said behind them, told by the
+    ``tags`` ``[rows]``."""
+
+    contexts: torch.Tensor
+    targets: torch.Tensor
+    tags: torch.Tensor
+    slots: int
+    weight: float = 1.0
+
+    def share(self, rank: int, world: int) -> Batch:
+        """What one of several processes learns of it, as ``weight`` says."""
+        one = slice(rank, None, world)
+        rows = len(self.contexts[one])
+        return Batch(
+            self.contexts[one], self.targets[one], self.tags[one], self.slots, self.weight * rows / len(self.contexts)
+        )
+
+    def loss(self, coder: Autoencoder) -> torch.Tensor:
+        """Mean nats of a target's tokens, times its weight."""
+        slots = coder.encode(self.contexts, self.slots)
+        states = coder.states(slots, self.tags, self.targets)
+        head = coder.model.get_output_embeddings().weight
+        return nats_of(states.to(head.dtype), head, self.targets).mean() * self.weight
+
+
+def rows_of(spec: PretrainSpec, one: Lesson) -> int:
+    """Spans that a step of this lesson learns from."""
+    return max(1, spec.tokens_per_step // one.tokens)
+
+
+def window(spec: PretrainSpec, one: Lesson) -> int:
+    """Tokens that a text must have for this lesson: a span, and as many after it unless all spans are repeated."""
+    rows = rows_of(spec, one)
+    return one.tokens * (1 if round(rows * spec.autoencoding) >= rows else 2)
+
+
+def batch_of(corpus: Corpus, spec: PretrainSpec, step: int, device: torch.device) -> Batch:
+    """What this step learns from."""
+    random, one = np.random.default_rng([spec.seed, step]), lesson(spec, step)
+    rows = rows_of(spec, one)
+    repeated = random.permutation(rows) < round(rows * spec.autoencoding)
+    windows = corpus.windows(random, rows, window(spec, one))
+    contexts, after = windows[:, : one.tokens], windows[:, -one.tokens :]
+    targets = np.where(repeated[:, None], contexts, after)
+    tags = np.where(repeated, TAGS.index("AE"), TAGS.index("LM"))
+    arrays = contexts, targets, tags
+    asked, said, told = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in arrays)
+    return Batch(asked, said, told, slots_of(one.tokens, one.ratio))

@@ -1,0 +1,83 @@
+"""What a step of fine-tuning learns from: which questions, cut how, in how many passes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetuning_jobs import ROWS, SETTINGS
+
+from pipeline.memory.answering import others
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.examples import Example, examples
+from pipeline.memory.questions import flat, passes, questions
+from pipeline.memory.spans import cut
+from pipeline.models import LoadedModel, ModelPool
+from schemas.memory import FinetuneSpec
+
+
+def spec_of(**changes: Any) -> FinetuneSpec:
+    return FinetuneSpec.model_validate({**SETTINGS, **changes})
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> LoadedModel:
+    return ModelPool("cpu").own_copy(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def found(base: LoadedModel) -> list[Example]:
+    return [one for one in examples(ROWS, spec_of(), base, lambda: None) if isinstance(one, Example)]
+
+
+def test_spans_are_as_few_as_may_be_and_of_like_length() -> None:
+    assert cut(5, 128) == [5] and cut(128, 128) == [128] and cut(129, 128) == [64, 65]
+    assert cut(1000, 128) == [125] * 8 and cut(1, 16) == [1]
+
+
+def test_each_comes_once_an_epoch_in_another_order(found: list[Example]) -> None:
+    spec = spec_of(rows_per_step=7)
+    steps = [[one.example.document.seq for one in questions(found, spec, step)] for step in range(8)]
+    epochs = flat(steps[:4]), flat(steps[4:])
+    assert all(Counter(one) == Counter(row.seq for row in ROWS) for one in epochs) and epochs[0] != epochs[1]
+    assert [one.example.document.seq for one in questions(found, spec, 3)] == steps[3]
+
+
+def test_contexts_are_cut_by_the_lesson_and_some_into_more_spans(found: list[Example]) -> None:
+    few, many = (questions(found, spec_of(multi_span=share, rows_per_step=28), 0) for share in (0.0, 1.0))
+    for one, more in zip(few, many, strict=True):
+        assert max(map(len, one.spans[0])) <= 12 and len(more.spans[0]) == len(one.spans[0]) + 1
+        assert [len(ids) for ids in one.spans[0]] == cut(one.example.tokens, 12)
+        assert all(slots == -(-len(ids) // 2) for ids, slots in zip(one.spans[0], one.slots[0], strict=True))
+    later = questions(found, spec_of(multi_span=0.0, rows_per_step=28), 23)
+    assert max(len(ids) for one in later for ids in one.spans[0]) == 16
+    assert sum(one.repeated for one in few) == 7 == sum(one.repeated for one in many)
+
+
+def test_other_contexts_are_other_ones_of_as_many(found: list[Example]) -> None:
+    """Each context stands in two rows, one after the other."""
+    pairs = others(found)
+    assert sorted(pairs) == list(range(len(found)))
+    assert all(found[one].context_hash != found[other].context_hash for one, other in pairs.items())
+    assert others(found[:2]) == {}
+
+
+def test_the_gradient_of_several_passes_is_that_of_one(found: list[Example], base: LoadedModel) -> None:
+    torch.manual_seed(0)
+    coder = Autoencoder(base.model, spec_of().encoder)
+    gradients, losses = [], []
+    for batch_tokens in (100_000, 300):
+        spec = spec_of(batch_tokens=batch_tokens)
+        parts = passes(questions(found, spec, 0), spec)
+        assert (len(parts) > 3) == (batch_tokens == 300)
+        coder.zero_grad()
+        loss = torch.stack([part.loss(coder) for part in parts]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+        gradients.append({name: one.grad.clone() for name, one in coder.trained().items() if one.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, one in gradients[0].items():
+        torch.testing.assert_close(one, gradients[1][name], rtol=1e-3, atol=1e-5)
