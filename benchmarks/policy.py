@@ -54,9 +54,11 @@ class Timed:
         return self.tokens / self.seconds
 
     @property
-    def writing(self) -> float:
-        """Tokens a second, without reading and the first of each answer."""
-        return (self.tokens - len(self.made)) / max(1e-9, self.seconds - self.read)
+    def writing(self) -> float | None:
+        """Tokens a second, without reading and the first of each answer; None where nothing else was written, or in no
+        time that could be told from that of reading."""
+        written, seconds = self.tokens - len(self.made), self.seconds - self.read
+        return written / seconds if written and seconds > 0 else None
 
 
 def main() -> None:
@@ -72,7 +74,7 @@ def main() -> None:
             print(json.dumps(found[-1]), flush=True)
             save(arguments.json, {"facts": facts(target.device, arguments.dtype), "rows": found})
     print(table(found, list(found[0])))
-    lost = [one for one in found if min(one["times"], one["writing"]) < arguments.bar]
+    lost = [one for one in found if min(one["times"], one["writing"] or one["times"]) < arguments.bar]
     print(f"{len(lost)} of {len(found)} below {arguments.bar}")
     raise SystemExit(1 if lost else 0)
 
@@ -109,14 +111,15 @@ def _compared(
     runs = [_pair(works, read, number % 2 == 1, target) for number in range(1 + arguments.runs)]
     (first_plain, first), *pairs = runs
     whole = [auto.rate / plain.rate for plain, auto in pairs]
-    writing = [auto.writing / plain.writing for plain, auto in pairs]
+    writing = [auto.writing / plain.writing for plain, auto in pairs if auto.writing and plain.writing]
     made = pairs[-1][1].made
     drafted, passes = sum(one.drafted for one in made), sum(one.passes for one in made)
     same = sum(mine.tokens == its.tokens for mine, its in zip(made, pairs[-1][0].made, strict=True))
     return {
-        "rows": rows, "documents": len(prompts), "plain tokens/s": statistics.median(one.writing for one, _ in pairs),
+        "rows": rows, "documents": len(prompts), "plain tokens/s": statistics.median(one.rate for one, _ in pairs),
         "times": statistics.median(whole), "lowest": min(whole), "highest": max(whole),
-        "writing": statistics.median(writing), "writing, lowest": min(writing), "writing, highest": max(writing),
+        "writing": statistics.median(writing) if writing else None,
+        "writing, lowest": min(writing, default=None), "writing, highest": max(writing, default=None),
         "first": first.rate / first_plain.rate, "tokens a pass": pairs[-1][1].tokens / passes,
         "drafted": drafted, "same answers": same,
     }  # fmt: skip
