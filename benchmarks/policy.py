@@ -4,10 +4,11 @@
     python -m benchmarks.policy FOLDER --target MODEL --drafters SMALL --dtype bfloat16 --json FILE
     python -m benchmarks.policy FOLDER --target MODEL --tasks gsm8k noise --rows 1 2 4 --documents 4 --new 32    # a CPU
 
-FOLDER is that of ``benchmarks.drafting``; the task noise has prompts of random tokens, of which no copy passes. Plain
-decoding and drafting take turns, so that what else the machine does meets both. Tokens a second over plain decoding's,
-median and range over the pairs: of whole runs, and while writing (the time of one token is subtracted). ``first``: the
-same of the first run, in which the policy knows nothing and ways are recorded. Exits 1 where a median is below --bar.
+FOLDER is that of ``benchmarks.drafting``; its task noise has prompts of random tokens, answers drawn at a temperature
+of 2, of which hardly a copy passes (greedy ones go in circles). Plain decoding and drafting take turns, so that what
+else the machine does meets both. Tokens a second over plain decoding's, median and range over the pairs: of whole runs,
+and while writing (the time of one token is subtracted). ``first``: the same of the first run, in which the policy knows
+nothing and ways are recorded. Exits 1 where a median is below --bar.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from pipeline.generation.tuning import Decode, decoding, planned
 from pipeline.models import LoadedModel, ModelPool
 from schemas.stage import GenerateSpec
 
-NOISE = "noise"
+NOISE, HOT = "noise", 2.0
 BAR = 0.97
 PLANS: dict[str, dict[str, Any]] = {"plain": {}, "auto": {"draft_tokens": "auto"}}
 
@@ -69,7 +70,8 @@ def main() -> None:
     for task in arguments.tasks:
         for rows in arguments.rows:
             prompts = list(islice(_prompts(task, target, arguments), max(rows, arguments.documents)))
-            line = _compared(target, drafters, prompts, min(rows, len(prompts)), arguments, pool)
+            stage = GenerateSpec(kind="generate", dtype=arguments.dtype, temperature=HOT * (task == NOISE))
+            line = _compared(target, drafters, prompts, min(rows, len(prompts)), stage, arguments.runs, pool)
             found.append({"task": task, **line})
             print(json.dumps(found[-1]), flush=True)
             save(arguments.json, {"facts": facts(target.device, arguments.dtype), "rows": found})
@@ -82,8 +84,8 @@ def main() -> None:
 def _prompts(task: str, target: LoadedModel, arguments: argparse.Namespace) -> Iterator[Prompt]:
     if task == NOISE:
         random, size = np.random.default_rng(0), target.model.get_input_embeddings().weight.shape[0]
-        while True:
-            yield Prompt(random.integers(5, size, int(random.integers(160, 240))).tolist(), arguments.new)
+        for seed in count():
+            yield Prompt(random.integers(5, size, int(random.integers(160, 240))).tolist(), arguments.new, seed)
     for asked in TASKS[task](arguments.data):
         ids = target.tokenizer(asked.parts.render())["input_ids"]
         if len(ids) + arguments.new <= target.window:
@@ -91,25 +93,22 @@ def _prompts(task: str, target: LoadedModel, arguments: argparse.Namespace) -> I
 
 
 def _compared(
-    target: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], rows: int,
-    arguments: argparse.Namespace, pool: ModelPool,
+    target: LoadedModel, drafters: Sequence[LoadedModel], prompts: Sequence[Prompt], rows: int, stage: GenerateSpec,
+    runs: int, pool: ModelPool,
 ) -> dict[str, Any]:  # fmt: skip
     vars(target.model).pop("contextmill_policies", None)  # what it learned of other prompts
     works: dict[str, Decode] = {}
     for name, settings in PLANS.items():
         some = drafters if name == "auto" else []
-        spec = planned(
-            GenerateSpec(kind="generate", dtype=arguments.dtype),
-            {**settings, "drafters": [one.ref.name for one in some]},
-        )
+        spec = planned(stage, {**settings, "drafters": [one.ref.name for one in some]})
         assert isinstance(spec, GenerateSpec), spec
         works[name] = decoding(target, spec, some, prompts, rows, pool)
     works["plain"](None)
     works["auto"](2)  # what passes take is measured once on a machine, and no part of the first run
-    read = {name: statistics.median(timed(partial(work, 1), target.device)[1] for _ in range(arguments.runs))
+    read = {name: statistics.median(timed(partial(work, 1), target.device)[1] for _ in range(runs))
             for name, work in works.items()}  # fmt: skip
-    runs = [_pair(works, read, number % 2 == 1, target) for number in range(1 + arguments.runs)]
-    (first_plain, first), *pairs = runs
+    found = [_pair(works, read, number % 2 == 1, target) for number in range(1 + runs)]
+    (first_plain, first), *pairs = found
     whole = [auto.rate / plain.rate for plain, auto in pairs]
     writing = [auto.writing / plain.writing for plain, auto in pairs if auto.writing and plain.writing]
     made = pairs[-1][1].made
