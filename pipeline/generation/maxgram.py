@@ -22,17 +22,15 @@ def propose(tokens: torch.Tensor, length: torch.Tensor, count: int) -> torch.Ten
     its own continuation goes on in circles. Where nothing matches, the last token is repeated. ``tokens`` is
     ``[lines, width]``, lines begin with ``PADDING`` places that hold no token.
     """
-    width = tokens.shape[1]
-    ends = length[:, None]
-    last = tokens.gather(1, ends - LONGEST + torch.arange(LONGEST, device=tokens.device))
-    place = torch.arange(width - PADDING, device=tokens.device) + PADDING
-    matched = torch.zeros(len(tokens), len(place), dtype=torch.int64, device=tokens.device)
-    going = torch.ones_like(matched, dtype=torch.bool)
-    for back in range(LONGEST):
-        going &= tokens[:, PADDING - back : width - back] == last[:, LONGEST - 1 - back, None]
-        matched += going
+    width, device = tokens.shape[1], tokens.device
+    ends, back = length[:, None], torch.arange(LONGEST, device=device)
+    last = tokens.gather(1, ends - LONGEST + back)
+    place = torch.arange(PADDING, width, device=device)
+    # As many tokens before a place are the last ones as come behind the last that is not.
+    apart = (tokens.unfold(1, LONGEST, 1) != last[:, None]) * (back + 1).to(torch.int8)
+    matched = LONGEST - apart.amax(-1).long()
     # The longest, of these the latest; none at or behind the last token, which would follow itself.
-    rank = torch.where(place < ends - 1, matched * width + place, -1)
-    best = place[rank.argmax(-1)][:, None]
-    best = torch.where(rank.amax(-1, keepdim=True) >= width, best, ends - 2)  # no match: the last token again
-    return tokens.gather(1, best + 1 + torch.arange(count, device=tokens.device) % (ends - 1 - best))
+    rank = torch.where(place < ends - 1, torch.add(place, matched, alpha=width), -1)
+    most, best = rank.max(-1, keepdim=True)
+    best = torch.where(most >= width, best + PADDING, ends - 2)  # no match: the last token again
+    return tokens.gather(1, best + 1 + torch.arange(count, device=device) % (ends - 1 - best))
