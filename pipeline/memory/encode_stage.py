@@ -62,8 +62,9 @@ class Encode:
     def cut(self, manifest: EncoderManifest) -> Cut:
         """As the stage says, or else as the encoder's last lesson was."""
         figures = manifest.figures
-        ratio = Fraction(figures.tokens, figures.slots) if self.spec.ratio is None else Fraction(str(self.spec.ratio))
-        return Cut(self.spec.span or figures.tokens, ratio)
+        ratio = self.spec.ratio or figures.ratio
+        exact = Fraction(figures.tokens, figures.slots) if ratio is None else Fraction(str(ratio))
+        return Cut(self.spec.span or figures.tokens, exact)
 
     def check(self) -> None:
         """``ModelError`` for spans that have more slots than the encoder, or more places than the target."""

@@ -86,7 +86,8 @@ class Finetuning:
         repeat = tuple(_mean([one.repeat for one in rows], tokens) for rows in (was, now))
         last, nothing = self._spec.lessons[-1], (None, None)
         slots = slots_of(last.tokens, last.ratio)
-        spans = Figures(len(self.held), 0, last.tokens, slots, (repeat[0], repeat[1]), nothing, nothing, nothing)
+        nats = repeat[0], repeat[1]
+        spans = Figures(len(self.held), 0, last.tokens, slots, nats, nothing, nothing, nothing, last.ratio)
         four = [[one.none for one in was], [one.text for one in was], *([one.slots for one in of] for of in (was, now))]
         return spans, self._answers([one.other for one in now], four)
 

@@ -23,7 +23,8 @@ def figures_of(spec: PretrainSpec, before: Sequence[Measure], after: Sequence[Me
     was, now = ([_known(value) for value in mean(one)] for one in (before, after))
     nats, agreement, bleu4, prefix = zip(was, now, strict=True)
     last, written = spec.lessons[-1], min(len(after), spec.measured)
-    return Figures(len(after), written, last.tokens, slots_of(last.tokens, last.ratio), nats, agreement, bleu4, prefix)
+    slots = slots_of(last.tokens, last.ratio)
+    return Figures(len(after), written, last.tokens, slots, nats, agreement, bleu4, prefix, last.ratio)
 
 
 def results(

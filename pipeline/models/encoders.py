@@ -32,7 +32,7 @@ Four = tuple[float | None, float | None, float | None, float | None]
 class Figures:
     """Of ``texts`` held-out spans of ``tokens`` tokens through ``slots`` slots: nats a token, the share of tokens that
     were the likeliest; of the ``written`` that were written out, BLEU-4 (0 to 1) and the share before the first wrong
-    token."""
+    token. ``ratio``: tokens a slot, as the last lesson had it; None where an encoder is older than that."""
 
     texts: int
     written: int
@@ -42,6 +42,7 @@ class Figures:
     agreement: Both
     bleu4: Both
     prefix: Both
+    ratio: float | None = None
 
     def told(self) -> str:
         """In a line."""

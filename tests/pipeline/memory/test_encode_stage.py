@@ -20,7 +20,7 @@ from pipeline.memory.packing import unpack
 from pipeline.memory.ragged import encode_spans
 from pipeline.memory.spans import cut, slots_of
 from pipeline.models import ModelDamaged, ModelError, ModelNotFound, ModelPool, load_tokenizer
-from pipeline.models.encoders import MANIFEST, WEIGHTS
+from pipeline.models.encoders import MANIFEST, WEIGHTS, read_manifest
 from pipeline.stages import Refusal, Result, Run
 from schemas.document import Document
 
@@ -98,6 +98,15 @@ def test_ratio_and_span_are_the_stages_where_it_names_them(tiny_model: Path, poo
     for settings in ({}, {"span": 17}, {"ratio": 2.0}):
         assert stage(tiny_model, **settings).identity() == stage(tiny_model, **settings, batch_tokens=3).identity()
     assert stage(tiny_model).identity() != stage(tiny_model, span=17).identity()
+
+
+def test_slots_are_as_many_as_in_the_last_lesson(tiny_model: Path) -> None:
+    """To the token: 16 at 3 a slot take 6 slots, and yet 6 take 2."""
+    manifest = read_manifest(encoder_of(tiny_model))
+    figures = replace(manifest.figures, tokens=16, slots=6, ratio=3.0)
+    for ratio, slots in ((3.0, 2), (None, 3)):
+        cut_ = stage(tiny_model).cut(replace(manifest, figures=replace(figures, ratio=ratio)))
+        assert (cut_.span, cut_.slots(16), cut_.slots(6)) == (16, 6, slots)
 
 
 def test_tokens_are_those_of_the_whole_prompt(

@@ -13,16 +13,21 @@ import torch
 from encoding_jobs import TEXTS, document, encoder_of, stage
 from tiny_models import save_tiny_llama
 
+from pipeline.generation.local import prompts_of as asked_of
 from pipeline.generation.prompts import PromptEncoder
+from pipeline.generation.slotted import Slotted
 from pipeline.generation.stage import Generate
 from pipeline.generation.tuning import prepare
 from pipeline.memory.asking import SLOTS, Piece, asked
 from pipeline.memory.encoder import load_encoder
+from pipeline.memory.examples import examples
+from pipeline.memory.questions import Question, prompts_of, slots_of_all
 from pipeline.memory.store import SlotsError, read_slots, write_slots
 from pipeline.models import ModelError, ModelPool
 from pipeline.stages import Outcome, Refusal, Result, Run, stage_hashes
 from schemas.document import Document
 from schemas.job import JobSpec, TargetSpec
+from schemas.memory import FinetuneSpec
 from schemas.stage import GenerateSpec
 
 NEW = 12
@@ -128,13 +133,11 @@ def test_slots_count_as_places_of_the_prompt(tiny_model: Path, pool: ModelPool, 
 
 def test_copies_are_of_the_original_text(tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
     """What the contexts say, and slots do not show, is there to be drafted."""
-    from pipeline.generation.local import prompts_of
-
     (one,) = after_encoding(MIXED[:1], tiny_model, pool, tmp_path)
     loaded = pool.causal_lm(str(tiny_model))
     for settings, copies in (({"draft_tokens": 4}, True), ({}, False)):
         spec = generate(tiny_model, **settings).spec
-        (prompt,) = prompts_of([one], str(tiny_model), loaded, spec, str(tmp_path))
+        (prompt,) = asked_of([one], str(tiny_model), loaded, spec, str(tmp_path))
         assert not isinstance(prompt, Refusal)
         assert prompt.copied == (loaded.tokenizer(one.parts.render())["input_ids"] if copies else [])
         assert prompt.vectors is not None and len(prompt.vectors) == one.fields["slots"] + 1
@@ -174,13 +177,37 @@ def test_another_target_is_refused_before_anything_runs(tiny_model: Path, tmp_pa
 
 
 def test_drafting_is_tuned_on_slots_that_no_file_holds(tiny_model: Path, pool: ModelPool) -> None:
-    from pipeline.generation.local import prompts_of
-
     encode = {"kind": "encode", "encoder": str(encoder_of(tiny_model))}
     job = JobSpec.model_validate(
         {"input": {"path": "x"}, "target": {"model": str(tiny_model)}, "stages": [encode, {"kind": "generate"}]}
     )
     ready, refused = prepare(job, 1, MIXED, Run(pool))
     assert not refused and len(ready) == len(MIXED)
-    prompts = prompts_of(ready, str(tiny_model), pool.causal_lm(str(tiny_model)), generate(tiny_model).spec)
+    prompts = asked_of(ready, str(tiny_model), pool.causal_lm(str(tiny_model)), generate(tiny_model).spec)
     assert [getattr(one, "vectors", None) is not None for one in prompts] == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_what_is_asked_is_what_fine_tuning_learned_from(
+    chat: bool, tiny_model: Path, pool: ModelPool, tmp_path: Path
+) -> None:
+    rows = [replace(one, answer="7") for one in MIXED if one.parts.contexts and one.parts.question]
+    loaded = pool.causal_lm(str(tiny_model))
+    lessons = [{"tokens": 16, "ratio": 4.0, "share": 1.0}]
+    spec = FinetuneSpec.model_validate({"kind": "finetune", "lessons": lessons, "most_spans": 64, "chat": chat})
+    learned = [one for one in examples(rows, spec, loaded, lambda: None) if not isinstance(one, Refusal)]
+    assert len(learned) == len(rows)
+    coder = load_encoder(str(encoder_of(tiny_model)), pool)
+    questions = [Question.of(one, spec.lessons[0]) for one in learned]
+    with torch.inference_mode():
+        expected = prompts_of(coder, questions, slots_of_all(coder, questions))
+    encoder = PromptEncoder(str(tiny_model), loaded.tokenizer, loaded.window, generate(tiny_model, chat=chat).spec)
+    slotted = Slotted(encoder, str(tmp_path))
+    for one, prompt in zip(after_encoding(rows, tiny_model, pool, tmp_path), expected, strict=True):
+        pieces = slotted.pieces(one)
+        assert not isinstance(pieces, Refusal)
+        read = [
+            piece if isinstance(piece, torch.Tensor) else coder.embed(torch.tensor(piece, dtype=torch.int64))
+            for piece in pieces
+        ]
+        torch.testing.assert_close(torch.cat(read), prompt, rtol=2e-3, atol=2e-3)
