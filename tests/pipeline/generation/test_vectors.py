@@ -254,7 +254,7 @@ def test_whoever_comes_and_goes_answers_stay(
         Policy, "way", lambda self, *_: Way(0, 2) if drawn.random() < 0.6 else self._cascades[int(drawn.integers(2))]
     )
     monkeypatch.setattr(Policy, "saw", saw)
-    monkeypatch.setattr(engine, "measured", lambda *_: Costs(np.ones((6, 6))))
+    monkeypatch.setattr(engine, "kept_or_measured", lambda *_: Costs(np.ones((6, 6))))
     monkeypatch.setattr(engine, "knows_vectors", lambda drafter, target: drafter is target or not blind)
     alike = [Prompt.of([ids(66, 14), vectors(3, 15), ids(2, 16), one], NEW) for one in (ids(1, 17), vectors(2, 18))]
     expected = tokens(loaded, [*PROMPTS, *alike])
