@@ -93,9 +93,9 @@ def _scorer(name: str, arguments: argparse.Namespace, folder: str) -> Scorer:
     return scorer
 
 
-def _timed(scorer: Scorer, work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+def _timed(wanted: str, scorer: Scorer, work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What comes of it, and milliseconds: until it is done, and until it is launched."""
-    name = _name(scorer)
+    name = wanted if wanted == (really := _name(scorer)) else f"{wanted} ({really})"
     timed(work, 3, scorer.device)
     found, spread = timed(work, 9, scorer.device)
     launched = []
@@ -123,8 +123,8 @@ def _texts(scorers: dict[str, Scorer], number: int, mean: int) -> dict[str, Any]
     ids = torch.from_numpy(random.integers(5, 40_000, int(lengths.sum()))).to(plain.device)
     row: dict[str, Any] = {"texts": number, "tokens": len(ids)}
     found = []
-    for scorer in scorers.values():
-        states, times = _timed(scorer, lambda scorer=scorer: scorer.states(ids, lengths))  # type: ignore[misc]
+    for name, scorer in scorers.items():
+        states, times = _timed(name, scorer, lambda scorer=scorer: scorer.states(ids, lengths))  # type: ignore[misc]
         found.append(states)
         row |= times
     return {**row, "errors": " ".join(f"{_apart(one, found[0]):.1e}" for one in found[1:])}
@@ -143,7 +143,7 @@ def _shape(scorers: dict[str, Scorer], shape: tuple[int, int, int], rate: float)
     )
     row: dict[str, Any] = {"rows": number, "new": int(counts.sum()), "cached": int(cached.sum())}
     found = []
-    for scorer in scorers.values():
+    for name, scorer in scorers.items():
         passes = scorer.passes(number)
         passes.run(rows, before, np.zeros_like(cached), cached)
 
@@ -151,7 +151,7 @@ def _shape(scorers: dict[str, Scorer], shape: tuple[int, int, int], rate: float)
             hidden = passes.run(rows, after, cached, counts)
             return hidden, scorer.surprisal(hidden[:4096], after[1:4097])
 
-        result, times = _timed(scorer, work)
+        result, times = _timed(name, scorer, work)
         found.append(result)
         row |= times
         del passes

@@ -367,7 +367,7 @@ def _found(model: Any, packing: bool) -> Passes | None:
     if packing and hasattr(trunk, "layers") and attends_plainly(trunk):
         wide = reads_wide(trunk)  # else the layers are compiled, and not only what stands beside them
         compiled = hasten(trunk, [] if wide else trunk.layers, lambda: read_once(trunk, head))
-        if compiled and (wide or can_pack(trunk)) and can_step(trunk, PackedPasses):
+        if (wide or (compiled and can_pack(trunk))) and can_step(trunk, PackedPasses):
             return PackedPasses
     return PaddedPasses if can_step(trunk, PaddedPasses) else None
 

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Drawn whenever a machine starts: no other has it, however alike."""
 
+_TIMED = "costs.py", "maxgram.py", "rounds.py", "sampling.py", "vocabularies.py"
+"""Beside passes."""
+
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """What a container may have of the processors."""
 
@@ -59,9 +62,9 @@ def kept_or_measured(
 
 @functools.cache
 def _code() -> list[str]:
-    """What passes are made of."""
-    own = hashlib.sha256()
-    for path in sorted(Path(pipeline.passes.__path__[0]).glob("*.py")):
+    """What is timed: passes, and what a round makes of them."""
+    own, here = hashlib.sha256(), Path(__file__).parent
+    for path in [*sorted(Path(pipeline.passes.__path__[0]).glob("*.py")), *(here / name for name in _TIMED)]:
         own.update(path.read_bytes())
     return [own.hexdigest(), torch.__version__, transformers.__version__]
 

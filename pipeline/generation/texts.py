@@ -77,7 +77,7 @@ def given(text: Text, device: torch.device) -> tuple[torch.Tensor, Vectors | Non
     ids = on_device(text.ids.clip(min=0), device)
     if text.vectors is None or not len(text.vectors):
         return ids, None
-    return ids, Vectors(on_device(np.flatnonzero(text.ids == VECTOR), device), text.vectors.to(device))
+    return ids, Vectors(on_device(np.flatnonzero(text.ids == VECTOR), device), on_device(text.vectors, device))
 
 
 def comparable(texts: Sequence[Text]) -> list[Ints]:
@@ -108,10 +108,16 @@ def check_vectors(loaded: LoadedModel, prompts: Sequence[Prompt]) -> None:
     size = reader.get_input_embeddings()(ids_for(reader, 1)).shape[-1]
     for one in vectors:
         if one.ndim != 2 or one.shape[1] != size:
-            raise ModelError(f"{name} reads vectors of {size} numbers, and a prompt has {list(one.shape)} of them")
+            raise ModelError(
+                f"{name} reads vectors of {size} numbers, and a prompt has {list(one.shape)} of them: make them for "
+                "this very model"
+            )
     longest = max(len(one.ids) for one in prompts if one.vectors is not None)
     if longest >= loaded.window:
-        raise ModelError(f"a prompt has {longest} places and {name} holds {loaded.window}, one of them for the answer")
+        raise ModelError(
+            f"a prompt has {longest} places and {name} holds {loaded.window}, one of them for the answer: give it "
+            "fewer tokens or vectors, or choose a target with a larger window"
+        )
 
 
 def reader_of(model: Any) -> Any:

@@ -13,6 +13,7 @@ from pipeline.memory.encoder import filled
 from pipeline.memory.lowrank import LowRank
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.models.encoders import EncoderManifest
+from pipeline.passes.joined import Joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ def _made(loaded: LoadedModel, coder: Autoencoder) -> Resident:
 
 
 def _model(loaded: LoadedModel, base: str, dtype: str, device: str, pool: ModelPool) -> Any:
-    """The model of ``loaded`` once more, as modules of their own over the same tensors; a copy where those have been
-    compiled and hold other ones."""
-    if any("contextmill_compiled" in vars(one) for one in loaded.model.modules()):
+    """The model of ``loaded`` once more, as modules of their own over the same tensors; a copy where those were made
+    ready for fast passes: they hold other tensors (``joined``), and call each other in other ways."""
+    if any(isinstance(one, Joined) or "contextmill_compiled" in vars(one) for one in loaded.model.modules()):
         return pool.own_copy(base, dtype, device).model
     shared = {id(one): one for one in chain(loaded.model.parameters(), loaded.model.buffers())}
     return copy.deepcopy(loaded.model, shared)

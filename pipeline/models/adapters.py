@@ -75,7 +75,9 @@ def read_manifest(folder: Path) -> AdapterManifest:
     try:
         return AdapterManifest(**read_json(folder / MANIFEST))
     except TypeError:
-        raise ModelDamaged(f"{folder / MANIFEST}: not an adapter's manifest; make the adapter again") from None
+        raise ModelDamaged(
+            f"{folder / MANIFEST}: not an adapter's manifest; make it again (`contextmill align --replace`)"
+        ) from None
 
 
 STORE = placing.Named("adapter", lambda folder: read_manifest(folder).recipe)
@@ -108,8 +110,9 @@ def install(source: Path, name: str, cache: Path, manifest: AdapterManifest, *, 
     """
     folder = store_folder(name, cache)
     check_name(name, cache, manifest.recipe, replace=replace)
-    if (folder / MANIFEST).is_file() and read_manifest(folder) == manifest:
-        return folder
+    with contextlib.suppress(ModelDamaged):  # what is damaged is made again
+        if (folder / MANIFEST).is_file() and read_manifest(folder) == manifest:
+            return folder
     placing.place(source, (CONFIG, WEIGHTS), manifest.to_json(), folder)
     return folder
 

@@ -54,7 +54,7 @@ def turn(
     """
     tokens, width = projected.shape
     key_heads = (width // size - heads) // 2
-    parts = projected.view(tokens, -1, size)
+    parts = projected.view(tokens, width // size, size)
     query, keys, values = torch.split(parts, [heads, key_heads, key_heads], 1)
     slots, to_keys, to_values = store or (projected, projected, projected)
     half, rows = triton.next_power_of_2(size // 2), triton.next_power_of_2(heads + key_heads)

@@ -31,6 +31,9 @@ _BESIDE = "norm", "rotary_emb"
 """What transformers runs before and after the layers of a causal model: a dozen kernels each, as small as can be."""
 
 
+_LITTLE = "what stands around the model's layers runs uncompiled, and takes a little longer"
+
+
 def one_at_a_time(call: Any) -> Any:
     """``call`` under ``LAUNCHING``."""
 
@@ -85,7 +88,8 @@ def _compiles(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) ->
     except Exception as error:  # noqa: BLE001  compilers, drivers and caches fail in ways of their own
         for layer, forward in plain.items():
             layer.forward = forward
-        log.warning("the model runs uncompiled, at about half the speed: %s", " ".join(str(error).split())[:300])
+        lost = "the model runs uncompiled, at about half the speed" if layers else _LITTLE
+        log.warning("%s: %s", lost, " ".join(str(error).split())[:300])
         return False
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what held the weights that were joined

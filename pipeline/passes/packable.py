@@ -73,7 +73,8 @@ def _widen(trunk: Any) -> None:
 
 @torch.inference_mode()
 def can_step(trunk: Any, kind: type[PackedPasses] | type[PaddedPasses]) -> bool:
-    """Whether one token of each row is read right by passes of this ``kind``; for packed ones ``can_pack`` it first."""
+    """Whether one token of each row is read right by passes of this ``kind``; for packed ones it ``reads_wide``, or
+    ``can_pack``."""
     packed = kind is PackedPasses
     with LAUNCHING:
         why = doubt(lambda: _token_by_token(trunk, kind, _WIDTH if packed else _WIDTH // 8, 16))
@@ -91,7 +92,7 @@ def _fuse(trunk: Any) -> None:
     trunk.contextmill_fused = Fused(made) if made else None
     if trunk.contextmill_fused and (why := doubt(lambda: _token_by_token(trunk, PackedPasses, _WIDTH, MOST // 3))):
         trunk.contextmill_fused = None
-        log.info("steps of few tokens take the compiled layers, and a little longer: %s", why)
+        log.info("steps of few tokens are read as longer ones are, and take a little longer: %s", why)
 
 
 def positions_of(trunk: Any) -> range:

@@ -12,10 +12,12 @@ Fetch = Callable[[], NDArray[Any]]
 """Gives the numbers once the device has them, and waits for nothing else."""
 
 
-def on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+def on_device(array: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """``array`` on ``device``. From pinned memory: else the copy would wait until the GPU has done all it was given."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def fetch(numbers: torch.Tensor) -> Fetch:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import linear
 
-from pipeline.passes.built import Built
+from pipeline.passes.built import Built, Layer
 from pipeline.passes.compiling import LAUNCHING
 
 if TYPE_CHECKING:
@@ -41,14 +41,19 @@ class Wide:
         from pipeline.passes import between  # where there is no GPU there is no Triton
 
         model = self._model
-        sizes = model.layers[0].queries.sizes
-        size = sizes[0] // model.heads
+        size = model.layers[0].queries.sizes[0] // model.heads
         turns = model.turns(states, at, size)
-        for number, layer in enumerate(model.layers):
+
+        def attended(layer: Layer, number: int) -> torch.Tensor:
             projected = linear(between.norm(states, *layer.before), layer.queries.weight, layer.queries.bias)
             query, keys, values = between.turn(projected, turns, model.heads, size, pack.store(number))
-            attended = pack.attend(query, keys, values, layer.scale)
-            states.addmm_(attended.flatten(1), layer.out.T)
-            inner = between.gate(linear(between.norm(states, *layer.between), layer.gates.weight))
-            states.addmm_(inner, layer.down.T)
+            return pack.attend(query, keys, values, layer.scale).flatten(1)
+
+        def gated(layer: Layer) -> torch.Tensor:
+            return between.gate(linear(between.norm(states, *layer.between), layer.gates.weight))
+
+        # What comes of either is held by nobody else: a name for it here would keep it while the next is made.
+        for number, layer in enumerate(model.layers):
+            states.addmm_(attended(layer, number), layer.out.T)
+            states.addmm_(gated(layer), layer.down.T)
         return between.norm(states, *model.last)

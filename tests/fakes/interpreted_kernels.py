@@ -161,7 +161,7 @@ def around(tokens: int, heads: int, key_heads: int, size: int, stored: bool) -> 
 
     angles = torch.rand(tokens, size // 2) * 6
     turns = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
-    query, key, value = torch.split(states.view(tokens, -1, size), [heads, key_heads, key_heads], 1)
+    query, key, value = torch.split(states.view(tokens, heads + 2 * key_heads, size), [heads, key_heads, key_heads], 1)
     query, key, value = turned(query, *turns), turned(key, *turns), value.clone()
     store = None
     if stored:
@@ -171,7 +171,7 @@ def around(tokens: int, heads: int, key_heads: int, size: int, stored: bool) -> 
         key, value = expected
     found = turn(states.clone(), turns, heads, size, store)
     off += [one - other for one, other in zip(found, (query, key, value), strict=True)]
-    return max(float(one.abs().max()) for one in off), 0
+    return max((float(one.abs().max()) for one in off if one.numel()), default=0.0), 0
 
 
 def wide(kind: str) -> Off:

@@ -91,6 +91,16 @@ def test_a_name_is_not_given_away_unasked(tiny_model: Path, adapter: Path, setti
     assert (folder / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes() and read_manifest(folder) == second
 
 
+def test_one_that_is_damaged_is_made_again(adapter: Path, settings: Settings) -> None:
+    manifest = replace(read_manifest(adapter), recipe="r")
+    folder = install(adapter, "x", settings.cache, manifest)
+    (folder / MANIFEST).write_text("{}")
+    with pytest.raises(ModelDamaged, match=r"make it again \(`contextmill align --replace`\)"):
+        install(adapter, "x", settings.cache, manifest)
+    install(adapter, "x", settings.cache, manifest, replace=True)
+    assert read_manifest(folder) == manifest
+
+
 def test_the_wrong_base_is_named(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
     other = save_tiny_llama(tmp_path, seed=5)
     with pytest.raises(ModelError, match=f"was made for {tiny_model}.*name that model before the \\+"):

@@ -37,6 +37,9 @@ AROUND = {
     "where they lie": (5, 9, 3, 64, False),
     "sizes that fill no block": (3, 5, 1, 40, True),
     "wide rows": (2, 12, 2, 128, True),
+    "a gate of several blocks, the last of which is not filled": (2, 17, 2, 128, True),
+    "no token, stored": (0, 9, 3, 64, True),
+    "no token": (0, 9, 3, 64, False),
 }
 CASES = {
     **{f"few: {name}": ("few", *case) for name, case in ATTENTION.items()},
