@@ -26,7 +26,6 @@ from benchmarks.measuring import facts, save
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.measure import Measuring, mean
-from pipeline.memory.spans import slots_of
 from pipeline.memory.training import Trainer
 from pipeline.memory.training import train as taught
 from pipeline.memory.windows import batch_of
@@ -132,7 +131,6 @@ def _spec(arguments: argparse.Namespace) -> PretrainSpec:
     for one in arguments.lessons:
         tokens, slots, share = one.split(":")
         lessons.append(Lesson(tokens=int(tokens), ratio=int(tokens) / int(slots), share=float(share)))
-    assert all(slots_of(one.tokens, one.ratio) == round(one.tokens / one.ratio) for one in lessons)
     encoder = EncoderSpec(
         layout=arguments.layout, rank=arguments.rank, alpha=arguments.alpha or 2.0 * max(1, arguments.rank)
     )

@@ -76,7 +76,7 @@ def evaluate(
     manifest = encoders.read_manifest(encoders.find(encoder, given.cache))
     learned = manifest.figures
     asked = Asked(
-        tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.tokens / learned.slots]),
+        tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.ratio]),
         span=learned.tokens, rows=rows, continued=continued, batch_tokens=batch_tokens, half=dtype == "bfloat16",
         seed=seed,
     )  # fmt: skip

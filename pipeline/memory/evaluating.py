@@ -23,8 +23,9 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.continuing import Continuation, continuation
 from pipeline.memory.kinds import GENERATED, Kind
 from pipeline.memory.measure import CPU_TOKENS, Measuring, Parts, encoded, plainly
-from pipeline.memory.spans import cut, slots_of
+from pipeline.memory.spans import cut
 from pipeline.models import ModelError
+from schemas.memory import slots_of
 
 TIMED = 5
 """Runs of which a latency is the median, behind one to warm up."""

@@ -12,11 +12,11 @@ from pipeline.generation.prompts import PromptEncoder
 from pipeline.holding_out import held_out
 from pipeline.memory.asking import SLOTS, answered, asked, end_of_turn
 from pipeline.memory.ragged import Ints
-from pipeline.memory.spans import cut, slots_of
+from pipeline.memory.spans import cut
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Refusal
 from schemas.document import Document, PromptParts
-from schemas.memory import FinetuneSpec, Lesson
+from schemas.memory import FinetuneSpec, Lesson, slots_of
 from schemas.stage import GenerateSpec
 
 TOKENISED_AT_ONCE = 64

@@ -14,7 +14,6 @@ from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.examples import Example, divide, encoder_of, examples
 from pipeline.memory.plan import Numbers
 from pipeline.memory.questions import Question, Questions, passes, questions, slots_of_all
-from pipeline.memory.spans import slots_of
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Answers, Figures, Four
 from pipeline.stages import Halt, Outcome, Refusal, Result
@@ -85,8 +84,8 @@ class Finetuning:
         tokens = [one.tokens for one in self.held]
         repeat = tuple(_mean([one.repeat for one in rows], tokens) for rows in (was, now))
         last, nothing = self._spec.lessons[-1], (None, None)
-        slots = slots_of(last.tokens, last.ratio)
-        spans = Figures(len(self.held), 0, last.tokens, slots, (repeat[0], repeat[1]), nothing, nothing, nothing)
+        cut = last.tokens, last.slots, last.ratio
+        spans = Figures(len(self.held), 0, *cut, (repeat[0], repeat[1]), nothing, nothing, nothing)
         four = [[one.none for one in was], [one.text for one in was], *([one.slots for one in of] for of in (was, now))]
         return spans, self._answers([one.other for one in now], four)
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pipeline.memory.measure import Measure, mean
-from pipeline.memory.spans import slots_of
 from pipeline.memory.texts import Text
 from pipeline.models.encoders import Figures
 from pipeline.stages import Outcome, Result
-from schemas.memory import PretrainSpec
+from schemas.memory import PretrainSpec, slots_of
 
 Both = tuple[Measure, Measure]
 """Before the training and after it."""
@@ -23,7 +22,7 @@ def figures_of(spec: PretrainSpec, before: Sequence[Measure], after: Sequence[Me
     was, now = ([_known(value) for value in mean(one)] for one in (before, after))
     nats, agreement, bleu4, prefix = zip(was, now, strict=True)
     last, written = spec.lessons[-1], min(len(after), spec.measured)
-    return Figures(len(after), written, last.tokens, slots_of(last.tokens, last.ratio), nats, agreement, bleu4, prefix)
+    return Figures(len(after), written, last.tokens, last.slots, last.ratio, nats, agreement, bleu4, prefix)
 
 
 def results(

@@ -7,9 +7,7 @@ that it is to hold, which are never far; and ``pooled``, no memory tokens but me
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +15,6 @@ from numpy.typing import NDArray
 from schemas.memory import Layout
 
 Ints = NDArray[np.int64]
-
-
-def slots_of(tokens: int, ratio: float | Fraction, most: int | None = None) -> int:
-    """Slots for a span of so many tokens: one for ``ratio`` of them, ``most`` at most; never more than tokens."""
-    wanted = max(1, math.ceil(tokens / ratio))
-    return min(wanted, tokens, most or wanted)
 
 
 def cut(tokens: int, most: int) -> list[int]:
