@@ -81,7 +81,7 @@ def evaluate(
         seed=seed,
     )  # fmt: skip
     model = base or manifest.base
-    check(asked, window_of(resolve(model, given).folder))
+    check(asked, window_of(resolve(model, given).folder), manifest.spec["slots"])
     with interrupts.in_order():
         found = _evaluated(encoder, model, device, asked, files, given)
         if html is not None:

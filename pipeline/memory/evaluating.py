@@ -113,14 +113,20 @@ class Evaluation:
         return {**asdict(self), "continued": said}
 
 
-def check(asked: Asked, window: int | None) -> None:
-    """Raise ``ModelError`` for contexts that the model cannot read, with what stands around them."""
+def check(asked: Asked, window: int | None, most: int) -> None:
+    """Raise ``ModelError`` for contexts that the model cannot read, with what stands around them, and for spans of more
+    slots than the ``most`` that the encoder makes."""
     for size, parts in asked.cuts():
+        for tokens, slots in parts:
+            if slots > most:
+                raise ModelError(
+                    f"a span of {tokens} tokens takes {slots} slots, and its encoder makes {most} at most: raise ratio"
+                )
         places = size + max(sum(slots for _, slots in parts) + 1, asked.continued)
         if window is not None and places > window:
             raise ModelError(
                 f"contexts of {size} tokens take {places} places with their slots and what follows, and the model "
-                f"reads {window} at most: ask for fewer tokens"
+                f"reads {window} at most: lower --tokens or --continued"
             )
 
 
