@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -20,9 +20,10 @@ from pipeline.memory.asking import asked
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.beginning import is_half
 from pipeline.memory.examples import Example
-from pipeline.memory.measure import CPU_TOKENS, NAN
+from pipeline.memory.measure import NAN, plainly
 from pipeline.memory.plan import Numbers, Signs
 from pipeline.memory.questions import Question, flat, prompts_of, repeated, slots_of_all
+from pipeline.memory.ragged import pass_tokens
 from pipeline.memory.saying import nats, written
 from pipeline.models import LoadedModel
 from pipeline.stages import Refusal
@@ -157,8 +158,8 @@ class Answering:
             signs.passed(sum(widths[rows[number]] for number in numbers))
             return found
 
-        most = self._spec.batch_tokens if self._loaded.device.type == "cuda" else CPU_TOKENS
-        return run_packed([widths[number] for number in rows], min(most, self._spec.batch_tokens), some)
+        most = pass_tokens(self._spec.batch_tokens, self._loaded.device)
+        return run_packed([widths[number] for number in rows], most, some)
 
     def _slots(self, numbers: list[int]) -> list[torch.Tensor]:
         some = [self._rows[number] for number in numbers]
@@ -194,11 +195,8 @@ class Answering:
             for came, known in zip(said, right, strict=True)
         ]
 
-    @contextlib.contextmanager
-    def _measuring(self) -> Iterator[None]:
-        device = self._loaded.device.type
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=is_half(self._spec)):
-            yield
+    def _measuring(self) -> contextlib.AbstractContextManager[None]:
+        return plainly(self._loaded.device, is_half(self._spec))
 
 
 def others(held: Sequence[Example]) -> dict[int, int]:

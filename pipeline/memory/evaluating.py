@@ -22,7 +22,8 @@ from pipeline.evaluation.bootstrap import Interval, interval
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.continuing import Continuation, continuation
 from pipeline.memory.kinds import GENERATED, Kind
-from pipeline.memory.measure import CPU_TOKENS, Measuring, Parts, encoded, plainly
+from pipeline.memory.measure import Measuring, Parts, encoded, plainly
+from pipeline.memory.ragged import pass_tokens
 from pipeline.memory.spans import cut
 from pipeline.models import ModelError
 from schemas.memory import slots_of
@@ -182,7 +183,7 @@ class _Evaluating:
         def some(numbers: list[int]) -> list[Continuation]:
             return continuation(self.coder, texts[numbers, :size], texts[numbers, size:], parts)
 
-        most = self.asked.batch_tokens if texts.is_cuda else min(self.asked.batch_tokens, CPU_TOKENS)
+        most = pass_tokens(self.asked.batch_tokens, texts.device)
         with plainly(self.coder.tags.device, self.asked.half):
             rows = run_packed([texts.shape[1]] * len(texts), most, some)
         perplexities = np.exp(np.array(rows, np.float64).mean(0)).tolist()

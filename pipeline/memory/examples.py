@@ -11,8 +11,7 @@ from pipeline.evaluation.answers import references
 from pipeline.generation.prompts import PromptEncoder
 from pipeline.holding_out import held_out
 from pipeline.memory.asking import SLOTS, answered, asked, end_of_turn
-from pipeline.memory.ragged import Ints
-from pipeline.memory.spans import cut
+from pipeline.memory.spans import Ints, spans_of
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Refusal
 from schemas.document import Document, PromptParts
@@ -43,19 +42,12 @@ class Example:
 
     def spans(self, lesson: Lesson, more: int = 0) -> list[list[Ints]]:
         """Of each context, as long as the lesson's at most; ``more`` of each than are needed."""
-        return [_cut(ids, lesson.tokens, more) for ids in self.contexts]
+        return [spans_of(ids, lesson.tokens, more) for ids in self.contexts]
 
     def places(self, lesson: Lesson, more: int, room: int) -> int:
         """Those that the decoder takes: prompt, slots, tag, and the answer with this much ``room`` at least."""
         slots = sum(slots_of(len(one), lesson.ratio) for block in self.spans(lesson, more) for one in block)
         return sum(map(len, self.runs)) + slots + 1 + max(len(self.answer), room)
-
-
-def _cut(ids: Ints, most: int, more: int) -> list[Ints]:
-    lengths = cut(len(ids), most)
-    if not more:
-        return np.split(ids, np.cumsum(lengths)[:-1])
-    return np.array_split(ids, min(len(ids), len(lengths) + more))
 
 
 def encoder_of(spec: FinetuneSpec, loaded: LoadedModel) -> PromptEncoder:

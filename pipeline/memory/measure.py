@@ -15,14 +15,12 @@ from pipeline.batching import run_packed
 from pipeline.evaluation.overlap import Bleu
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
+from pipeline.memory.ragged import pass_tokens
 from pipeline.memory.reconstruct import prefix_match, reconstructed
 
 NAN = float("nan")
 
 Parts = tuple[tuple[int, int], ...]
-
-CPU_TOKENS = 2048
-"""Of a pass there: more are no faster, and keep a worker that is to stop."""
 
 
 class Measure(NamedTuple):
@@ -97,7 +95,7 @@ class Measuring:
             self.passed(len(numbers) * self.spans.shape[1])
             return found
 
-        most = self.batch_tokens if self.spans.is_cuda else min(self.batch_tokens, CPU_TOKENS)
+        most = pass_tokens(self.batch_tokens, self.spans.device)
         return run_packed([self.slots + 1 + self.spans.shape[1]] * rows, most, some)
 
     def _said(self, ids: torch.Tensor) -> list[tuple[float, float]]:

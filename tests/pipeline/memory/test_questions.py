@@ -36,6 +36,7 @@ def found(base: LoadedModel) -> list[Example]:
 def test_spans_are_as_few_as_may_be_and_of_like_length() -> None:
     assert cut(5, 128) == [5] and cut(128, 128) == [128] and cut(129, 128) == [64, 65]
     assert cut(1000, 128) == [125] * 8 and cut(1, 16) == [1]
+    assert cut(129, 128, more=1) == [43, 43, 43] and cut(2, 128, more=5) == [1, 1]
 
 
 def test_each_comes_once_an_epoch_in_another_order(found: list[Example]) -> None:
