@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from pipeline.memory.answering import Answer, Answering, Measured
+from pipeline.memory.answering import Answering
+from pipeline.memory.answers import Answer, Measured
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.examples import Example, divide, encoder_of, examples
 from pipeline.memory.plan import Numbers
