@@ -101,7 +101,8 @@ def _held(
 ) -> dict[str, Any]:
     size, slots = map(int, check.split(":"))
     ids = torch.from_numpy(valid.windows(np.random.default_rng(7), arguments.spans, size)).to(device)
-    found = Measuring(coder, tokenizer, ids, slots, 32 * (size + slots + 1), arguments.half).measure(len(ids))
+    measuring = Measuring(coder, tokenizer, ids, ((size, slots),), 32 * (size + slots + 1), arguments.half)
+    found = measuring.measure(len(ids))
     nats, right, bleu, prefix = mean(found)
     return {
         "tokens": size, "slots": slots, "spans": len(ids), "nats": nats, "right": right, "BLEU-4": 100 * bleu,

@@ -167,11 +167,9 @@ class _Evaluating:
         return None if drawn is None else torch.from_numpy(drawn).to(self.coder.tags.device)
 
     def _repeated(self, kind: Kind, spans: torch.Tensor, parts: Parts) -> Repeated:
-        slots = sum(many for _, many in parts)
-        asked = self.asked
-        rows = Measuring(self.coder, self.tokenizer, spans, slots, asked.batch_tokens, asked.half, parts=parts).measure(
-            len(spans)
-        )
+        slots, asked = sum(many for _, many in parts), self.asked
+        measuring = Measuring(self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half)
+        rows = measuring.measure(len(spans))
         columns = [interval(np.array(one, np.float64)[:, None]) for one in zip(*rows, strict=True)]
         nats, agreement, bleu4, prefix = columns
         known = None if math.isnan(bleu4.value) else bleu4

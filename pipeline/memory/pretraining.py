@@ -86,8 +86,8 @@ class Pretraining:
         spec, last = self._spec, self._spec.lessons[-1]
         spans = torch.stack([torch.from_numpy(text.ids[: last.tokens]).long() for text in self.held])
         measuring = Measuring(
-            coder, self._loaded.tokenizer, spans.to(self._loaded.device), last.slots, spec.batch_tokens,
-            is_half(spec),
+            coder, self._loaded.tokenizer, spans.to(self._loaded.device), ((last.tokens, last.slots),),
+            spec.batch_tokens, is_half(spec),
         )  # fmt: skip
         return Repeating(measuring, spec.measured)
 

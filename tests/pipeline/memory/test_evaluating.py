@@ -99,7 +99,7 @@ def test_a_long_context_is_cut_as_it_is_when_encoded(coder: Autoencoder, found: 
     assert all(min(one.encode, one.read_slots, one.read_text) > 0 for one in made.latencies)
 
     spans = torch.from_numpy(found[0].spans(5, 16, 0))
-    whole = mean(Measuring(coder, tokenizer, spans, 8, 64, half=False).measure(5))
+    whole = mean(Measuring(coder, tokenizer, spans, ((16, 8),), 64, half=False).measure(5))
     first = made.repeated[0]
     assert (first.nats.value, first.prefix.value) == pytest.approx((whole.nats, whole.prefix), abs=1e-5)
     assert first.bleu4 is not None and first.bleu4.low <= first.bleu4.value <= first.bleu4.high
