@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.compression.tokens import Tokenising
 from pipeline.evaluation.answers import references
 from pipeline.generation.prompts import PromptEncoder
 from pipeline.holding_out import held_out
@@ -81,11 +82,12 @@ def _lacking(document: Document) -> Refusal | None:
 
 
 class _Reading:
-    """What many rows share is made once: the end of a turn, and the tokens of a context."""
+    """What many rows share is made once: the end of a turn, and the tokens of a context, as encoding reads it."""
 
     def __init__(self, spec: FinetuneSpec, encoder: PromptEncoder) -> None:
         self._spec, self._encoder, self._end = spec, encoder, end_of_turn(encoder)
         self._contexts: dict[str, Ints] = {}
+        self._tokeniser = Tokenising(encoder.tokenizer)
 
     def example(self, document: Document) -> Example | Refusal:
         """Of a document that lacks nothing."""
@@ -103,8 +105,8 @@ class _Reading:
 
     def _ids(self, text: str) -> Ints:
         if text not in self._contexts:
-            ids = self._encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            self._contexts[text] = np.asarray(ids, np.int64)
+            (tokens,) = self._tokeniser.tokenise([text])
+            self._contexts[text] = tokens.ids.astype(np.int64)
         return self._contexts[text]
 
 
