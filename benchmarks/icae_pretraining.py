@@ -26,7 +26,6 @@ from benchmarks.measuring import facts, save
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.measure import Measuring, mean
-from pipeline.memory.spans import slots_of
 from pipeline.memory.training import Trainer
 from pipeline.memory.training import train as taught
 from pipeline.memory.windows import batch_of
@@ -102,7 +101,8 @@ def _held(
 ) -> dict[str, Any]:
     size, slots = map(int, check.split(":"))
     ids = torch.from_numpy(valid.windows(np.random.default_rng(7), arguments.spans, size)).to(device)
-    found = Measuring(coder, tokenizer, ids, slots, 32 * (size + slots + 1), arguments.half).measure(len(ids))
+    measuring = Measuring(coder, tokenizer, ids, ((size, slots),), 32 * (size + slots + 1), arguments.half)
+    found = measuring.measure(len(ids))
     nats, right, bleu, prefix = mean(found)
     return {
         "tokens": size, "slots": slots, "spans": len(ids), "nats": nats, "right": right, "BLEU-4": 100 * bleu,
@@ -132,7 +132,6 @@ def _spec(arguments: argparse.Namespace) -> PretrainSpec:
     for one in arguments.lessons:
         tokens, slots, share = one.split(":")
         lessons.append(Lesson(tokens=int(tokens), ratio=int(tokens) / int(slots), share=float(share)))
-    assert all(slots_of(one.tokens, one.ratio) == round(one.tokens / one.ratio) for one in lessons)
     encoder = EncoderSpec(
         layout=arguments.layout, rank=arguments.rank, alpha=arguments.alpha or 2.0 * max(1, arguments.rank)
     )

@@ -115,7 +115,7 @@ def _random_encoder(folder: str, given: argparse.Namespace, pool: ModelPool) -> 
         if name.endswith("lora_B"):
             torch.nn.init.normal_(one, 0.0, 0.01)
     unknown = (None, None)
-    figures = Figures(0, 0, given.span, given.span // 4, unknown, unknown, unknown, unknown)
+    figures = Figures(0, 0, given.span, given.span // 4, 4.0, unknown, unknown, unknown, unknown)
     digest = digest_of(given.model)
     write_encoder(coder, [], EncoderManifest(given.model, digest, spec.model_dump(mode="json"), 0, figures, ""), folder)
 

@@ -13,6 +13,15 @@ Layout = Literal["interleaved", "appended", "pooled"]
 Precision = Literal["float16", "int8", "int4"]
 
 
+_NEAR = 1e-9
+"""What division of floats may be off: 42 tokens at 1.4 a slot are 30 slots, and not one more."""
+
+
+def slots_of(tokens: int, ratio: float) -> int:
+    """Slots for a span of so many tokens: one for ``ratio`` of them, rounded up; never more than tokens."""
+    return min(tokens, max(1, math.ceil(tokens / ratio - _NEAR)))
+
+
 class EncoderSpec(Strict):
     """An encoder over a frozen causal LM, which reads its slots."""
 
@@ -29,6 +38,11 @@ class Lesson(Strict):
     tokens: StrictInt = Field(ge=2)
     ratio: StrictFloat = Field(ge=1)
     share: StrictFloat = Field(gt=0, le=1)
+
+    @property
+    def slots(self) -> int:
+        """Of such a span."""
+        return slots_of(self.tokens, self.ratio)
 
 
 class EncoderTraining(StageBase):
@@ -68,9 +82,9 @@ class EncoderTraining(StageBase):
     @model_validator(mode="after")
     def _enough_slots(self) -> Self:
         for one in self.lessons:
-            if (slots := math.ceil(one.tokens / one.ratio)) > self.encoder.slots:
+            if one.slots > self.encoder.slots:
                 raise ValueError(
-                    f"lessons: {one.tokens} tokens at {one.ratio:g} a slot take {slots} slots, and a span has "
+                    f"lessons: {one.tokens} tokens at {one.ratio:g} a slot take {one.slots} slots, and a span has "
                     f"{self.encoder.slots} at most: raise ratio or encoder.slots"
                 )
         return self

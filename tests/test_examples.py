@@ -14,6 +14,7 @@ from schemas.align_file import AlignFile
 from schemas.compress import CompressSpec
 from schemas.document import PromptParts
 from schemas.job import JobSpec
+from schemas.memory import EncodeSpec, FinetuneSpec, PretrainSpec
 from schemas.stage import GenerateSpec
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +71,16 @@ def test_every_prompt_is_a_worked_few_shot_prompt() -> None:
         for context in row["contexts"]:
             assert re.search(r"\nThe answer is .+\.$", context)
             assert "<<" not in context
+
+
+def test_an_encoder_is_pretrained_then_fine_tuned_then_encoded_by() -> None:
+    pretrain, finetune, encode = (job(EXAMPLES / f"{name}.toml") for name in ("icae", "icae-finetune", "encode"))
+    (begun,), (taught,), (encoding, asking) = pretrain.stages, finetune.stages, encode.stages
+    assert isinstance(begun, PretrainSpec) and isinstance(taught, FinetuneSpec)
+    assert isinstance(encoding, EncodeSpec) and isinstance(asking, GenerateSpec)
+    assert (taught.begin, encoding.encoder) == (pretrain.name, finetune.name)
+    assert begun.encoder == taught.encoder and pretrain.target == finetune.target == encode.target
+    assert (taught.chat, taught.system) == (asking.chat, asking.system)
 
 
 def test_no_job_file_holds_a_key() -> None:

@@ -117,7 +117,7 @@ def save_tiny_encoder(folder: Path, model: Path, **spec: Any) -> Path:
                 torch.nn.init.normal_(one, 0.0, 0.05)
         coder.calibrate(torch.randint(3, 900, (8, 16)), 4)
     unknown = (None, None)
-    figures = Figures(0, 0, 16, 4, unknown, unknown, unknown, unknown)
+    figures = Figures(0, 0, 16, 4, 4.0, unknown, unknown, unknown, unknown)
     manifest = EncoderManifest(str(model), digest_of(str(model)), given.model_dump(mode="json"), 0, figures, "")
     write_encoder(coder, [], manifest, str(folder))
     return folder

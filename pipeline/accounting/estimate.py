@@ -16,7 +16,7 @@ from pipeline.accounting.speeds import Measured
 from pipeline.accounting.stage_estimate import Flow, StageEstimate, estimate_stage
 from pipeline.models.ref import ModelError
 from schemas.job import JobSpec
-from schemas.records import SHORTENING
+from schemas.records import ANSWER_DECIDES, SHORTENING
 from schemas.settings import Settings
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -80,12 +80,18 @@ def estimate(
         expected_microusd=_all([stage.expected_microusd for stage in hosted], sum),
         worst_microusd=_all([stage.worst_microusd for stage in hosted], sum),
         savings=_savings(job, stages, day, settings.price_table),
-        notes=(note, *_copies(job), "documents that an earlier job has done are taken over, for no time and no money"),
+        notes=(note, *_copies(job), *_reuse(job)),
     )
 
 
 def _copies(job: JobSpec) -> list[str]:
     return [f"every document counts once at each of {len(job.rates)} rates"] if job.rates else []
+
+
+def _reuse(job: JobSpec) -> list[str]:
+    if all(stage.kind in ANSWER_DECIDES for stage in job.stages):
+        return []
+    return ["documents that an earlier job has done are taken over, for no time and no money"]
 
 
 def _savings(job: JobSpec, stages: Sequence[StageEstimate], day: date, table: Path | None) -> tuple[Saving, ...]:

@@ -135,7 +135,7 @@ def _encoded(spec: EncodeSpec, flow: Flow, settings: Settings) -> tuple[int, tup
         figures = encoders.read_manifest(encoders.find(spec.encoder, settings.cache)).figures
     except ModelError as error:
         return flow.tokens, (f"slots are unknown: {error}",)
-    return round(flow.tokens * figures.slots / figures.tokens), ()
+    return round(flow.tokens / figures.ratio), ()
 
 
 def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:

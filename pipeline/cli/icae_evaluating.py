@@ -76,27 +76,33 @@ def evaluate(
     manifest = encoders.read_manifest(encoders.find(encoder, given.cache))
     learned = manifest.figures
     asked = Asked(
-        tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.tokens / learned.slots]),
+        tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.ratio]),
         span=learned.tokens, rows=rows, continued=continued, batch_tokens=batch_tokens, half=dtype == "bfloat16",
         seed=seed,
     )  # fmt: skip
     model = base or manifest.base
-    check(asked, window_of(resolve(model, given).folder))
+    check(asked, window_of(resolve(model, given).folder), manifest.spec["slots"])
     with interrupts.in_order():
         found = _evaluated(encoder, model, device, asked, files, given)
-        if html is not None:
+        _tell(found, encoder, manifest, json_)
+        if html is not None:  # last: what was measured is told, even where no file can be written
             _write(html, found, manifest, encoder)
-    _tell(found, encoder, manifest, html, json_)
+    if html is not None and not json_:
+        out.print(f"report: {html}", soft_wrap=True, markup=False)
 
 
 def _files(texts: list[str]) -> dict[str, list[str]]:
     """Kind -> paths; a path without a kind is its own."""
+    from pipeline.memory.kinds import GENERATED
+
     found: dict[str, list[str]] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         kind = name if equals else Path(text).name.split(".")[0]
         if not kind or (equals and not path):
             fail(f"--texts {text}: KIND=PATH, or a path", USAGE)
+        if kind in GENERATED:
+            fail(f"--texts {text}: {kind} are made up here; call yours otherwise, as KIND=PATH", USAGE)
         found.setdefault(kind, []).append(path if equals else text)
     return found
 
@@ -145,12 +151,10 @@ def _write(html: Path, found: Evaluation, manifest: EncoderManifest, encoder: st
     write_whole(html, render_encoder(found, encoder, manifest, list(zip(steps, losses, strict=True))).encode())
 
 
-def _tell(found: Evaluation, encoder: str, manifest: EncoderManifest, html: Path | None, json_: bool) -> None:
+def _tell(found: Evaluation, encoder: str, manifest: EncoderManifest, json_: bool) -> None:
     if json_:
         print_json({"encoder": encoder, "base": manifest.base, "sha256": manifest.sha256, **found.to_json()})
         return
     from pipeline.memory.display import print_evaluation
 
     print_evaluation(found, out)
-    if html is not None:
-        out.print(f"report: {html}", soft_wrap=True, markup=False)

@@ -29,10 +29,14 @@ class _State:
     raised = False
 
 
+def goes_on(words: list[str]) -> bool:
+    """Whether the command of these words, given again, does not begin anew."""
+    return any(word in words[:1] for word in GOES_ON) and words[:2] != ["icae", "evaluate"]
+
+
 def leave_at_once() -> None:
     """From now on a signal ends the process: nothing has been started that would have to be stopped."""
-    goes_on = any(word in sys.argv[1:2] for word in GOES_ON)
-    _State.line = "interrupted; the same command goes on from here" if goes_on else "interrupted"
+    _State.line = "interrupted; the same command goes on from here" if goes_on(sys.argv[1:]) else "interrupted"
     _catch(_leave)
 
 

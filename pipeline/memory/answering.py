@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,48 +16,19 @@ from pipeline.evaluation.metrics import token_f1
 from pipeline.evaluation.overlap import Bleu
 from pipeline.generation.ending import end_tokens
 from pipeline.generation.prompts import PromptEncoder
+from pipeline.memory.answers import Answer, Measured
 from pipeline.memory.asking import asked
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.beginning import is_half
 from pipeline.memory.examples import Example
-from pipeline.memory.measure import CPU_TOKENS, NAN
+from pipeline.memory.measure import NAN, plainly
 from pipeline.memory.plan import Numbers, Signs
 from pipeline.memory.questions import Question, flat, prompts_of, repeated, slots_of_all
+from pipeline.memory.ragged import pass_tokens
 from pipeline.memory.saying import nats, written
 from pipeline.models import LoadedModel
 from pipeline.stages import Refusal
 from schemas.memory import FinetuneSpec
-
-
-class Answer(NamedTuple):
-    """Nats a token of the right answer; of the one written out greedily, token F1 and BLEU-4 (NaN without sacrebleu).
-    NaN where it was not written out; all where the prompt is too long to be read."""
-
-    nats: float = NAN
-    token_f1: float = NAN
-    bleu4: float = NAN
-
-
-class Measured(NamedTuple):
-    """Of an example: nats a token of repeating its spans from their slots, and of its answer from the slots of another
-    context (only after the training); its answers from slots, without the context, and behind all of its text (the
-    last two only before)."""
-
-    repeat: float
-    other: float
-    slots: Answer
-    none: Answer = Answer()
-    text: Answer = Answer()
-
-    def numbers(self) -> Numbers:
-        """In a row."""
-        return (self.repeat, self.other, *self.slots, *self.none, *self.text)
-
-    @classmethod
-    def of(cls, numbers: Numbers) -> Measured:
-        """What ``numbers`` gave."""
-        return cls(numbers[0], numbers[1], Answer(*numbers[2:5]), Answer(*numbers[5:8]), Answer(*numbers[8:]))
-
 
 Prompts = Callable[[list[int]], list[torch.Tensor]]
 """Numbers of examples -> what the decoder reads of each before it answers."""
@@ -79,10 +50,10 @@ class Answering:
 
     @property
     def work(self) -> tuple[int, int]:
-        """What is written out is read as well."""
-        slots = self._reading(self._slotted)
-        other = sum(self._rows[number].width for number in self._others)
-        return slots + sum(self._reading(self._widths(runs)) for runs in (self._none, self._text)), slots + other
+        """Spans are repeated, and what is written out is read as well."""
+        slots = sum(self._slotted) + self._reading(self._numbers(), self._slotted)
+        texts = sum(self._reading(self._fitting(runs), self._widths(runs)) for runs in (self._none, self._text))
+        return slots + texts, slots + sum(self._rows[number].width for number in self._others)
 
     def before(self, signs: Signs) -> list[Numbers]:
         """With both yardsticks."""
@@ -121,20 +92,29 @@ class Answering:
     def _slotted(self) -> list[int]:
         return [row.width for row in self._rows]
 
-    def _reading(self, widths: Sequence[int]) -> int:
-        return sum(widths) + sum(widths[: self._spec.measured])
+    def _reading(self, rows: Sequence[int], widths: Sequence[int]) -> int:
+        """Tokens of answering these rows; ``widths`` are those of all."""
+        out = (widths[number] + self._spec.max_new_tokens for number in self._written(rows))
+        return sum(widths[number] for number in rows) + sum(out)
+
+    def _written(self, rows: Sequence[int]) -> list[int]:
+        return [number for number in rows if number < self._spec.measured]
 
     def _widths(self, runs: Sequence[list[int] | None]) -> list[int]:
         return [len(run) + len(one.answer) if run else 0 for run, one in zip(runs, self._held, strict=True)]
 
-    def _from_text(self, runs: Sequence[list[int] | None], signs: Signs) -> list[Answer]:
-        """Where the prompt fits."""
+    def _fitting(self, runs: Sequence[list[int] | None]) -> list[int]:
+        """Rows whose prompt and answer the model takes."""
         rooms = [max(len(one.answer), self._spec.max_new_tokens) for one in self._held]
-        fitting = [
+        return [
             number
             for number, (run, room) in enumerate(zip(runs, rooms, strict=True))
             if run and len(run) + room <= self._loaded.window
         ]
+
+    def _from_text(self, runs: Sequence[list[int] | None], signs: Signs) -> list[Answer]:
+        """Where the prompt fits."""
+        fitting = self._fitting(runs)
         found = self._answers(fitting, self._widths(runs), partial(self._prompts, runs), signs)
         known = dict(zip(fitting, found, strict=True))
         return [known.get(number, Answer()) for number in self._numbers()]
@@ -142,7 +122,7 @@ class Answering:
     def _answers(self, rows: Sequence[int], widths: Sequence[int], prompts: Prompts, signs: Signs) -> list[Answer]:
         """Of these rows; ``widths`` are those of all."""
         said = self._packed(rows, widths, lambda some: self._nats(prompts(some), some), signs)
-        out = [number for number in rows if number < self._spec.measured]
+        out = self._written(rows)
         wider = [width + self._spec.max_new_tokens for width in widths]
         found = self._packed(out, wider, lambda some: self._scores(self._said(prompts(some)), some), signs)
         known = dict(zip(out, found, strict=True))
@@ -157,8 +137,8 @@ class Answering:
             signs.passed(sum(widths[rows[number]] for number in numbers))
             return found
 
-        most = self._spec.batch_tokens if self._loaded.device.type == "cuda" else CPU_TOKENS
-        return run_packed([widths[number] for number in rows], min(most, self._spec.batch_tokens), some)
+        most = pass_tokens(self._spec.batch_tokens, self._loaded.device)
+        return run_packed([widths[number] for number in rows], most, some)
 
     def _slots(self, numbers: list[int]) -> list[torch.Tensor]:
         some = [self._rows[number] for number in numbers]
@@ -194,11 +174,8 @@ class Answering:
             for came, known in zip(said, right, strict=True)
         ]
 
-    @contextlib.contextmanager
-    def _measuring(self) -> Iterator[None]:
-        device = self._loaded.device.type
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=is_half(self._spec)):
-            yield
+    def _measuring(self) -> contextlib.AbstractContextManager[None]:
+        return plainly(self._loaded.device, is_half(self._spec))
 
 
 def others(held: Sequence[Example]) -> dict[int, int]:

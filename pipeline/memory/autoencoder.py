@@ -69,7 +69,7 @@ class Autoencoder(nn.Module):
             words = known[:, torch.from_numpy(how.order).to(ids.device)]
         hidden = self.read(words)
         if self.spec.layout == "pooled":
-            found = _means(hidden, torch.from_numpy(how.ends).to(ids.device))
+            found = means(hidden, torch.from_numpy(how.ends).to(ids.device).expand(len(ids), -1))
         else:
             found = hidden[:, torch.from_numpy(how.places).to(ids.device)]
         return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
@@ -114,8 +114,9 @@ class Autoencoder(nn.Module):
             return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
 
 
-def _means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Of runs of tokens that end before ``ends``: ``[rows, n, d]`` -> ``[rows, k, d]``."""
+def means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Of runs of tokens that end before ``ends`` ``[rows, k]``: ``[rows, n, d]`` -> ``[rows, k, d]``."""
     sums = torch.nn.functional.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
-    begins = torch.nn.functional.pad(ends, (1, 0))[:-1]
-    return (sums[:, ends] - sums[:, begins]) / (ends - begins)[:, None]
+    begins = torch.nn.functional.pad(ends, (1, 0))[:, :-1]
+    there, before = (sums.gather(1, one[..., None].expand(-1, -1, sums.shape[2])) for one in (ends, begins))
+    return (there - before) / (ends - begins).clamp(min=1)[..., None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from pipeline.memory.spans import Ints
 
 
 @dataclass(frozen=True, slots=True)

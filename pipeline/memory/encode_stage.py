@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipeline.memory.spans import slots_of
 from pipeline.models import ModelError, digest_of, encoders, expects_gpu, resolve
 from pipeline.models.encoders import EncoderManifest
 from pipeline.models.folder import window_of
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
-from schemas.memory import EncodeSpec
+from schemas.memory import EncodeSpec, slots_of
 from schemas.settings import Settings
 
 VERSION = 1
@@ -30,7 +28,7 @@ class Cut:
     """How contexts are cut: spans of ``span`` tokens at most, a slot for ``ratio`` tokens."""
 
     span: int
-    ratio: Fraction
+    ratio: float
 
     def slots(self, tokens: int) -> int:
         """Of a span of so many tokens."""
@@ -48,7 +46,7 @@ class Encode:
         """The encoder's revision, in which its base's digest is, and how contexts are cut."""
         _, manifest = self.found()
         cut = self.cut(manifest)
-        return [VERSION, manifest.revision, cut.span, str(cut.ratio)]
+        return [VERSION, manifest.revision, cut.span, cut.ratio]
 
     def found(self) -> tuple[Path, EncoderManifest]:
         """The encoder's folder, looked at: whole, and for this very target.
@@ -62,9 +60,7 @@ class Encode:
     def cut(self, manifest: EncoderManifest) -> Cut:
         """As the stage says, or else as the encoder's last lesson was."""
         figures = manifest.figures
-        ratio = self.spec.ratio or figures.ratio
-        exact = Fraction(figures.tokens, figures.slots) if ratio is None else Fraction(str(ratio))
-        return Cut(self.spec.span or figures.tokens, exact)
+        return Cut(self.spec.span or figures.tokens, self.spec.ratio or figures.ratio)
 
     def check(self) -> None:
         """``ModelError`` for spans that have more slots than the encoder, or more places than the target."""

@@ -22,9 +22,11 @@ from pipeline.evaluation.bootstrap import Interval, interval
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.continuing import Continuation, continuation
 from pipeline.memory.kinds import GENERATED, Kind
-from pipeline.memory.measure import CPU_TOKENS, Measuring, Parts, encoded, plainly
-from pipeline.memory.spans import cut, slots_of
+from pipeline.memory.measure import Measuring, Parts, encoded, plainly
+from pipeline.memory.ragged import pass_tokens
+from pipeline.memory.spans import cut
 from pipeline.models import ModelError
+from schemas.memory import slots_of
 
 TIMED = 5
 """Runs of which a latency is the median, behind one to warm up."""
@@ -112,14 +114,20 @@ class Evaluation:
         return {**asdict(self), "continued": said}
 
 
-def check(asked: Asked, window: int | None) -> None:
-    """Raise ``ModelError`` for contexts that the model cannot read, with what stands around them."""
+def check(asked: Asked, window: int | None, most: int) -> None:
+    """Raise ``ModelError`` for contexts that the model cannot read, with what stands around them, and for spans of more
+    slots than the ``most`` that the encoder makes."""
     for size, parts in asked.cuts():
+        for tokens, slots in parts:
+            if slots > most:
+                raise ModelError(
+                    f"a span of {tokens} tokens takes {slots} slots, and its encoder makes {most} at most: raise ratio"
+                )
         places = size + max(sum(slots for _, slots in parts) + 1, asked.continued)
         if window is not None and places > window:
             raise ModelError(
                 f"contexts of {size} tokens take {places} places with their slots and what follows, and the model "
-                f"reads {window} at most: ask for fewer tokens"
+                f"reads {window} at most: lower --tokens or --continued"
             )
 
 
@@ -159,11 +167,9 @@ class _Evaluating:
         return None if drawn is None else torch.from_numpy(drawn).to(self.coder.tags.device)
 
     def _repeated(self, kind: Kind, spans: torch.Tensor, parts: Parts) -> Repeated:
-        slots = sum(many for _, many in parts)
-        asked = self.asked
-        rows = Measuring(self.coder, self.tokenizer, spans, slots, asked.batch_tokens, asked.half, parts=parts).measure(
-            len(spans)
-        )
+        slots, asked = sum(many for _, many in parts), self.asked
+        measuring = Measuring(self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half)
+        rows = measuring.measure(len(spans))
         columns = [interval(np.array(one, np.float64)[:, None]) for one in zip(*rows, strict=True)]
         nats, agreement, bleu4, prefix = columns
         known = None if math.isnan(bleu4.value) else bleu4
@@ -175,7 +181,7 @@ class _Evaluating:
         def some(numbers: list[int]) -> list[Continuation]:
             return continuation(self.coder, texts[numbers, :size], texts[numbers, size:], parts)
 
-        most = self.asked.batch_tokens if texts.is_cuda else min(self.asked.batch_tokens, CPU_TOKENS)
+        most = pass_tokens(self.asked.batch_tokens, texts.device)
         with plainly(self.coder.tags.device, self.asked.half):
             rows = run_packed([texts.shape[1]] * len(texts), most, some)
         perplexities = np.exp(np.array(rows, np.float64).mean(0)).tolist()

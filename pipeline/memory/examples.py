@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.compression.tokens import Tokenising
 from pipeline.evaluation.answers import references
 from pipeline.generation.prompts import PromptEncoder
 from pipeline.holding_out import held_out
 from pipeline.memory.asking import SLOTS, answered, asked, end_of_turn
-from pipeline.memory.ragged import Ints
-from pipeline.memory.spans import cut, slots_of
+from pipeline.memory.spans import Ints, spans_of
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Refusal
 from schemas.document import Document, PromptParts
-from schemas.memory import FinetuneSpec, Lesson
+from schemas.memory import FinetuneSpec, Lesson, slots_of
 from schemas.stage import GenerateSpec
 
 TOKENISED_AT_ONCE = 64
@@ -43,19 +43,12 @@ class Example:
 
     def spans(self, lesson: Lesson, more: int = 0) -> list[list[Ints]]:
         """Of each context, as long as the lesson's at most; ``more`` of each than are needed."""
-        return [_cut(ids, lesson.tokens, more) for ids in self.contexts]
+        return [spans_of(ids, lesson.tokens, more) for ids in self.contexts]
 
     def places(self, lesson: Lesson, more: int, room: int) -> int:
         """Those that the decoder takes: prompt, slots, tag, and the answer with this much ``room`` at least."""
         slots = sum(slots_of(len(one), lesson.ratio) for block in self.spans(lesson, more) for one in block)
         return sum(map(len, self.runs)) + slots + 1 + max(len(self.answer), room)
-
-
-def _cut(ids: Ints, most: int, more: int) -> list[Ints]:
-    lengths = cut(len(ids), most)
-    if not more:
-        return np.split(ids, np.cumsum(lengths)[:-1])
-    return np.array_split(ids, min(len(ids), len(lengths) + more))
 
 
 def encoder_of(spec: FinetuneSpec, loaded: LoadedModel) -> PromptEncoder:
@@ -89,11 +82,12 @@ def _lacking(document: Document) -> Refusal | None:
 
 
 class _Reading:
-    """What many rows share is made once: the end of a turn, and the tokens of a context."""
+    """What many rows share is made once: the end of a turn, and the tokens of a context, as encoding reads it."""
 
     def __init__(self, spec: FinetuneSpec, encoder: PromptEncoder) -> None:
         self._spec, self._encoder, self._end = spec, encoder, end_of_turn(encoder)
         self._contexts: dict[str, Ints] = {}
+        self._tokeniser = Tokenising(encoder.tokenizer)
 
     def example(self, document: Document) -> Example | Refusal:
         """Of a document that lacks nothing."""
@@ -111,8 +105,8 @@ class _Reading:
 
     def _ids(self, text: str) -> Ints:
         if text not in self._contexts:
-            ids = self._encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            self._contexts[text] = np.asarray(ids, np.int64)
+            (tokens,) = self._tokeniser.tokenise([text])
+            self._contexts[text] = tokens.ids.astype(np.int64)
         return self._contexts[text]
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from pipeline.memory.answering import Answer, Answering, Measured
+from pipeline.memory.answering import Answering
+from pipeline.memory.answers import Answer, Measured
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.examples import Example, divide, encoder_of, examples
-from pipeline.memory.plan import Numbers
+from pipeline.memory.plan import Numbers, known
 from pipeline.memory.questions import Question, Questions, passes, questions, slots_of_all
-from pipeline.memory.spans import slots_of
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Answers, Figures, Four
 from pipeline.stages import Halt, Outcome, Refusal, Result
@@ -85,9 +85,8 @@ class Finetuning:
         tokens = [one.tokens for one in self.held]
         repeat = tuple(_mean([one.repeat for one in rows], tokens) for rows in (was, now))
         last, nothing = self._spec.lessons[-1], (None, None)
-        slots = slots_of(last.tokens, last.ratio)
-        nats = repeat[0], repeat[1]
-        spans = Figures(len(self.held), 0, last.tokens, slots, nats, nothing, nothing, nothing, last.ratio)
+        cut = last.tokens, last.slots, last.ratio
+        spans = Figures(len(self.held), 0, *cut, (repeat[0], repeat[1]), nothing, nothing, nothing)
         four = [[one.none for one in was], [one.text for one in was], *([one.slots for one in of] for of in (was, now))]
         return spans, self._answers([one.other for one in now], four)
 
@@ -120,9 +119,9 @@ class Finetuning:
             "tokens_slots": slots,
             "tokens_answer": len(one.answer),
             **dict(_columns(answers)),
-            "nll_other": _known(now.other),
-            "repeat_nll_before": _known(was.repeat),
-            "repeat_nll_after": _known(now.repeat),
+            "nll_other": known(now.other),
+            "repeat_nll_before": known(was.repeat),
+            "repeat_nll_after": known(now.repeat),
             "finetune_seconds": seconds,
         }
         return Result(fields, one.tokens, slots, seconds=seconds, latency_seconds=latency)
@@ -131,12 +130,8 @@ class Finetuning:
 def _columns(answers: dict[str, Answer]) -> Iterator[tuple[str, float | None]]:
     for when, one in answers.items():
         yield from (
-            (f"{name}_{when}", _known(value)) for name, value in zip(("nll", "token_f1", "bleu4"), one, strict=True)
+            (f"{name}_{when}", known(value)) for name, value in zip(("nll", "token_f1", "bleu4"), one, strict=True)
         )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _means(four: Sequence[Sequence[float]], weights: Sequence[int] | None = None) -> Four:
@@ -146,9 +141,9 @@ def _means(four: Sequence[Sequence[float]], weights: Sequence[int] | None = None
 
 def _mean(values: Sequence[float], weights: Sequence[int] | None = None) -> float | None:
     """Over those that are known; None where none is."""
-    known = [
+    some = [
         (value, weight)
         for value, weight in zip(values, weights or [1] * len(values), strict=True)
         if not math.isnan(value)
     ]
-    return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
+    return sum(value * weight for value, weight in some) / sum(weight for _, weight in some) if some else None

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.compression.tokens import Tokenising
-from pipeline.memory.corpus import Corpus, Ints
+from pipeline.memory.corpus import Corpus
+from pipeline.memory.spans import Ints
 from pipeline.storage.readers import BadRow, InputError, read_corpus
 from schemas.job import InputSpec
 

@@ -15,14 +15,13 @@ from pipeline.batching import run_packed
 from pipeline.evaluation.overlap import Bleu
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
+from pipeline.memory.ragged import pass_tokens
 from pipeline.memory.reconstruct import prefix_match, reconstructed
 
 NAN = float("nan")
 
 Parts = tuple[tuple[int, int], ...]
-
-CPU_TOKENS = 2048
-"""Of a pass there: more are no faster, and keep a worker that is to stop."""
+"""(tokens, slots) of each span that a context is cut into, in their order."""
 
 
 class Measure(NamedTuple):
@@ -59,21 +58,18 @@ def mean(measured: Sequence[Measure]) -> Measure:
 
 @dataclass(frozen=True, slots=True)
 class Measuring:
-    """Spans ``[rows, n]`` through ``slots`` each, at most ``batch_tokens`` in a pass, in half precision (autocast) or
-    not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its tokens.
-
-    ``parts``: (tokens, slots) of each span that such a row is itself cut into; without any, it is one.
-    """
+    """Contexts ``[rows, n]`` through the slots of their ``parts``, at most ``batch_tokens`` in a pass, in half
+    precision (autocast) or not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its
+    tokens."""
 
     coder: Autoencoder
     tokenizer: Any
     spans: torch.Tensor
-    slots: int
+    parts: Parts
     batch_tokens: int
     half: bool
     alive: Callable[[], None] = lambda: None
     passed: Callable[[int], None] = lambda tokens: None
-    parts: Parts = ()
 
     def measure(self, written: int) -> list[Measure]:
         """Of every span; the first ``written`` of them are written out, too."""
@@ -97,8 +93,9 @@ class Measuring:
             self.passed(len(numbers) * self.spans.shape[1])
             return found
 
-        most = self.batch_tokens if self.spans.is_cuda else min(self.batch_tokens, CPU_TOKENS)
-        return run_packed([self.slots + 1 + self.spans.shape[1]] * rows, most, some)
+        most = pass_tokens(self.batch_tokens, self.spans.device)
+        slots = sum(many for _, many in self.parts)
+        return run_packed([slots + 1 + self.spans.shape[1]] * rows, most, some)
 
     def _said(self, ids: torch.Tensor) -> list[tuple[float, float]]:
         tags = torch.full((len(ids),), TAGS.index("AE"), device=ids.device)
@@ -116,4 +113,4 @@ class Measuring:
         return list(zip(scores, prefix_match(found, ids).tolist(), strict=True))
 
     def _encoded(self, ids: torch.Tensor) -> torch.Tensor:
-        return encoded(self.coder, ids, self.parts or ((ids.shape[1], self.slots),))
+        return encoded(self.coder, ids, self.parts)

@@ -21,6 +21,9 @@ from schemas.memory import Precision
 LARGEST = {"int8": 127, "int4": 7}
 """The largest whole number of each; its negative is the smallest."""
 
+UNGROUPED = 64
+"""The group of what has none, whatever a stage says: slots of either may lie in one file, which tells but one."""
+
 _HALF = torch.finfo(torch.float16).max
 
 
@@ -71,6 +74,7 @@ def measured(
     """``pack``; and of each slot the sums of squares of what that lost, and of the slot, ``[k, 2]``."""
     wide = slots.detach().float()
     if precision == "float16":
+        group = UNGROUPED
         values, scales = wide.clamp(-_HALF, _HALF).half(), wide.new_zeros(len(wide), 0, dtype=torch.float16)
     else:
         values, scales = _whole(wide, precision, group)

@@ -5,6 +5,7 @@ A session knows no more of either than this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,11 @@ from pipeline.stages import Outcome, Refusal
 
 Numbers = tuple[float, ...]
 """What was measured of one that is held out; NaN where it was not."""
+
+
+def known(value: float) -> float | None:
+    """As a row has it: None where it was not measured."""
+    return None if math.isnan(value) else value
 
 
 @dataclass(frozen=True, slots=True)

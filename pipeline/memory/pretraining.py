@@ -16,7 +16,6 @@ from pipeline.memory.lessons import lesson
 from pipeline.memory.measure import Measure, Measuring
 from pipeline.memory.plan import Numbers, Signs
 from pipeline.memory.results import figures_of, results
-from pipeline.memory.spans import slots_of
 from pipeline.memory.texts import divide, refusal, tokenised
 from pipeline.memory.windows import Batch, batch_of, rows_of
 from pipeline.models import LoadedModel
@@ -87,7 +86,7 @@ class Pretraining:
         spec, last = self._spec, self._spec.lessons[-1]
         spans = torch.stack([torch.from_numpy(text.ids[: last.tokens]).long() for text in self.held])
         measuring = Measuring(
-            coder, self._loaded.tokenizer, spans.to(self._loaded.device), slots_of(last.tokens, last.ratio),
+            coder, self._loaded.tokenizer, spans.to(self._loaded.device), ((last.tokens, last.slots),),
             spec.batch_tokens, is_half(spec),
         )  # fmt: skip
         return Repeating(measuring, spec.measured)

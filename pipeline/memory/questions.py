@@ -21,10 +21,10 @@ from pipeline.batching import pack
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.examples import Example
 from pipeline.memory.lessons import lesson
-from pipeline.memory.ragged import Ints, encode_spans
+from pipeline.memory.ragged import encode_spans
 from pipeline.memory.saying import nats
-from pipeline.memory.spans import slots_of
-from schemas.memory import FinetuneSpec, Lesson
+from pipeline.memory.spans import Ints
+from schemas.memory import FinetuneSpec, Lesson, slots_of
 
 T = TypeVar("T")
 

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.memory.autoencoder import Autoencoder
-from pipeline.memory.spans import Reading, reading
+from pipeline.memory.autoencoder import Autoencoder, means
+from pipeline.memory.spans import Ints, Reading, reading
 
-Ints = NDArray[np.int64]
+_CPU_TOKENS = 2048
+
+
+def pass_tokens(batch_tokens: int, device: torch.device) -> int:
+    """Most tokens of a pass that learns nothing: on a CPU more are no faster, and keep a worker that is to stop."""
+    return min(batch_tokens, _CPU_TOKENS) if device.type == "cpu" else batch_tokens
 
 
 def places_of(tokens: int, slots: int, coder: Autoencoder) -> int:
@@ -28,7 +32,7 @@ def encode_spans(coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[int]
     how = [reading(len(ids), count, coder.spec.layout) for ids, count in zip(spans, slots, strict=True)]
     hidden = coder.read(_words(coder, spans, how))
     if coder.spec.layout == "pooled":
-        found = _means(hidden, _padded([one.ends for one in how], hidden.device, last=True))
+        found = means(hidden, _padded([one.ends for one in how], hidden.device, last=True))
     else:
         places = _padded([one.places for one in how], hidden.device)
         found = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
@@ -59,11 +63,3 @@ def _padded(rows: Sequence[Ints], device: torch.device, *, last: bool = False) -
         found[place, : len(row)] = row
         found[place, len(row) :] = row[-1] if last else 0
     return torch.from_numpy(found).to(device)
-
-
-def _means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Of runs of tokens that end before ``ends`` ``[rows, k]``: ``[rows, n, d]`` -> ``[rows, k, d]``."""
-    sums = torch.nn.functional.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
-    begins = torch.nn.functional.pad(ends, (1, 0))[:, :-1]
-    there, before = (sums.gather(1, one[..., None].expand(-1, -1, sums.shape[2])) for one in (ends, begins))
-    return (there - before) / (ends - begins).clamp(min=1)[..., None]

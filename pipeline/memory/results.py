@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pipeline.memory.measure import Measure, mean
-from pipeline.memory.spans import slots_of
+from pipeline.memory.plan import known
 from pipeline.memory.texts import Text
 from pipeline.models.encoders import Figures
 from pipeline.stages import Outcome, Result
-from schemas.memory import PretrainSpec
+from schemas.memory import PretrainSpec, slots_of
 
 Both = tuple[Measure, Measure]
 """Before the training and after it."""
@@ -20,11 +20,10 @@ _NOTHING = Measure(math.nan, math.nan)
 
 def figures_of(spec: PretrainSpec, before: Sequence[Measure], after: Sequence[Measure]) -> Figures:
     """The means over held-out texts."""
-    was, now = ([_known(value) for value in mean(one)] for one in (before, after))
+    was, now = ([known(value) for value in mean(one)] for one in (before, after))
     nats, agreement, bleu4, prefix = zip(was, now, strict=True)
     last, written = spec.lessons[-1], min(len(after), spec.measured)
-    slots = slots_of(last.tokens, last.ratio)
-    return Figures(len(after), written, last.tokens, slots, nats, agreement, bleu4, prefix, last.ratio)
+    return Figures(len(after), written, last.tokens, last.slots, last.ratio, nats, agreement, bleu4, prefix)
 
 
 def results(
@@ -50,11 +49,7 @@ def _result(spec: PretrainSpec, tokens: int, measured: Both | None, each: float,
 def _columns(measured: Both) -> dict[str, float | None]:
     names = "nll", "agreement", "bleu4", "prefix"
     return {
-        f"{name}_{when}": _known(value)
+        f"{name}_{when}": known(value)
         for when, one in zip(("before", "after"), measured, strict=True)
         for name, value in zip(names, one, strict=True)
     }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -28,9 +28,7 @@ def nats(coder: Autoencoder, prompts: Sequence[torch.Tensor], answers: Sequence[
     return list(torch.split(nats_of(states[None], head, targets[None])[0], [len(ids) for ids in answers]))
 
 
-def written(
-    coder: Autoencoder, prompts: Sequence[torch.Tensor], most: int, ends: Sequence[int]
-) -> list[list[int]]:  # fmt: skip
+def written(coder: Autoencoder, prompts: Sequence[torch.Tensor], most: int, ends: Sequence[int]) -> list[list[int]]:
     """What the decoder says greedily behind each prompt ``[n, d]``: ``most`` tokens or those before one of ``ends``."""
     model: Any = coder.model
     words = pad_sequence(list(prompts), batch_first=True, padding_side="left")

@@ -7,9 +7,7 @@ that it is to hold, which are never far; and ``pooled``, no memory tokens but me
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +17,17 @@ from schemas.memory import Layout
 Ints = NDArray[np.int64]
 
 
-def slots_of(tokens: int, ratio: float | Fraction, most: int | None = None) -> int:
-    """Slots for a span of so many tokens: one for ``ratio`` of them, ``most`` at most; never more than tokens."""
-    wanted = max(1, math.ceil(tokens / ratio))
-    return min(wanted, tokens, most or wanted)
-
-
-def cut(tokens: int, most: int) -> list[int]:
-    """How long the spans of a context are, in their order: as few as may be, of ``most`` tokens each at most, and of
-    like length, so that none is a remainder of a few."""
-    ends = [number * tokens // -(-tokens // most) for number in range(1, -(-tokens // most) + 1)]
+def cut(tokens: int, most: int, more: int = 0) -> list[int]:
+    """How long the spans of a context are, in their order: as few as may be and so many ``more``, of ``most`` tokens
+    each at most, and of like length, so that none is a remainder of a few."""
+    count = min(tokens, -(-tokens // most) + more)
+    ends = [number * tokens // count for number in range(1, count + 1)]
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def spans_of(ids: Ints, most: int, more: int = 0) -> list[Ints]:
+    """The spans of a context, by its token ids."""
+    return np.split(ids, np.cumsum(cut(len(ids), most, more))[:-1])
 
 
 @dataclass(frozen=True, slots=True)

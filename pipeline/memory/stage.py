@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.memory.spans import slots_of
 from pipeline.models import ModelError, check_causal, digest_of, encoders, expects_gpu, resolve
 from pipeline.models.folder import window_of
 from pipeline.stages import Outcome, Run
@@ -63,7 +62,7 @@ class Training:
         ref = resolve(self.target.model)
         window = window_of(ref.folder)
         for one in self.spec.lessons:
-            places = one.tokens + slots_of(one.tokens, one.ratio) + 1  # [AE], or a memory token less one
+            places = one.tokens + one.slots + 1  # [AE], or a memory token less one
             if window is not None and places > window:
                 raise ModelError(
                     f"{self.spec.kind}: a lesson of {one.tokens} tokens takes {places} places with its slots, and "

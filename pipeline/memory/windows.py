@@ -16,7 +16,6 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.lessons import lesson
-from pipeline.memory.spans import slots_of
 from schemas.memory import Lesson, PretrainSpec
 
 
@@ -69,4 +68,4 @@ def batch_of(corpus: Corpus, spec: PretrainSpec, step: int, device: torch.device
     tags = np.where(repeated, TAGS.index("AE"), TAGS.index("LM"))
     arrays = contexts, targets, tags
     asked, said, told = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in arrays)
-    return Batch(asked, said, told, slots_of(one.tokens, one.ratio))
+    return Batch(asked, said, told, one.slots)

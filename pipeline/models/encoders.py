@@ -30,19 +30,19 @@ Four = tuple[float | None, float | None, float | None, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of ``texts`` held-out spans of ``tokens`` tokens through ``slots`` slots: nats a token, the share of tokens that
-    were the likeliest; of the ``written`` that were written out, BLEU-4 (0 to 1) and the share before the first wrong
-    token. ``ratio``: tokens a slot, as the last lesson had it; None where an encoder is older than that."""
+    """Of ``texts`` held-out spans of ``tokens`` tokens through ``slots`` slots, one for ``ratio`` tokens: nats a token,
+    the share of tokens that were the likeliest; of the ``written`` that were written out, BLEU-4 (0 to 1) and the share
+    before the first wrong token."""
 
     texts: int
     written: int
     tokens: int
     slots: int
+    ratio: float
     nats: Both
     agreement: Both
     bleu4: Both
     prefix: Both
-    ratio: float | None = None
 
     def told(self) -> str:
         """In a line."""
@@ -115,11 +115,13 @@ def read_manifest(folder: Path) -> EncoderManifest:
     """Raises ``ModelDamaged`` for one that is none."""
     try:
         said = read_json(folder / MANIFEST)
-        both = _tuples(said["figures"], "nats", "agreement", "bleu4", "prefix")
+        figures = said["figures"]
+        figures.setdefault("ratio", figures["tokens"] / figures["slots"])  # older manifests do not say it
+        both = _tuples(figures, "nats", "agreement", "bleu4", "prefix")
         four = _tuples(said["answers"], "nats", "token_f1", "bleu4") if said.get("answers") else None
         answers = Answers(**four) if four else None
         return EncoderManifest(**{**said, "figures": Figures(**both), "answers": answers})
-    except (OSError, TypeError, LookupError) as error:
+    except (OSError, TypeError, LookupError, AttributeError, ZeroDivisionError) as error:
         raise ModelDamaged(f"{folder / MANIFEST}: not an encoder's manifest ({error}); {AGAIN}") from None
 
 

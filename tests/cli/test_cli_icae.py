@@ -87,6 +87,11 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(
     assert evaluated.code == 0, evaluated.err
     assert {one["kind"] for one in evaluated.json["repeated"]} == {"prose", "numbers", "patterned", "random"}
     assert [(one["tokens"], one["slots"]) for one in evaluated.json["continued"]] == [(16, 8)]
+    evaluating = "icae", "evaluate", "night", "--rows", "2", "--html", "no/night.html", "-t"
+    told = prepared.says(*evaluating, "prose=texts.jsonl")
+    assert told.code == 1 and "repeated from slots" in told.out and "no/night.html" in told.err.replace("\n", "")
+    named = prepared.says(*evaluating, "numbers=texts.jsonl")
+    assert named.code == 2 and "call yours otherwise" in " ".join(named.err.split())
     taken = prepared.says(*words, "--set", "stages.0.steps=4")
     assert taken.code == 1 and "another encoder is called night already" in " ".join(taken.err.split())
     other = prepared.says(*words, "--set", "stages.0.steps=4", "--replace")

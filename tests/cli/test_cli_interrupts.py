@@ -15,6 +15,8 @@ import psutil
 import pytest
 from command import Said, User
 
+from pipeline.cli.interrupts import goes_on
+
 GOES_ON = "interrupted; the same command goes on from here\n"
 MOMENTS = [0.0, 0.03, *(tenth / 10 for tenth in range(1, 16))]  # s after the command can hear a signal
 AT_ONCE = 4  # processes side by side: what is tested is where the signal meets them, not how soon
@@ -43,6 +45,11 @@ def _sigterm(pid: int, mask: str) -> bool:
         return False
     found = next(line.split()[1] for line in status.splitlines() if line.startswith(mask))
     return bool(int(found, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_only_what_goes_on_is_said_to() -> None:
+    assert goes_on(["run", "job.toml"]) and goes_on(["icae", "pretrain", "job.toml"]) and goes_on(["icae", "prompts"])
+    assert not (goes_on(["icae", "evaluate", "night"]) or goes_on(["report", "run"]) or goes_on([]))
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])

@@ -111,6 +111,12 @@ def test_a_sample_is_counted_with_the_targets_tokenizer(tiny_model: Path) -> Non
     assert "counted on 2 documents" in made.notes[0]
 
 
+def test_only_what_may_be_taken_over_is_said_to_be(tiny_model: Path) -> None:
+    for stage, taken in ((compress(tiny_model), True), ({"kind": "pretrain"}, False), ({"kind": "finetune"}, False)):
+        made = guess(job([stage], model=str(tiny_model)), 10, 40_000)
+        assert any("are taken over" in note for note in made.notes) is taken
+
+
 def test_a_training_of_an_encoder_takes_as_long_as_its_steps(tiny_model: Path) -> None:
     def seconds(documents: int, **stage: Any) -> float:
         made = guess(job([{"device": "cpu", **stage}], model=str(tiny_model)), documents, 4_000 * documents)

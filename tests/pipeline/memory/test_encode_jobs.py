@@ -109,6 +109,16 @@ def test_an_unchanged_document_is_never_encoded_twice(
     assert {row["encode_reused_from"] for row in rows_of(root_of(engine, again))} == {None}
 
 
+def test_a_group_that_groups_nothing_tells_no_slots_apart(engine: Engine, tmp_path: Path, tiny_model: Path) -> None:
+    """In float16: slots of either job may lie in one file."""
+    first = done(engine, spec(tmp_path / "a", tiny_model, corpus()[::2]))
+    second = done(engine, spec(tmp_path / "b", tiny_model, corpus(), group=32, seconds_per_shard=60.0))
+    rows = rows_of(root_of(engine, second))
+    assert len({row["slots_file"] for row in rows}) < len(rows)
+    assert {row["encode_reused_from"] for row in rows} == {first, None}
+    assert all(len(read_slots(str(root_of(engine, second)), row)) == row["slots"] for row in rows)
+
+
 def test_slots_that_were_lost_or_damaged_are_made_again(
     engine: Engine, tmp_path: Path, tiny_model: Path, encoded: list[int]
 ) -> None:

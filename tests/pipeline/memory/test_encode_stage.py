@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from pipeline.memory.encode_stage import Encode
 from pipeline.memory.encoder import filled, load_encoder
 from pipeline.memory.packing import unpack
 from pipeline.memory.ragged import encode_spans
-from pipeline.memory.spans import cut, slots_of
+from pipeline.memory.spans import cut
 from pipeline.models import ModelDamaged, ModelError, ModelNotFound, ModelPool, load_tokenizer
 from pipeline.models.encoders import MANIFEST, WEIGHTS, read_manifest
 from pipeline.stages import Refusal, Result, Run
 from schemas.document import Document
+from schemas.memory import slots_of
 
 KINDS: dict[str, dict[str, Any]] = {
     "interleaved": {},
@@ -104,9 +106,8 @@ def test_slots_are_as_many_as_in_the_last_lesson(tiny_model: Path) -> None:
     """To the token: 16 at 3 a slot take 6 slots, and yet 6 take 2."""
     manifest = read_manifest(encoder_of(tiny_model))
     figures = replace(manifest.figures, tokens=16, slots=6, ratio=3.0)
-    for ratio, slots in ((3.0, 2), (None, 3)):
-        cut_ = stage(tiny_model).cut(replace(manifest, figures=replace(figures, ratio=ratio)))
-        assert (cut_.span, cut_.slots(16), cut_.slots(6)) == (16, 6, slots)
+    cut_ = stage(tiny_model).cut(replace(manifest, figures=figures))
+    assert (cut_.span, cut_.slots(16), cut_.slots(6)) == (16, 6, 2)
 
 
 def test_tokens_are_those_of_the_whole_prompt(
@@ -228,6 +229,19 @@ def test_what_cannot_be_is_said_before_anything_runs(tiny_model: Path, tmp_path:
     with pytest.raises(ModelError, match=r"takes 8250 places with its slots, and .* reads .* at most: lower span"):
         stage(tiny_model, span=8000, ratio=32.0).check()
     stage(tiny_model).check()
+
+
+def test_contexts_are_cut_as_in_the_encoders_last_lesson(tiny_model: Path, tmp_path: Path) -> None:
+    """By its ratio, which the slots of its one span do not tell: 16 tokens at 3 a slot are 6 slots, and 15 are 5."""
+    made = stage(tiny_model)
+    _, manifest = made.found()
+    known = replace(manifest, figures=replace(manifest.figures, slots=6, ratio=3.0))
+    assert [made.cut(known).slots(tokens) for tokens in (16, 15, 12)] == [6, 5, 4]
+    said = json.loads(known.to_json())
+    del said["figures"]["ratio"]
+    (tmp_path / MANIFEST).write_text(json.dumps(said))
+    older = made.cut(read_manifest(tmp_path))
+    assert (older.span, older.slots(16)) == (16, 6)
 
 
 def test_a_damaged_encoder_is_said(tiny_model: Path, tmp_path: Path, pool: ModelPool) -> None:

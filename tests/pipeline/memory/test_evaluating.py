@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.memory.evaluating import Asked, check, evaluate
 from pipeline.memory.kinds import Kind, kinds
 from pipeline.memory.measure import Measuring, encoded, mean
 from pipeline.models import ModelError, ModelPool, load_tokenizer
-from pipeline.models.encoders import read_manifest
+from pipeline.models.encoders import Answers, read_manifest
 from pipeline.stages import Run
 
 ASKED = Asked(tokens=(16, 24), ratios=(2.0, 4.0), span=16, rows=5, continued=8, batch_tokens=64, half=False)
@@ -98,7 +99,7 @@ def test_a_long_context_is_cut_as_it_is_when_encoded(coder: Autoencoder, found: 
     assert all(min(one.encode, one.read_slots, one.read_text) > 0 for one in made.latencies)
 
     spans = torch.from_numpy(found[0].spans(5, 16, 0))
-    whole = mean(Measuring(coder, tokenizer, spans, 8, 64, half=False).measure(5))
+    whole = mean(Measuring(coder, tokenizer, spans, ((16, 8),), 64, half=False).measure(5))
     first = made.repeated[0]
     assert (first.nats.value, first.prefix.value) == pytest.approx((whole.nats, whole.prefix), abs=1e-5)
     assert first.bleu4 is not None and first.bleu4.low <= first.bleu4.value <= first.bleu4.high
@@ -114,10 +115,16 @@ def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path,
     assert made.short == [("prose", 20_000)]
     html = render_encoder(made, "<night>", read_manifest(folder), [(0, 7.0), (1, 6.5), (2, 6.0)])
     assert html.lstrip().startswith("<!DOCTYPE html>") and "&lt;night&gt;" in html and "<night>" not in html
+    assert "0 answers" not in html and "token F1" not in html
+    answers = Answers(7, 3, (4.0, 1.0, 3.0, 2.0), (0.0, 0.5, 0.125, 0.25), (None,) * 4, 3.5)
+    taught = render_encoder(made, "night", replace(read_manifest(folder), answers=answers), [])
+    assert "7 answers, 3.000 -&gt; 2.000 nats a token" in taught and "token F1 0.125 -&gt; 0.250" in taught
     assert "From 7.000 to 6.000 nats" in html and "prose for 20,000 tokens" in html
 
 
 def test_contexts_that_the_model_cannot_read() -> None:
     with pytest.raises(ModelError, match=r"24 tokens take 37 places .* reads 36 at most"):
-        check(ASKED, 36)
-    check(ASKED, 37)
+        check(ASKED, 36, most=8)
+    check(ASKED, 37, most=8)
+    with pytest.raises(ModelError, match=r"a span of 16 tokens takes 8 slots, and its encoder makes 7 at most"):
+        check(ASKED, None, most=7)

@@ -17,6 +17,8 @@ from finetuning_jobs import ROWS, SETTINGS, row, stage
 from pretraining_jobs import TEXTS, written
 from pretraining_jobs import stage as pretraining
 
+from pipeline.memory.beginning import begun
+from pipeline.memory.plan import Signs
 from pipeline.memory.training import Trainer
 from pipeline.models import ModelError, ModelPool
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, read_manifest
@@ -56,6 +58,17 @@ def test_held_out_questions_are_measured_beside_yardsticks(whole: Whole) -> None
     assert manifest.answers.nats[3] == pytest.approx(mean) and "token F1" in manifest.answers.told()
     assert (manifest.figures.tokens, manifest.figures.slots) == (16, 8)
     assert manifest.figures.told().startswith("16 tokens in 8 slots: ")
+
+
+def test_what_is_read_to_measure_is_what_was_told_before(tiny_model: Path, pool: ModelPool) -> None:
+    """Else the share that is done would stand still, or run over."""
+    made, loaded = stage(tiny_model), pool.own_copy(str(tiny_model))
+    plan = made.plan(ROWS, loaded, lambda: None)
+    measurer = plan.measurer(begun(made.spec, loaded, plan, None))
+    for measure, work in zip((measurer.before, measurer.after), measurer.work, strict=True):
+        passed: list[int] = []
+        measure(Signs(passed=passed.append))
+        assert sum(passed) == work
 
 
 def test_a_context_is_learned_from_or_held_out_whatever_is_asked(whole: Whole) -> None:

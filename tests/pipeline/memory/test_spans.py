@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.memory.spans import reading, slots_of
+from pipeline.memory.spans import reading
+from schemas.memory import slots_of
 
 
 @pytest.mark.parametrize(
-    ("tokens", "ratio", "most", "expected"),
-    [
-        (128, 4.0, None, 32),
-        (130, 4.0, None, 33),
-        (1, 4.0, None, 1),
-        (3, 8.0, None, 1),
-        (512, 4.0, 100, 100),
-        (7, 1.0, 9, 7),
-    ],
+    ("tokens", "ratio", "expected"), [(128, 4.0, 32), (130, 4.0, 33), (1, 4.0, 1), (3, 8.0, 1), (7, 1.0, 7)]
 )
-def test_nothing_grows(tokens: int, ratio: float, most: int | None, expected: int) -> None:
-    assert slots_of(tokens, ratio, most) == expected
+def test_nothing_grows(tokens: int, ratio: float, expected: int) -> None:
+    assert slots_of(tokens, ratio) == expected
+
+
+@given(st.integers(1, 4096), st.integers(10, 640))
+def test_slots_are_those_of_the_ratio_as_it_is_written(tokens: int, tenths: int) -> None:
+    """42 / 1.4 is a little over 30, as floats go."""
+    assert slots_of(tokens, tenths / 10) == max(1, math.ceil(Fraction(10 * tokens, tenths)))
+
+
+@given(st.integers(1, 1024), st.data())
+def test_slots_are_those_of_a_ratio_that_was_reckoned_from_them(tokens: int, data: st.DataObject) -> None:
+    slots = data.draw(st.integers(1, tokens))
+    assert slots_of(tokens, tokens / slots) == slots
 
 
 def test_memory_tokens_stand_behind_what_they_are_for() -> None:
