@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.cuts import Cut
     from pipeline.evaluation.bootstrap import Interval
     from pipeline.evaluation.comparing import Comparison
-    from pipeline.memory.evaluating import Evaluation
+    from pipeline.memory.evaluated import Evaluation
     from pipeline.models.encoders import EncoderManifest
 
 

@@ -13,7 +13,7 @@ from pipeline.cli import interrupts
 from pipeline.cli.shared import USAGE, Json, err, examples, fail, out, print_json, settings
 
 if TYPE_CHECKING:
-    from pipeline.memory.evaluating import Asked, Evaluation
+    from pipeline.memory.evaluated import Asked, Evaluation
     from pipeline.models.encoders import EncoderManifest
     from schemas.settings import Settings
 
@@ -66,7 +66,7 @@ def evaluate(
 
     Contexts longer than the spans of its training are cut into such spans.
     """
-    from pipeline.memory.evaluating import Asked, check
+    from pipeline.memory.evaluated import Asked, check
     from pipeline.models import encoders, resolve
     from pipeline.models.folder import window_of
 

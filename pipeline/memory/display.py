@@ -14,7 +14,7 @@ from pipeline.accounting.wording import points, span
 
 if TYPE_CHECKING:
     from pipeline.evaluation.bootstrap import Interval
-    from pipeline.memory.evaluating import Continued, Evaluation, Latency, Repeated
+    from pipeline.memory.evaluated import Continued, Evaluation, Latency, Repeated
 
 REPEATED = "kind", "tokens", "slots", "BLEU-4", "interval", "prefix", "likeliest", "nats"
 CONTINUED = "kind", "tokens", "slots", "alone", "text", "last tokens", "slots", "kept"

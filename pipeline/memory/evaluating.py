@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,117 +18,16 @@ import numpy as np
 import torch
 
 from pipeline.batching import run_packed
-from pipeline.evaluation.bootstrap import Interval, interval
+from pipeline.evaluation.bootstrap import interval
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.continuing import Continuation, continuation
+from pipeline.memory.evaluated import Asked, Continued, Evaluation, Latency, Repeated
 from pipeline.memory.kinds import GENERATED, Kind
 from pipeline.memory.measure import Measuring, Parts, encoded, plainly
 from pipeline.memory.ragged import pass_tokens
-from pipeline.memory.spans import cut
-from pipeline.models import ModelError
-from schemas.memory import slots_of
 
 TIMED = 5
 """Runs of which a latency is the median, behind one to warm up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Contexts of ``tokens`` each at every one of ``ratios`` tokens a slot, cut into spans of ``span`` tokens at most:
-    ``rows`` of each kind; ``continued`` tokens behind them; ``half``: passes are autocast to bfloat16."""
-
-    tokens: tuple[int, ...]
-    ratios: tuple[float, ...]
-    span: int
-    rows: int
-    continued: int
-    batch_tokens: int
-    half: bool
-    seed: int = 0
-
-    def cuts(self) -> list[tuple[int, Parts]]:
-        """Every length with every ratio: (tokens, the spans as (tokens, slots))."""
-        return [
-            (size, tuple((one, slots_of(one, ratio)) for one in cut(size, self.span)))
-            for size in self.tokens
-            for ratio in self.ratios
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class Repeated:
-    """What comes back of ``rows`` contexts; ``bleu4`` is None without sacrebleu."""
-
-    kind: str
-    tokens: int
-    slots: int
-    rows: int
-    nats: Interval
-    agreement: Interval
-    bleu4: Interval | None
-    prefix: Interval
-
-
-@dataclass(frozen=True, slots=True)
-class Continued:
-    """Perplexities of what follows ``rows`` contexts behind nothing, all of it, its last tokens, its slots."""
-
-    kind: str
-    tokens: int
-    slots: int
-    rows: int
-    none: float
-    full: float
-    tail: float
-    behind_slots: float
-
-    @property
-    def kept(self) -> float | None:
-        """The share of what the context is worth that its slots keep; None where it is worth nothing."""
-        return (self.none - self.behind_slots) / (self.none - self.full) if self.none > self.full else None
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Seconds for one context: to encode it, to read its slots, and to read its text."""
-
-    tokens: int
-    slots: int
-    encode: float
-    read_slots: float
-    read_text: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """All of it. ``short``: kinds of which no text was long enough, and for how many tokens."""
-
-    repeated: list[Repeated]
-    continued: list[Continued]
-    latencies: list[Latency]
-    short: list[tuple[str, int]]
-
-    def to_json(self) -> dict[str, Any]:
-        """For programs."""
-        said = [{**asdict(one), "kept": one.kept} for one in self.continued]
-        return {**asdict(self), "continued": said}
-
-
-def check(asked: Asked, window: int | None, most: int) -> None:
-    """Raise ``ModelError`` for contexts that the model cannot read, with what stands around them, and for spans of more
-    slots than the ``most`` that the encoder makes."""
-    for size, parts in asked.cuts():
-        for tokens, slots in parts:
-            if slots > most:
-                raise ModelError(
-                    f"a span of {tokens} tokens takes {slots} slots, and its encoder makes {most} at most: raise ratio"
-                )
-        places = size + max(sum(slots for _, slots in parts) + 1, asked.continued)
-        if window is not None and places > window:
-            raise ModelError(
-                f"contexts of {size} tokens take {places} places with their slots and what follows, and the model "
-                f"reads {window} at most: lower --tokens or --continued"
-            )
 
 
 def evaluate(

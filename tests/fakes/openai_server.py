@@ -190,12 +190,18 @@ def _drop(send: Any) -> None:
     send.__self__.transport.abort()  # ASGI has no word for it: uvicorn's own connection
 
 
+def _config(fake: Any) -> uvicorn.Config:
+    """Without a ``log_config``, which would close all handlers there are; with absl's, where a test has imported it and
+    pytest captures, the file that is captured into."""
+    return uvicorn.Config(fake, lifespan="off", ws="none", http="h11", log_level="critical", log_config=None)
+
+
 class Served:
     """A ``FakeOpenAI`` on a free port of this machine, in a thread. ``with Served(fake) as url``."""
 
     def __init__(self, fake: Any, port: int = 0) -> None:
         self._socket = socket.create_server(("127.0.0.1", port))
-        config = uvicorn.Config(fake, lifespan="off", ws="none", http="h11", log_level="critical")
+        config = _config(fake)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self.port: int = self._socket.getsockname()[1]
@@ -224,7 +230,7 @@ def main() -> None:
     fake = FakeOpenAI(asked.api_key, faults=asked.faults, seconds=asked.seconds, bill_file=asked.bill, seed=asked.seed)
     listening = socket.create_server(("127.0.0.1", asked.port))
     print(json.dumps({"port": listening.getsockname()[1]}), flush=True)
-    config = uvicorn.Config(fake, lifespan="off", ws="none", http="h11", log_level="critical")
+    config = _config(fake)
     uvicorn.Server(config).run(sockets=[listening])
 
 

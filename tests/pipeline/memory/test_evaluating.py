@@ -16,7 +16,8 @@ from pipeline.accounting.report import render_encoder
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.continuing import continuation
 from pipeline.memory.encoder import load_encoder
-from pipeline.memory.evaluating import Asked, check, evaluate
+from pipeline.memory.evaluated import Asked, check
+from pipeline.memory.evaluating import evaluate
 from pipeline.memory.kinds import Kind, kinds
 from pipeline.memory.measure import Measuring, encoded, mean
 from pipeline.models import ModelError, ModelPool, load_tokenizer
