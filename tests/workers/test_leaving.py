@@ -19,7 +19,7 @@ from servers import RedisServer
 
 DEFAULT: dict[str, float] = {}  # the settings' own timings: lease 60 s, reaper 10 s, grace 60 s
 OTHER_MACHINE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
-NUMBERS = {"copy": 1, "compress": 1500, "local": 200, "hosted": 200}  # a few shards; where one, it is that one again
+NUMBERS = {"copy": 1, "compress": 16_000, "local": 200, "hosted": 200}  # a few shards; where one, it is that one again
 GRACE = {"soft_shutdown_seconds": 18.0, "renew_seconds": 1.0}  # asked to hand back after 9 s; often says how far it is
 LEFT = 12.0  # what a busy machine may take over the end of a process, after its grace; no shard below ends as soon
 

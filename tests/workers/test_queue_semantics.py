@@ -34,6 +34,7 @@ def test_what_is_urgent_and_what_ends_documents_comes_first() -> None:
         "recover",
         "copy",
         "compress",
+        "encode",
         "generate",
         "align",
         "distill",
