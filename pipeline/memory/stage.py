@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ _CHARACTERS_PER_SECOND = {"cpu": 1_000, "cuda": 400_000}
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class Training(ABC):
     """Of an encoder over ``target``. What it writes of one document depends on all of them."""
 
     spec: EncoderTraining
@@ -73,9 +74,9 @@ class Training:
         """Seconds to learn from a document of this length once, roughly; how often is the lessons' to say."""
         return characters / _CHARACTERS_PER_SECOND["cuda" if expects_gpu(self.spec.device) else "cpu"]
 
+    @abstractmethod
     def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
         """What is learned from these documents, in order; ``alive`` is called now and then, and may raise."""
-        raise NotImplementedError
 
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
         """As ``learn``; the encoder lies in ``encoder`` of ``run.folder``, if there is one."""
