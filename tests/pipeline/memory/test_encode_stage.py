@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "pooled": {"layout": "pooled"},
     "whole": {"rank": 0},
 }
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ModelPool]:
-    pool = ModelPool("cpu", limit=4)
-    yield pool
-    pool.close()
 
 
 def results(made: Encode, documents: Sequence[Document], pool: ModelPool) -> list[Result]:

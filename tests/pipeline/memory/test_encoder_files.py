@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "appended": {"rank": 4, "alpha": 8.0, "layout": "appended", "slots": 8, "targets": ["q_proj", "v_proj"]},
     "whole": {"rank": 0},
 }
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ModelPool]:
-    pool = ModelPool("cpu")
-    yield pool
-    pool.close()
 
 
 @pytest.fixture

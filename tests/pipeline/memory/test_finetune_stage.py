@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ from pipeline.stages import Halt, Refusal, Run, Stopped
 from schemas.document import PromptParts
 
 Whole = tuple[Path, list[Any]]
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ModelPool]:
-    pool = ModelPool("cpu")
-    yield pool
-    pool.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,6 @@ MIXED = [
     document(4, TEXTS[5], " \n ", question=""),
 ]
 KEPT = {"keep_text": 10}
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ModelPool]:
-    pool = ModelPool("cpu")
-    yield pool
-    pool.close()
 
 
 def after_encoding(
