@@ -8,7 +8,6 @@ Contexts longer than the spans of the encoder's training are cut into such spans
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ import torch
 
 from pipeline.batching import run_packed
 from pipeline.evaluation.bootstrap import interval
+from pipeline.generation.timing import timed
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.continuing import Continuation, continuation
 from pipeline.memory.evaluated import Asked, Continued, Evaluation, Latency, Repeated
@@ -93,20 +93,13 @@ class _Evaluating:
             with plainly(self.coder.tags.device, self.asked.half):
                 slots = encoded(self.coder, ids, parts)
                 times = (
-                    _seconds(partial(encoded, self.coder, ids, parts), tag.is_cuda),
-                    _seconds(partial(self.coder.states, slots, tag, ids[:, :1]), tag.is_cuda),
-                    _seconds(partial(self.coder.text_states, ids), tag.is_cuda),
+                    _seconds(partial(encoded, self.coder, ids, parts), tag.device),
+                    _seconds(partial(self.coder.states, slots, tag, ids[:, :1]), tag.device),
+                    _seconds(partial(self.coder.text_states, ids), tag.device),
                 )
             yield Latency(size, slots.shape[1], *times)
 
 
-def _seconds(work: Callable[[], Any], cuda: bool) -> float:
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
     """The median of some runs."""
-    found = []
-    for _ in range(TIMED + 1):
-        began = time.perf_counter()
-        work()
-        if cuda:
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return float(np.median(found[1:]))
+    return float(np.median([timed(work, device)[1] for _ in range(TIMED + 1)][1:]))
