@@ -50,18 +50,20 @@ class Engine:
     """``method`` on a device with tokenisers and budget (``preparing``).
 
     ``turns`` lets few batches score at once. They are prepared one by one (``next``): all at once, sharing one
-    interpreter, the first would be ready as late as the last, and the device would wait for it.
+    interpreter, the first would be ready as late as the last, and the device would wait for it. A device that is
+    ``apart`` from who prepares does not wait long: the first batches are small.
     """
 
     preparing: Preparing
     method: Method
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
     next: threading.Lock = field(default_factory=threading.Lock)
+    apart: bool = False
 
     def run(self, sources: Sequence[Source], passed: Passed) -> Iterator[Batch]:
         """All sources, longest first, batch by batch. ``passed`` is told their original tokens as they are read."""
         parts = [source.parts for source in sources]
-        batches = by_length([one.characters for one in parts], self.method.abreast, parts)
+        batches = by_length([one.characters for one in parts], self.method.abreast, parts, self.apart)
         return in_lanes(batches, lambda places, gate: self._make([sources[place] for place in places], gate), passed)
 
     def _make(self, sources: Sequence[Source], passed: Passed) -> list[Made]:

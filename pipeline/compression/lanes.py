@@ -17,6 +17,9 @@ T = TypeVar("T")
 LANES = 3
 """Batches in hand: one is prepared, one scored, one decided on or put together."""
 
+RAMP = 3
+"""Where a device waits for the first batch, it has an eighth of later ones' rows, the next a quarter, then half."""
+
 CHARACTERS = 2**23
 """Most characters of a batch, unless one document has more: bounds the memory of its tokens."""
 
@@ -70,20 +73,23 @@ def in_lanes(
             gate.shut = True
 
 
-def by_length(lengths: Sequence[int], rows: int, texts: Sequence[object] = ()) -> list[tuple[int, ...]]:
+def by_length(
+    lengths: Sequence[int], rows: int, texts: Sequence[object] = (), awaited: bool = False
+) -> list[tuple[int, ...]]:
     """Batches of at most ``rows`` documents of similar length in characters, longest first: the least padding, and
-    memory trouble early rather than late.
+    memory trouble early rather than late. The first ones are small where the first is ``awaited``.
 
     Neighbours with equal ``texts`` (one document at several rates) share tokens and scores: a batch may have twice as
     many rows rather than end among them.
     """
     batches: list[list[int]] = []
-    total = 0
+    most, total = rows, 0
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if texts and batches and len(batches[-1]) < 2 * rows and texts[batches[-1][-1]] == texts[place]:
+        if texts and batches and len(batches[-1]) < 2 * most and texts[batches[-1][-1]] == texts[place]:
             batches[-1].append(place)
             continue
-        if not batches or len(batches[-1]) >= rows or total + lengths[place] > CHARACTERS:
+        if not batches or len(batches[-1]) >= most or total + lengths[place] > CHARACTERS:
+            most = max(1, rows >> max(0, RAMP - len(batches))) if awaited else rows
             batches.append([])
             total = 0
         batches[-1].append(place)

@@ -114,9 +114,10 @@ class Compress:
         method = build_method(spec, models, target)
         counting = _tokenizer_digest(self.target.tokenizer_model)
         same = method.tokenising == target or counting in map(_tokenizer_digest, spec.scoring_models)
-        at_once = 2 if resolve_device(spec.device).startswith("cuda") else 1  # a GPU reads one while one is decided on
+        apart = resolve_device(spec.device).startswith("cuda")
+        turns = threading.Semaphore(2 if apart else 1)  # a GPU reads one batch while another is decided on
         preparing = Preparing(spec, method.tokenising, target, build_marking(spec), same)
-        return Engine(preparing, method, threading.Semaphore(at_once))
+        return Engine(preparing, method, turns, apart=apart)
 
     def _outcomes(self, batch: Batch, rates: Sequence[float | None]) -> dict[int, Outcome]:
         """Results with each document's share of the batch's seconds: by its tokens, where the model worked on it."""

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from pipeline.passes.launches import Launches
+
 _ROW = 1024
 """Entries that a warp, or a program of one row, holds at once."""
 
@@ -20,14 +22,15 @@ _ROWS = 4
 def norm(states: torch.Tensor, weights: torch.Tensor, epsilon: float) -> torch.Tensor:
     """The RMS norm (arXiv 1910.07467) of ``states`` ``[tokens, d]``."""
     tokens, size = states.shape
-    width = triton.next_power_of_2(size)
+    width = _power(size)
     rows = _ROWS if width <= _ROW else 1
     out = torch.empty_like(states)
     if tokens:
-        _norm[triton.cdiv(tokens, rows),](states, weights, out, tokens, size, epsilon, ROWS=rows, WIDTH=width)
+        _norm((-(-tokens // rows), 1), (states, weights, out), (size, epsilon, rows, width), free=(tokens,))
     return out
 
 
+@Launches
 @triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator, unused-ignore]
 def _norm(  # type: ignore[no-untyped-def]
     states, weights, out, tokens, size, epsilon, ROWS: tl.constexpr, WIDTH: tl.constexpr
@@ -55,19 +58,19 @@ def turn(
     tokens, width = projected.shape
     key_heads = (width // size - heads) // 2
     parts = projected.view(tokens, width // size, size)
-    query, keys, values = torch.split(parts, [heads, key_heads, key_heads], 1)
-    slots, to_keys, to_values = store or (projected, projected, projected)
-    half, rows = triton.next_power_of_2(size // 2), triton.next_power_of_2(heads + key_heads)
+    query, stored = parts[:, :heads], store is not None
+    slots, keys, values = store or (projected, parts[:, heads:-key_heads], parts[:, -key_heads:])
+    half, rows = _power(size // 2), _power(heads + key_heads)
     if tokens:
-        _turn[tokens,](
-            projected, *turns, slots, to_keys, to_values, width, to_keys.stride(0), to_keys.stride(1),
-            HEADS=heads, KEY_HEADS=key_heads, SIZE=size, HALF=half, ROWS=rows,
-            KEY_ROWS=triton.next_power_of_2(key_heads), STORED=store is not None,
-            num_warps=max(1, min(8, rows * half // 512)),
+        _turn(
+            (tokens, 1), (projected, *turns, slots, keys, values),
+            (width, keys.stride(0), keys.stride(1), heads, key_heads, size, half, rows, _power(key_heads), stored),
+            warps=max(1, min(8, rows * half // 512)),
         )  # fmt: skip
-    return query, (keys if store is None else to_keys), (values if store is None else to_values)
+    return query, keys, values
 
 
+@Launches
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _turn(  # type: ignore[no-untyped-def]
     projected, cosines, sines, slots, keys, values, width, column_stride, head_stride,
@@ -108,10 +111,11 @@ def gate(given: torch.Tensor) -> torch.Tensor:
     tokens, size = len(given), given.shape[1] // 2
     out = given.new_empty(tokens, size)
     if tokens:
-        _gate[tokens, triton.cdiv(size, _ROW)](given, out, size, WIDTH=_ROW)
+        _gate((tokens, -(-size // _ROW)), (given, out), (size, _ROW))
     return out
 
 
+@Launches
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _gate(given, out, size, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     token, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -119,3 +123,8 @@ def _gate(given, out, size, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def
     opened = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     through = tl.load(at + size, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + token * size + column, (opened * tl.sigmoid(opened) * through).to(out.dtype.element_ty), mask=mask)
+
+
+def _power(number: int) -> int:
+    """The power of two from ``number`` on. Triton's own function of the kind takes as long as a launch."""
+    return 1 << (number - 1).bit_length()

@@ -75,8 +75,7 @@ class Pack:
     def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
         """As ``attend``, of a causal model."""
         where = self.begins, self.first, self.used, self.longest, self.most_used
-        found: torch.Tensor = attend(query, keys, values, *where, True, scale)
-        return found
+        return flash(query, keys, values, *where, True, scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,15 @@ def attend(
 ) -> torch.Tensor:  # fmt: skip
     """``query`` ``[tokens, heads, size]`` of each row over its columns of the store, as in ``Pack``. If ``causal``, the
     last token sees all of them, the one before all but the last, and so on."""
-    found: torch.Tensor = torch.ops.aten._flash_attention_forward(
+    return flash(query, keys, values, begins, first, used, longest, most_used, causal, scale)
+
+
+def flash(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, begins: torch.Tensor, first: torch.Tensor,
+    used: torch.Tensor, longest: int, most_used: int, causal: bool, scale: float,
+) -> torch.Tensor:  # fmt: skip
+    """What no compiler sees calls this: a custom operator takes the processor longer than what it does."""
+    found: torch.Tensor = torch.ops.aten._flash_attention_forward.default(
         query, keys, values, begins, first, longest, most_used, 0.0, causal, False, scale=scale, seqused_k=used
     )[0]
     return found

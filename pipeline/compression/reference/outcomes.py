@@ -35,7 +35,8 @@ def outcomes_of(
         return reference.compress([documents[place].parts for place in places], gate)
 
     outcomes: dict[int, Outcome] = {}
-    for done in in_lanes(by_length([one.parts.characters for one in documents], rows), make, passed):
+    batches = by_length([one.parts.characters for one in documents], rows, awaited=loaded.device.type == "cuda")
+    for done in in_lanes(batches, make, passed):
         outcomes.update(_rows(spec, done, documents, counting))
         run.progress(len(done.places), 0)
     return [outcomes[place] for place in range(len(documents))]

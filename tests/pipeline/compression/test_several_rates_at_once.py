@@ -67,6 +67,8 @@ def test_no_batch_ends_among_the_copies_of_a_document() -> None:
     texts = [name for name in "abcd" for _ in RATES]
     assert by_length([5] * 12, 4, texts) == [(0, 1, 2, 3, 4, 5), (6, 7, 8, 9, 10, 11)]
     assert by_length([5] * 3, 2) == [(0, 1), (2,)]
+    assert [len(batch) for batch in by_length([5] * 70, 32, awaited=True)] == [4, 8, 16, 32, 10]
+    assert [len(batch) for batch in by_length([5] * 6, 2, awaited=True)] == [1, 1, 1, 2, 1]
     assert [len(batch) for batch in by_length([5] * 20, 4, ["a"] * 20)] == [8, 8, 4]
     half = CHARACTERS // 2
     assert by_length([half + 1] * 4, 9, ["a", "a", "b", "b"]) == [(0, 1), (2, 3)]
