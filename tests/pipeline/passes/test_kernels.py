@@ -41,11 +41,32 @@ AROUND = {
     "no token, stored": (0, 9, 3, 64, True),
     "no token": (0, 9, 3, 64, False),
 }
+NATS = {
+    "a vocabulary of blocks": (3, 8192, "float16", None, ""),
+    "of many blocks, the last not filled": (2, 151_936, "bfloat16", None, ""),
+    "of an odd size": (3, 5001, "float32", None, ""),
+    "smaller than a block": (4, 7, "float32", None, ""),
+    "of a single token": (2, 1, "float32", None, ""),
+    "capped": (3, 5001, "float16", 3.0, ""),
+    "capped, and far from 0": (3, 5001, "float16", 30, "far"),
+    "far from 0": (3, 5001, "float32", None, "far"),
+    "closed among others": (3, 5001, "float32", None, "among"),
+    "whole blocks closed in front": (3, 20_000, "bfloat16", None, "front"),
+    "whole blocks closed behind": (3, 20_000, "float16", None, "behind"),
+    "all closed but the target": (3, 9000, "float32", None, "else"),
+    "closed and capped": (3, 9000, "float32", 30.0, "among"),
+    "no row": (0, 5001, "float16", None, ""),
+}
 CASES = {
     **{f"few: {name}": ("few", *case) for name, case in ATTENTION.items()},
     **{f"turning: {name}": ("turning", *case) for name, case in ATTENTION.items()},
     **{f"product: {name}": ("products", *case) for name, case in PRODUCTS.items()},
     **{f"around: {name}": ("around", *case) for name, case in AROUND.items()},
+    **{f"nats: {name}": ("nats", *case) for name, case in NATS.items()},
+    "no number stays none": ("no number",),
+    "heads are read so": ("head", 5001, None, False),
+    "capped heads are": ("head", 5001, 30.0, False),
+    "heads of few tokens are": ("head", 5, None, False),
     "models are read so": ("wired", False),
     "models are read side by side so": ("widened", False),
     **{f"wide: {kind}": ("wide", kind) for kind in ("llama", "qwen2", "mistral")},
@@ -64,7 +85,8 @@ def interpreted(cases: Sequence[tuple[Any, ...]]) -> list[tuple[float, int]]:
 
 
 def test_kernels_that_say_something_else_are_not_used() -> None:
-    assert [off for off, _ in interpreted([("wired", True), ("widened", True)])] == [1.0, 1.0]
+    spoilt = [("wired", True), ("widened", True), ("head", 5001, None, True), ("head", 5001, 30.0, True)]
+    assert [off for off, _ in interpreted(spoilt)] == [1.0] * 4
 
 
 def test_kernels_say_what_they_stand_for() -> None:
