@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -93,3 +94,29 @@ def test_kernels_say_what_they_stand_for() -> None:
     for case, (off, counted) in zip(CASES, interpreted(list(CASES.values())), strict=True):
         most = 1e-5 if case.startswith("few") else 2e-5  # sums over up to 5,000 entries, and layers
         assert 0 <= off < most and not counted, (case, off, counted)
+
+
+@pytest.mark.parametrize(("kind", "loads"), [("fp16", 4), ("bf16", 4), ("fp32", 8)])
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_logits_are_loaded_16_bytes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, loads: int, cap: float | None
+) -> None:
+    """Compiled for an H100, which needs none: what the interpreter lets pass the compiler may not."""
+    triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pipeline.passes import surprisal
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {"logits": f"*{kind}", "targets": "*i64", "nats": "*fp32", "vocabulary": "i32"}
+    constants = {"CAP": cap, "DEEP": surprisal._DEEP, "LANES": surprisal._LANES}
+    names = [*types, *constants]
+    aligned: Any = {(names.index(name),): [["tt.divisibility", 16]] for name in ("logits", "nats", "vocabulary")}
+    source = ASTSource(
+        surprisal._surprisal, types | dict.fromkeys(constants, "constexpr"),
+        {(names.index(name),): value for name, value in constants.items()}, aligned,
+    )  # fmt: skip
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": surprisal._WARPS})
+    assert len(re.findall(r"ld\.global\.v4\.b32", made.asm["ptx"])) == loads
+    assert made.metadata.shared <= 1024
