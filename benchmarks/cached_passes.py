@@ -86,6 +86,7 @@ def _scorer(name: str, arguments: argparse.Namespace, folder: str) -> Scorer:
         trunk.contextmill_wide = None  # as where kernels fail
     if name == "eager":
         trunk.contextmill_compiled = False  # as where compiling does
+        loaded.model.get_output_embeddings().contextmill_nats = False  # logits, too
     begun = time.perf_counter()
     scorer = Scorer(loaded, arguments.batch_tokens)
     ready = "by kernels of our own" if getattr(trunk, "contextmill_wide", None) else f"packed: {scorer.packs}"

@@ -75,19 +75,18 @@ def covered(spans: np.ndarray[Any, np.dtype[np.int64]]) -> float:
 
 @torch.inference_mode()
 def ceilings(scorer: Scorer, length: int) -> dict[str, float]:
-    """Tokens per second of the bare model over full batches of ``length``: the trunk alone, and with head and
-    log-sum-exp over the vocabulary. No cache, no padding, no selection."""
+    """Tokens per second of the bare model over full batches of ``length``, read as the engines read it: the trunk
+    alone, and with head and log-sum-exp over the vocabulary. No cache, no padding, no selection."""
     tokens, runs = (scorer.batch_tokens, 5) if scorer.device.type == "cuda" else (1024, 2)
     rows = max(1, tokens // length)
-    ids = torch.from_numpy(np.random.default_rng(0).integers(0, scorer.head.weight.shape[0], (rows, length)))
-    ids = ids.to(scorer.device)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, scorer.head.weight.shape[0], rows * length))
+    ids, lengths = ids.to(scorer.device), np.full(rows, length)
 
     def trunk() -> torch.Tensor:
-        hidden: torch.Tensor = scorer.trunk(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden
+        return scorer.states(ids, lengths)
 
     def with_head() -> torch.Tensor:
-        return scorer.surprisal(trunk().flatten(0, 1), ids.flatten())
+        return scorer.surprisal(trunk(), ids)
 
     rates = {}
     for name, work in (("forward", trunk), ("forward_and_head", with_head)):

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.models import ModelError
-from pipeline.passes.compiling import compiled_nats, compiles, hasten, read_once
+from pipeline.passes.compiling import hasten, read_once
+from pipeline.passes.heads import nats, reads_logits_once
 from pipeline.passes.packable import can_pack, reads_wide
 from pipeline.passes.packed import PackedPasses, read_packed
 from pipeline.passes.padded import PaddedPasses, keeps_columns
@@ -57,16 +58,18 @@ class Scorer:
         self._softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         if self.device.type == "cuda":
             torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and all batches differ
+            reads_logits_once(self.head, self._softcap)
         half = self.head.weight.dtype in (torch.bfloat16, torch.float16)
         self._compiled = self.packs = False
         if self.device.type == "cuda" and half:
-            self._hasten(self.trunk, self.head)
+            self._hasten(self.trunk)
         self._check_head()
 
-    def _hasten(self, trunk: Any, head: Any) -> None:
+    def _hasten(self, trunk: Any) -> None:
         self.packs = reads_wide(trunk)
-        self._compiled = compiles(head) if self.packs else hasten(trunk, trunk.layers, lambda: read_once(trunk, head))
-        self.packs = self.packs or (self._compiled and can_pack(trunk))
+        if not self.packs:
+            self._compiled = hasten(trunk, trunk.layers, lambda: read_once(trunk))
+            self.packs = self._compiled and can_pack(trunk)
 
     def states(self, ids: torch.Tensor, lengths: Ints) -> torch.Tensor:
         """Hidden states ``[tokens, d]`` of whole texts, laid end to end in ``ids``, no longer than ``window``."""
@@ -101,16 +104,7 @@ class Scorer:
         if not len(targets):
             return torch.empty(0, device=self.device)
         pieces = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-        return torch.cat([self._nats(*piece) for piece in pieces])
-
-    def _nats(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if self._compiled and self._softcap is None:
-            return torch.as_tensor(compiled_nats()(hidden, self.head.weight, self.head.bias, targets))
-        logits = self.head(hidden)
-        if self._softcap is not None:
-            logits = torch.tanh(logits.float() / self._softcap) * self._softcap
-        chances = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        return -chances.gather(-1, targets[:, None])[:, 0]
+        return torch.cat([nats(self.head, *piece, self._softcap) for piece in pieces])
 
     def surprisal_at(self, hidden: torch.Tensor, places: Ints, targets: Ints) -> Fetch:
         """``surprisal`` of ``targets`` after the ``places`` of ``hidden`` ``[tokens, d]``."""

@@ -365,9 +365,9 @@ def _found(model: Any, packing: bool) -> Passes | None:
     if head is None or not keeps_columns(trunk.config) or not _is_all(model, head):
         return None
     if packing and hasattr(trunk, "layers") and attends_plainly(trunk):
-        wide = reads_wide(trunk)  # else the layers are compiled, and not only what stands beside them
-        compiled = hasten(trunk, [] if wide else trunk.layers, lambda: read_once(trunk, head))
-        if (wide or (compiled and can_pack(trunk))) and can_step(trunk, PackedPasses):
+        # Nothing is compiled of what our own kernels read.
+        ready = reads_wide(trunk) or (hasten(trunk, trunk.layers, lambda: read_once(trunk)) and can_pack(trunk))
+        if ready and can_step(trunk, PackedPasses):
             return PackedPasses
     return PaddedPasses if can_step(trunk, PaddedPasses) else None
 

@@ -31,9 +31,6 @@ _BESIDE = "norm", "rotary_emb"
 """What transformers runs before and after the layers of a causal model: a dozen kernels each, as small as can be."""
 
 
-_LITTLE = "what stands around the model's layers runs uncompiled, and takes a little longer"
-
-
 def one_at_a_time(call: Any) -> Any:
     """``call`` under ``LAUNCHING``."""
 
@@ -43,21 +40,6 @@ def one_at_a_time(call: Any) -> Any:
             return call(*args, **kwargs)
 
     return alone
-
-
-def nats(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
-    """-log p(target) in float32, (n, d), (v, d), (v,) and (n,) -> (n,); compiled, no float32 logits reach memory."""
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
-    # Written out as inductor knows it: maximum and sum in one pass over the logits, where logsumexp takes two.
-    most = logits.amax(-1, keepdim=True)
-    total = (logits - most).exp().sum(-1, keepdim=True)
-    return (total.log() + most - logits.gather(-1, targets[:, None]))[:, 0]
-
-
-@functools.cache
-def compiled_nats() -> Any:
-    """``nats``, compiled for any number of rows."""
-    return one_at_a_time(torch.compile(nats, dynamic=True))
 
 
 def hasten(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) -> bool:
@@ -88,8 +70,8 @@ def _compiles(model: Any, layers: Sequence[Any], try_out: Callable[[], None]) ->
     except Exception as error:  # noqa: BLE001  compilers, drivers and caches fail in ways of their own
         for layer, forward in plain.items():
             layer.forward = forward
-        lost = "the model runs uncompiled, at about half the speed" if layers else _LITTLE
-        log.warning("%s: %s", lost, " ".join(str(error).split())[:300])
+        why = " ".join(str(error).split())[:300]
+        log.warning("the model runs uncompiled, at about half the speed: %s", why)
         return False
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what held the weights that were joined
@@ -112,20 +94,8 @@ def _dispatching(forward: Any, number: int) -> Any:
     return choose
 
 
-def compiles(head: Any) -> bool:
-    """Whether ``nats`` behind this ``head`` can be compiled on this machine."""
-
-    @torch.inference_mode()
-    def try_out() -> None:
-        ids = torch.ones(48, dtype=torch.int64, device=head.weight.device)
-        compiled_nats()(torch.zeros_like(head.weight[ids]), head.weight, head.bias, ids)
-
-    return hasten(head, [], try_out)
-
-
 @torch.inference_mode()
-def read_once(trunk: Any, head: Any) -> None:
-    """Try out compiled layers and head of a causal LM."""
-    ids = torch.ones(2, 24, dtype=torch.int64, device=head.weight.device)
-    hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
-    compiled_nats()(hidden, head.weight, head.bias, ids.flatten())
+def read_once(trunk: Any) -> None:
+    """Try out compiled layers of a causal LM."""
+    ids = torch.ones(2, 24, dtype=torch.int64, device=next(trunk.parameters()).device)
+    trunk(input_ids=ids, use_cache=False)

@@ -25,10 +25,12 @@ from pipeline.passes.built import built
 from pipeline.passes.compiling import hasten
 from pipeline.passes.few import attend_few, attend_new
 from pipeline.passes.fused import Fused
+from pipeline.passes.heads import reads_logits_once
 from pipeline.passes.joined import join
 from pipeline.passes.packable import can_pack, can_step, reads_wide
 from pipeline.passes.packed import PackedPasses, Step, read_packed
 from pipeline.passes.products import Stream, add_product, product
+from pipeline.passes.surprisal import surprisal
 
 Off = tuple[float, int]
 
@@ -243,9 +245,51 @@ def wired(spoilt: bool) -> Off:
     return float(read != [16]), 0
 
 
+def nats(rows: int, vocabulary: int, kind: str, cap: float | None, around: str) -> Off:
+    """What targets cost. ``around``: logits of minus infinity, among others, in front, behind, or everywhere but at the
+    target; logits far from 0; targets that begin anywhere."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(rows, vocabulary) * 4, torch.randint(vocabulary, (rows + 1,))[1:]
+    if "far" in around:
+        logits += torch.where(torch.arange(rows)[:, None] % 2 > 0, 30000, -30000)
+    place = torch.arange(vocabulary).expand(rows, -1)
+    closed = torch.zeros_like(place, dtype=torch.bool)
+    for word, some in (
+        ("among", place % 3 > 0),
+        ("front", place < 9000),
+        ("behind", place > 100),
+        ("else", place >= 0),
+    ):
+        closed |= some if word in around else closed
+    logits.masked_fill_(closed.scatter(1, targets[:, None], False), -torch.inf)
+    logits = logits.to(getattr(torch, kind))
+    wide = logits.double() if cap is None else cap * torch.tanh(logits.double() / cap)
+    expected = wide.logsumexp(-1) - wide.gather(-1, targets[:, None])[:, 0]
+    found = surprisal(logits, targets, cap)
+    assert found.dtype == torch.float32 and not found.isnan().any()
+    return max((found - expected).abs().tolist(), default=0.0), 0
+
+
+def no_number() -> Off:
+    """Logits that are no numbers are not passed over in silence: how many rows have none."""
+    logits = torch.randn(4, 5000)
+    logits[0, 7] = logits[1, 4999] = torch.nan
+    logits[2] = -torch.inf
+    return float(4 - 1 - surprisal(logits, torch.tensor([9, 9, 9, 9])).isnan().sum()), 0
+
+
+def head(vocabulary: int, cap: float | None, spoilt: bool) -> Off:
+    """0.0 where logits of a head with a bias are read so, 1.0 where what comes of it is not what it should."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(16, vocabulary)
+    spoil = mock.patch("pipeline.passes.surprisal.surprisal", lambda logits, *_: surprisal(logits[:, :-9], *_))
+    with spoil if spoilt else contextlib.nullcontext():
+        return float(not reads_logits_once(linear, cap)), 0
+
+
 KERNELS: dict[str, Callable[..., Off]] = {
     "few": attention, "turning": turning, "products": products, "model": model, "wired": wired, "around": around,
-    "wide": wide, "widened": widened,
+    "wide": wide, "widened": widened, "nats": nats, "no number": no_number, "head": head,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stands in for the GPU's kernels between the products of a layer, in torch's own words: wide passes on the CPU."""
+"""Stands in for the GPU's kernels between products and behind the head, in torch's own words: wide passes on a CPU."""
 
 from __future__ import annotations
 
@@ -35,9 +35,16 @@ def gate(given: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.silu(opened) * through
 
 
-def write_out(patched: pytest.MonkeyPatch) -> None:
-    """From here on passes may be wide."""
-    from pipeline.passes import between
+def surprisal(logits: torch.Tensor, targets: torch.Tensor, cap: float | None = None) -> torch.Tensor:
+    wide = logits.double() if cap is None else cap * torch.tanh(logits.double() / cap)
+    return (wide.logsumexp(-1) - wide.gather(-1, targets[:, None])[:, 0]).float()
 
+
+def write_out(patched: pytest.MonkeyPatch) -> None:
+    """From here on passes may be wide, and logits read once."""
+    from pipeline.passes import between
+    from pipeline.passes import surprisal as behind
+
+    patched.setattr(behind, "surprisal", surprisal)
     for one in (norm, turn, gate):
         patched.setattr(between, one.__name__, one)

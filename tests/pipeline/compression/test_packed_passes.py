@@ -24,7 +24,7 @@ from pipeline.compression.reference.reading import Text, mean_losses
 from pipeline.compression.scoring import Scorer
 from pipeline.models import ModelPool
 from pipeline.passes import packed
-from pipeline.passes.compiling import compiled_nats, hasten, read_once
+from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.packable import can_pack
 from pipeline.passes.packed import PackedPasses
 
@@ -39,7 +39,6 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def compile_with(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setattr(torch, "compile", partial(_COMPILE, backend=backend))
-    compiled_nats.cache_clear()
 
 
 _COMPILE = torch.compile
@@ -51,7 +50,7 @@ def scorer_of(folder: Path, kind: str = "llama", dtype: str = "float32") -> Scor
 
 def hastened(scorer: Scorer) -> bool:
     """As on a GPU in half precision."""
-    assert hasten(scorer.trunk, scorer.trunk.layers, lambda: read_once(scorer.trunk, scorer.head))
+    assert hasten(scorer.trunk, scorer.trunk.layers, lambda: read_once(scorer.trunk))
     return can_pack(scorer.trunk)
 
 
@@ -138,7 +137,7 @@ def test_what_is_not_packed_needs_no_look_at_its_positions(
     scorer = scorer_of(tmp_path, kind)
     texts = [np.random.default_rng(length).integers(1, 400, length) for length in (90, 9, 41)]
     expected = surprisals(scorer, texts)
-    assert hasten(scorer.trunk, scorer.trunk.layers, lambda: read_once(scorer.trunk, scorer.head))
+    assert hasten(scorer.trunk, scorer.trunk.layers, lambda: read_once(scorer.trunk))
     scorer._compiled = True
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", None)
     for one, other in zip(surprisals(scorer, texts), expected, strict=True):

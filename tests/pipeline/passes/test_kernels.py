@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,11 +42,32 @@ AROUND = {
     "no token, stored": (0, 9, 3, 64, True),
     "no token": (0, 9, 3, 64, False),
 }
+NATS = {
+    "a vocabulary of blocks": (3, 8192, "float16", None, ""),
+    "of many blocks, the last not filled": (2, 151_936, "bfloat16", None, ""),
+    "of an odd size": (3, 5001, "float32", None, ""),
+    "smaller than a block": (4, 7, "float32", None, ""),
+    "of a single token": (2, 1, "float32", None, ""),
+    "capped": (3, 5001, "float16", 3.0, ""),
+    "capped, and far from 0": (3, 5001, "float16", 30, "far"),
+    "far from 0": (3, 5001, "float32", None, "far"),
+    "closed among others": (3, 5001, "float32", None, "among"),
+    "whole blocks closed in front": (3, 20_000, "bfloat16", None, "front"),
+    "whole blocks closed behind": (3, 20_000, "float16", None, "behind"),
+    "all closed but the target": (3, 9000, "float32", None, "else"),
+    "closed and capped": (3, 9000, "float32", 30.0, "among"),
+    "no row": (0, 5001, "float16", None, ""),
+}
 CASES = {
     **{f"few: {name}": ("few", *case) for name, case in ATTENTION.items()},
     **{f"turning: {name}": ("turning", *case) for name, case in ATTENTION.items()},
     **{f"product: {name}": ("products", *case) for name, case in PRODUCTS.items()},
     **{f"around: {name}": ("around", *case) for name, case in AROUND.items()},
+    **{f"nats: {name}": ("nats", *case) for name, case in NATS.items()},
+    "no number stays none": ("no number",),
+    "heads are read so": ("head", 5001, None, False),
+    "capped heads are": ("head", 5001, 30.0, False),
+    "heads of few tokens are": ("head", 5, None, False),
     "models are read so": ("wired", False),
     "models are read side by side so": ("widened", False),
     **{f"wide: {kind}": ("wide", kind) for kind in ("llama", "qwen2", "mistral")},
@@ -64,10 +86,37 @@ def interpreted(cases: Sequence[tuple[Any, ...]]) -> list[tuple[float, int]]:
 
 
 def test_kernels_that_say_something_else_are_not_used() -> None:
-    assert [off for off, _ in interpreted([("wired", True), ("widened", True)])] == [1.0, 1.0]
+    spoilt = [("wired", True), ("widened", True), ("head", 5001, None, True), ("head", 5001, 30.0, True)]
+    assert [off for off, _ in interpreted(spoilt)] == [1.0] * 4
 
 
 def test_kernels_say_what_they_stand_for() -> None:
     for case, (off, counted) in zip(CASES, interpreted(list(CASES.values())), strict=True):
         most = 1e-5 if case.startswith("few") else 2e-5  # sums over up to 5,000 entries, and layers
         assert 0 <= off < most and not counted, (case, off, counted)
+
+
+@pytest.mark.parametrize(("kind", "loads"), [("fp16", 4), ("bf16", 4), ("fp32", 8)])
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_logits_are_loaded_16_bytes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, loads: int, cap: float | None
+) -> None:
+    """Compiled for an H100, which needs none: what the interpreter lets pass the compiler may not."""
+    triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pipeline.passes import surprisal
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {"logits": f"*{kind}", "targets": "*i64", "nats": "*fp32", "vocabulary": "i32"}
+    constants = {"CAP": cap, "DEEP": surprisal._DEEP, "LANES": surprisal._LANES}
+    names = [*types, *constants]
+    aligned: Any = {(names.index(name),): [["tt.divisibility", 16]] for name in ("logits", "nats", "vocabulary")}
+    source = ASTSource(
+        surprisal._surprisal, types | dict.fromkeys(constants, "constexpr"),
+        {(names.index(name),): value for name, value in constants.items()}, aligned,
+    )  # fmt: skip
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": surprisal._WARPS})
+    assert len(re.findall(r"ld\.global\.v4\.b32", made.asm["ptx"])) == loads
+    assert made.metadata.shared <= 1024

@@ -4,7 +4,6 @@ first."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,15 @@ from pipeline.memory.resident import resident
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.models.encoders import read_manifest
 from pipeline.passes import recorded
-from pipeline.passes.compiling import compiled_nats
+from pipeline.passes.heads import reads_logits_once
 from pipeline.passes.packed import PackedPasses
 from pipeline.passes.wide import Wide
 from pipeline.stages import Run
 from schemas.stage import GenerateSpec
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
-
 DRAWN = torch.Generator().manual_seed(0)
 IDS = [torch.randint(3, 300, (length,), generator=DRAWN).tolist() for length in (9, 70, 2, 41, 90, 23)]
 SHARED = torch.randn(70, 64, generator=DRAWN) / 4
-_COMPILE = torch.compile
 PROMPTS = [Prompt.of([SHARED, one] if place % 2 else [one], 16, place) for place, one in enumerate(IDS)]
 
 
@@ -46,16 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a GPU in half precision, where torch's compiler works, or does not."""
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU in half precision, where nothing may be compiled."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no C compiler")
+
     pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
-    torch._dynamo.reset()
-    compiled_nats.cache_clear()
     write_out(monkeypatch)
-    monkeypatch.setattr(torch, "compile", partial(_COMPILE, backend="eager"))
+    monkeypatch.setattr(torch, "compile", fails)
     monkeypatch.setattr(recorded, "RECORDERS", {})
-    yield
-    compiled_nats.cache_clear()
 
 
 @pytest.fixture
@@ -105,32 +101,24 @@ def test_answers_are_those_of_padded_passes(
     widened(first, monkeypatch)
 
 
-def test_they_need_no_compiler(folder: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("no C compiler")
-
-    expected, loaded = plain(folder), pool.causal_lm(str(folder))
-    monkeypatch.setattr(torch, "compile", partial(_COMPILE, backend=fails))
-    widened(loaded, monkeypatch)
-    assert answers(loaded) == expected
-
-
 @pytest.mark.parametrize("first", ["scores", "answers"])
 def test_who_scores_and_who_answers_share_a_model(
-    folder: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch, first: str
+    folder: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: str
 ) -> None:
+    """And neither misses a compiler."""
     expected = plain(folder), scores(Scorer(ModelPool("cpu").causal_lm(str(folder)), 400))
     loaded = pool.causal_lm(str(folder))
     scorer = Scorer(loaded, 400)
     if first == "answers":
         widened(loaded, monkeypatch)
-    scorer._hasten(scorer.trunk, scorer.head)
-    assert scorer.packs
+    scorer._hasten(scorer.trunk)
+    assert scorer.packs and reads_logits_once(scorer.head)
     found = scores(scorer)
     widened(loaded, monkeypatch)
     assert answers(loaded) == expected[0]
     for one in (found, scores(scorer)):
         assert torch.allclose(one, expected[1], atol=1e-4)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("first", ["slots", "answers", "scores"])
@@ -151,7 +139,7 @@ def test_slots_are_made_with_the_same_weights_before_and_after(
         assert torch.equal(slots(pool), right)
     if first == "scores":
         scorer = Scorer(loaded, 400)
-        scorer._hasten(scorer.trunk, scorer.head)
+        scorer._hasten(scorer.trunk)
     else:
         widened(loaded, monkeypatch)
     assert torch.allclose(slots(pool), right, atol=1e-5)
