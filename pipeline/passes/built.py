@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,14 @@ from pipeline.passes.joined import Joined, Share
 
 _KINDS = frozenset({"llama", "qwen2", "mistral"})
 """Of models: others differ where no modules show it, some only after thousands of tokens."""
+
+_STEADY = frozenset({"default", "linear", "llama3", "yarn"})
+"""Of rotary embeddings: a place is turned alike, whatever other places are read."""
+
+_LONG = 2**18
+"""Places that are tabled at most: 128 MiB of the largest heads."""
+
+Two = tuple[torch.Tensor, torch.Tensor]
 
 Norm = tuple[nn.Parameter, float]
 """An RMS norm's weights, and what it adds to mean squares."""
@@ -37,19 +45,34 @@ class Built:
     trunk: Any
     layers: tuple[Layer, ...]
     last: Norm
+    tables: dict[torch.dtype, Two] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def heads(self) -> int:
         """Of queries."""
         return int(self.trunk.config.num_attention_heads)
 
-    def turns(self, states: torch.Tensor, at: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines ``[tokens, size]`` by which heads of ``size`` are turned at places ``at`` ``[tokens]``, in
-        the type of ``states`` ``[tokens, d]``. Raises ``ValueError`` where only a part of each head is."""
-        cosines, sines = (one[0].contiguous() for one in self.trunk.rotary_emb(states[None], at[None]))
-        if cosines.shape[-1] != size:
-            raise ValueError("only a part of each head is turned")
-        return cosines, sines
+    def turns(self, states: torch.Tensor, at: torch.Tensor, size: int) -> Two:
+        """Cosines and sines ``[tokens, size]`` by which heads of ``size`` are turned at places ``at`` ``[tokens]`` of a
+        model's window, in the type of ``states`` ``[tokens, d]``. Raises ``ValueError`` where only a part of each head
+        is."""
+        rotary = self.trunk.rotary_emb
+        window = getattr(self.trunk.config, "max_position_embeddings", None)
+        if getattr(rotary, "rope_type", "") not in _STEADY or not window or window > _LONG:
+            return _whole(rotary(states[None], at[None]), size)
+        # Made once: it is a dozen small kernels, as long as two layers of a step of decoding.
+        if states.dtype not in self.tables:
+            every = torch.arange(window, device=at.device)
+            self.tables[states.dtype] = _whole(rotary(states[None], every[None]), size)
+        cosines, sines = self.tables[states.dtype]
+        return cosines[at], sines[at]
+
+
+def _whole(turns: Two, size: int) -> Two:
+    cosines, sines = (one[0].contiguous() for one in turns)
+    if cosines.shape[-1] != size:
+        raise ValueError("only a part of each head is turned")
+    return cosines, sines
 
 
 def built(trunk: Any) -> Built | None:

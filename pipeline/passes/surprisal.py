@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from pipeline.passes.launches import Launches
+
 _WARPS = 4
 
 _LANES = _WARPS * 32 * 8
@@ -32,14 +34,14 @@ def surprisal(logits: torch.Tensor, targets: torch.Tensor, cap: float | None = N
     rows, vocabulary = logits.shape
     nats = torch.empty(rows, dtype=torch.float32, device=logits.device)
     if rows:
-        _surprisal[rows,](
-            logits.contiguous(), targets.contiguous(), nats, vocabulary, CAP=cap, DEEP=_DEEP, LANES=_LANES,
-            num_warps=_WARPS,
-        )  # fmt: skip
+        _surprisal(
+            (rows, 1), (logits.contiguous(), targets.contiguous(), nats), (vocabulary, cap, _DEEP, _LANES), warps=_WARPS
+        )
     return nats
 
 
 # Where a piece of the targets begins is not specialised on: it would be compiled anew in the midst of work.
+@Launches
 @triton.jit(do_not_specialize_on_alignment=["targets"])  # type: ignore[untyped-decorator, unused-ignore]
 def _surprisal(  # type: ignore[no-untyped-def]
     logits, targets, nats, vocabulary, CAP: tl.constexpr, DEEP: tl.constexpr, LANES: tl.constexpr

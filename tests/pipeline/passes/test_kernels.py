@@ -114,7 +114,7 @@ def test_logits_are_loaded_16_bytes_at_once(
     names = [*types, *constants]
     aligned: Any = {(names.index(name),): [["tt.divisibility", 16]] for name in ("logits", "nats", "vocabulary")}
     source = ASTSource(
-        surprisal._surprisal, types | dict.fromkeys(constants, "constexpr"),
+        surprisal._surprisal.kernel, types | dict.fromkeys(constants, "constexpr"),
         {(names.index(name),): value for name, value in constants.items()}, aligned,
     )  # fmt: skip
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": surprisal._WARPS})
