@@ -191,8 +191,10 @@ class Preparing:
         scored = [self.scorer.scored(one) for one in counted] if same else self.scorer.tokenise(texts)
         scored = [self._some(*one) for one in zip(texts, scored, strict=True)]
         cuts = _cut(pieces, scored, self.spec.unit)
-        costs = map(_own_costs if same else _costs, scored if same else counted, cuts)
-        made = dict(zip(new, map(_part, pieces, scored, counted, costs, cuts), strict=True))
+        costs = [one.counts for one in cuts] if same else map(_costs, counted, cuts)
+        lengths = [len(one.ids) for one in (scored if same else counted)]
+        alone = [len(one.ids) if self.target.at_once(text) else None for text, one in zip(texts, counted, strict=True)]
+        made = dict(zip(new, map(_part, pieces, scored, cuts, costs, lengths, alone), strict=True))
         self._remember(made)
         return made
 
@@ -210,31 +212,24 @@ class Preparing:
         return Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]], np.int32))
 
 
-_WHOLE = Cut(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, bool), np.full(1, -1))
-
-
 def _cut(pieces: Sequence[_Piece], tokens: Sequence[Tokens], unit: Unit) -> list[Cut]:
-    """The units of every piece; a verbatim one is whole."""
+    """The units of every piece; a verbatim one is a whole unit."""
     free = [place for place, piece in enumerate(pieces) if not piece.verbatim]
     marked = [pieces[place].marked for place in free]
     cuts = dict(zip(free, cut(marked, [tokens[place].spans for place in free], unit), strict=True))
-    return [cuts.get(place, _WHOLE) for place in range(len(pieces))]
+    return [cuts.get(place) or _whole(one) for place, one in enumerate(tokens)]
 
 
-def _part(piece: _Piece, tokens: Tokens, counted: Tokens, costs: Ints, units: Cut) -> Part:
-    rates = np.array([*(own.rate for own in piece.marked.rates), np.nan])[units.owned]  # -1 is the last
-    regions = np.array([*(own.region for own in piece.marked.rates), -1])[units.owned]
-    text = piece.marked.text
-    alone = len(counted.ids) if Tokenising.at_once(text) else None
+def _whole(tokens: Tokens) -> Cut:
+    zero = np.zeros(1, np.int64)
+    return Cut(zero, zero, np.array([len(tokens.ids)]), np.ones(1, bool), np.full(1, np.nan), np.full(1, -1))
+
+
+def _part(piece: _Piece, tokens: Tokens, units: Cut, costs: Ints, length: int, alone: int | None) -> Part:
     return Part(
-        piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates, regions,
-        alone,
+        piece.role, piece.marked.text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced,
+        units.rates, units.regions, length, alone,
     )  # fmt: skip
-
-
-def _own_costs(tokens: Tokens, units: Cut) -> Ints:
-    """Where the scorer's tokens are the target's, those of a unit are what it costs."""
-    return np.append(units.first[1:], len(tokens.ids)) - units.first
 
 
 def _costs(tokens: Tokens, units: Cut) -> Ints:
