@@ -49,13 +49,13 @@ class Layout:
         taken[self.cells] = kept
         alive = np.zeros(len(self.leads), dtype=bool)
         alive[self.parts[kept]] = True
-        placed = [part for part in (order or range(len(self.leads))) if alive[part]]
-        if placed == sorted(placed):
+        placed = np.flatnonzero(alive) if order is None else np.array([part for part in order if alive[part]], int)
+        if (placed[1:] > placed[:-1]).all():
             taken[self.leads[placed[1:]]] = True
             return self._runs(taken, 0, len(taken))
         ends = np.append(self.leads[1:], len(taken))
         pieces = []
-        for number, part in enumerate(placed):
+        for number, part in enumerate(placed.tolist()):
             if number:
                 lead = self.leads[max(part, 1)]  # one blank line is like another; the first part has none before it
                 pieces.append(self.edges[None, lead : lead + 2])

@@ -152,7 +152,7 @@ class Preparing:
     def _shared(self, prompt: Prompt, least: int, rate: float | None) -> Ready:
         """The prompt with its shares. Its own rates may lower the budget that a rate gives, and never raise it."""
         budget = prompt.budget
-        if rate is not None and any((part.rates < 1).any() for part in prompt.parts):
+        if rate is not None and (np.concatenate([part.rates for part in prompt.parts]) < 1).any():
             own = math.floor(own_budget(prompt.parts, rate, prompt.separator, self.spec) + 1e-6)
             budget = min(budget, max(own, least))
         if least > budget:
