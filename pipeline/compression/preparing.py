@@ -222,13 +222,13 @@ def _cut(pieces: Sequence[_Piece], tokens: Sequence[Tokens], unit: Unit) -> list
 
 def _whole(tokens: Tokens) -> Cut:
     zero = np.zeros(1, np.int64)
-    return Cut(zero, zero, np.array([len(tokens.ids)]), np.ones(1, bool), np.full(1, np.nan), np.full(1, -1))
+    return Cut(zero, np.array([len(tokens.ids)]), zero, np.ones(1, bool), np.full(1, np.nan), np.full(1, -1))
 
 
 def _part(piece: _Piece, tokens: Tokens, units: Cut, costs: Ints, length: int, alone: int | None) -> Part:
     return Part(
-        piece.role, piece.marked.text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced,
-        units.rates, units.regions, length, alone,
+        piece.role, piece.marked.text, piece.verbatim, tokens.ids, units.first, units.counts, units.places, costs,
+        units.forced, units.rates, units.regions, length, alone,
     )  # fmt: skip
 
 

@@ -30,11 +30,11 @@ class Source:
 class Part:
     """A part of a prompt that is not empty.
 
-    ``ids`` are the scoring model's tokens. Unit i begins at token ``first[i]`` and character ``places[i]``, costs
-    ``costs[i]`` tokens of the target's tokenizer, must stay if ``forced[i]``, and has the rate ``rates[i]`` of its own
-    (nan: the prompt's), which it shares with all units of ``regions[i]`` (-1: none; 1 is verbatim). A verbatim part is
-    one forced unit. ``length``: the sum of the costs; ``alone``: tokens of the target's tokenizer that the text has by
-    itself; None: not known exactly.
+    ``ids`` are the scoring model's tokens. Unit i is ``counts[i]`` of them from ``first[i]`` on, begins at character
+    ``places[i]``, costs ``costs[i]`` tokens of the target's tokenizer, must stay if ``forced[i]``, and has the rate
+    ``rates[i]`` of its own (nan: the prompt's), which it shares with all units of ``regions[i]`` (-1: none; 1 is
+    verbatim). A verbatim part is one forced unit. ``length``: the sum of the costs; ``alone``: tokens of the target's
+    tokenizer that the text has by itself; None: not known exactly.
     """
 
     role: Role
@@ -42,6 +42,7 @@ class Part:
     verbatim: bool
     ids: Ints
     first: Ints
+    counts: Ints
     places: Ints
     costs: Ints
     forced: NDArray[np.bool_]

@@ -56,15 +56,15 @@ Places = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A text's units: the ``first`` token, first character (``places``) and tokens (``counts``) of each.
+    """A text's units: the ``first`` token of each, how many it has (``counts``), its first character (``places``).
 
     ``forced``: which must stay. ``rates``, ``regions``: of the span with a rate of its own that a unit's first word is
     in; nan and -1: in none.
     """
 
     first: Ints
-    places: Ints
     counts: Ints
+    places: Ints
     forced: Bools
     rates: Floats
     regions: Ints
@@ -116,8 +116,8 @@ def cut(parts: Sequence[Marked], spans: Sequence[Places], unit: Unit = "word") -
     owned = line.owned[first]
     columns = (
         first - np.repeat(heads, counts),
-        (starts[first] - np.repeat(offsets, counts)).astype(np.int64),
         np.diff(first, append=len(begins)),
+        (starts[first] - np.repeat(offsets, counts)).astype(np.int64),
         np.logical_or.reduceat(held, first),
         np.array([*(own.rate for own in owns), np.nan])[owned],  # -1 is the last
         np.array([*(own.region for own in owns), -1])[owned],
