@@ -45,10 +45,9 @@ class Layout:
 
         Parts of which nothing is kept vanish with their blank line. ``order``: the parts, as they are to stand.
         """
-        taken = np.zeros(len(self.edges) - 1, dtype=bool)
-        taken[self.cells] = kept
-        alive = np.zeros(len(self.leads), dtype=bool)
-        alive[self.parts[kept]] = True
+        units = np.flatnonzero(kept)
+        taken, alive = np.zeros(len(self.edges) - 1, dtype=bool), np.zeros(len(self.leads), dtype=bool)
+        taken[self.cells[units]] = alive[self.parts[units]] = True
         placed = np.flatnonzero(alive) if order is None else np.array([part for part in order if alive[part]], int)
         if (placed[1:] > placed[:-1]).all():
             taken[self.leads[placed[1:]]] = True
