@@ -34,7 +34,7 @@ def pack(
     for the memory shows at the start and not after an hour. Rows of different ``keys`` never share a batch. A batch of
     ``enough`` tokens, where that is given, takes no row that would be padded by over a tenth.
     """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     full: list[list[int]] = []
     open_batches: dict[Hashable, list[int]] = {}
     sums: dict[Hashable, int] = {}

@@ -55,8 +55,11 @@ def decimals(points: NDArray[np.uint32]) -> NDArray[np.bool_]:
 
 def last_kept(values: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[Any]:
     """For every place the value at the nearest wanted place at or before it; 0 where there is none."""
-    places = np.maximum.accumulate(np.where(wanted, np.arange(len(values), dtype=np.int32), np.int32(-1)))
-    return np.where(places >= 0, values[np.maximum(places, 0)], 0)
+    found, gaps = values.copy(), np.flatnonzero(~wanted)  # seldom many
+    fresh = np.flatnonzero(np.diff(gaps, prepend=-2) != 1)
+    before = gaps[fresh] - 1
+    found[gaps] = np.repeat(np.where(before < 0, 0, values[before]), np.diff(fresh, append=len(gaps)))
+    return found
 
 
 def _kind(point: int) -> int:

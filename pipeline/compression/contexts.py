@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,20 +59,18 @@ class ContextRanking:
 
     def _by_model(self, prompts: Sequence[Prompt], passed: Passed) -> list[Floats]:
         """Equal contexts (with equal questions) are read once."""
-        keys = [[(self._question(prompt), part) for part in _contexts(prompt)] for prompt in prompts]
-        new = {
-            (_text(question), part.text): (question, part)
-            for one in keys
-            for question, part in one
-            if (_text(question), part.text) not in self.known
-        }
+        pairs = [[(self._question(prompt), part) for part in _contexts(prompt)] for prompt in prompts]
+        keys = [[(question.text if question else "", part.text) for question, part in one] for one in pairs]
+        found = zip(chain.from_iterable(keys), chain.from_iterable(pairs), strict=True)
+        new = {key: pair for key, pair in found if key not in self.known}
         if self.by == "question":
             values = self._question_after([one for one in new.values() if one[0]], passed)
         else:
-            texts = [np.append(self.start, part.ids) for _, part in new.values()]
-            values = [float(nats.mean(dtype=np.float64)) for nats in surprisals(self.scorer, texts, passed)]
+            start = np.array([self.start])
+            texts = [np.concatenate([start, part.ids]) for _, part in new.values()]
+            values = [float(nats.sum(dtype=np.float64)) / len(nats) for nats in surprisals(self.scorer, texts, passed)]
         self.known.update(zip(new, values, strict=True))
-        return [np.array([self.known[_text(question), part.text] for question, part in one]) for one in keys]
+        return [np.array([self.known[key] for key in one]) for one in keys]
 
     def _question(self, prompt: Prompt) -> Part | None:
         """What the ranking depends on beside the context. By question: only prompts that have one may come."""
@@ -100,10 +99,6 @@ class ContextRanking:
 
 def _contexts(prompt: Prompt) -> list[Part]:
     return [prompt.parts[place] for place in prompt.places("context")]
-
-
-def _text(question: Part | None) -> str:
-    return question.text if question else ""
 
 
 def _bm25(prompt: Prompt) -> Floats:

@@ -45,17 +45,16 @@ class Layout:
 
         Parts of which nothing is kept vanish with their blank line. ``order``: the parts, as they are to stand.
         """
-        taken = np.zeros(len(self.edges) - 1, dtype=bool)
-        taken[self.cells] = kept
-        alive = np.zeros(len(self.leads), dtype=bool)
-        alive[self.parts[kept]] = True
-        placed = [part for part in (order or range(len(self.leads))) if alive[part]]
-        if placed == sorted(placed):
+        units = np.flatnonzero(kept)
+        taken, alive = np.zeros(len(self.edges) - 1, dtype=bool), np.zeros(len(self.leads), dtype=bool)
+        taken[self.cells[units]] = alive[self.parts[units]] = True
+        placed = np.flatnonzero(alive) if order is None else np.array([part for part in order if alive[part]], int)
+        if (placed[1:] > placed[:-1]).all():
             taken[self.leads[placed[1:]]] = True
             return self._runs(taken, 0, len(taken))
         ends = np.append(self.leads[1:], len(taken))
         pieces = []
-        for number, part in enumerate(placed):
+        for number, part in enumerate(placed.tolist()):
             if number:
                 lead = self.leads[max(part, 1)]  # one blank line is like another; the first part has none before it
                 pieces.append(self.edges[None, lead : lead + 2])

@@ -47,6 +47,23 @@ REMEMBERED = 2**22
 """Characters of parts that are kept, tokenised and cut, in case they come again (some 60 bytes each)."""
 
 
+@dataclass(slots=True)
+class _Known:
+    """Short parts that were made before: few-shot corpora repeat their demonstrations. ``characters``: of them all."""
+
+    parts: dict[_Key, Part] = field(default_factory=dict)
+    characters: int = 0
+
+    def add(self, made: Mapping[_Key, Part]) -> None:
+        """Keep new parts, in place of all others once these are too many."""
+        short = {key: part for key, part in made.items() if len(part.text) <= REMEMBERED // 256}
+        more = sum(len(part.text) for part in short.values())
+        if self.characters + more > REMEMBERED:
+            self.parts, self.characters = {}, 0
+        self.parts.update(short)
+        self.characters += more
+
+
 @dataclass(frozen=True, slots=True)
 class Preparing:
     """Makes prompts ready for ``spec``: token ids by ``scorer``, budgets by ``target``, marks by ``marking``."""
@@ -56,7 +73,7 @@ class Preparing:
     target: Tokenising
     marking: Marking
     same_tokenizer: bool = False
-    known: dict[_Key, Part] = field(default_factory=dict)
+    known: _Known = field(default_factory=_Known)
 
     def prepare(self, sources: Sequence[Source]) -> list[Ready]:
         """One prompt per source, in order; or why it needs no work, or can have none."""
@@ -106,7 +123,7 @@ class Preparing:
 
     def _tokenised(self, prompts: Sequence[list[_Piece]]) -> dict[str, Tokens]:
         """The target's tokens of all texts that are new and not so long that they would be tokenised in pieces."""
-        texts = {piece.marked.text: None for prompt in prompts for piece in prompt if piece.key not in self.known}
+        texts = {piece.marked.text: None for prompt in prompts for piece in prompt if piece.key not in self.known.parts}
         short = [text for text in texts if self.target.at_once(text)]
         return dict(zip(short, self.target.tokenise(short), strict=True))
 
@@ -127,7 +144,7 @@ class Preparing:
     def _alone(self, piece: _Piece, tokens: Mapping[str, Tokens]) -> int | None:
         if (own := tokens.get(piece.marked.text)) is not None:
             return len(own.ids)
-        part = self.known.get(piece.key)
+        part = self.known.parts.get(piece.key)
         return part.alone if part else None
 
     def _beside(self, pieces: Sequence[list[_Piece] | Refusal]) -> Sequence[int]:
@@ -152,7 +169,7 @@ class Preparing:
     def _shared(self, prompt: Prompt, least: int, rate: float | None) -> Ready:
         """The prompt with its shares. Its own rates may lower the budget that a rate gives, and never raise it."""
         budget = prompt.budget
-        if rate is not None and any((part.rates < 1).any() for part in prompt.parts):
+        if rate is not None and (np.concatenate([part.rates for part in prompt.parts]) < 1).any():
             own = math.floor(own_budget(prompt.parts, rate, prompt.separator, self.spec) + 1e-6)
             budget = min(budget, max(own, least))
         if least > budget:
@@ -177,7 +194,7 @@ class Preparing:
     def _parts(self, prompts: Sequence[list[_Piece]], tokens: Mapping[str, Tokens]) -> list[tuple[Part, ...]]:
         """The pieces of every prompt, tokenised and cut; equal ones (demonstrations, several rates) once."""
         every = {piece.key: piece for prompt in prompts for piece in prompt}
-        made = {key: part for key in every if (part := self.known.get(key)) is not None}
+        made = {key: part for key in every if (part := self.known.parts.get(key)) is not None}
         made.update(self._cut({key: piece for key, piece in every.items() if key not in made}, tokens))
         return [tuple(made[piece.key] for piece in prompt) for prompt in prompts]
 
@@ -191,17 +208,12 @@ class Preparing:
         scored = [self.scorer.scored(one) for one in counted] if same else self.scorer.tokenise(texts)
         scored = [self._some(*one) for one in zip(texts, scored, strict=True)]
         cuts = _cut(pieces, scored, self.spec.unit)
-        costs = map(_own_costs if same else _costs, scored if same else counted, cuts)
-        made = dict(zip(new, map(_part, pieces, scored, counted, costs, cuts), strict=True))
-        self._remember(made)
+        costs = [one.counts for one in cuts] if same else map(_costs, counted, cuts)
+        lengths = [len(one.ids) for one in (scored if same else counted)]
+        alone = [len(one.ids) if self.target.at_once(text) else None for text, one in zip(texts, counted, strict=True)]
+        made = dict(zip(new, map(_part, pieces, scored, cuts, costs, lengths, alone), strict=True))
+        self.known.add(made)
         return made
-
-    def _remember(self, made: dict[_Key, Part]) -> None:
-        """Keep what may come again: few-shot corpora repeat their demonstrations."""
-        short = {key: part for key, part in made.items() if len(part.text) <= REMEMBERED // 256}
-        if sum(len(part.text) for part in [*self.known.copy().values(), *short.values()]) > REMEMBERED:
-            self.known.clear()
-        self.known.update(short)
 
     def _some(self, text: str, tokens: Tokens) -> Tokens:
         """A normaliser may leave nothing of a text; it still has to be kept or removed, so one token stands for it."""
@@ -210,31 +222,24 @@ class Preparing:
         return Tokens(np.array([self.scorer.start_id()]), np.array([[0, len(text)]], np.int32))
 
 
-_WHOLE = Cut(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, bool), np.full(1, -1))
-
-
 def _cut(pieces: Sequence[_Piece], tokens: Sequence[Tokens], unit: Unit) -> list[Cut]:
-    """The units of every piece; a verbatim one is whole."""
+    """The units of every piece; a verbatim one is a whole unit."""
     free = [place for place, piece in enumerate(pieces) if not piece.verbatim]
     marked = [pieces[place].marked for place in free]
     cuts = dict(zip(free, cut(marked, [tokens[place].spans for place in free], unit), strict=True))
-    return [cuts.get(place, _WHOLE) for place in range(len(pieces))]
+    return [cuts.get(place) or _whole(one) for place, one in enumerate(tokens)]
 
 
-def _part(piece: _Piece, tokens: Tokens, counted: Tokens, costs: Ints, units: Cut) -> Part:
-    rates = np.array([*(own.rate for own in piece.marked.rates), np.nan])[units.owned]  # -1 is the last
-    regions = np.array([*(own.region for own in piece.marked.rates), -1])[units.owned]
-    text = piece.marked.text
-    alone = len(counted.ids) if Tokenising.at_once(text) else None
+def _whole(tokens: Tokens) -> Cut:
+    zero = np.zeros(1, np.int64)
+    return Cut(zero, np.array([len(tokens.ids)]), zero, np.ones(1, bool), np.full(1, np.nan), np.full(1, -1))
+
+
+def _part(piece: _Piece, tokens: Tokens, units: Cut, costs: Ints, length: int, alone: int | None) -> Part:
     return Part(
-        piece.role, text, piece.verbatim, tokens.ids, units.first, units.places, costs, units.forced, rates, regions,
-        alone,
+        piece.role, piece.marked.text, piece.verbatim, tokens.ids, units.first, units.counts, units.places, costs,
+        units.forced, units.rates, units.regions, length, alone,
     )  # fmt: skip
-
-
-def _own_costs(tokens: Tokens, units: Cut) -> Ints:
-    """Where the scorer's tokens are the target's, those of a unit are what it costs."""
-    return np.append(units.first[1:], len(tokens.ids)) - units.first
 
 
 def _costs(tokens: Tokens, units: Cut) -> Ints:

@@ -30,10 +30,11 @@ class Source:
 class Part:
     """A part of a prompt that is not empty.
 
-    ``ids`` are the scoring model's tokens. Unit i begins at token ``first[i]`` and character ``places[i]``, costs
-    ``costs[i]`` tokens of the target's tokenizer, must stay if ``forced[i]``, and has the rate ``rates[i]`` of its own
-    (nan: the prompt's), which it shares with all units of ``regions[i]`` (-1: none; 1 is verbatim). A verbatim part is
-    one forced unit. ``alone``: tokens of the target's tokenizer that the text has by itself; None: not known exactly.
+    ``ids`` are the scoring model's tokens. Unit i is ``counts[i]`` of them from ``first[i]`` on, begins at character
+    ``places[i]``, costs ``costs[i]`` tokens of the target's tokenizer, must stay if ``forced[i]``, and has the rate
+    ``rates[i]`` of its own (nan: the prompt's), which it shares with all units of ``regions[i]`` (-1: none; 1 is
+    verbatim). A verbatim part is one forced unit. ``length``: the sum of the costs; ``alone``: tokens of the target's
+    tokenizer that the text has by itself; None: not known exactly.
     """
 
     role: Role
@@ -41,17 +42,14 @@ class Part:
     verbatim: bool
     ids: Ints
     first: Ints
+    counts: Ints
     places: Ints
     costs: Ints
     forced: NDArray[np.bool_]
     rates: Floats
     regions: Ints
+    length: int
     alone: int | None
-
-    @property
-    def length(self) -> int:
-        """Tokens of the target's tokenizer."""
-        return int(self.costs.sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,9 +138,10 @@ def _filled(search: _Search, best: Fitted, target: Tokenising) -> Fitted:
 
     In the end no unit is left that costs less than the room, as far as its planned cost tells; or the counts are spent.
     """
-    if search.strict:
+    budget = search.prompt.budget
+    if search.strict or best.tokens >= ENOUGH * budget:
         return best
-    budget, costs = search.prompt.budget, search.prompt.costs()
+    costs = search.prompt.costs()
     rest, most = search.ranked[~best.kept[search.ranked]], len(search.ranked)
     if (wanted := search.wanted[rest]).any():
         rest = rest[wanted]

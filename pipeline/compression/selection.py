@@ -35,7 +35,8 @@ def margins(
     Returns the score less gamma, the threshold (kept: positive), and per segment the tokens left unspent.
     """
     first = np.zeros(len(scores), dtype=bool) if first is None else first
-    order = np.lexsort((-scores, ~first, rows))
+    places = (2 * rows + ~first).astype(np.min_scalar_type(2 * len(allowed)))  # numpy sorts short integers by digits
+    order = np.lexsort((-scores, places))
     sorted_rows, sorted_costs = rows[order], costs[order]
     fits = running_sums(sorted_costs, sorted_rows) <= allowed[sorted_rows]
     spent = np.bincount(sorted_rows, weights=sorted_costs * fits, minlength=len(allowed))

@@ -43,7 +43,7 @@ def quota_of(parts: Sequence[Part], budget: int, rate: float, separator: int, sp
     """
     taus = Rates(spec.tau_instruction, 1.0, spec.tau_question)
     free = not spec.RANKS_BY_TAU and any(not part.verbatim for part in parts if part.role != "context")
-    if not (free or spec.hierarchy or any((part.regions >= 0).any() for part in parts)):
+    if not (free or spec.hierarchy or (np.concatenate([part.regions for part in parts]) >= 0).any()):
         return None
     lengths = {role: sum(part.length for part in parts if part.role == role) for role in _ROLES}
     rates = fit_rates(budget - separator * (len(parts) - 1), Lengths(*(lengths[role] for role in _ROLES)), taus)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compression.iterative import Stream, segment_of
 from pipeline.compression.prompt import Part, Prompt
+from pipeline.compression.widths import parted
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -62,17 +63,24 @@ class Streams:
     separator: Ints
     size: int
 
-    def of(self, prompt: Prompt, plan: Plan) -> Stream:
-        """The parts to be scored, a locked separator before each that has something before it."""
+    def of(self, prompts: Sequence[Prompt], plans: Sequence[Plan]) -> list[Stream]:
+        """Of each prompt the parts to be scored, a locked separator before each that has something before it."""
+        starts = [self._start(*one) for one in zip(prompts, plans, strict=True)]
+        pieces = [self._pieces(*one) for one in zip(prompts, plans, strict=True)]
+        return _joined(starts, pieces, plans, self.size) if pieces else []
+
+    def _start(self, prompt: Prompt, plan: Plan) -> Ints:
         before = [part for part in prompt.parts[: min(plan.scored)] if part.verbatim]
-        start = np.concatenate([[self.start], *(ids for part in before for ids in (part.ids, self.separator))])
+        return np.concatenate([[self.start], *(ids for part in before for ids in (part.ids, self.separator))])
+
+    def _pieces(self, prompt: Prompt, plan: Plan) -> list[_Piece]:
         bounds = _bounds(prompt)
         pieces: list[_Piece] = []
         for place, rate in zip(plan.scored, plan.rates, strict=True):
             if pieces:
                 pieces.append(self._blank(pieces[-1].group))
             pieces.append(_piece(prompt.parts[place], place, slice(bounds[place], bounds[place + 1]), rate, plan))
-        return _joined(start, pieces, self.size, plan)
+        return pieces
 
     def _blank(self, group: str) -> _Piece:
         one, locked, frame = np.ones(1), np.ones(1, bool), np.zeros(1, bool)
@@ -100,39 +108,51 @@ def spread(prompt: Prompt, plan: Plan, ranked: Floats | None) -> Floats:
 
 def _piece(part: Part, place: int, units: slice, rate: float, plan: Plan) -> _Piece:
     """Part number ``place``; ``units`` are its own among all of the prompt."""
-    counts = np.diff(part.first, append=len(part.ids))
+    counts, costs, locked = part.counts, part.costs, part.forced
     weights = np.ones(len(counts)) if plan.weights is None else plan.weights[units]
     frame = np.zeros(len(counts), bool) if plan.frame is None else plan.frame[units]
     group = f"{part.role} {place}" if plan.apart else part.role
-    read = np.ones(len(counts), bool) if plan.gone is None else ~plan.gone[units]
-    ids, rates = part.ids[np.repeat(read, counts)], _rates(part, rate, read)
-    return _Piece(ids, counts[read], part.costs[read], rates, part.forced[read], weights[read], frame[read], group)
+    if plan.gone is None:
+        return _Piece(part.ids, counts, costs, _rates(part, rate, part.length), locked, weights, frame, group)
+    read = ~plan.gone[units]
+    ids, rates = part.ids[np.repeat(read, counts)], _rates(part, rate, int(costs[read].sum()))
+    return _Piece(ids, counts[read], costs[read], rates[read], locked[read], weights[read], frame[read], group)
 
 
-def _rates(part: Part, rate: float, read: NDArray[np.bool_]) -> Floats:
-    """The rates of the units that are read: their own, else the part's, raised by what is gone already."""
-    costs = int(part.costs[read].sum())
+def _rates(part: Part, rate: float, costs: int) -> Floats:
+    """The rates of units: their own, else the part's, raised by what is gone already (all but ``costs``)."""
     raised = min(1.0, rate * part.length / costs) if costs else rate
-    own: Floats = np.where(np.isnan(part.rates), raised, part.rates)[read]
-    return own
+    return np.where(np.isnan(part.rates), raised, part.rates)
 
 
-def _joined(start: Ints, pieces: Sequence[_Piece], size: int, plan: Plan) -> Stream:
-    names = {name: number for number, name in enumerate(dict.fromkeys(piece.group for piece in pieces))}
-    counts = np.concatenate([piece.counts for piece in pieces])
-    groups = np.repeat([names[piece.group] for piece in pieces], [len(piece.counts) for piece in pieces])
-    return Stream(
-        start=start,
-        ids=np.concatenate([piece.ids for piece in pieces]),
-        counts=counts,
-        costs=np.concatenate([piece.costs for piece in pieces]),
-        rates=np.concatenate([piece.rates for piece in pieces]),
-        segments=segment_of(counts, groups, size),
-        locked=np.concatenate([piece.locked for piece in pieces]),
-        weights=None if plan.weights is None else np.concatenate([piece.weights for piece in pieces]),
-        frame=None if plan.frame is None else np.concatenate([piece.frame for piece in pieces]),
-        contrast=plan.contrast,
+def _joined(
+    starts: Sequence[Ints], pieces: Sequence[Sequence[_Piece]], plans: Sequence[Plan], size: int
+) -> list[Stream]:
+    """A stream of each prompt's ``pieces``. Those of all prompts are laid end to end: segments are counted once."""
+    every = list(chain.from_iterable(pieces))
+    names: dict[tuple[int, str], int] = {}
+    groups = [names.setdefault((row, piece.group), len(names)) for row, some in enumerate(pieces) for piece in some]
+    tokens = np.array([sum(len(piece.ids) for piece in some) for some in pieces])
+    units = np.array([sum(len(piece.counts) for piece in some) for some in pieces])
+    counts = np.concatenate([piece.counts for piece in every])
+    columns = (
+        counts,
+        np.concatenate([piece.costs for piece in every]),
+        np.concatenate([piece.rates for piece in every]),
+        segment_of(counts, np.repeat(groups, [len(piece.counts) for piece in every]), size),
+        np.concatenate([piece.locked for piece in every]),
+        np.concatenate([piece.weights for piece in every]),
+        np.concatenate([piece.frame for piece in every]),
     )
+    ids = parted(np.concatenate([piece.ids for piece in every]), tokens)
+    rows = zip(starts, ids, *(parted(column, units) for column in columns), plans, strict=True)
+    return [
+        Stream(
+            start, own, counts, costs, rates, segments - segments[:1], locked,
+            None if plan.weights is None else weights, None if plan.frame is None else frame, plan.contrast,
+        )
+        for start, own, counts, costs, rates, segments, locked, weights, frame, plan in rows
+    ]  # fmt: skip
 
 
 def _bounds(prompt: Prompt) -> list[int]:

@@ -50,7 +50,7 @@ class TokenLevel:
         """How far each unit lies above its segment's threshold; ``-inf`` in parts that are not in the plan."""
         plans = [self._informed(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
         work = [place for place, plan in enumerate(plans) if len(plan.scored)]
-        streams = [self.streams.of(prompts[place], plans[place]) for place in work]
+        streams = self.streams.of([prompts[place] for place in work], [plans[place] for place in work])
         if self.spec.iterative:
             found = rank(self.scorer, streams, self.size, passed)
         else:

@@ -65,13 +65,9 @@ class Tokenising:
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
         """Ids and places of every text; a text in which the tokenizer finds nothing has no tokens."""
-        pieces = [(index, start, piece) for index, text in enumerate(texts) for start, piece in _pieces(text)]
-        made = dict(self._encode([piece for *_, piece in pieces]))
-        found: list[list[Tokens]] = [[] for _ in texts]
-        for place, (index, start, _) in enumerate(pieces):
-            tokens = made[place]
-            found[index].append(Tokens(tokens.ids, tokens.spans + np.int32(start)) if start else tokens)
-        return [_joined(parts) for parts in found]
+        pieces = [list(_pieces(text)) for text in texts]
+        made = iter(self._encode([piece for some in pieces for _, piece in some]))
+        return [_joined([_moved(next(made), start) for start, _ in some]) for some in pieces]
 
     def scored(self, tokens: Tokens) -> Tokens:
         """What is scored of a text that has these tokens: just them."""
@@ -139,17 +135,18 @@ class Tokenising:
         tokens = self.tokenise(["\n"])[0].ids
         return int(tokens[-1]) if len(tokens) else 0
 
-    def _encode(self, texts: Sequence[str]) -> Iterator[tuple[int, Tokens]]:
-        """Places in ``texts`` and what stands there, in any order."""
+    def _encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of every text, each tokenised at once."""
         widths = _widths(self.tokenizer)
+        found: list[Tokens] = []
         for group in _groups(texts):
             some = [texts[place] for place in group]
             made = widths.tokenised(some) if widths else {}
-            yield from ((group[number], tokens) for number, tokens in made.items())
-            rest = [number for number in range(len(some)) if number not in made]
-            if rest:
+            if rest := [number for number in range(len(some)) if number not in made]:
                 named = _by_offsets(_own(self.tokenizer), [some[number] for number in rest])
-                yield from ((group[number], tokens) for number, tokens in zip(rest, named, strict=True))
+                made.update(zip(rest, named, strict=True))
+            found += [made[number] for number in range(len(some))]
+        return found
 
 
 def _pieces(text: str) -> Iterator[tuple[int, str]]:
@@ -187,6 +184,10 @@ def _groups(texts: Sequence[str]) -> Iterator[range]:
         total += size
     if first < len(texts):
         yield range(first, len(texts))
+
+
+def _moved(tokens: Tokens, by: int) -> Tokens:
+    return Tokens(tokens.ids, tokens.spans + np.int32(by)) if by else tokens
 
 
 def _joined(parts: Sequence[Tokens]) -> Tokens:

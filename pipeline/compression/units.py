@@ -35,7 +35,7 @@ from pipeline.compression.characters import (
     points_of,
 )
 from pipeline.compression.edges import next_solid, phrase_edges, sentence_edges, word_edges
-from pipeline.compression.marked import Marked, within
+from pipeline.compression.marked import NO_SPANS, Marked, within
 from pipeline.compression.widths import parted
 from schemas.compress import Unit
 
@@ -49,21 +49,25 @@ _IN_NUMBERS = points_of(".,:/'\u2019\u066b\u066c")
 MOST = {"phrase": 2 * MAX_TOKENS, "sentence": 16 * MAX_TOKENS}
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Places = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A text's units: the ``first`` token and the first character (``places``) of each, and which are ``forced``.
+    """A text's units: the ``first`` token of each, how many it has (``counts``), its first character (``places``).
 
-    ``owned``: the number of the span with a rate of its own that a unit's first word is in; -1: in none.
+    ``forced``: which must stay. ``rates``, ``regions``: of the span with a rate of its own that a unit's first word is
+    in; nan and -1: in none.
     """
 
     first: Ints
+    counts: Ints
     places: Ints
     forced: Bools
-    owned: Ints
+    rates: Floats
+    regions: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,8 @@ class _Line:
 
     ``kinds``, ``points``: of each character. ``starts``, ``ends``: the characters of each token; ``heads``: the first
     token of each text; ``inside``: may begin a unit, were it only for the character's edge; ``held``: must stay;
-    ``kept``: must stay with its word; ``owned``: as in ``Cut``, numbered through all texts.
+    ``kept``: must stay with its word; ``owned``: the number, through all texts, of the span with a rate of its own that
+    it is in; -1: in none.
     """
 
     text: str
@@ -107,17 +112,17 @@ def cut(parts: Sequence[Marked], spans: Sequence[Places], unit: Unit = "word") -
     begins, held = _begins(line, unit)
     first = np.flatnonzero(begins)
     counts = np.diff(np.searchsorted(first, heads), append=len(first))
-    owns = np.repeat(np.cumsum([0, *(len(part.rates) for part in parts[:-1])]), sizes)
-    return [
-        Cut(*one)
-        for one in zip(
-            parted(first - np.repeat(heads, sizes)[first], counts),
-            parted((starts - shift)[first].astype(np.int64), counts),
-            parted(np.logical_or.reduceat(held, first), counts),
-            parted(np.where(line.owned < 0, -1, line.owned - owns)[first], counts),
-            strict=True,
-        )
-    ]
+    owns = [own for part in parts for own in part.rates]
+    owned = line.owned[first]
+    columns = (
+        first - np.repeat(heads, counts),
+        np.diff(first, append=len(begins)),
+        (starts[first] - np.repeat(offsets, counts)).astype(np.int64),
+        np.logical_or.reduceat(held, first),
+        np.array([*(own.rate for own in owns), np.nan])[owned],  # -1 is the last
+        np.array([*(own.region for own in owns), -1])[owned],
+    )
+    return [Cut(*one) for one in zip(*(parted(column, counts) for column in columns), strict=True)]
 
 
 def _line(parts: Sequence[Marked], offsets: Places, starts: Places, ends: Places, heads: Ints, apart: Bools) -> _Line:
@@ -142,7 +147,7 @@ def _line(parts: Sequence[Marked], offsets: Places, starts: Places, ends: Places
 
 
 def _shifted(spans: Sequence[Ints], offsets: Places) -> Ints:
-    return np.concatenate([one + at for one, at in zip(spans, offsets, strict=True)])
+    return np.concatenate([NO_SPANS, *(one + at for one, at in zip(spans, offsets, strict=True) if len(one))])
 
 
 def _touching(starts: Places, ends: Places, spans: Ints) -> Bools:
@@ -165,8 +170,8 @@ def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
     around[line.heads] = True
     edges = word_edges(kinds)
     words = _either(safe & edges[places], around)
-    if _overlong(words).any():
-        words = _shortened(line, words, safe, places)
+    if len(long := np.flatnonzero(_overlong(words))):
+        words[long] = _shortened(line, words[long], safe[long], line.inside[long], places[long])
     held = line.held
     if line.kept.any():
         first = np.flatnonzero(words)
@@ -179,16 +184,17 @@ def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
     return (words if unit == "word" else _long_units(line, unit, words, edges, safe, around)), held
 
 
-def _shortened(line: _Line, words: Bools, safe: Bools, places: Places) -> Bools:
-    """``words`` and, in units that are too long, more beginnings: between words and numbers; in these where need be."""
+def _shortened(line: _Line, words: Bools, safe: Bools, inside: Bools, places: Places) -> Bools:
+    """Beginnings for the tokens (at ``places``) of units that are too long: between words and numbers; in these where
+    need be."""
     before, here = last_kept(line.kinds, line.kinds != JOINING)[places - 1], line.kinds[places]
     inner = safe & (line.kinds[places - 1] == PUNCT) & (here == WORD)
-    between = safe & ~((before == WORD) & (here == WORD)) & ~_in_numbers(line.points, safe & _overlong(words), places)
-    begins = words | (_overlong(words) & inner & between)
+    between = safe & ~((before == WORD) & (here == WORD)) & ~_in_numbers(line.points, safe, places)
+    begins = words | (inner & between)
     begins |= _every(begins, between | begins) & _overlong(begins)
     begins |= _overlong(begins, LONGEST) & inner
     begins |= _every(begins, safe | begins) & _overlong(begins, LONGEST)
-    return _either(begins, _every(begins, line.inside | begins) & _overlong(begins, LONGEST))
+    return _either(begins, _every(begins, inside | begins) & _overlong(begins, LONGEST))
 
 
 def _in_numbers(points: NDArray[np.uint32], asked: Bools, places: Places) -> Bools:

@@ -95,7 +95,7 @@ def _margins(part: Part, found: dict[str, Floats]) -> NDArray[np.float64]:
     if part.verbatim:
         return np.full(len(part.places), np.inf)
     scores = found[part.text].astype(np.float64)
-    return np.add.reduceat(scores, part.first) / np.diff(np.append(part.first, len(scores)))
+    return np.add.reduceat(scores, part.first) / part.counts
 
 
 def _shortened(tokens: Tokens) -> Tokens:

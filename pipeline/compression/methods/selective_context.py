@@ -81,6 +81,5 @@ def unit_means(part: Part, nats: NDArray[np.float32]) -> Floats:
     """The mean over the tokens of each unit; 0 in a verbatim part, which need not have been read."""
     if part.verbatim:
         return np.zeros(len(part.places))
-    lengths = np.diff(np.append(part.first, len(part.ids)))
-    means: Floats = np.add.reduceat(nats.astype(np.float64), part.first) / lengths
+    means: Floats = np.add.reduceat(nats.astype(np.float64), part.first) / part.counts
     return means

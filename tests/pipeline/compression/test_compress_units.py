@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.compression import tokens as tokens_module
+from pipeline.compression.characters import last_kept
 from pipeline.compression.marked import Marked
 from pipeline.compression.tokens import PIECE, Tokenising
 from pipeline.compression.units import LONGEST, MAX_TOKENS, cut
@@ -24,6 +25,28 @@ def units_of(text: str) -> list[str]:
     (one,) = cut([Marked(text)], [SMALL.tokenise([text])[0].spans])
     assert len(one.first) == len(one.places) and not one.forced.any()
     return [text[a:b] for a, b in zip(one.places, [*one.places[1:], len(text)], strict=True)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans())))
+def test_the_last_wanted_value_is_carried_into_gaps(line: list[tuple[int, bool]]) -> None:
+    values, wanted = np.array([value for value, _ in line], np.uint8), np.array([want for _, want in line], bool)
+    last, expected = 0, []
+    for value, want in line:
+        last = value if want else last
+        expected.append(last)
+    found = last_kept(values, wanted)
+    assert found.dtype == np.uint8 and found.tolist() == expected
+
+
+def test_what_a_text_is_cut_into_does_not_depend_on_its_neighbours() -> None:
+    """Units too long are looked at by themselves, all of a batch together."""
+    texts = ["a" * 300 + " b", "80,000+50,000*" * 20, "plain words", "\u0301\u0301 x", "0x" + "9f" * 90]
+    spans = [SMALL.tokenise([text])[0].spans for text in texts]
+    together = cut([Marked(text) for text in texts], spans)
+    for text, own, one in zip(texts, spans, together, strict=True):
+        (alone,) = cut([Marked(text)], [own])
+        assert one.places.tolist() == alone.places.tolist() and one.counts.tolist() == alone.counts.tolist()
+        assert one.counts.sum() == len(own)
 
 
 @pytest.mark.parametrize(
