@@ -150,14 +150,14 @@ class _Batch:
         copied = [np.array(one.copied, np.int64) for one in prompts]
         if self._encodes:
             copied = [np.append(one, self._encoded[row].tokens) for one, row in zip(copied, joining, strict=True)]
+        copied = [one.clip(0, self._models[0].size - 1) for one in copied]  # what is drafted is read
         tokens = [one.tokens for one in read]
         vectors = np.array([len(one) - len(some) for one, some in zip(read, tokens, strict=True)])
         self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, tokens, vectors)
         first = self._read(rows)
-        there = on_device(slots, self._device)
-        length = self._lines.length[there]
-        self._lines.put(there, length, first[:, None])
-        self._lines.keep(there, length + 1)
+        some = self._lines.of(on_device(slots, self._device))
+        some.put(some.length[:, None], first[:, None])
+        some.keep(some.length + 1)
         self._on, self._made[rows] = np.append(self._on, rows), 1
         return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)), None)]
 
@@ -207,8 +207,8 @@ class _Batch:
         found = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
         numbers = None
         if self._engine.choose.sampled:
-            slots = on_device(self._slots[rows], self._device)
-            numbers = self._lines.numbers(slots, self._lines.length[slots][:, None] - 1)[:, 0]
+            some = self._lines.of(on_device(self._slots[rows], self._device))
+            numbers = some.numbers(some.length[:, None])[:, 0]
         return self._engine.choose(self._models[0].head(found), numbers)
 
     def _read_on(self, model: Model, rows: Ints, texts: Sequence[Text], stored: Ints) -> Iterator[torch.Tensor]:

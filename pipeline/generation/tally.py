@@ -24,7 +24,7 @@ class Drafted:
 @dataclass(frozen=True, slots=True)
 class Drafts:
     """Of one round, row by row: ``whose`` draft was at each place ``[rows, places]`` (-1: none), and the ``passes`` of
-    each drafter; the first of them copies (``rounds.COPIES``)."""
+    each drafter; the first of them copies (``verifying.COPIES``)."""
 
     whose: Ints
     passes: Sequence[int]

@@ -41,11 +41,19 @@ AROUND = {
     "no token, stored": (0, 9, 3, 64, True),
     "no token": (0, 9, 3, 64, False),
 }
+MATCHES = {
+    "one program a line": (20, 90, 4, 7, 1024),
+    "several, and few different tokens": (20, 90, 2, 15, 16),
+    "hardly any match": (20, 90, 1000, 5, 32),
+    "one token": (3, 40, 3, 1, 16),
+}
 CASES = {
     **{f"few: {name}": ("few", *case) for name, case in ATTENTION.items()},
     **{f"turning: {name}": ("turning", *case) for name, case in ATTENTION.items()},
     **{f"product: {name}": ("products", *case) for name, case in PRODUCTS.items()},
     **{f"around: {name}": ("around", *case) for name, case in AROUND.items()},
+    **{f"copies: {name}": ("matches", *case) for name, case in MATCHES.items()},
+    "rounds end so": ("rounds", False),
     "models are read so": ("wired", False),
     "models are read side by side so": ("widened", False),
     **{f"wide: {kind}": ("wide", kind) for kind in ("llama", "qwen2", "mistral")},
@@ -64,7 +72,8 @@ def interpreted(cases: Sequence[tuple[Any, ...]]) -> list[tuple[float, int]]:
 
 
 def test_kernels_that_say_something_else_are_not_used() -> None:
-    assert [off for off, _ in interpreted([("wired", True), ("widened", True)])] == [1.0, 1.0]
+    spoilt = [(what, True) for what in ("wired", "widened", "rounds")]
+    assert [off for off, _ in interpreted(spoilt)] == [1.0, 1.0, 1.0]
 
 
 def test_kernels_say_what_they_stand_for() -> None:
