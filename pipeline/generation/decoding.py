@@ -7,8 +7,7 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batching import pack
 from pipeline.generation.ending import Ending
 from pipeline.generation.engine import Engine, Kind, Passes, Size, engine_for
 from pipeline.generation.policy import Way
 from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
-from pipeline.generation.rounds import Model, drafting
+from pipeline.generation.reading import Reader
 from pipeline.generation.tally import Drafts
-from pipeline.generation.texts import Text, comparable, given, joined
+from pipeline.generation.texts import Text, comparable
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.encodable import can_encode
@@ -126,11 +124,12 @@ class _Batch:
         self._room, self._begins = Room(self._columns), np.zeros_like(lengths)
         most = min(len(rows), max(1, self._columns // int(self._needs[rows].min())))
         self._slots, self._free = np.zeros_like(lengths), list(range(most))[::-1]
-        self._most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
         self._way = engine.usual  # of the last round that was begun
         self._read_by_drafters = np.zeros_like(lengths)  # so much of each row, while they are not ``current``
         self._prefixes = Prefixes(comparable(self._texts))
         self._engine, self._models, self._lines = engine, engine.models, engine.lines
+        most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
+        self._reader = Reader(engine, self._texts, self._encoded, self._slots, most, ending.look)
         self._current = bool(decoder.drafters)  # whether drafters have read what there is
         self._current = self._current and self._next_way(np.array(rows)[:most]).rounds > 0
 
@@ -168,64 +167,14 @@ class _Batch:
         self._begins[row], self._slots[row] = begin, self._free.pop()
         return True
 
-    def _encode(self, model: Model, rows: Ints) -> None:
-        """The model's encoder, if it has one, reads their prompts, each as a whole."""
-        passes = model.passes
-        if not isinstance(passes, EncodedPasses):
-            return
-        texts = [self._encoded[row].seen(model.blind) or self._texts[row] for row in rows]
-        lengths = np.array([len(text) for text in texts])
-        for some in pack(lengths.tolist(), self._most):
-            ids, vectors = given(joined([texts[one] for one in some]), self._device)
-            self._ending.look()
-            with self._working(model):
-                passes.encode(self._slots[rows[some]], model.own(ids), lengths[some], vectors)
-
-    def _working(self, model: Model) -> AbstractContextManager[None]:
-        return drafting() if model is not self._models[0] else nullcontext()
-
     def _read(self, rows: Ints) -> torch.Tensor:
-        """The first token after each prompt, int64 on the device as all tokens. What others have read is copied."""
+        """The first token after each prompt, int64 on the device as all tokens."""
         readers = self._models[::-1] if self._current else self._models[:1]
-        for model in readers:
-            self._encode(model, rows)
-        read: list[int] = []
-        last: list[torch.Tensor] = []
-        for wave in self._prefixes.waves(rows.tolist()):
-            some, others, shared = np.array(wave).T
-            shared = np.minimum(shared, self._lengths[some] - 1)  # the last token's hidden state is needed
-            copied = np.flatnonzero(shared)
-            for model in readers:
-                texts = [self._texts[row] for row in some]
-                if len(copied):
-                    columns = _columns(model, texts, shared)[copied]
-                    model.passes.copy(self._slots[others[copied]], self._slots[some[copied]], columns)
-                states = list(self._read_on(model, some, texts, shared))
-            last += states  # the target's
-            read += some.tolist()
-        place = {row: place for place, row in enumerate(read)}
-        found = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
-        numbers = None
+        found, numbers = self._reader.read(readers, rows, self._prefixes.waves(rows.tolist())), None
         if self._engine.choose.sampled:
             some = self._lines.of(on_device(self._slots[rows], self._device))
             numbers = some.numbers(some.length[:, None])[:, 0]
         return self._engine.choose(self._models[0].head(found), numbers)
-
-    def _read_on(self, model: Model, rows: Ints, texts: Sequence[Text], stored: Ints) -> Iterator[torch.Tensor]:
-        """The hidden states of the last tokens of the rows' ``texts``, of which ``stored`` places need not be read."""
-        stored, begin = _columns(model, texts, stored), 0
-        texts = [text.seen(model.blind) for text in texts]
-        left = np.array([len(text) for text in texts]) - stored
-        text = joined([text.part(at) for text, at in zip(texts, stored.tolist(), strict=True)])
-        for some, before, counts in _pieces(left, self._most):
-            ids, vectors = given(text.part(begin, begin + int(counts.sum())), self._device)
-            self._ending.look()
-            with self._working(model):
-                cached = stored[some] + before
-                hidden = model.passes.run(self._slots[rows[some]], model.own(ids), cached, counts, vectors)
-            ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
-            yield hidden[on_device(ends, self._device)]
-            begin += len(ids)
 
     def go_on(self, arriving: Arriving) -> Arriving:
         """Begin a round of all rows that what is ``arriving`` may not end; none where it must be here before."""
@@ -276,8 +225,9 @@ class _Batch:
         late = [row for row in self._on.tolist() if len(texts[row]) > self._read_by_drafters[row]]
         for model in self._models[1:] if late else ():
             if len(unseen := self._unseen(np.array(late))):
-                self._encode(model, unseen)
-            for _ in self._read_on(model, np.array(late), [texts[row] for row in late], self._read_by_drafters[late]):
+                self._reader.encode(model, unseen)
+            read = self._read_by_drafters[late]
+            for _ in self._reader.read_on(model, np.array(late), [texts[row] for row in late], read):
                 pass
         self._current = True
 
@@ -322,23 +272,6 @@ class _Batch:
             self._free[self._free.index(hole)] = slot
             self._slots[row] = hole
         self._on = self._on[np.argsort(self._slots[self._on])]
-
-
-def _columns(model: Model, texts: Sequence[Text], places: Ints) -> Ints:
-    """Of the first ``places`` of each text those that the model reads."""
-    if not model.blind:
-        return places
-    return np.array([text.words(count) for text, count in zip(texts, places.tolist(), strict=True)])
-
-
-def _pieces(lengths: Ints, most: int) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """Prompts end to end, cut every ``most`` tokens: a piece's rows, their tokens in earlier pieces, and in this."""
-    ends = np.cumsum(lengths)
-    begins = ends - lengths
-    for begin in range(0, int(ends[-1]), most):
-        first, last = np.maximum(begins, begin), np.minimum(ends, begin + most)
-        rows = np.flatnonzero(last > first)
-        yield rows, (first - begins)[rows], (last - first)[rows]
 
 
 def passes_for(loaded: LoadedModel) -> Passes | None:

@@ -40,7 +40,8 @@ def unlike(device: torch.device) -> str:
     """Why rounds by kernels of our own on ``device`` are none; empty where they do what torch's do."""
     try:
         with LAUNCHING:
-            off = [plan for plan in _PLANS if not _alike(*(_rounds(plan, device, ours) for ours in (False, True)))]
+            ways = [(plan, temperature) for plan in _PLANS for temperature in (0.0, 1.0)]
+            off = [way for way in ways if not _alike(*(_rounds(*way, device, ours) for ours in (False, True)))]
     except Exception as error:  # noqa: BLE001  compilers and drivers fail in ways of their own
         return " ".join(str(error).split())[:300] or type(error).__name__
     return f"rounds of {off} end otherwise" if off else ""
@@ -61,10 +62,10 @@ class _Table:
         return self.states[ids.flatten()]
 
 
-def _rounds(plan: Plan, device: torch.device, ours: bool) -> list[torch.Tensor]:
+def _rounds(plan: Plan, temperature: float, device: torch.device, ours: bool) -> list[torch.Tensor]:
     """Three rounds of lines of few different tokens: all that came of them."""
     drawn, rows = np.random.default_rng(0), len(_LENGTHS)
-    lines = Lines(rows, max(_LENGTHS) + 99, 0, device, ours)
+    lines = Lines(rows, max(_LENGTHS) + 99, 99, device, ours)
     nothing = [np.zeros(0, np.int64)] * rows
     lines.begin(np.arange(rows), [0] * rows, nothing, [drawn.integers(0, 4, one) for one in _LENGTHS], np.arange(rows))
     some = lines.of(torch.arange(rows, device=device))  # their first tokens are there
@@ -72,16 +73,13 @@ def _rounds(plan: Plan, device: torch.device, ours: bool) -> list[torch.Tensor]:
     some.keep(some.length + 1)
     logits = torch.from_numpy(drawn.integers(0, 9, (_TOKENS, _TOKENS))).to(device, torch.bfloat16)
     logits[:, :4] += 8  # ties among few tokens, some of which were said before
-    other = logits.roll(1, 1)
-    models = [Model(_passes(one), torch.nn.Identity(), _TOKENS) for one in (logits, other)]
-    choose = Choosing(GenerateSpec(kind="generate"))
+    other = torch.cat([logits[:1].roll(1, 1), logits[1:]])  # it agrees behind most tokens
+    passes: list[Any] = [_Table(one) for one in (logits, other)]
+    models = [Model(one, torch.nn.Identity(), _TOKENS) for one in passes]
+    choose = Choosing(GenerateSpec(kind="generate", temperature=temperature))
     target = cascade(models[0], models[1 : 1 + len(plan.rounds)], plan, choose)
     slots = torch.tensor([2, 0, 3, lines.idle, 1], device=device)
     found = [target.round(lines, slots, 1 + target.most, 0)[0] for _ in range(3)]
     # Behind what is written stand drafts that were given up.
     there = torch.arange(lines.tokens.shape[1], device=device) < lines.length[:-1, None]
     return [*found, lines.known[:-1], torch.where(there, lines.tokens, -1)[:-1], *lines.scratch]
-
-
-def _passes(logits: torch.Tensor) -> Any:
-    return _Table(logits)

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 Peaks = tuple[torch.Tensor, torch.Tensor]
-"""Of each piece of a token's logits the highest, and its place in the piece, ``[tokens, pieces]`` each."""
+"""Of each piece of a token's logits the highest, and its place in the piece, ``[tokens, pieces]`` each. Of a token that
+is drawn: it, in a single piece."""
 
 
 def settle(
@@ -108,7 +109,7 @@ def _agreed(  # type: ignore[no-untyped-def]
     draft ``at`` its place."""
     mine = (row * width + new).to(tl.int64) * PIECES
     mask = (new < width)[:, None] & (tl.arange(0, PIECES) >= 0)[None, :]
-    peak = tl.load(highest + mine[:, None] + tl.arange(0, PIECES)[None, :], mask=mask, other=float("-inf"))
+    peak = tl.load(highest + mine[:, None] + tl.arange(0, PIECES)[None, :], mask=mask, other=0)
     best = tl.argmax(peak.to(tl.float32), 1)
     chosen = tl.load(places + mine + best, mask=new < width, other=0) + best.to(tl.int64) * size
     passed = there & (tl.load(at, mask=there, other=-2) == chosen)

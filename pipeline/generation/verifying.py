@@ -1,7 +1,7 @@
 """Which drafts stand: those that a model would have said, up to the first that it would not, and what it says there.
 
-A model says the likeliest token, or the one drawn at the document's own number. All on the device; in one launch
-(``settling``) where a line's ``launches`` are trusted and nothing is drawn.
+A model says the likeliest token, or the one drawn at the document's own number. All on the device, and in one launch
+(``settling``) where these are trusted (``launched``).
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ def settle(
     int64 ``[rows, 2 * n + 1]``.
     """
     lines, (rows, width) = some.lines, written.shape
-    if lines.launches and not choose.sampled and width <= _MOST:
+    if lines.launches and width <= _MOST:
         from pipeline.generation import settling  # where there is no GPU there is no Triton
 
-        highest, places = peaks(logits)
-        size, whose = logits.shape[1] // highest.shape[1], lines.drafters if only is None else only
         where = lines.tokens, lines.known, some.slots, some.length
-        return settling.settle((highest, places), size, *where, width, end, whose)
+        whose = lines.drafters if only is None else only
+        return settling.settle(*_peaks(some, logits, written, choose), *where, width, end, whose)
     chosen = _chosen(some, logits, written, choose)
     passed = chosen[:, :-1] == drafts
     if end is None:
@@ -62,13 +61,11 @@ def write(
     draft that did not pass is written: the next round writes over it.
     """
     lines, width = some.lines, written.shape[1]
-    if lines.launches and not choose.sampled and lenience == 1 and width <= _MOST:
+    if lines.launches and lenience == 1 and width <= _MOST:
         from pipeline.generation import settling
 
-        highest, places = peaks(logits)
-        marks = None if number is None else lines.drafters
-        size = logits.shape[1] // highest.shape[1]
-        return settling.write((highest, places), size, lines.tokens, some.slots, length, width, marks, number or 0)
+        where, marks = (lines.tokens, some.slots, length), None if number is None else lines.drafters
+        return settling.write(*_peaks(some, logits, written, choose), *where, width, marks, number or 0)
     said = _chosen(some, logits, written, choose)
     passed = said[:, :-1] == drafts
     if lenience > 1:
@@ -81,6 +78,17 @@ def write(
     if number is not None:
         some.mark(length[:, None] - 1, number)
     return length
+
+
+def _peaks(
+    some: Some, logits: torch.Tensor, places: torch.Tensor, choose: Choosing
+) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
+    """Peaks of the logits' pieces, and the size of a piece; of what is drawn a single one."""
+    if choose.sampled:
+        drawn = _chosen(some, logits, places, choose).view(-1, 1)
+        return (drawn, drawn), 0
+    highest, at = peaks(logits)
+    return (highest, at), logits.shape[1] // highest.shape[1]
 
 
 def _chosen(some: Some, logits: torch.Tensor, places: torch.Tensor, choose: Choosing) -> torch.Tensor:

@@ -253,8 +253,8 @@ def rounds(spoilt: bool) -> Off:
 
 
 def matches(rows: int, width: int, words: int, count: int, chunk: int) -> Off:
-    """Copies of what followed the last tokens of lines of any length, in which there are so many ``words``: how many lie
-    elsewhere, and what is left in the counters."""
+    """Copies of what followed the last tokens of lines of any length, in which there are so many ``words``: how many
+    lie elsewhere, and what is left in the counters."""
     drawn = torch.Generator().manual_seed(0)
     length = PADDING + torch.randint(1, width - count + 1, (rows + 3,), generator=drawn)
     tokens = torch.randint(0, words, (rows + 3, PADDING + width), generator=drawn)
