@@ -116,6 +116,7 @@ class _Batch:
         self._needs = np.array([decoder.columns_of(prompt) for prompt in prompts])
         self._made = np.zeros_like(lengths)  # with what is arriving, at least
         self._on: Ints = np.zeros(0, np.int64)  # rows that are worked on
+        self._is_on = np.zeros(len(lengths), bool)  # the same: sets of numpy's take longer than all else in a round
         self._ended: Ints = np.zeros(0, np.int64)  # tokens of the answers that are there
         # Longest first: what is too large for the memory shows at the start and not after an hour.
         self._waiting = sorted(rows, key=lambda row: (self._needs[row], -row))
@@ -157,7 +158,7 @@ class _Batch:
         some = self._lines.of(on_device(slots, self._device))
         some.put(some.length[:, None], first[:, None])
         some.keep(some.length + 1)
-        self._on, self._made[rows] = np.append(self._on, rows), 1
+        self._on, self._is_on[rows], self._made[rows] = np.append(self._on, rows), True, 1
         return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)), None)]
 
     def _placed(self, row: int) -> bool:
@@ -239,8 +240,9 @@ class _Batch:
 
     def take(self, rows: Ints, found: NDArray[np.int64], way: Way | None) -> None:
         """Hand on what was found in this ``way``, if by a round; others may have the room of the rows that it ends."""
-        on = np.isin(rows, self._on)
-        rows, found = rows[on], found[on]
+        on = self._is_on[rows]
+        if not on.all():
+            rows, found = rows[on], found[on]
         if not len(rows):
             return
         self._made[rows] += found[:, -1] - 1
@@ -248,15 +250,21 @@ class _Batch:
         if way and (policy := self._engine.policy):
             policy.saw(way, (whose >= 0).sum(1), found[:, -1] - 1)
         newest = [one[: one[-1]] for one in found.tolist()]
-        drafts = Drafts(whose, self._engine.passes_in(way)) if way else None
-        going = self._ending.take(rows.tolist(), newest, drafts)
-        self._ended = np.append(self._ended, self._made[rows[~np.isin(rows, going)]])
-        for row in set(rows.tolist()).difference(going):
+        drafts = Drafts(whose, self._engine.passes_in(way)) if way and way.width > 1 else None
+        going = set(self._ending.take(rows.tolist(), newest, drafts))
+        if ended := [row for row in rows.tolist() if row not in going]:
+            self._leave(np.array(ended))
+
+    def _leave(self, rows: Ints) -> None:
+        """These have ended."""
+        self._ended = np.append(self._ended, self._made[rows])
+        for row in rows.tolist():
             self._prefixes.leave(row)
             self._room.give(int(self._begins[row]), int(self._needs[row]))
             self._free.append(int(self._slots[row]))
-        self._on = self._on[~np.isin(self._on, rows) | np.isin(self._on, going)]
-        if len(going) < len(rows) and not self._models[0].passes.records:
+        self._is_on[rows] = False
+        self._on = self._on[self._is_on[self._on]]
+        if not self._models[0].passes.records:
             self._close_ranks()
 
     def _close_ranks(self) -> None:
