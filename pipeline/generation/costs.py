@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batching import out_of_memory
-from pipeline.generation.maxgram import PADDING, propose
-from pipeline.generation.rounds import Model
-from pipeline.generation.sampling import most_likely
+from pipeline.generation.launched import launches
+from pipeline.generation.lines import Lines
+from pipeline.generation.rounds import Copying, Model
+from pipeline.generation.sampling import Choosing
 from pipeline.generation.timing import timed
+from pipeline.generation.verifying import COPIES, settle
 from pipeline.passes.compiling import LAUNCHING
 from pipeline.passes.encoded import EncodedPasses
-from pipeline.passes.recorded import RECORDERS, Run
+from pipeline.passes.recorded import RECORDERS, Output, Run
+from schemas.stage import GenerateSpec
 
 log = logging.getLogger(__name__)
 
@@ -137,19 +140,21 @@ def _ready(make: Make, rows: int) -> Model:
 
 
 def _seconds(model: Model, rows: int, width: int, records: bool) -> float:
-    """Of a round without its bookkeeping: drafts are copied, read, translated where the vocabulary is another, and
-    compared with what is said."""
-    device = model.head.weight.device
-    ids = torch.zeros(max(rows, _LEAST if model.passes.records else 1), width, dtype=torch.int64, device=device)
-    slots = torch.arange(len(ids), device=device)
-    stored = torch.full((len(ids),), _STORED, device=device)
-    lines = torch.zeros(len(ids), PADDING + _STORED + width, dtype=torch.int64, device=device)
+    """Of a round: drafts are copied, read, translated where the vocabulary is another, and set against what is said."""
+    device, number = model.head.weight.device, max(rows, _LEAST if model.passes.records else 1)
+    lines = Lines(number, _STORED + 2 * width, 0, device, launches(device))
+    nothing, texts = [np.zeros(0, np.int64)] * number, [np.zeros(_STORED + 1, np.int64)] * number
+    lines.begin(np.arange(number), [0] * number, nothing, texts, np.zeros(number, np.int64))
+    lines.stay()
+    slots, greedily = torch.arange(number, device=device), Choosing(GenerateSpec(kind="generate"))
 
-    def run() -> tuple[torch.Tensor, torch.Tensor]:
-        if width > 1:
-            ids[:, 1:] = propose(lines, PADDING + stored, width - 1)
-        hidden = model.passes.read_on(slots, model.own(ids), stored, _STORED + width)
-        found = most_likely(model.logits(hidden))
+    def run() -> Output:
+        some = lines.of(slots)
+        Copying(width - 1, False).draft(some, some.length, 0)
+        places = some.places(some.length, -1, width)
+        read, written = some.at(places[:, :-1]), places[:, 1:]
+        logits = model.read(some, model.own(read), places[:, 0], _STORED + width)
+        found = settle(some, logits, written, read[:, 1:], None, COPIES, greedily)
         return found, found
 
     again = _recorded(run, device) if records and device.type in RECORDERS else run

@@ -7,8 +7,7 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batching import pack
 from pipeline.generation.ending import Ending
 from pipeline.generation.engine import Engine, Kind, Passes, Size, engine_for
 from pipeline.generation.policy import Way
 from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
-from pipeline.generation.rounds import Model, drafting
+from pipeline.generation.reading import Reader
 from pipeline.generation.tally import Drafts
-from pipeline.generation.texts import Text, comparable, given, joined
+from pipeline.generation.texts import Text, comparable
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.encodable import can_encode
@@ -118,6 +116,7 @@ class _Batch:
         self._needs = np.array([decoder.columns_of(prompt) for prompt in prompts])
         self._made = np.zeros_like(lengths)  # with what is arriving, at least
         self._on: Ints = np.zeros(0, np.int64)  # rows that are worked on
+        self._is_on = np.zeros(len(lengths), bool)  # the same: sets of numpy's take longer than all else in a round
         self._ended: Ints = np.zeros(0, np.int64)  # tokens of the answers that are there
         # Longest first: what is too large for the memory shows at the start and not after an hour.
         self._waiting = sorted(rows, key=lambda row: (self._needs[row], -row))
@@ -126,11 +125,12 @@ class _Batch:
         self._room, self._begins = Room(self._columns), np.zeros_like(lengths)
         most = min(len(rows), max(1, self._columns // int(self._needs[rows].min())))
         self._slots, self._free = np.zeros_like(lengths), list(range(most))[::-1]
-        self._most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
         self._way = engine.usual  # of the last round that was begun
         self._read_by_drafters = np.zeros_like(lengths)  # so much of each row, while they are not ``current``
         self._prefixes = Prefixes(comparable(self._texts))
         self._engine, self._models, self._lines = engine, engine.models, engine.lines
+        most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
+        self._reader = Reader(engine, self._texts, self._encoded, self._slots, most, ending.look)
         self._current = bool(decoder.drafters)  # whether drafters have read what there is
         self._current = self._current and self._next_way(np.array(rows)[:most]).rounds > 0
 
@@ -150,15 +150,15 @@ class _Batch:
         copied = [np.array(one.copied, np.int64) for one in prompts]
         if self._encodes:
             copied = [np.append(one, self._encoded[row].tokens) for one, row in zip(copied, joining, strict=True)]
+        copied = [one.clip(0, self._models[0].size - 1) for one in copied]  # what is drafted is read
         tokens = [one.tokens for one in read]
         vectors = np.array([len(one) - len(some) for one, some in zip(read, tokens, strict=True)])
         self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, tokens, vectors)
         first = self._read(rows)
-        there = on_device(slots, self._device)
-        length = self._lines.length[there]
-        self._lines.put(there, length, first[:, None])
-        self._lines.keep(there, length + 1)
-        self._on, self._made[rows] = np.append(self._on, rows), 1
+        some = self._lines.of(on_device(slots, self._device))
+        some.put(some.length[:, None], first[:, None])
+        some.keep(some.length + 1)
+        self._on, self._is_on[rows], self._made[rows] = np.append(self._on, rows), True, 1
         return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)), None)]
 
     def _placed(self, row: int) -> bool:
@@ -168,64 +168,14 @@ class _Batch:
         self._begins[row], self._slots[row] = begin, self._free.pop()
         return True
 
-    def _encode(self, model: Model, rows: Ints) -> None:
-        """The model's encoder, if it has one, reads their prompts, each as a whole."""
-        passes = model.passes
-        if not isinstance(passes, EncodedPasses):
-            return
-        texts = [self._encoded[row].seen(model.blind) or self._texts[row] for row in rows]
-        lengths = np.array([len(text) for text in texts])
-        for some in pack(lengths.tolist(), self._most):
-            ids, vectors = given(joined([texts[one] for one in some]), self._device)
-            self._ending.look()
-            with self._working(model):
-                passes.encode(self._slots[rows[some]], model.own(ids), lengths[some], vectors)
-
-    def _working(self, model: Model) -> AbstractContextManager[None]:
-        return drafting() if model is not self._models[0] else nullcontext()
-
     def _read(self, rows: Ints) -> torch.Tensor:
-        """The first token after each prompt, int64 on the device as all tokens. What others have read is copied."""
+        """The first token after each prompt, int64 on the device as all tokens."""
         readers = self._models[::-1] if self._current else self._models[:1]
-        for model in readers:
-            self._encode(model, rows)
-        read: list[int] = []
-        last: list[torch.Tensor] = []
-        for wave in self._prefixes.waves(rows.tolist()):
-            some, others, shared = np.array(wave).T
-            shared = np.minimum(shared, self._lengths[some] - 1)  # the last token's hidden state is needed
-            copied = np.flatnonzero(shared)
-            for model in readers:
-                texts = [self._texts[row] for row in some]
-                if len(copied):
-                    columns = _columns(model, texts, shared)[copied]
-                    model.passes.copy(self._slots[others[copied]], self._slots[some[copied]], columns)
-                states = list(self._read_on(model, some, texts, shared))
-            last += states  # the target's
-            read += some.tolist()
-        place = {row: place for place, row in enumerate(read)}
-        found = torch.cat(last)[on_device(np.array([place[row] for row in rows.tolist()]), self._device)]
-        numbers = None
+        found, numbers = self._reader.read(readers, rows, self._prefixes.waves(rows.tolist())), None
         if self._engine.choose.sampled:
-            slots = on_device(self._slots[rows], self._device)
-            numbers = self._lines.numbers(slots, self._lines.length[slots][:, None] - 1)[:, 0]
+            some = self._lines.of(on_device(self._slots[rows], self._device))
+            numbers = some.numbers(some.length[:, None])[:, 0]
         return self._engine.choose(self._models[0].head(found), numbers)
-
-    def _read_on(self, model: Model, rows: Ints, texts: Sequence[Text], stored: Ints) -> Iterator[torch.Tensor]:
-        """The hidden states of the last tokens of the rows' ``texts``, of which ``stored`` places need not be read."""
-        stored, begin = _columns(model, texts, stored), 0
-        texts = [text.seen(model.blind) for text in texts]
-        left = np.array([len(text) for text in texts]) - stored
-        text = joined([text.part(at) for text, at in zip(texts, stored.tolist(), strict=True)])
-        for some, before, counts in _pieces(left, self._most):
-            ids, vectors = given(text.part(begin, begin + int(counts.sum())), self._device)
-            self._ending.look()
-            with self._working(model):
-                cached = stored[some] + before
-                hidden = model.passes.run(self._slots[rows[some]], model.own(ids), cached, counts, vectors)
-            ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
-            yield hidden[on_device(ends, self._device)]
-            begin += len(ids)
 
     def go_on(self, arriving: Arriving) -> Arriving:
         """Begin a round of all rows that what is ``arriving`` may not end; none where it must be here before."""
@@ -276,8 +226,9 @@ class _Batch:
         late = [row for row in self._on.tolist() if len(texts[row]) > self._read_by_drafters[row]]
         for model in self._models[1:] if late else ():
             if len(unseen := self._unseen(np.array(late))):
-                self._encode(model, unseen)
-            for _ in self._read_on(model, np.array(late), [texts[row] for row in late], self._read_by_drafters[late]):
+                self._reader.encode(model, unseen)
+            read = self._read_by_drafters[late]
+            for _ in self._reader.read_on(model, np.array(late), [texts[row] for row in late], read):
                 pass
         self._current = True
 
@@ -289,8 +240,9 @@ class _Batch:
 
     def take(self, rows: Ints, found: NDArray[np.int64], way: Way | None) -> None:
         """Hand on what was found in this ``way``, if by a round; others may have the room of the rows that it ends."""
-        on = np.isin(rows, self._on)
-        rows, found = rows[on], found[on]
+        on = self._is_on[rows]
+        if not on.all():
+            rows, found = rows[on], found[on]
         if not len(rows):
             return
         self._made[rows] += found[:, -1] - 1
@@ -298,15 +250,21 @@ class _Batch:
         if way and (policy := self._engine.policy):
             policy.saw(way, (whose >= 0).sum(1), found[:, -1] - 1)
         newest = [one[: one[-1]] for one in found.tolist()]
-        drafts = Drafts(whose, self._engine.passes_in(way)) if way else None
-        going = self._ending.take(rows.tolist(), newest, drafts)
-        self._ended = np.append(self._ended, self._made[rows[~np.isin(rows, going)]])
-        for row in set(rows.tolist()).difference(going):
+        drafts = Drafts(whose, self._engine.passes_in(way)) if way and way.width > 1 else None
+        going = set(self._ending.take(rows.tolist(), newest, drafts))
+        if ended := [row for row in rows.tolist() if row not in going]:
+            self._leave(np.array(ended))
+
+    def _leave(self, rows: Ints) -> None:
+        """These have ended."""
+        self._ended = np.append(self._ended, self._made[rows])
+        for row in rows.tolist():
             self._prefixes.leave(row)
             self._room.give(int(self._begins[row]), int(self._needs[row]))
             self._free.append(int(self._slots[row]))
-        self._on = self._on[~np.isin(self._on, rows) | np.isin(self._on, going)]
-        if len(going) < len(rows) and not self._models[0].passes.records:
+        self._is_on[rows] = False
+        self._on = self._on[self._is_on[self._on]]
+        if not self._models[0].passes.records:
             self._close_ranks()
 
     def _close_ranks(self) -> None:
@@ -322,23 +280,6 @@ class _Batch:
             self._free[self._free.index(hole)] = slot
             self._slots[row] = hole
         self._on = self._on[np.argsort(self._slots[self._on])]
-
-
-def _columns(model: Model, texts: Sequence[Text], places: Ints) -> Ints:
-    """Of the first ``places`` of each text those that the model reads."""
-    if not model.blind:
-        return places
-    return np.array([text.words(count) for text, count in zip(texts, places.tolist(), strict=True)])
-
-
-def _pieces(lengths: Ints, most: int) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """Prompts end to end, cut every ``most`` tokens: a piece's rows, their tokens in earlier pieces, and in this."""
-    ends = np.cumsum(lengths)
-    begins = ends - lengths
-    for begin in range(0, int(ends[-1]), most):
-        first, last = np.maximum(begins, begin), np.minimum(ends, begin + most)
-        rows = np.flatnonzero(last > first)
-        yield rows, (first - begins)[rows], (last - first)[rows]
 
 
 def passes_for(loaded: LoadedModel) -> Passes | None:

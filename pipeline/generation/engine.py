@@ -17,6 +17,7 @@ import torch
 from pipeline.batching import RELIEF
 from pipeline.generation.costs import Costs
 from pipeline.generation.kept_costs import kept_or_measured
+from pipeline.generation.launched import launches
 from pipeline.generation.lines import Lines
 from pipeline.generation.policy import Policy, Way
 from pipeline.generation.rounds import Model, Target, cascade, drafting
@@ -153,7 +154,8 @@ class Engine:
         self.models = [kind.model(one, size.rows) for one in (kind.loaded, *kind.drafters)]
         for model in self.models:
             model.passes.reserve(size.columns, size.longest)
-        self.lines = Lines(size.rows, size.width, size.new if self.choose.sampled else 0, kind.loaded.device)
+        device, new = kind.loaded.device, size.new if self.choose.sampled else 0
+        self.lines = Lines(size.rows, size.width, new, device, launches(device))
         self.usual, self.plan = way_of(kind.plan), kind.plan
         self.policy = kind.policy(look) if kind.plan.adaptive else None
         plans = kind.plan.shorter() if kind.plan.adaptive else [kind.plan]

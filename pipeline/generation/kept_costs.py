@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Drawn whenever a machine starts: no other has it, however alike."""
 
-_TIMED = "costs.py", "maxgram.py", "rounds.py", "sampling.py", "vocabularies.py"
+_TIMED = (
+    "costs.py", "lines.py", "matching.py", "maxgram.py", "rounds.py", "sampling.py", "settling.py", "verifying.py",
+    "vocabularies.py",
+)  # fmt: skip
 """Beside passes."""
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.generation.maxgram import PADDING
+from pipeline.generation.maxgram import LONGEST, PADDING
 from pipeline.generation.sampling import uniform
 from pipeline.passes.transfers import on_device
+from schemas.stage import MOST_DRAFTS
 
 Ints = NDArray[np.int64]
+
+_LENGTH, _COLUMNS_FROM, _READ_FROM, _ANSWER_FROM, _KEPT_AT = range(5)
+"""What is known of a line, by its place: ``_KEPT_AT`` is the line whose length is set with it."""
+
+_NEAR = LONGEST + MOST_DRAFTS
+"""Places before and behind the end of a line that a round looks at."""
 
 
 class Lines:
@@ -23,18 +31,24 @@ class Lines:
     line, and take columns all the same.
     """
 
-    def __init__(self, number: int, width: int, new: int, device: torch.device) -> None:
-        """``new`` random numbers for each line, if any."""
-        self.idle, self._device = number, device
+    def __init__(self, number: int, width: int, new: int, device: torch.device, launches: bool = False) -> None:
+        """``new`` random numbers for each line, if any. ``launches``: whether kernels of our own may do what they can
+        for them (``launched``)."""
+        self.idle, self.launches, self._device = number, launches, device
         self.tokens = torch.full((number + 1, PADDING + width), -1, device=device)
-        self.drafters = torch.zeros_like(self.tokens, dtype=torch.int8)
-        self.length = torch.full((number + 1,), PADDING + 2, device=device)
-        self.read_from = torch.full((number + 1,), PADDING, device=device)
-        self.answer_from = torch.full((number + 1,), PADDING, device=device)
-        self._columns_from = torch.full((number + 1,), PADDING, device=device)
-        self._places = torch.arange(PADDING + width, device=device)  # once: making it is a kernel of its own
-        self._numbers = torch.zeros(number + 1, new, dtype=torch.float64, device=device)
+        self.drafters = torch.zeros_like(self.tokens)
+        # One more, into which the length goes that the idle line would have: its own stays, with no kernel to reset it.
+        self.known = torch.full((number + 2, 5), PADDING, device=device)
+        self.known[:, _KEPT_AT] = torch.arange(number + 2, device=device)
+        self.known[self.idle, _KEPT_AT] = number + 1
+        self.length = self.known[:, _LENGTH]
+        self.length += 2
+        # Made once: making them is a kernel of its own, and an assigned number would come from the host.
+        self._counted = torch.arange(-_NEAR, _NEAR + 1, device=device)
+        self.numbers = torch.zeros(number + 1, new, dtype=torch.float64, device=device)
         self.tokens[self.idle, PADDING:] = 0
+        counters = torch.zeros(number + 2, dtype=torch.int64, device=device)
+        self.scratch = counters, counters.int()  # of kernels: a row's own
 
     def begin(
         self, slots: Ints, seeds: Sequence[int], copied: Sequence[Ints], prompts: Sequence[Ints], vectors: Ints
@@ -46,49 +60,82 @@ class Lines:
         for row, text in enumerate(texts):
             filled[row, PADDING : PADDING + len(text)] = text
         begins, ends = PADDING + np.array([len(one) for one in copied]), PADDING + np.array([len(one) for one in texts])
-        at, start, end, columns = on_device(np.stack([slots, begins, ends, begins - vectors]), self._device)
-        self.tokens[at] = on_device(filled, self._device)
-        self.length[at], self.read_from[at], self.answer_from[at], self._columns_from[at] = end, start, end, columns
-        if new := self._numbers.shape[1]:
-            self._numbers[at] = uniform(seeds, new, self._device)
+        known = on_device(np.stack([ends, begins - vectors, begins, ends, slots], 1), self._device)
+        at = known[:, _KEPT_AT]
+        self.tokens[at], self.known[at] = on_device(filled, self._device), known
+        if new := self.numbers.shape[1]:
+            self.numbers[at] = uniform(seeds, new, self._device)
+
+    def stay(self) -> None:
+        """From now on lengths stay as they are, whatever is kept: a round can be timed again and again."""
+        self.known[:, _KEPT_AT] = self.idle + 1
 
     def move(self, source: int, target: int) -> None:
         """A line to another place."""
-        for one in (self.tokens, self.length, self.read_from, self.answer_from, self._columns_from, self._numbers):
+        for one in (self.tokens, self.known[:, :_KEPT_AT], self.numbers):
             one[target] = one[source]
 
-    def columns(self, slots: torch.Tensor, places: torch.Tensor, blind: bool) -> torch.Tensor:
+    def counted(self, first: int, end: int) -> torch.Tensor:
+        """The numbers from ``first`` to ``end``, which is not among them."""
+        return self._counted[_NEAR + first : _NEAR + end]
+
+    def of(self, slots: torch.Tensor) -> Some:
+        """The lines of these ``slots``, as they are now."""
+        known = self.known[slots]
+        length = known[:, _LENGTH]
+        return Some(self, slots, known, length, length[:, None] + self._counted)
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """Some of the ``lines``: what a round asks of them is looked up once, as each look is a kernel.
+
+    ``length`` is what was written for good when they were taken, and ``near`` the places around it.
+    """
+
+    lines: Lines
+    slots: torch.Tensor
+    known: torch.Tensor
+    length: torch.Tensor
+    near: torch.Tensor
+
+    @property
+    def answer_from(self) -> torch.Tensor:
+        """Where the answers begin, ``[rows]``."""
+        return self.known[:, _ANSWER_FROM]
+
+    def columns(self, places: torch.Tensor, blind: bool) -> torch.Tensor:
         """Where a model stores what it reads at ``places`` ``[rows]`` behind the prompts of these lines: behind their
         vectors, too, unless it is ``blind`` to them."""
-        return places - (self.read_from if blind else self._columns_from)[slots]
+        return places - self.known[:, _READ_FROM if blind else _COLUMNS_FROM]
 
-    def places(self, begin: torch.Tensor, count: int) -> torch.Tensor:
-        """The ``count`` places from each ``begin``, ``[rows, count]``."""
-        return begin[:, None] + self._places[:count]
+    def places(self, begin: torch.Tensor, first: int, end: int) -> torch.Tensor:
+        """The places from ``first`` to ``end`` behind each ``begin``, ``[rows, end - first]``; negative: before it."""
+        if begin is self.length:
+            return self.near[:, _NEAR + first : _NEAR + end]
+        return begin[:, None] + self.lines.counted(first, end)
 
-    def at(self, slots: torch.Tensor, begin: torch.Tensor, count: int) -> torch.Tensor:
-        """The ``count`` tokens from place ``begin`` of each of these lines, ``[rows, count]``."""
-        return self.tokens[slots[:, None], self.places(begin, count)]
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """The tokens at ``places`` ``[rows, n]``."""
+        return self.lines.tokens[self.slots[:, None], places]
 
-    def drafted_by(self, slots: torch.Tensor, begin: torch.Tensor, count: int) -> torch.Tensor:
-        """Whose drafts the ``count`` tokens from place ``begin`` of each of these lines are, ``[rows, count]``."""
-        return self.drafters[slots[:, None], self.places(begin, count)].long()
+    def drafted_by(self, places: torch.Tensor) -> torch.Tensor:
+        """Whose drafts the tokens at ``places`` ``[rows, n]`` are."""
+        return self.lines.drafters[self.slots[:, None], places]
 
-    def numbers(self, slots: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Those of these lines for the tokens after the ones at ``places`` ``[rows, n]``; any where these are not of an
-        answer."""
-        made = places + 1 - self.answer_from[slots][:, None]
-        return self._numbers[slots[:, None], made.clamp(0, self._numbers.shape[1] - 1)]
+    def numbers(self, places: torch.Tensor) -> torch.Tensor:
+        """Those for the tokens at ``places`` ``[rows, n]``; any where these are not of an answer."""
+        numbers, made = self.lines.numbers, places - self.answer_from[:, None]
+        return numbers[self.slots[:, None], made.clamp(0, numbers.shape[1] - 1)]
 
-    def put(self, slots: torch.Tensor, begin: torch.Tensor, tokens: torch.Tensor, drafter: int | None = None) -> None:
-        """``tokens`` ``[rows, count]`` at place ``begin`` of each of these lines; drafts are their ``drafter``'s."""
-        places = self.places(begin, tokens.shape[1])
-        self.tokens[slots[:, None], places] = tokens
-        if drafter is not None:
-            whose = torch.full_like(tokens, drafter, dtype=torch.int8)  # an assigned number would come from the host
-            self.drafters[slots[:, None], places] = whose
+    def put(self, places: torch.Tensor, tokens: torch.Tensor) -> None:
+        """``tokens`` at ``places``, ``[rows, n]``."""
+        self.lines.tokens[self.slots[:, None], places] = tokens
 
-    def keep(self, slots: torch.Tensor, length: torch.Tensor) -> None:
-        """The first ``length`` tokens of each of these lines are written for good."""
-        self.length[slots] = length
-        self.length[self.idle].fill_(PADDING + 2)  # an assigned number would come from the host: not recorded
+    def mark(self, places: torch.Tensor, drafter: int) -> None:
+        """The drafts at ``places`` ``[rows, n]`` are this ``drafter``'s."""
+        self.lines.drafters[self.slots[:, None], places] = self.lines.counted(drafter, drafter + 1)
+
+    def keep(self, length: torch.Tensor) -> None:
+        """The first ``length`` tokens of each are written for good."""
+        self.lines.length[self.known[:, _KEPT_AT]] = length

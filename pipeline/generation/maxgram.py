@@ -6,6 +6,8 @@ looking at every place of every line takes less than a look from the host.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 LONGEST = 8
@@ -22,15 +24,22 @@ def propose(tokens: torch.Tensor, length: torch.Tensor, count: int) -> torch.Ten
     its own continuation goes on in circles. Where nothing matches, the last token is repeated. ``tokens`` is
     ``[lines, width]``, lines begin with ``PADDING`` places that hold no token.
     """
-    width, device = tokens.shape[1], tokens.device
-    ends, back = length[:, None], torch.arange(LONGEST, device=device)
-    last = tokens.gather(1, ends - LONGEST + back)
-    place = torch.arange(PADDING, width, device=device)
+    width, ends = tokens.shape[1], length[:, None]
+    counted, back, weights = _numbers(width.bit_length(), tokens.device)
+    last = tokens.gather(1, ends + back)
     # As many tokens before a place are the last ones as come behind the last that is not.
-    apart = (tokens.unfold(1, LONGEST, 1) != last[:, None]) * (back + 1).to(torch.int8)
-    matched = LONGEST - apart.amax(-1).long()
-    # The longest, of these the latest; none at or behind the last token, which would follow itself.
-    rank = torch.where(place < ends - 1, torch.add(place, matched, alpha=width), -1)
-    most, best = rank.max(-1, keepdim=True)
-    best = torch.where(most >= width, best + PADDING, ends - 2)  # no match: the last token again
-    return tokens.gather(1, best + 1 + torch.arange(count, device=device) % (ends - 1 - best))
+    apart = ((tokens.unfold(1, LONGEST, 1) != last[:, None]) * weights).amax(-1)
+    # The longest match, of these the latest, by what follows it: the last token where none matches, or it is the first.
+    following = counted[PADDING + 1 : width + 1]
+    rank = torch.add(following, apart, alpha=-(width + 1))
+    none = PADDING - (LONGEST + 1) * (width + 1)
+    best = torch.where(following < ends, rank, none).amax(1, keepdim=True) % (width + 1)
+    return tokens.gather(1, best + counted[:count] % (ends - best))
+
+
+@functools.cache
+def _numbers(bits: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From 0 to all that have so many bits, from ``-LONGEST`` to -1, and from 1 to ``LONGEST``: making them is a kernel
+    each. Kept for good, as recordings go on reading them."""
+    counted, back = torch.arange(2**bits + 1, device=device), torch.arange(-LONGEST, 0, device=device)
+    return counted, back, torch.arange(1, LONGEST + 1, dtype=torch.int8, device=device)

@@ -23,17 +23,15 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.batching import out_of_memory
-from pipeline.generation.lines import Lines
+from pipeline.generation.lines import Lines, Some
 from pipeline.generation.maxgram import propose
 from pipeline.generation.sampling import Choosing
+from pipeline.generation.verifying import COPIES, settle, write
 from pipeline.generation.vocabularies import Translation
 from pipeline.passes.recorded import Output
 from pipeline.passes.stored import StoredPasses
 from pipeline.stages import Stopped
 from schemas.drafting import Plan
-
-COPIES = 0
-"""The number of Max-Gram among those that draft."""
 
 
 class DrafterFailed(Exception):  # noqa: N818
@@ -58,22 +56,32 @@ class Drafting(Protocol):
     def most(self) -> int:
         """Drafts at once, at most."""
 
-    def draft(self, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
-        """Drafts for these lines, of which ``length`` tokens are written, drafts of others included -> the length with
-        them. No line has more than ``most`` columns afterwards, for passes that must know."""
+    def draft(self, some: Some, length: torch.Tensor, most: int) -> torch.Tensor:
+        """Drafts for ``some`` lines, of which ``length`` tokens are written, drafts of others included -> the length
+        with them. No line has more than ``most`` columns afterwards, for passes that must know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """Max-Gram."""
+    """Max-Gram. Its drafts are ``marked`` where others draft as well."""
 
     most: int
+    marked: bool
 
-    def draft(self, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
+    def draft(self, some: Some, length: torch.Tensor, most: int) -> torch.Tensor:
         """As in ``Drafting``."""
-        if self.most:
-            lines.put(slots, length, propose(lines.tokens[slots], length, self.most), COPIES)
-        return length + self.most
+        if not self.most:
+            return length
+        places = some.places(length, 0, self.most + 1)
+        if some.lines.launches:
+            from pipeline.generation.matching import copy_on  # where there is no GPU there is no Triton
+
+            copy_on(some.lines.tokens, some.slots, length, self.most, some.lines.scratch)
+        else:
+            some.put(places[:, :-1], propose(some.lines.tokens[some.slots], length, self.most))
+        if self.marked:
+            some.mark(places[:, :-1], COPIES)
+        return places[:, -1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +106,15 @@ class Model:
         logits: torch.Tensor = self.head(hidden)
         return self.translation.said(logits) if self.translation else logits[:, : self.size]
 
-    def said(
-        self, lines: Lines, slots: torch.Tensor, begin: torch.Tensor, count: int, choose: Choosing, most: int,
-        after: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """It reads ``count`` tokens from ``begin``: what it says after each, or after those of them that are ``after``
-        ``[rows, n]``, counted from there; and the logits ``[rows, n, v]``."""
-        ids = self.own(lines.at(slots, begin, count))
-        hidden = self.passes.read_on(slots, ids, lines.columns(slots, begin, self.blind), most)
+    def read(
+        self, some: Some, ids: torch.Tensor, begin: torch.Tensor, most: int, after: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """It reads its own ``ids`` ``[rows, count]`` from place ``begin`` on: the logits ``[rows * n, v]`` behind each
+        of them, or those that are ``after`` ``[rows, n]``, counted from the first."""
+        hidden = self.passes.read_on(some.slots, ids, some.columns(begin, self.blind), most)
         if after is not None:
             hidden = hidden.view(*ids.shape, -1).gather(1, after[..., None].expand(-1, -1, hidden.shape[-1]))
-        logits = self.logits(hidden.flatten(0, -2))
-        numbers = None
-        if choose.sampled:
-            places = lines.places(begin, count) if after is None else begin[:, None] + after
-            numbers = lines.numbers(slots, places).flatten()
-        chosen = choose(logits, numbers).view(len(slots), -1)
-        return chosen, logits.view(*chosen.shape, -1)
+        return self.logits(hidden.flatten(0, -2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Checking:
     ``behind``: so many of the last tokens written it may not have read, but for the very last: the one that it said
     last, what came from above, and what was copied behind its drafts. ``lenience`` l: it lets a draft pass to which it
     gives a probability over 1 / l, though it would say something else (the paper's, section 3.3); 1 is off. ``number``:
-    its own, from 1 on, by which lines know its drafts.
+    its own, from 1 on, by which lines know its drafts; they are ``marked`` where others draft as well.
     """
 
     model: Model
@@ -132,6 +132,7 @@ class Checking:
     rounds: int
     choose: Choosing
     number: int
+    marked: bool
     behind: int = 1
     lenience: float = 1.0
 
@@ -140,35 +141,44 @@ class Checking:
         """Every round gives what was drafted for it, and one token."""
         return self.rounds * (self.under.most + 1)
 
-    def draft(self, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
+    def draft(self, some: Some, length: torch.Tensor, most: int) -> torch.Tensor:
         """As in ``Drafting``."""
         new = self.under.most
         for behind in [self.behind, *[0] * (self.rounds - 1)]:
-            self.under.draft(lines, slots, length, most)
-            drafts = lines.at(slots, length, new)
-            begin = torch.maximum(length - 1 - behind, lines.answer_from[slots])  # prompts were read, and vectors are
-            after = lines.places(length - 1 - begin, new + 1)
-            with drafting():
-                said, logits = self.model.said(lines, slots, begin, behind + 1 + new, self.choose, most, after)
-            passed = said[:, :new] == drafts
-            if self.lenience > 1:
-                known = drafts.clamp(0, self.model.size - 1)
-                chances = logits[:, :new].softmax(-1, dtype=torch.float32).gather(-1, known[..., None])[..., 0]
-                passed = passed | ((chances > 1 / self.lenience) & (known == drafts))
-            accepted = passed.cumprod(1).sum(1)
-            lines.put(slots, length + accepted, said.gather(1, accepted[:, None]), self.number)
-            length = length + accepted + 1
+            self.under.draft(some, length, most)
+            places = some.places(length, -1 - behind, new + 1)
+            written = places[:, behind + 1 :]
+            drafts, logits = self._read(some, places, written, behind, most)
+            number = self.number if self.marked else None
+            length = write(some, logits, length, written, drafts, self.choose, self.lenience, number)
         return length
+
+    def _read(
+        self, some: Some, places: torch.Tensor, written: torch.Tensor, behind: int, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The drafts that stand at the places that are ``written`` ``[rows, n]``, and the logits ``[rows * n, v]``
+        there. It reads from the first of ``places`` on, but no prompt."""
+        begin, after = places[:, 0], None
+        if behind:
+            begin = torch.maximum(begin, some.answer_from)  # prompts were read, and vectors are
+            after = written - 1 - begin[:, None]
+            places = some.places(begin, 0, places.shape[1])
+        read = some.at(places[:, :-1])
+        drafts = read[:, 1:] if after is None else read.gather(1, after[:, 1:])
+        with drafting():
+            return drafts, self.model.read(some, self.model.own(read), begin, most, after)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The model whose answers these are, what drafts for it, and how many more tokens are copied behind such drafts."""
+    """The model whose answers these are, what drafts for it, and how many more tokens are copied behind such drafts.
+    ``only``: who drafts, if it is one alone."""
 
     model: Model
     under: Drafting
     choose: Choosing
     tail: int = 0
+    only: int | None = None
 
     @property
     def most(self) -> int:
@@ -181,25 +191,31 @@ class Target:
         Per row ``width`` tokens, whose draft was at each but the last of their places (-1: none), and how many of the
         tokens count, int64 ``[rows, 2 * width]``; and the logits ``[rows, v]`` of the first token.
         """
-        length = end = lines.length[slots]
+        some = lines.of(slots)
+        end = some.length
         if width > 1:
-            end = self.under.draft(lines, slots, length, most)
-            end = Copying(self.tail).draft(lines, slots, end, most)
-        drafts = lines.at(slots, length, width - 1)
-        chosen, logits = self.model.said(lines, slots, length - 1, width, self.choose, most)
-        there = lines.places(length, width - 1) < end[:, None]
-        count = 1 + ((chosen[:, :-1] == drafts) & there).cumprod(1).sum(1)
-        whose = torch.where(there, lines.drafted_by(slots, length, width - 1), -1)
-        lines.put(slots, length, chosen)
-        lines.keep(slots, length + count)
-        return torch.cat([chosen, whose, count[:, None]], 1), logits[:, 0]
+            end = self.under.draft(some, end, most)
+            end = Copying(self.tail, self.only is None).draft(some, end, most)
+        places = some.places(some.length, -1, width)
+        read, written = some.at(places[:, :-1]), places[:, 1:]
+        # Only drafters write fewer than they might, and tokens that the target does not know.
+        copied = self.only == COPIES
+        logits = self.model.read(some, read if copied else self.model.own(read), places[:, 0], most)
+        found = settle(some, logits, written, read[:, 1:], None if copied else end, self.only, self.choose)
+        return found, logits.view(*written.shape, -1)[:, 0]
 
 
 def cascade(target: Model, drafters: Sequence[Model], plan: Plan, choose: Choosing) -> Target:
     """The target above ``drafters``, the largest first; what is copied is copied for the last, or the target itself."""
-    under: Drafting = Copying(plan.copied)
+    only = None
+    if not drafters:
+        only = COPIES
+    elif len(drafters) == 1 and not plan.copied and not plan.tail:
+        only = 1
+    under: Drafting = Copying(plan.copied, only is None)
     for level in reversed(range(len(drafters))):
         # From above comes a token for each level, that of the target's included.
         behind = 1 + level + plan.tail
-        under = Checking(drafters[level], under, plan.rounds[level], choose, 1 + level, behind, plan.lenience)
-    return Target(target, under, choose, plan.tail)
+        model, rounds = drafters[level], plan.rounds[level]
+        under = Checking(model, under, rounds, choose, 1 + level, only is None, behind, plan.lenience)
+    return Target(target, under, choose, plan.tail, only)

@@ -24,7 +24,7 @@ class Drafted:
 @dataclass(frozen=True, slots=True)
 class Drafts:
     """Of one round, row by row: ``whose`` draft was at each place ``[rows, places]`` (-1: none), and the ``passes`` of
-    each drafter; the first of them copies (``rounds.COPIES``)."""
+    each drafter; the first of them copies (``verifying.COPIES``)."""
 
     whose: Ints
     passes: Sequence[int]
@@ -42,13 +42,12 @@ class Tally:
 
     def add(self, rows: Sequence[int], made: Sequence[int], drafts: Drafts) -> None:
         """A round gave each of ``rows`` so many tokens that it has ``made`` use of: all but its last were drafts."""
-        places = np.arange(drafts.whose.shape[1])
-        stands = places < (np.array(made) - 1)[:, None]
-        for drafter, passes in enumerate(drafts.passes):
-            mine = drafts.whose == drafter
-            self._sums[list(rows), drafter] += np.stack(
-                [np.full(len(rows), passes), mine.sum(1), (mine & stands).sum(1)], 1
-            )
+        drafters = np.arange(len(drafts.passes))
+        stands = np.arange(drafts.whose.shape[1]) < (np.array(made) - 1)[:, None]
+        mine = drafts.whose[:, None] == drafters[:, None]
+        found = np.empty((len(rows), len(drafters), 3), np.int64)
+        found[..., 0], found[..., 1], found[..., 2] = drafts.passes, mine.sum(2), (mine & stands[:, None]).sum(2)
+        self._sums[np.array(rows)[:, None], drafters] += found
 
     def of(self, row: int) -> list[Drafted]:
         """By drafter."""

@@ -220,6 +220,7 @@ class PackedPasses:
         self._fused: Fused | None = getattr(trunk, "contextmill_fused", None)
         counts = 3 * (rows + 2) * trunk.config.num_attention_heads  # of large heads few make a block
         self._arrived = torch.zeros(counts, dtype=torch.int32, device=self.device)
+        self._counted = torch.arange(SPARE, device=self.device)  # once: making it is a kernel of its own
 
     def reserve(self, columns: int, longest: int) -> None:
         """Before the first pass: a store of ``columns`` for rows of at most ``longest``, each of which is told its
@@ -246,10 +247,10 @@ class PackedPasses:
         """As in ``PaddedPasses``, for at least two tokens. It can be recorded."""
         del most
         new, first = ids.shape[1], self._begins[slots]
-        at = stored[:, None] + torch.arange(new, device=ids.device) if new > 1 else stored[:, None]
+        at = stored[:, None] + self._counted[:new] if new > 1 else stored[:, None]
         step = Step(first, stored, new, self._arrived, self._stores[0::2], self._stores[1::2])
         if self._fused and ids.numel() <= MOST:
-            return self._fused.read(ids.flatten(), at.flatten().clamp(max=self._window - 1), step)
+            return self._fused.read(ids.flatten(), self._inside(at.flatten()), step)
         step = replace(step, slots=(first[:, None] + at).flatten())
         return self._hidden(ids.flatten(), at.flatten(), step)
 
@@ -276,9 +277,13 @@ class PackedPasses:
     def _hidden(
         self, ids: torch.Tensor, at: torch.Tensor, pack: Pack | Step, vectors: Vectors | None = None
     ) -> torch.Tensor:
-        output = _call(self.trunk, ids, at.clamp(max=self._window - 1), pack, vectors)
+        output = _call(self.trunk, ids, self._inside(at), pack, vectors)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
+
+    def _inside(self, at: torch.Tensor) -> torch.Tensor:
+        """Positions of places: what goes beyond the window has the last one. Where nothing can, that is no kernel."""
+        return at if max(self._capacity, SPARE) <= self._window else at.clamp(max=self._window - 1)
 
     def _columns(self, rows: Ints, ends: Ints) -> Ints:
         """Where the columns of ``rows`` begin; afterwards there is room for ``ends`` of them."""

@@ -19,6 +19,9 @@ import row_by_row  # noqa: F401  the kernels of other passes
 import torch
 from transformers import AutoConfig, AutoModel
 
+from pipeline.generation import matching
+from pipeline.generation.launched import unlike
+from pipeline.generation.maxgram import PADDING, propose
 from pipeline.passes import few, packable
 from pipeline.passes.between import gate, norm, turn
 from pipeline.passes.built import built
@@ -287,9 +290,34 @@ def head(vocabulary: int, cap: float | None, spoilt: bool) -> Off:
         return float(not reads_logits_once(linear, cap)), 0
 
 
+def rounds(spoilt: bool) -> Off:
+    """0.0 where what a round does besides passes is what torch does, 1.0 where it is not."""
+    with mock.patch.object(matching, "LONGEST", 3) if spoilt else contextlib.nullcontext():
+        return float(bool(unlike(torch.device("cpu")))), 0
+
+
+def matches(rows: int, width: int, words: int, count: int, chunk: int) -> Off:
+    """Copies of what followed the last tokens of lines of any length, in which there are so many ``words``: how many
+    lie elsewhere, and what is left in the counters."""
+    drawn = torch.Generator().manual_seed(0)
+    length = PADDING + torch.randint(1, width - count + 1, (rows + 3,), generator=drawn)
+    tokens = torch.randint(0, words, (rows + 3, PADDING + width), generator=drawn)
+    tokens[:, :PADDING] = -1
+    slots = torch.randperm(rows + 3, generator=drawn)[:rows]
+    places = length[slots][:, None] + torch.arange(count)
+    expected, scratch = tokens.clone(), (torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int32))
+    expected[slots[:, None], places] = propose(tokens[slots], length[slots], count)
+    known = torch.stack([length, length], 1)[slots]
+    with mock.patch.object(matching, "_CHUNK", chunk):
+        for _ in range(2):
+            matching.copy_on(tokens, slots, known[:, 0], count, scratch)
+    return float((tokens != expected).sum()), sum(int(one.abs().sum()) for one in scratch)
+
+
 KERNELS: dict[str, Callable[..., Off]] = {
     "few": attention, "turning": turning, "products": products, "model": model, "wired": wired, "around": around,
-    "wide": wide, "widened": widened, "nats": nats, "no number": no_number, "head": head,
+    "wide": wide, "widened": widened, "nats": nats, "no number": no_number, "head": head, "rounds": rounds,
+    "matches": matches,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def line(*tokens: int) -> torch.Tensor:
         ([5, 5], [5, 5, 5, 5]),
         ([1, 2, 1, 2], [1, 2, 1, 2]),
         ([1, 2, 3], [3, 3, 3, 3]),  # nothing came before
+        ([4], [4, 4, 4, 4]),  # behind vectors alone
         ([*range(10), 50, *range(1, 10)], [50, 1, 2, 3]),
     ],
 )

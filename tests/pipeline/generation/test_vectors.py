@@ -18,7 +18,7 @@ from pipeline.generation.costs import Costs
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.early_exit import early_exit
 from pipeline.generation.generated import no_defaults
-from pipeline.generation.lines import Lines
+from pipeline.generation.lines import Lines, Some
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import PADDING
 from pipeline.generation.policy import Policy, Way
@@ -224,11 +224,12 @@ def drafts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drafts]:
     told: Drafts = []
     draft = Checking.draft
 
-    def noted(self: Checking, lines: Lines, slots: torch.Tensor, length: torch.Tensor, most: int) -> torch.Tensor:
-        end = draft(self, lines, slots, length, most)
-        for slot, here, there in zip(slots.tolist(), length.tolist(), end.tolist(), strict=True):
-            line = lines.tokens[slot].tolist()
-            told.append((line[int(lines.read_from[slot]) : here], line[here:there]))
+    def noted(self: Checking, some: Some, length: torch.Tensor, most: int) -> torch.Tensor:
+        end = draft(self, some, length, most)
+        read_from = length - some.columns(length, blind=True)
+        for slot, begin, here, there in torch.stack([some.slots, read_from, length, end], 1).tolist():
+            line = some.lines.tokens[slot].tolist()
+            told.append((line[begin:here], line[here:there]))
         return end
 
     monkeypatch.setattr(Checking, "draft", noted)

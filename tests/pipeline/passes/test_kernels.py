@@ -58,6 +58,12 @@ NATS = {
     "closed and capped": (3, 9000, "float32", 30.0, "among"),
     "no row": (0, 5001, "float16", None, ""),
 }
+MATCHES = {
+    "one program a line": (20, 90, 4, 7, 1024),
+    "several, and few different tokens": (20, 90, 2, 15, 16),
+    "hardly any match": (20, 90, 1000, 5, 32),
+    "one token": (3, 40, 3, 1, 16),
+}
 CASES = {
     **{f"few: {name}": ("few", *case) for name, case in ATTENTION.items()},
     **{f"turning: {name}": ("turning", *case) for name, case in ATTENTION.items()},
@@ -68,6 +74,8 @@ CASES = {
     "heads are read so": ("head", 5001, None, False),
     "capped heads are": ("head", 5001, 30.0, False),
     "heads of few tokens are": ("head", 5, None, False),
+    **{f"copies: {name}": ("matches", *case) for name, case in MATCHES.items()},
+    "rounds end so": ("rounds", False),
     "models are read so": ("wired", False),
     "models are read side by side so": ("widened", False),
     **{f"wide: {kind}": ("wide", kind) for kind in ("llama", "qwen2", "mistral")},
@@ -86,8 +94,14 @@ def interpreted(cases: Sequence[tuple[Any, ...]]) -> list[tuple[float, int]]:
 
 
 def test_kernels_that_say_something_else_are_not_used() -> None:
-    spoilt = [("wired", True), ("widened", True), ("head", 5001, None, True), ("head", 5001, 30.0, True)]
-    assert [off for off, _ in interpreted(spoilt)] == [1.0] * 4
+    spoilt = [
+        ("wired", True),
+        ("widened", True),
+        ("rounds", True),
+        ("head", 5001, None, True),
+        ("head", 5001, 30.0, True),
+    ]
+    assert [off for off, _ in interpreted(spoilt)] == [1.0] * 5
 
 
 def test_kernels_say_what_they_stand_for() -> None:
