@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compression.lanes import Done, by_length, in_lanes
+from pipeline.compression.lanes import Done, Turns, by_length, in_lanes
 from pipeline.compression.preparing import Preparing
 from pipeline.compression.prompt import Copied, Prompt, Ready, Source
 from pipeline.compression.reassembly import Fitted, fit
@@ -47,30 +46,23 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """``method`` on a device with tokenisers and budget (``preparing``).
-
-    ``turns`` lets few batches score at once. They are prepared one by one (``next``): all at once, sharing one
-    interpreter, the first would be ready as late as the last, and the device would wait for it. A device that is
-    ``apart`` from who prepares does not wait long: the first batches are small.
-    """
+    """``method`` on a device with tokenisers and budget (``preparing``), batches in ``turns``."""
 
     preparing: Preparing
     method: Method
-    turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
-    next: threading.Lock = field(default_factory=threading.Lock)
-    apart: bool = False
+    turns: Turns = field(default_factory=Turns)
 
     def run(self, sources: Sequence[Source], passed: Passed) -> Iterator[Batch]:
         """All sources, longest first, batch by batch. ``passed`` is told their original tokens as they are read."""
         parts = [source.parts for source in sources]
-        batches = by_length([one.characters for one in parts], self.method.abreast, parts, self.apart)
+        batches = by_length([one.characters for one in parts], self.method.abreast, parts, self.turns.apart)
         return in_lanes(batches, lambda places, gate: self._make([sources[place] for place in places], gate), passed)
 
     def _make(self, sources: Sequence[Source], passed: Passed) -> list[Made]:
-        with self.next:
+        with self.turns.next:
             passed(0)  # who waited for others may have been told to stop meanwhile
             ready = self.preparing.prepare(sources)
-        with self.turns:
+        with self.turns.scoring:
             rankings = self._score(ready, passed)
         return self._finish(ready, rankings)
 

@@ -14,8 +14,8 @@ from pipeline.compression.registry import Passed
 
 T = TypeVar("T")
 
-LANES = 3
-"""Batches in hand: one is prepared, one scored, one decided on or put together."""
+LANES = 4
+"""Batches in hand: one is prepared, two are with the model, one is put together."""
 
 RAMP = 3
 """Where a device waits for the first batch, it has an eighth of later ones' rows, the next a quarter, then half."""
@@ -31,6 +31,26 @@ class Done(Generic[T]):
     places: tuple[int, ...]
     made: T
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Whose turn it is: of the batches in hand one is prepared (``next``), few are with the model (``scoring``).
+
+    All prepared at once, sharing one interpreter, the first would be ready as late as the last, and the device would
+    wait for it. A GPU is ``apart`` from who prepares: it reads one batch while another is decided on, and does not wait
+    long, since the first batches are small.
+    """
+
+    apart: bool = False
+    next: threading.Lock = field(default_factory=threading.Lock)
+    scoring: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
+
+    @classmethod
+    def on(cls, device: str) -> Turns:
+        """At a model on ``device``."""
+        apart = device.startswith("cuda")
+        return cls(apart, scoring=threading.Semaphore(2 if apart else 1))
 
 
 @dataclass(slots=True)
@@ -60,13 +80,18 @@ def in_lanes(
     waiting = deque(batches)
     since = time.perf_counter()
     with ThreadPoolExecutor(LANES, "compress") as lanes:
+
+        def take_up() -> None:
+            while waiting and len(hand) < LANES:
+                places = waiting.popleft()
+                hand.append((places, lanes.submit(make, places, gate)))
+
         try:
-            while waiting or hand:
-                while waiting and len(hand) < LANES:
-                    places = waiting.popleft()
-                    hand.append((places, lanes.submit(make, places, gate)))
+            take_up()
+            while hand:
                 places, future = hand.popleft()
                 made = future.result()
+                take_up()  # before whoever asked does something with this one
                 before, since = since, time.perf_counter()
                 yield Done(places, made, since - before)
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -103,6 +102,7 @@ class Compress:
     def engine(self, models: ModelPool) -> Engine:
         """The bare engine of paper fidelity, its models loaded."""
         from pipeline.compression.engine import Engine
+        from pipeline.compression.lanes import Turns
         from pipeline.compression.marking import build_marking
         from pipeline.compression.preparing import Preparing
         from pipeline.compression.registry import build_method
@@ -114,10 +114,8 @@ class Compress:
         method = build_method(spec, models, target)
         counting = _tokenizer_digest(self.target.tokenizer_model)
         same = method.tokenising == target or counting in map(_tokenizer_digest, spec.scoring_models)
-        apart = resolve_device(spec.device).startswith("cuda")
-        turns = threading.Semaphore(2 if apart else 1)  # a GPU reads one batch while another is decided on
         preparing = Preparing(spec, method.tokenising, target, build_marking(spec), same)
-        return Engine(preparing, method, turns, apart=apart)
+        return Engine(preparing, method, Turns.on(resolve_device(spec.device)))
 
     def _outcomes(self, batch: Batch, rates: Sequence[float | None]) -> dict[int, Outcome]:
         """Results with each document's share of the batch's seconds: by its tokens, where the model worked on it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pipeline.compression.lanes import Done, by_length, in_lanes
+from pipeline.compression.lanes import Done, Turns, by_length, in_lanes
 from pipeline.compression.reference.reference import Reference, ReferenceResult
 from pipeline.compression.registry import Passed
 from pipeline.compression.scoring import Scorer
@@ -18,7 +19,14 @@ from schemas.reference import ReferenceOptions, ReferenceSpec
 
 log = logging.getLogger(__name__)
 
-Made = list[ReferenceResult | Refusal]
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What came of a batch, and the target's tokens of each prompt before and after."""
+
+    found: list[ReferenceResult | Refusal]
+    before: list[int]
+    after: list[int]
 
 
 def outcomes_of(
@@ -29,29 +37,33 @@ def outcomes_of(
     reference = Reference(Scorer(loaded, spec.batch_tokens), loaded.tokenizer, spec.options)
     counting = Tokenising(load_tokenizer(target.tokenizer_model))
     rows = max(1, spec.batch_tokens // (2 * spec.options.iterative_size))
+    turns = Turns.on(loaded.device.type)
 
     def make(places: tuple[int, ...], gate: Passed) -> Made:
-        gate(0)
-        return reference.compress([documents[place].parts for place in places], gate)
+        parts = [documents[place].parts for place in places]
+        with turns.next:
+            gate(0)  # who waited for others may have been told to stop meanwhile
+            prepared = reference.prepare(parts)
+        before = counting.count([one.render() for one in parts])
+        with turns.scoring:
+            gate(0)
+            found = reference.run(prepared, gate)
+        return Made(found, before, counting.count(["" if isinstance(one, Refusal) else one.text for one in found]))
 
     outcomes: dict[int, Outcome] = {}
-    batches = by_length([one.parts.characters for one in documents], rows, awaited=loaded.device.type == "cuda")
+    batches = by_length([one.parts.characters for one in documents], rows, awaited=turns.apart)
     for done in in_lanes(batches, make, passed):
-        outcomes.update(_rows(spec, done, documents, counting))
+        outcomes.update(_rows(spec, done, documents))
         run.progress(len(done.places), 0)
     return [outcomes[place] for place in range(len(documents))]
 
 
-def _rows(
-    spec: ReferenceSpec, done: Done[Made], documents: Sequence[Document], counting: Tokenising
-) -> dict[int, Outcome]:
+def _rows(spec: ReferenceSpec, done: Done[Made], documents: Sequence[Document]) -> dict[int, Outcome]:
     """Outcomes with each document's share of the batch's seconds, by its tokens."""
-    texts = [documents[place].parts.render() for place in done.places]
-    before = counting.count(texts)
-    after = counting.count(["" if isinstance(one, Refusal) else one.text for one in done.made])
-    each = done.seconds / max(1, sum(before))
+    some = done.made
+    each = done.seconds / max(1, sum(some.before))
     made: dict[int, Outcome] = {}
-    for place, one, text, original, tokens in zip(done.places, done.made, texts, before, after, strict=True):
+    for place, one, original, tokens in zip(done.places, some.found, some.before, some.after, strict=True):
         if isinstance(one, Refusal):
             made[place] = one
             continue
@@ -67,7 +79,7 @@ def _rows(
             "tokens_original": original,
             "tokens_asked": asked,
             "tokens_compressed": tokens,
-            "copied": one.text == text,
+            "copied": one.text == documents[place].parts.render(),
             "compress_seconds": original * each,
         }
         made[place] = Result(fields, original, tokens, asked, original * each, latency_seconds=done.seconds)
