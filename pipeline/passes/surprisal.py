@@ -17,7 +17,7 @@ _WARPS = 4
 _LANES = _WARPS * 32 * 8
 """Entries side by side: of half precision 16 bytes for each thread, the most that one instruction loads."""
 
-_DEEP = 4
+_DEEP = 8
 """So many times that is loaded before any of it is needed. What lies one below the other is one thread's, which finds
 the largest of it without a word to others: a program waits for all of its threads at the row's end alone."""
 

@@ -110,7 +110,7 @@ def test_kernels_say_what_they_stand_for() -> None:
         assert 0 <= off < most and not counted, (case, off, counted)
 
 
-@pytest.mark.parametrize(("kind", "loads"), [("fp16", 4), ("bf16", 4), ("fp32", 8)])
+@pytest.mark.parametrize(("kind", "loads"), [("fp16", 1), ("bf16", 1), ("fp32", 2)])
 @pytest.mark.parametrize("cap", [None, 30.0])
 def test_logits_are_loaded_16_bytes_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, loads: int, cap: float | None
@@ -132,5 +132,5 @@ def test_logits_are_loaded_16_bytes_at_once(
         {(names.index(name),): value for name, value in constants.items()}, aligned,
     )  # fmt: skip
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": surprisal._WARPS})
-    assert len(re.findall(r"ld\.global\.v4\.b32", made.asm["ptx"])) == loads
+    assert len(re.findall(r"ld\.global\.v4\.b32", made.asm["ptx"])) == loads * surprisal._DEEP
     assert made.metadata.shared <= 1024
