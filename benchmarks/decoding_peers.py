@@ -50,8 +50,8 @@ def continuous(folder: Path, dtype: str, device: torch.device) -> Decode:
 
 
 PEERS: dict[str, Callable[[Path, str, torch.device], Decode]] = {
-    "static cache, compiled": static,
-    "generate_batch": continuous,
+    "static": static,
+    "continuous": continuous,
 }
 
 

@@ -5,7 +5,7 @@
 
 ``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. No answer ends
 by itself: all have ``--new`` tokens. ``equal`` is the share of tokens before the first that differs. ``--peers`` adds
-transformers' static cache, compiled, and its continuous batching (``generate_batch``).
+transformers' compiled static cache (``static``) and its continuous batching (``continuous``: ``generate_batch``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def main() -> None:
         if passes is None:
             raise SystemExit("this model is decoded by generate: there is nothing to compare")
         print(f"{passes.__name__}, made ready in {time.perf_counter() - begun:.1f} s", flush=True)
-        peers = {name: make(folder, arguments.dtype, loaded.device) for name, make in PEERS.items() if arguments.peers}
+        names = [] if arguments.peers is None else arguments.peers or list(PEERS)
+        peers = {name: PEERS[name](folder, arguments.dtype, loaded.device) for name in names}
         found: list[dict[str, Any]] = []
         for rows in arguments.rows:
             found.append(_compare(pool, loaded, peers, arguments, rows))
@@ -115,7 +116,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--even", action="store_true", help="prompts of equal length: generate has no padding then")
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--peers", action="store_true", help="transformers' faster ways as well")
+    parser.add_argument(
+        "--peers", nargs="*", choices=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}; all if none is named"
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
