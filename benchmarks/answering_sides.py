@@ -80,7 +80,7 @@ class Bench:
         def encoded() -> list[torch.Tensor]:
             return self._encoded(contexts)
 
-        cached = slotted([one.float().cpu() for one in encoded()])
+        cached = slotted([one.half().cpu() for one in encoded()])
         encoding = self._times(encoded, warm=True)
         found = [self._side(FULL, lambda: full), self._side(CACHED, lambda: cached)]
         last = self._side(ENCODED, lambda: slotted(encoded()))

@@ -10,7 +10,7 @@ question of ``--question``; its answer is greedy, has ``--new`` tokens, and no e
 once, on all sides by the engine that the stage ``generate`` has:
 
     full text        context and question, as tokens
-    cached slots     ``tokens / ratio`` slots, [FT] and the question; slots are on the host in float32, as a store gives
+    cached slots     ``tokens / ratio`` slots, [FT] and the question; slots are on the host in float16, as a store gives
                      them, and how they get to the device counts
     encode + answer  the contexts are encoded first, in spans of ``--span``, as the stage ``encode`` does; slots stay on
                      the device

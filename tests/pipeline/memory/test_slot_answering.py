@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import row_by_row  # noqa: F401  the kernel
 import torch
 from tiny_models import save_tiny_encoder, save_tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,9 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import slot_answering
 from benchmarks.roofline import Machine, Shapes, Work
 from benchmarks.slot_answering import pays
+from pipeline.generation import decoding
 from pipeline.memory.encoder import load_encoder
 from pipeline.memory.ragged import encode_spans
 from pipeline.models import LoadedModel, ModelPool
+from pipeline.passes.packed import SPARE
 from pipeline.passes.padded import PaddedPasses
 
 
@@ -91,24 +96,47 @@ def test_encoding_pays_from_so_many_answers_on(first: float, more: float, count:
     assert pays(first, more, 3.0).startswith(count)
 
 
-def test_the_command(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A store of padded passes has columns by the 256: two of them for a text of 300 tokens, one for 75 slots."""
+Command = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Its figures for contexts of 300 tokens, or 75 slots, questions of 16 and answers of 5."""
     there, sizes = tmp_path / "figures.json", ["--tokens", "300", "--span", "100", "--new", "5", "--rank", "2"]
     where = ["--model", str(folder), "--device", "cpu", "--dtype", "float32", "--json", str(there)]
-    monkeypatch.setattr(sys, "argv", ["slot_answering.py", *where, *sizes, "--rows", "1", "3", "--runs", "1"])
-    slot_answering.main()
-    rows: list[dict[str, Any]] = json.loads(there.read_text())["rows"]
-    assert [(one["rows"], one["places"]) for one in rows] == [
-        (rows, places) for rows in (1, 3) for places in (316, 92, 92)
-    ]
+
+    def work(*more: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["slot_answering.py", *where, *sizes, "--runs", "1", *more])
+        slot_answering.main()
+        found: list[dict[str, Any]] = json.loads(there.read_text())["rows"]
+        return found
+
+    return work
+
+
+def test_all_sides_are_measured_and_set_against_the_text(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store of padded passes has columns by the 256: two of them for a text, one for slots."""
+    rows = command("--rows", "1", "3")
+    places = [(rows, places) for rows in (1, 3) for places in (316, 92, 92)]
+    assert [(one["rows"], one["places"]) for one in rows] == places
     for full, cached, encoded in (rows[:3], rows[3:]):
         assert [one["answers/GB times"] for one in (full, cached, encoded)] == [1.0, 2.0, 2.0]
         assert full["share"] == 1.0 < cached["by roofline"] and encoded["floor s"] > cached["floor s"]
         assert cached["share"] == pytest.approx(full["s"] / cached["s"] / (full["floor s"] / cached["floor s"]))
         assert all(one["s"] > one["floor s"] > 0 for one in (full, cached, encoded))
-    assert "more than the" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["slot_answering.py", *where, "--tokens", "2048"])
-    with pytest.raises(SystemExit, match="2192 places, and the model holds 2048"):
-        slot_answering.main()
+    assert "operations, more than the" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2069 places, and the model holds 2048"):
+        command("--tokens", "2048")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
+def test_packed_passes_have_room_for_slots_and_not_for_what_they_stand_for(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, traced alone; an answer's last token is not stored."""
+    monkeypatch.setattr(decoding, "_worth_packing", lambda loaded: True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    full, cached, encoded = (one["MB an answer"] * 3e6 for one in command("--rows", "3"))
+    column = 2 * 2 * 2 * 16 * 4
+    assert full == pytest.approx((3 * (316 + 4) + SPARE) * column)
+    assert cached == encoded == pytest.approx((3 * (92 + 4) + SPARE) * column)
