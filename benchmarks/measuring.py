@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,16 @@ def timed(work: Callable[[], T], runs: int, device: torch.device) -> tuple[T, Sp
     """The last result of ``work``, and the seconds of each of its ``runs``, until the device is idle again."""
     found = [once(work, device) for _ in range(runs)]
     return found[-1][0], Spread.of([seconds for _, seconds in found])
+
+
+def spent(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """The result of ``work``, and its seconds; on a CPU those of the process, whatever else the machine does: compare
+    them with others of as many threads."""
+    if device.type == "cuda":
+        return once(work, device)
+    begun = time.process_time()
+    result = work()
+    return result, time.process_time() - begun
 
 
 def kernel_seconds(work: Callable[[], Any], device: torch.device) -> float | None:

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import torch
 
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.encoder import write_encoder
+from pipeline.models import ModelPool, digest_of
+from pipeline.models.encoders import EncoderManifest, Figures
+from schemas.memory import EncoderSpec, Layout
+
 
 def with_weights(model: Path, target: Path) -> Path:
     """The folder itself, or a copy in ``target`` with random weights."""
@@ -20,3 +26,16 @@ def with_weights(model: Path, target: Path) -> Path:
         if path.is_file():
             shutil.copy(path, target)
     return target
+
+
+def random_encoder(folder: str, model: str, pool: ModelPool, *, rank: int, layout: Layout, span: int) -> None:
+    """Write a memory encoder for ``model`` into ``folder``, as if it had been trained on spans of so many tokens."""
+    spec = EncoderSpec(rank=rank, alpha=2.0 * rank, layout=layout)
+    coder = Autoencoder(pool.own_copy(model).model, spec)
+    for name, one in coder.trained().items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(one, 0.0, 0.01)
+    unknown = (None, None)
+    figures = Figures(0, 0, span, span // 4, 4.0, unknown, unknown, unknown, unknown)
+    manifest = EncoderManifest(model, digest_of(model), spec.model_dump(mode="json"), 0, figures, "")
+    write_encoder(coder, [], manifest, folder)

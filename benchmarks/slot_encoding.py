@@ -15,26 +15,23 @@ import gzip
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measuring import facts, save
-from pipeline.generation.timing import wait
+from benchmarks.measuring import facts, save, spent
+from benchmarks.random_weights import random_encoder
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encode_stage import Encode
-from pipeline.memory.encoder import write_encoder
 from pipeline.memory.resident import resident
-from pipeline.models import LoadedModel, ModelPool, digest_of
-from pipeline.models.encoders import EncoderManifest, Figures
+from pipeline.models import LoadedModel, ModelPool
 from pipeline.stages import Result, Run
 from schemas.document import Document, PromptParts
 from schemas.job import TargetSpec
-from schemas.memory import EncoderSpec, EncodeSpec
+from schemas.memory import EncodeSpec
 
 Shape = tuple[int, int]
 
@@ -43,7 +40,7 @@ def main() -> None:
     given = _parse()
     pool = ModelPool(given.device)
     with tempfile.TemporaryDirectory() as folder:
-        _random_encoder(folder, given, pool)
+        random_encoder(folder, given.model, pool, rank=given.rank, layout=given.layout, span=given.span)
         settings = {"kind": "encode", "encoder": folder, "dtype": given.dtype, "batch_tokens": given.batch_tokens}
         settings["precision"] = given.precision
         stage = Encode(EncodeSpec.model_validate(settings), TargetSpec(model=given.model))
@@ -53,7 +50,7 @@ def main() -> None:
         device = there.base.device
         outcomes = stage.run(documents, Run(pool))
         both = [lambda: stage.run(documents, Run(pool)), lambda: _bare(there.base, shapes)]
-        turns = [[_seconds(work, device) for work in both] for _ in range(given.runs)]
+        turns = [[spent(work, device)[1] for work in both] for _ in range(given.runs)]
         encoding, bare = (statistics.median(one) for one in zip(*turns, strict=True))
     rows = [one.fields for one in outcomes if isinstance(one, Result)]
     read = sum(row["tokens_encoded"] for row in rows)
@@ -66,15 +63,6 @@ def main() -> None:
     held, more = (figures[name] / 2**20 for name in ("model_bytes", "more_bytes"))
     print(f"memory    {held:12,.0f} MiB the model, {more:,.1f} MiB more for the encoder")
     save(given.json, {"facts": facts(device, given.dtype), **figures})
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    wait(device)
-    begun = clock()
-    work()
-    wait(device)
-    return clock() - begun
 
 
 def _memory(there: Any) -> dict[str, int]:
@@ -106,18 +94,6 @@ def _bare(loaded: LoadedModel, shapes: Sequence[Shape]) -> None:
     for rows, width in shapes:
         ids = torch.arange(rows * width, device=loaded.device).view(rows, width) % 1000
         trunk(inputs_embeds=trunk.get_input_embeddings()(ids), use_cache=False)
-
-
-def _random_encoder(folder: str, given: argparse.Namespace, pool: ModelPool) -> None:
-    spec = EncoderSpec(rank=given.rank, alpha=2.0 * given.rank, layout=given.layout)
-    coder = Autoencoder(pool.own_copy(given.model).model, spec)
-    for name, one in coder.trained().items():
-        if name.endswith("lora_B"):
-            torch.nn.init.normal_(one, 0.0, 0.01)
-    unknown = (None, None)
-    figures = Figures(0, 0, given.span, given.span // 4, 4.0, unknown, unknown, unknown, unknown)
-    digest = digest_of(given.model)
-    write_encoder(coder, [], EncoderManifest(given.model, digest, spec.model_dump(mode="json"), 0, figures, ""), folder)
 
 
 def _documents(corpus: Path, number: int) -> list[Document]:

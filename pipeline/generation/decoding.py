@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from pipeline.generation.ending import Ending
 from pipeline.generation.engine import Engine, Kind, Passes, Size, engine_for
+from pipeline.generation.numbered import comparable
 from pipeline.generation.policy import Way
 from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.reading import Reader
 from pipeline.generation.tally import Drafts
-from pipeline.generation.texts import Text, comparable
+from pipeline.generation.texts import Text
 from pipeline.models import LoadedModel
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.encodable import can_encode

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 from pipeline.generation.ending import Ending
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.sampling import processors
-from pipeline.generation.texts import Text, given, joined, reader_of
+from pipeline.generation.texts import Text, given, reader_of
 from pipeline.models import LoadedModel
 from pipeline.passes.vectors import Vectors, input_of
 from schemas.stage import GenerateSpec
@@ -35,7 +35,7 @@ class GenerateDecoder:
         model, device, start = self.loaded.model, self.loaded.device, self.loaded.start
         texts = [Text.of(prompt) for prompt in prompts]
         ids, mask = _padded([text.ids for text in texts], self.loaded.tokenizer.pad_token_id or 0, bool(start))
-        read = _read(model, ids.to(device), mask.to(device), joined(texts))
+        read = _read(model, ids.to(device), mask.to(device), texts)
         width = len(start) or (ids.shape[1] if "input_ids" in read else 0)  # of what is written after
         seeds, new_tokens = [prompt.seed for prompt in prompts], prompts[0].new_tokens
         with no_defaults(model), torch.inference_mode():
@@ -65,11 +65,9 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
 
 
 @torch.inference_mode()
-def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, text: Text) -> dict[str, torch.Tensor]:
-    """``ids``; embeddings of them where ``text``, which is all rows end to end, has vectors."""
-    if text.vectors is None:
-        return {"input_ids": ids}
-    vectors = given(text, ids.device)[1]
+def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, texts: Sequence[Text]) -> dict[str, torch.Tensor]:
+    """``ids``; embeddings of them where the ``texts`` of all rows have vectors."""
+    vectors = given(texts, ids.device)[1]
     at = mask.flatten().nonzero()[:, 0]
     return input_of(reader_of(model), ids, vectors and Vectors(at[vectors.at], vectors.states))
 

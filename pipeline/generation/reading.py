@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.batching import pack
 from pipeline.generation.engine import Engine
 from pipeline.generation.rounds import Model, drafting
-from pipeline.generation.texts import Text, given, joined
+from pipeline.generation.texts import Text, given
 from pipeline.passes.encoded import EncodedPasses
 from pipeline.passes.transfers import on_device
 
@@ -66,26 +66,25 @@ class Reader:
         texts = [self._encoded[row].seen(model.blind) or self._texts[row] for row in rows]
         lengths = np.array([len(text) for text in texts])
         for some in pack(lengths.tolist(), self._most):
-            ids, vectors = given(joined([texts[one] for one in some]), self._device)
+            ids, vectors = given([texts[one] for one in some], self._device)
             self._look()
             with self._working(model):
                 passes.encode(self._slots[rows[some]], model.own(ids), lengths[some], vectors)
 
     def read_on(self, model: Model, rows: Ints, texts: Sequence[Text], stored: Ints) -> Iterator[torch.Tensor]:
         """The hidden states of the last tokens of the rows' ``texts``, of which ``stored`` places need not be read."""
-        stored, begin = _columns(model, texts, stored), 0
+        stored = _columns(model, texts, stored)
         texts = [text.seen(model.blind) for text in texts]
         left = np.array([len(text) for text in texts]) - stored
-        text = joined([text.part(at) for text, at in zip(texts, stored.tolist(), strict=True)])
         for some, before, counts in _pieces(left, self._most):
-            ids, vectors = given(text.part(begin, begin + int(counts.sum())), self._device)
+            cached = stored[some] + before
+            parts = zip(some.tolist(), cached.tolist(), (cached + counts).tolist(), strict=True)
+            ids, vectors = given([texts[row].part(begin, end) for row, begin, end in parts], self._device)
             self._look()
             with self._working(model):
-                cached = stored[some] + before
                 hidden = model.passes.run(self._slots[rows[some]], model.own(ids), cached, counts, vectors)
             ends = (np.cumsum(counts) - 1)[before + counts == left[some]]
             yield hidden[on_device(ends, self._device)]
-            begin += len(ids)
 
     def _working(self, model: Model) -> AbstractContextManager[None]:
         return drafting() if model is not self._target else nullcontext()

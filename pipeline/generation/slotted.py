@@ -46,7 +46,7 @@ class Slotted:
         """What the target reads, in its order, or why it cannot. Raises ``SlotsError``, ``OSError``."""
         import torch
 
-        from pipeline.memory.packing import unpack
+        from pipeline.memory.packing import vectors
 
         counts = [count for count in document.fields["context_slots"] if count]
         runs = asked(self.encoder, list(_texts(document)))
@@ -55,9 +55,8 @@ class Slotted:
         places = sum(map(len, runs)) + sum(counts) + 1
         if why := too_long(places, self.encoder.name, self.encoder.window):
             return why
-        packed = self._packed(document)
-        blocks = torch.split(unpack(packed), counts)
-        return [*_alternating(runs, blocks), packed.told(), runs[-1]]
+        *blocks, tag = torch.split(vectors(self._packed(document)), [*counts, 1])
+        return [*_alternating(runs, blocks), tag, runs[-1]]
 
     def _packed(self, document: Document) -> Packed:
         from pipeline.memory.store import SlotFiles

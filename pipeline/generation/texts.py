@@ -13,13 +13,10 @@ from numpy.typing import NDArray
 from pipeline.generation.prompts import VECTOR, Prompt
 from pipeline.models import LoadedModel, ModelError
 from pipeline.passes.packable import doubt, ids_for
-from pipeline.passes.transfers import on_device
+from pipeline.passes.transfers import on_device, together
 from pipeline.passes.vectors import Vectors
 
 Ints = NDArray[np.int64]
-
-_NUMBERED = 2**31
-"""From here on vectors are numbered where they are compared as if they were tokens, of which no model has as many."""
 
 _SAME = 1e-5
 """Most that hidden states may be off, for as good as nothing."""
@@ -65,34 +62,14 @@ class Text:
         return Text(ids, self.vectors[first : first + int((ids == VECTOR).sum())])
 
 
-def joined(texts: Sequence[Text]) -> Text:
-    """Texts end to end."""
-    vectors = [one.vectors for one in texts if one.vectors is not None and len(one.vectors)]
+def given(texts: Sequence[Text], device: torch.device) -> tuple[torch.Tensor, Vectors | None]:
+    """What a pass is given to read of ``texts``, end to end: ids, any where vectors stand, and these."""
     ids = np.concatenate([one.ids for one in texts])
-    return Text(ids, torch.cat([one.to(vectors[0].device) for one in vectors]) if vectors else None)
-
-
-def given(text: Text, device: torch.device) -> tuple[torch.Tensor, Vectors | None]:
-    """What a pass is given to read: ids, any where vectors stand, and these."""
-    ids = on_device(text.ids.clip(min=0), device)
-    if text.vectors is None or not len(text.vectors):
-        return ids, None
-    return ids, Vectors(on_device(np.flatnonzero(text.ids == VECTOR), device), on_device(text.vectors, device))
-
-
-def comparable(texts: Sequence[Text]) -> list[Ints]:
-    """Numbers that are equal where tokens are, and where vectors are to the last bit."""
-    known: dict[tuple[torch.dtype, bytes], int] = {}
-    found = []
-    for text in texts:
-        ids = text.ids
-        if text.vectors is not None:
-            held = text.vectors.detach().cpu().contiguous()
-            rows = held.view(torch.uint8).numpy()
-            ids = ids.copy()
-            ids[ids == VECTOR] = [_NUMBERED + known.setdefault((held.dtype, row.tobytes()), len(known)) for row in rows]
-        found.append(ids)
-    return found
+    words = on_device(ids.clip(min=0), device)
+    vectors = [one.vectors for one in texts if one.vectors is not None and len(one.vectors)]
+    if not vectors:
+        return words, None
+    return words, Vectors(on_device(np.flatnonzero(ids == VECTOR), device), together(vectors, device))
 
 
 def check_vectors(loaded: LoadedModel, prompts: Sequence[Prompt]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from other_models import save_other
 from tiny_models import save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from pipeline.generation import engine, local
+from pipeline.generation import decoding, engine, local
 from pipeline.generation.costs import Costs
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.early_exit import early_exit
@@ -21,12 +22,14 @@ from pipeline.generation.generated import no_defaults
 from pipeline.generation.lines import Lines, Some
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import PADDING
+from pipeline.generation.numbered import comparable
 from pipeline.generation.policy import Policy, Way
 from pipeline.generation.prompts import VECTOR, Prompt, too_long
 from pipeline.generation.rounds import Checking
-from pipeline.generation.texts import Text, comparable
+from pipeline.generation.texts import Text
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.passes.padded import PaddedPasses
+from pipeline.passes.transfers import together
 from pipeline.stages import Run
 from schemas.stage import GenerateSpec
 
@@ -195,12 +198,61 @@ def test_equal_vectors_are_read_once_and_others_are_not_shared(
     assert sorted(count for one in read for count in one) == [5, 75, 75]
 
 
-def test_numbers_of_vectors_are_equal_where_these_are() -> None:
-    half = DOCUMENT[:1].half()
-    some: list[Pieces] = [[[7], DOCUMENT[:3]], [[7], DOCUMENT[:2], OTHER[:1]], [half, half.clone()], [[7, 8]]]
-    first, second, third, plain = comparable([Text.of(Prompt.of(pieces, 1)) for pieces in some])
-    assert (first == second).tolist() == [True, True, True, False] and third[0] == third[1]
-    assert plain.tolist() == [7, 8] and min(first[1:].min(), third.min()) > 10**9
+def test_texts_have_equal_numbers_as_long_as_they_are_equal() -> None:
+    """Vectors that only begin alike, those of another type, and half of a document's among them."""
+    close = DOCUMENT.clone()
+    close[40, -1] += 1  # beyond what is looked at first
+    some: list[Pieces] = [
+        [[7], DOCUMENT, [9]], [[7], OTHER], [[7], DOCUMENT, [8]], [[7], close], [[7], DOCUMENT[:50], OTHER[:9]],
+        [[7], DOCUMENT.half()], [DOCUMENT], [[7, 8]], [[7], OTHER[:1], DOCUMENT], [[7], close, [9]],
+    ]  # fmt: skip
+    texts = [Text.of(Prompt.of(pieces, 1)) for pieces in some]
+    found = comparable(texts)
+    for one, pieces in zip(found, some, strict=True):
+        assert (one >= 2**31).sum() == sum(len(piece) for piece in pieces if isinstance(piece, torch.Tensor))
+    lengths = [[_as_long(one, other) for other in found] for one in found]
+    assert lengths[0] == [72, 1, 71, 41, 51, 1, 0, 1, 1, 41]
+    assert lengths[1] == [1, 71, 1, 1, 1, 1, 0, 1, 2, 1]
+    assert lengths[3] == [41, 1, 41, 71, 41, 1, 0, 1, 1, 71]
+    assert lengths[7] == [1, 1, 1, 1, 1, 1, 0, 2, 1, 1]
+
+
+def _as_long(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
+    size = min(len(one), len(other))
+    return int(np.append(one[:size] == other[:size], False).argmin())
+
+
+def test_a_prompt_takes_the_room_of_its_places(
+    targets: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 vectors count as these, whatever they stand for: as many more rows are worked on at once."""
+    sizes: list[engine.Size] = []
+    real = engine.engine_for
+
+    def noted(kind: Any, size: engine.Size, look: Callable[[], None]) -> Any:
+        sizes.append(size)
+        return real(kind, size, look)
+
+    monkeypatch.setattr(decoding, "engine_for", noted)
+    prompts = [Prompt.of([vectors(64, seed), ids(5, seed)], 9) for seed in range(4)]
+    generate(targets["llama"], prompts, batch_tokens=3 * (64 + 5 + 8))
+    assert [(one.rows, one.columns, one.longest) for one in sizes] == [(3, 3 * 77, 77), (1, 77, 77)]
+
+
+@pytest.mark.parametrize("most", [7, 64])
+def test_passes_may_end_between_the_vectors_of_a_prompt(
+    targets: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    right = tokens(targets["llama"])
+    monkeypatch.setattr(decoding, "PASS_TOKENS", most)
+    assert tokens(targets["llama"]) == right
+
+
+def test_parts_are_laid_end_to_end_whatever_their_types() -> None:
+    cpu = torch.device("cpu")
+    assert torch.equal(together([DOCUMENT, OTHER[:3]], cpu), torch.cat([DOCUMENT, OTHER[:3]]))
+    mixed = together([DOCUMENT.half(), OTHER[:3]], cpu)
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, torch.cat([DOCUMENT.half().float(), OTHER[:3]]))
 
 
 @pytest.fixture

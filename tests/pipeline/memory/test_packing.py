@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.memory.packing import LARGEST, joined, measured, pack, unpack
+from pipeline.memory.packing import LARGEST, joined, measured, pack, unpack, vectors
 from schemas.memory import Precision
 
 TAG = torch.linspace(-1, 1, 192)
@@ -79,3 +79,11 @@ def test_parts_and_the_whole_are_one(precision: Precision) -> None:
 def test_half_precision_and_other_devices_dtypes_pack_as_float32_does(precision: Precision) -> None:
     half = slots().bfloat16()
     assert torch.equal(unpack(pack(half, TAG, precision, 64)), unpack(pack(half.float(), TAG, precision, 64)))
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+def test_a_model_is_given_slots_and_tag_as_they_lie(precision: Precision) -> None:
+    packed = pack(slots(), TAG, precision, 64)
+    given_, half = vectors(packed), precision == "float16"
+    assert given_.dtype == (torch.float16 if half else torch.float32)
+    assert torch.equal(given_.float(), torch.cat([unpack(packed), packed.told()]))

@@ -1,5 +1,5 @@
-"""What only a GPU shows: recording, and kernels that are launched early. All else is in ``test_packed_decoding``,
-``test_engine`` and ``test_kernels``."""
+"""What only a GPU shows: recording, kernels that are launched early, and pinned memory. All else is in
+``test_packed_decoding``, ``test_engine`` and ``test_kernels``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.passes.fused import Fused
 from pipeline.passes.joined import join
 from pipeline.passes.packed import Step
 from pipeline.passes.recorded import RECORDERS
+from pipeline.passes.transfers import together
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -74,3 +75,14 @@ def test_kernels_that_come_early_say_what_they_say_in_turn(monkeypatch: pytest.M
     for _ in range(300):
         again()
         assert torch.equal(found, expected)
+
+
+@torch.inference_mode()
+def test_parts_arrive_end_to_end_wherever_they_lie() -> None:
+    """From the host by way of pinned memory, which is used again while the last copy may be on its way."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    for number in range(20):
+        one, other = torch.full((3, 5), float(number)), torch.randn(100_000, 5)
+        for parts in ([one, other], [one.half(), other], [one.to(device), other], [other.to(device), one.to(device)]):
+            found, right = together(parts, device), torch.cat([part.float().cpu() for part in parts])
+            assert found.device == device and torch.equal(found.cpu(), right)
