@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encoder import filled
 from pipeline.memory.lowrank import LowRank
-from pipeline.models import LoadedModel, ModelPool
+from pipeline.models import Beside, LoadedModel, ModelPool
 from pipeline.models.encoders import EncoderManifest
 from pipeline.passes.joined import Joined
 
@@ -26,10 +26,13 @@ class Resident:
 
 def resident(folder: Path, manifest: EncoderManifest, base: str, dtype: str, device: str, pool: ModelPool) -> Resident:
     """The encoder in ``folder``, which was checked, over ``base``, loaded unless it is there. Raises ``ModelError``."""
-    pool.keep_at_least(2)  # the two are one in memory, and would be loaded in turns
     loaded = pool.causal_lm(base, dtype, device)
     key = ("encoder", manifest.revision, dtype, str(loaded.device))
-    return pool.keep(key, lambda: _made(loaded, filled(_model(loaded, base, dtype, device, pool), manifest, folder)))
+    return pool.keep(
+        key,
+        lambda: _made(loaded, filled(_model(loaded, base, dtype, device, pool), manifest, folder)),
+        Beside(loaded, "encodes"),  # the two are one in memory, and leave it together
+    )
 
 
 def _made(loaded: LoadedModel, coder: Autoencoder) -> Resident:
