@@ -73,6 +73,8 @@ def prompts(
     from pipeline.cli.prompting_ahead import print_ahead
     from pipeline.cli.running import check_broker, check_hosted, load
     from pipeline.memory.contexts import contexts_of
+    from pipeline.places import check_place
+    from pipeline.stages import check, stage_hashes
 
     job, given = load(file, output, input_, sets), settings()
     if [stage.kind for stage in job.stages] != ["generate"]:
@@ -80,11 +82,14 @@ def prompts(
         fail(f'{file}: one stage of kind = "generate" is wanted here, not {kinds} (docs/memory.md)', USAGE)
     if not specific and not general:
         fail("nothing would be asked: --specific and --general are both 0", USAGE)
-    if rows.suffix != ".jsonl" or not rows.parent.is_dir():
-        fail(f"{rows}: the rows go into a file of a folder that exists, whose name ends in .jsonl", USAGE)
+    if rows.suffix != ".jsonl":
+        fail(f"{rows}: the rows go into a file whose name ends in .jsonl", USAGE)
     if any(Path(name).resolve() == rows.resolve() for name in job.input.path):
         fail(f"{rows} is what is read: name another file for the rows", USAGE)
+    check(job)
+    stage_hashes(job)  # a model that is not there is found now
     if not dry_run:
+        check_place(rows)
         check_hosted(job, given)
         check_broker(given)
     with interrupts.in_order():

@@ -89,3 +89,21 @@ def test_an_input_without_a_text_is_refused_before_anything_is_made(prepared: Us
     why = "no row of texts.jsonl holds a text; 2 cannot be read, the first: texts.jsonl:1: column 'text' holds only"
     assert (ended.code, why in " ".join(ended.err.split())) == (1, True), ended.err
     assert not (prepared.folder / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "said"),
+    [
+        ("no/rows.jsonl", [], "no/rows.jsonl cannot be written (No such file or directory): name a file in a folder"),
+        ("is.jsonl", [], "is.jsonl is a folder: name a file"),
+        ("rows.jsonl", ["--set", 'target.model="nowhere"'], "no model 'nowhere'"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_said_at_the_beginning(
+    prepared: User, rows: str, words: list[str], said: str
+) -> None:
+    (prepared.folder / "is.jsonl").mkdir()
+    before = sorted(prepared.folder.iterdir())
+    ended = prepared.says("icae", "prompts", "prompts.toml", rows, "-o", "o", *words)
+    assert (ended.code, said in " ".join(ended.err.split())) == (1, True), ended.err
+    assert sorted(prepared.folder.iterdir()) == before
