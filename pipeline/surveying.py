@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine, func, select
@@ -31,21 +32,29 @@ class Survey:
     sample: tuple[str, ...]
 
 
+Forecast = tuple[Estimate, Survey, dict[str, str]]
+"""An estimate, the corpus it is of, and per kind of stage what its time rests on."""
+
+
 def survey(spec: InputSpec) -> Survey:
     """Read the corpus once, as a stream. Raises ``InputError``."""
+    return surveyed(row if isinstance(row, BadRow) else row.parts.render() for row in read_corpus(spec))
+
+
+def surveyed(rows: Iterable[str | BadRow]) -> Survey:
+    """Of texts, and of rows that are none."""
     documents = characters = rejected = 0
     first: str | None = None
     sample: list[str] = []
-    for row in read_corpus(spec):
+    for row in rows:
         if isinstance(row, BadRow):
             rejected += 1
             first = first or f"{row.source}: {row.reason}"
             continue
         documents += 1
-        text = row.parts.render()
-        characters += len(text)
+        characters += len(row)
         if len(sample) < SAMPLE:
-            sample.append(text[:SAMPLE_CHARACTERS])
+            sample.append(row[:SAMPLE_CHARACTERS])
     return Survey(documents, characters, rejected, first, tuple(sample))
 
 
@@ -65,12 +74,12 @@ def first_documents(spec: JobSpec, most: int) -> tuple[list[Document], list[BadR
     return list(found.values()), bad
 
 
-def estimate_job(spec: JobSpec, settings: Settings) -> tuple[Estimate, Survey, dict[str, str]]:
-    """What ``--dry-run`` says: the estimate, the corpus, and per kind of stage what its time rests on.
+def estimate_job(spec: JobSpec, settings: Settings, seen: Survey | None = None) -> Forecast:
+    """What ``--dry-run`` says. ``seen`` is what the job is to read where its input is not there yet.
 
     Raises ``InputError``, ``ModelError``.
     """
-    seen = survey(spec.input)
+    seen = seen or survey(spec.input)
     hashes = stage_hashes(spec)
     engine = _database(spec, settings)
     known = measured(engine, hashes) if engine else {}

@@ -75,8 +75,10 @@ class EncoderTraining(StageBase):
 
     @model_validator(mode="after")
     def _all_steps(self) -> Self:
-        if abs(sum(one.share for one in self.lessons) - 1) > 1e-6:
-            raise ValueError("lessons: their shares must add up to 1")
+        if not self.lessons:
+            raise ValueError("lessons: name at least one: [{ tokens = 128, ratio = 4.0, share = 1.0 }]")
+        if abs((whole := sum(one.share for one in self.lessons)) - 1) > 1e-6:
+            raise ValueError(f"lessons: their shares must add up to 1, not {whole:g}")
         return self
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     price_table: Path | None = Field(None, description="TOML file of your own prices, before the published ones")
     workers: int = Field(1, ge=1, le=1_024, description="worker processes of `run`; one GPU each where there are any")
 
-    resident_models: int = Field(2, ge=1, description="models a worker keeps in memory; the longest unused one leaves")
+    resident_models: int = Field(2, ge=1, description="models a worker keeps, besides their drafters and encoders")
     lease_seconds: float = Field(60.0, gt=0, description="a worker silent this long has lost its shard")
     renew_seconds: float = Field(15.0, gt=0, description="how often a worker renews its lease")
     reap_seconds: float = Field(10.0, gt=0, description="how often expired leases and unrung shards are looked for")

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.accounting.footprint import Shape, footprint, read_shape
 from pipeline.accounting.prices import Price, PricesMissing, cost_microusd, price_of
 from pipeline.accounting.speeds import Measured
+from pipeline.accounting.training_estimate import LEARNING_PASSES, training_work
 from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
 from pipeline.models import encoders, resolve
 from pipeline.models.ref import ModelError
@@ -17,7 +18,7 @@ from schemas.align import AlignSpec, TrainingSpec
 from schemas.compress import CompressBase, CompressSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
-from schemas.memory import EncoderTraining, EncodeSpec, FinetuneSpec, PretrainSpec
+from schemas.memory import EncoderTraining, EncodeSpec
 from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
 from schemas.settings import Settings
@@ -35,8 +36,6 @@ CALL_RATE = 50.0
 """Tokens/s that one call to a hosted model writes."""
 COMPRESS_PASSES = 2
 """LLMLingua reads a prompt to rank its demonstrations, then again, segment by segment, to choose tokens."""
-LEARNING_PASSES = 3
-"""A pass forward and backward takes about as long as three forward."""
 SCORED_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Logits that are held at once while tokens are scored (``pipeline.compression.scoring``)."""
 
@@ -90,9 +89,9 @@ def estimate_stage(
         read = flow.tokens * LEARNING_PASSES * spec.epochs
         made = _local(index, spec, model, flow, flow.tokens, read, 0, measured, settings)
         return replace(made, memory_bytes=None)  # what a pass keeps for the way back is not known beforehand
-    if isinstance(spec, EncoderTraining):  # as long for any corpus
-        read = 2 * spec.steps * _step(spec, flow) * LEARNING_PASSES
-        made = _local(index, spec, job.target.model, flow, flow.tokens, read, 0, None, settings)
+    if isinstance(spec, EncoderTraining):  # its steps take as long for any corpus
+        work = training_work(spec, flow.documents, flow.tokens)
+        made = _local(index, spec, job.target.model, flow, flow.tokens, *work, None, settings)
         return replace(made, memory_bytes=None)
     if isinstance(spec, EncodeSpec):
         slots, note = _encoded(spec, flow, settings)
@@ -106,14 +105,6 @@ def estimate_stage(
     if spec.backend == "openai":
         return _hosted(job, index, spec, flow, written, measured, day, settings)
     return _local(index, spec, job.target.model, flow, written, flow.tokens, written, measured, settings)
-
-
-def _step(spec: EncoderTraining, flow: Flow) -> int:
-    """Tokens that a step learns from, which are read, and then said or answered behind slots: twice as many at most."""
-    if isinstance(spec, PretrainSpec):
-        return int(spec.tokens_per_step)
-    assert isinstance(spec, FinetuneSpec)
-    return spec.rows_per_step * flow.tokens // max(1, flow.documents)
 
 
 def _kept(spec: CompressBase, flow: Flow) -> int:

@@ -13,7 +13,7 @@ from pipeline.compression.tokens import Tokenising
 from pipeline.generation.prompts import PromptEncoder
 from pipeline.holding_out import held_out
 from pipeline.models import LoadedModel, load_tokenizer
-from pipeline.models.pool import UNLIMITED
+from pipeline.models.loading import UNLIMITED
 from pipeline.stages import Halt, Refusal
 from schemas.document import SEPARATOR, Document
 from schemas.stage import GenerateSpec

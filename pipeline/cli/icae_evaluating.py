@@ -73,7 +73,8 @@ def evaluate(
     if dtype not in ("float32", "bfloat16"):
         fail(f"--dtype {dtype}: float32 or bfloat16", USAGE)
     files, given = _files(texts or []), settings()
-    manifest = encoders.read_manifest(encoders.find(encoder, given.cache))
+    folder = encoders.find(encoder, given.cache)
+    manifest = encoders.read_manifest(folder)
     learned = manifest.figures
     asked = Asked(
         tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.ratio]),
@@ -82,11 +83,12 @@ def evaluate(
     )  # fmt: skip
     model = base or manifest.base
     check(asked, window_of(resolve(model, given).folder), manifest.spec["slots"])
+    curve = _curve(folder, html) if html else []
     with interrupts.in_order():
         found = _evaluated(encoder, model, device, asked, files, given)
         _tell(found, encoder, manifest, json_)
         if html is not None:  # last: what was measured is told, even where no file can be written
-            _write(html, found, manifest, encoder)
+            _write(html, found, manifest, encoder, curve)
     if html is not None and not json_:
         out.print(f"report: {html}", soft_wrap=True, markup=False)
 
@@ -139,16 +141,22 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield told
 
 
-def _write(html: Path, found: Evaluation, manifest: EncoderManifest, encoder: str) -> None:
-    import pyarrow.parquet as pq
+def _curve(folder: Path, html: Path) -> list[tuple[int, float]]:
+    """The curve that the report shows, and whether there is a place for it: asked before hours of measuring."""
+    from pipeline.memory.encoder import read_curve
+    from pipeline.places import check_place
 
+    check_place(html)
+    return read_curve(folder)
+
+
+def _write(
+    html: Path, found: Evaluation, manifest: EncoderManifest, encoder: str, curve: list[tuple[int, float]]
+) -> None:
     from pipeline.accounting.report import render_encoder
-    from pipeline.models.encoders import CURVE, find
     from pipeline.reporting import write_whole
 
-    curve = pq.read_table(find(encoder, settings().cache) / CURVE)
-    steps, losses = (curve[name].to_pylist() for name in ("step", "loss"))
-    write_whole(html, render_encoder(found, encoder, manifest, list(zip(steps, losses, strict=True))).encode())
+    write_whole(html, render_encoder(found, encoder, manifest, curve).encode())
 
 
 def _tell(found: Evaluation, encoder: str, manifest: EncoderManifest, json_: bool) -> None:

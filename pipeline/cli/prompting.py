@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     DEAD,
     EXIT_CODES,
     FAILURE,
     USAGE,
+    DryRun,
     Input,
     Json,
     Output,
@@ -30,6 +32,7 @@ from pipeline.cli.shared import (
 from pipeline.cli.teaching import Teaching
 
 if TYPE_CHECKING:
+    from pipeline.memory.contexts import Contexts
     from pipeline.memory.prompting import Row, Written
     from schemas.job import JobSpec
 
@@ -44,7 +47,7 @@ General = Annotated[int, typer.Option("--general", min=0, max=5, help="Prompts t
 @commands.command(
     epilog=examples(
         "contextmill icae prompts examples/icae-prompts.toml rows.jsonl --specific 2 --general 1",
-        "contextmill icae prompts prompts.toml rows.jsonl -i texts.jsonl",
+        "contextmill icae prompts prompts.toml rows.jsonl -i texts.jsonl --dry-run",
         then=EXIT_CODES,
     )
 )
@@ -57,6 +60,7 @@ def prompts(
     input_: Input = None,
     sets: Sets = None,
     workers: Workers = None,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Let a model write and answer prompts about each context, as rows that `icae finetune` learns from.
@@ -66,7 +70,11 @@ def prompts(
     each job). ROWS is in PwC's format: input, prompt, answer. The same command
     goes on where it was stopped, and nothing is paid for twice.
     """
+    from pipeline.cli.prompting_ahead import print_ahead
     from pipeline.cli.running import check_broker, check_hosted, load
+    from pipeline.memory.contexts import contexts_of
+    from pipeline.places import check_place
+    from pipeline.stages import check, stage_hashes
 
     job, given = load(file, output, input_, sets), settings()
     if [stage.kind for stage in job.stages] != ["generate"]:
@@ -74,14 +82,29 @@ def prompts(
         fail(f'{file}: one stage of kind = "generate" is wanted here, not {kinds} (docs/memory.md)', USAGE)
     if not specific and not general:
         fail("nothing would be asked: --specific and --general are both 0", USAGE)
-    if rows.suffix != ".jsonl" or not rows.parent.is_dir():
-        fail(f"{rows}: the rows go into a file of a folder that exists, whose name ends in .jsonl", USAGE)
+    if rows.suffix != ".jsonl":
+        fail(f"{rows}: the rows go into a file whose name ends in .jsonl", USAGE)
     if any(Path(name).resolve() == rows.resolve() for name in job.input.path):
         fail(f"{rows} is what is read: name another file for the rows", USAGE)
-    check_hosted(job, given)
-    check_broker(given)
+    check(job)
+    stage_hashes(job)  # a model that is not there is found now
+    if not dry_run:
+        check_place(rows)
+        check_hosted(job, given)
+        check_broker(given)
+    with interrupts.in_order():
+        contexts = contexts_of(job.input)
+        if not contexts.texts:
+            fail(f"no row of {', '.join(job.input.path)} holds a text{_first(contexts)}", FAILURE)
+        if dry_run:
+            print_ahead(job, given, contexts, specific, general, json_)
+            return
     engine, opened = database(given, job.output.path, migrate=True)
-    _Command(engine, opened, workers or given.workers, json_, "rows", job, specific, general).run(rows)
+    _Command(engine, opened, workers or given.workers, json_, "rows", job, contexts, specific, general).run(rows)
+
+
+def _first(contexts: Contexts) -> str:
+    return f"; {contexts.bad} cannot be read, the first: {contexts.first_bad}" if contexts.bad else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +112,7 @@ class _Command(Teaching):
     """One run of the command."""
 
     job: JobSpec
+    read: Contexts
     specific: int
     general: int
 
@@ -96,7 +120,9 @@ class _Command(Teaching):
         """Both jobs, then the rows. Ends in ``typer.Exit`` where one fails, or has dead documents."""
         from pipeline.memory import prompting
 
-        contexts = self._contexts()
+        contexts = self.read.texts
+        if self.read.bad:
+            self.say(f"{self.read.bad} rows cannot be read and are left out, the first: {self.read.first_bad}")
         asked = [*prompting.asks(contexts, self.specific)]
         codes: list[int] = []
         summaries: list[Any] = []
@@ -117,24 +143,6 @@ class _Command(Teaching):
         self._tell(to, len(contexts), len(asked), len(found), len(rows), summaries)
         if DEAD in codes:
             raise typer.Exit(DEAD)
-
-    def _contexts(self) -> list[str]:
-        """The texts of the input, each once."""
-        from pipeline.storage.readers import BadRow, read_corpus
-        from schemas.document import SEPARATOR
-
-        found: dict[str, None] = {}
-        bad = 0
-        for row in read_corpus(self.job.input):
-            if isinstance(row, BadRow):
-                bad += 1
-            elif text := (SEPARATOR.join(row.parts.contexts) or row.parts.render()).strip():
-                found[text] = None
-        if bad:
-            self.say(f"{bad} rows cannot be read and are left out; `contextmill run` says which")
-        if not found:
-            fail("no row of the input holds a text", FAILURE)
-        return list(found)
 
     def _written(
         self, what: str, rows: Sequence[Row], columns: Mapping[str, str], codes: list[int], summaries: list[Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -25,6 +25,8 @@ from pipeline.cli.shared import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.accounting.estimate import Estimate
+    from pipeline.surveying import Survey
     from schemas.job import JobSpec
     from schemas.settings import Settings
 
@@ -105,14 +107,25 @@ def export(
 
 def print_dry_run(spec: JobSpec, given: Settings, json_: bool) -> None:
     """What a job would take, what its times rest on, and how many rows would be rejected."""
-    from pipeline.accounting.console import print_estimate
     from pipeline.surveying import estimate_job
 
     with interrupts.in_order():  # a packed Parquet file is unpacked beside the system's other temporary files
-        made, seen, bases = estimate_job(spec, given)
+        found = estimate_job(spec, given)
     if json_:
-        print_json({**made.to_json(), "rejected": seen.rejected, "basis": bases})
-        return
+        print_json(as_json(*found))
+    else:
+        print_forecast(*found)
+
+
+def as_json(made: Estimate, seen: Survey, bases: dict[str, str]) -> dict[str, Any]:
+    """A forecast for programs."""
+    return {**made.to_json(), "rejected": seen.rejected, "basis": bases}
+
+
+def print_forecast(made: Estimate, seen: Survey, bases: dict[str, str]) -> None:
+    """A forecast for people."""
+    from pipeline.accounting.console import print_estimate
+
     print_estimate(made, out)
     for kind, basis in bases.items():
         out.print(f"basis: {kind}: {escape(basis)}")

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from pipeline.evaluation.conclusions import SHORTEST, Conclusions, Span, places, within
 
 _DECORATION = str.maketrans({"−": "-", "*": " ", **dict.fromkeys("$€£¥`", None)})
 _NUMBER = re.compile(r"(?:(?<![\w).])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-_CONCLUDES = re.compile(
-    r"(?<!whether )(?<!whether the )(?<!what )(?<!what the )(?<!if )(?<!if the )(?<!know the )(?<!find the )"
-    r"answer\s*(?:is|are|was|would be)\b",
-    re.IGNORECASE,
-)
-_HEADS = re.compile(r"answer\s*[:=]|####|\\boxed\{", re.IGNORECASE)
-_ALONE = re.compile(r"\s*-?[\d.,]+\}?%?\.?(?:[ \t]+[^\W\d]+\.?)?\s*(?:\n|$)")
-_SENTENCE = re.compile(r"[\s:]*((?:[^\n.!?]|[.!?](?!\s|$))*)")
+_DIGIT = re.compile(r"\d")
 _NEXT_QUESTION = re.compile(
     r"(?:^|\n)[ \t*#>]*(?:(?i:question|q|problem)(?:[ \t]*[#(]?\d{1,3}[.)]?)?[ \t*]*:|(?:Question|Q)[ \t]+(?=[A-Z]))"
 )
@@ -26,6 +22,8 @@ _LABEL = re.compile(
     r"(?:(?:so|thus|therefore),?\s+)?(?:the\s+)?(?:final\s+)?answer(?:\s+is\b\s*:?|\s*:)\s*|a:\s*", re.IGNORECASE
 )
 _OPTION = re.compile(r"^[ \t]*\(([A-Z])\)(.*)$", re.MULTILINE)
+_LETTER = re.compile(r"\([A-Z]\)")
+_FIRST = re.compile(r"(?:[Oo]ption\s+)?([A-Z])(?:[).:,]|\s*$)")
 
 
 def references(answer: str) -> list[str]:
@@ -57,28 +55,17 @@ def number(text: str) -> str | None:
 
 
 def _marked_number(text: str) -> str | None:
-    for said in _conclusions(text):
-        found = _NUMBER.search(said.rpartition("=")[2]) or _NUMBER.search(said)
-        if found:
-            return found[0]
+    digits = places(_DIGIT, text)
+    for span in Conclusions(text):
+        if within(digits, span) > 0:
+            said = text[slice(*span)]
+            found = _NUMBER.search(said.rpartition("=")[2]) or _NUMBER.search(said)
+            return found[0] if found else None
     return None
 
 
 def _plain(text: str) -> str:
     return re.sub(r"(?<!\d)\*\*|\*\*(?!\d)", "", text).translate(_DECORATION)
-
-
-def _conclusions(text: str) -> Iterator[str]:
-    """What follows each marker of an answer, to the end of its sentence; the likeliest answer first.
-
-    A conclusion before a heading, unless nothing but a number stands under one that comes first.
-    """
-    said, heads = list(_CONCLUDES.finditer(text)), list(_HEADS.finditer(text))
-    bare = [head for head in heads if _ALONE.match(text, head.end()) and (not said or head.start() < said[0].start())]
-    for marker in (*bare[:1], *said, *reversed(heads)):
-        sentence = _SENTENCE.match(text, marker.end())
-        if sentence and sentence[1].strip():
-            yield sentence[1].strip()
 
 
 def _canonical(digits: str) -> str:
@@ -96,9 +83,10 @@ def choice(text: str, question: str, reference: str) -> str | None:
     The sentence after the first "answer is", as in the benchmark's own prompts, else the last line. An option that is
     written out in full counts as its letter.
     """
+    piece = next((piece for piece in _NEXT_QUESTION.split(_plain(text)) if piece.strip()), "")
     if re.fullmatch(r"\([A-Z]\)", reference.strip()):
-        return next(filter(None, (_letter(said, question) for said in _concluded(text))), None)
-    said = next(_concluded(text), "")
+        return _letter(piece, question)
+    said = next((piece[slice(*span)] for span in Conclusions(piece)), None) or _last_line(piece)
     if re.fullmatch(r"-?\d+(?:\.\d+)?", reference.strip()):
         return number(said)
     if re.fullmatch(r"[A-Za-z]+", reference.strip()):
@@ -107,19 +95,33 @@ def choice(text: str, question: str, reference: str) -> str | None:
     return plain_text(said) or None
 
 
-def _concluded(text: str) -> Iterator[str]:
-    """The conclusions of the first piece that says something, its last line after them."""
-    piece = next((piece for piece in _NEXT_QUESTION.split(_plain(text)) if piece.strip()), "")
-    yield from _conclusions(piece)
-    yield from [line.strip() for line in piece.splitlines() if line.strip()][-1:]
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def _letter(said: str, question: str) -> str | None:
-    if found := re.search(r"\(([A-Z])\)", said) or re.match(r"(?:[Oo]ption\s+)?([A-Z])(?:[).:,]|\s*$)", said):
-        return f"({found[1]})"
+def _letter(text: str, question: str) -> str | None:
+    """Of the first conclusion that has one, or of the last line."""
     options = {plain_text(option): letter for letter, option in _OPTION.findall(question)}
-    letter = options.get(plain_text(said))
-    return f"({letter})" if letter else None
+    longest = max(map(len, options), default=0)
+    concluded, letters = Conclusions(text), places(_LETTER, text)
+    for span in concluded:
+        # A sentence with more markers behind its own is none of the options: these would have to hold them, too.
+        may_be = SHORTEST * (concluded.markers(span) - 1) <= longest
+        if found := _named(text, span, letters) or (options.get(plain_text(text[slice(*span)])) if may_be else None):
+            return f"({found})"
+    if last := _last_line(text):
+        found = _named(last, (0, len(last)), places(_LETTER, last)) or options.get(plain_text(last))
+        return f"({found})" if found else None
+    return None
+
+
+def _named(text: str, span: Span, letters: Sequence[int]) -> str | None:
+    """The first letter in brackets, or one that the span begins with; ``letters`` is where those in brackets are."""
+    begin, end = span
+    if within(letters, (begin, end - 2)) > 0:
+        return text[letters[bisect_left(letters, begin)] + 1]
+    found = _FIRST.match(text, begin, end)
+    return found[1] if found else None
 
 
 def plain_text(text: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models import (
+    Beside,
     ModelError,
     check_causal,
     check_target,
@@ -91,15 +92,15 @@ class Generate:
         from pipeline.batching import out_of_memory
         from pipeline.generation.early_exit import early_exit
 
-        run.models.keep_at_least(1 + len(self.spec.drafters))
-        encodes = is_encoder_decoder(resolve(self.target.model))
-        load = run.models.target if encodes else run.models.causal_lm
-        for name in self.spec.drafters:
+        target, names = self.load(run), self.spec.drafters
+        beside = Beside(target, "drafts", sum(not _layers(name) for name in names))
+        load = run.models.target if target.start else run.models.causal_lm
+        for name in names:
             try:
                 if layers := _layers(name):
-                    yield early_exit(self.load(run), layers)
+                    yield early_exit(target, layers)
                 else:
-                    yield load(name, self.spec.dtype, self.spec.device)
+                    yield load(name, self.spec.dtype, self.spec.device, beside)
             except (ModelError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, ModelError) and not out_of_memory(error):
                     raise

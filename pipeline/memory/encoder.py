@@ -55,6 +55,16 @@ def write_encoder(coder: Autoencoder, curve: Sequence[Row], manifest: EncoderMan
         write_whole(fs, f"{root}/{name}", data)
 
 
+def read_curve(folder: Path) -> list[tuple[int, float]]:
+    """Step and loss of an encoder's training. Raises ``ModelDamaged``."""
+    try:
+        curve = pq.read_table(folder / CURVE, columns=["step", "loss"])
+    except (OSError, pa.ArrowException) as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise ModelDamaged(f"{folder / CURVE} {why}; {encoders.AGAIN}") from error
+    return [(one["step"], one["loss"]) for one in curve.to_pylist()]
+
+
 @torch.no_grad()
 def fill(coder: Autoencoder, folder: Path) -> None:
     """What is trained becomes what lies in ``folder``. Raises ``ModelDamaged`` for tensors of another encoder."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encoder import filled
 from pipeline.memory.lowrank import LowRank
-from pipeline.models import LoadedModel, ModelPool
+from pipeline.models import Beside, LoadedModel, ModelPool
 from pipeline.models.encoders import EncoderManifest
-from pipeline.passes.joined import Joined
+from pipeline.passes.apart import apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +23,13 @@ class Resident:
 
 def resident(folder: Path, manifest: EncoderManifest, base: str, dtype: str, device: str, pool: ModelPool) -> Resident:
     """The encoder in ``folder``, which was checked, over ``base``, loaded unless it is there. Raises ``ModelError``."""
-    pool.keep_at_least(2)  # the two are one in memory, and would be loaded in turns
     loaded = pool.causal_lm(base, dtype, device)
     key = ("encoder", manifest.revision, dtype, str(loaded.device))
-    return pool.keep(key, lambda: _made(loaded, filled(_model(loaded, base, dtype, device, pool), manifest, folder)))
+    return pool.keep(
+        key,
+        lambda: _made(loaded, filled(apart(loaded.model), manifest, folder)),
+        Beside(loaded, "encodes"),  # the two are one in memory, and leave it together
+    )
 
 
 def _made(loaded: LoadedModel, coder: Autoencoder) -> Resident:
@@ -38,12 +38,3 @@ def _made(loaded: LoadedModel, coder: Autoencoder) -> Resident:
         if isinstance(one, LowRank):
             one.lora_A.data, one.lora_B.data = (each.data.to(loaded.model.dtype) for each in (one.lora_A, one.lora_B))
     return Resident(coder, loaded)
-
-
-def _model(loaded: LoadedModel, base: str, dtype: str, device: str, pool: ModelPool) -> Any:
-    """The model of ``loaded`` once more, as modules of their own over the same tensors; a copy where those were made
-    ready for fast passes: they hold other tensors (``joined``), and call each other in other ways."""
-    if any(isinstance(one, Joined) or "contextmill_compiled" in vars(one) for one in loaded.model.modules()):
-        return pool.own_copy(base, dtype, device).model
-    shared = {id(one): one for one in chain(loaded.model.parameters(), loaded.model.buffers())}
-    return copy.deepcopy(loaded.model, shared)

@@ -19,7 +19,7 @@ from pipeline.memory.lessons import rate
 from pipeline.memory.peers import shared
 from pipeline.memory.plan import Plan, Signs
 from pipeline.memory.sharing import Alone
-from pipeline.memory.stage import ENCODER, Training
+from pipeline.memory.stage import ENCODER, SAMPLES, Training
 from pipeline.memory.training import Diverged, Part, Trainer, train
 from pipeline.meter import Meter
 from pipeline.models import LoadedModel
@@ -29,9 +29,6 @@ from schemas.document import Document
 from schemas.job import digest
 
 log = logging.getLogger(__name__)
-
-SAMPLES = 10
-"""Held-out spans or answers shown in the log over a training."""
 
 
 def learn(stage: Training, documents: Sequence[Document], run: Run) -> list[Outcome]:

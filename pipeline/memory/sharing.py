@@ -20,6 +20,9 @@ LOOK_SECONDS = 1e-4
 ENDING_SECONDS = 1.0
 """From when a process lets go of its connections to when it is seen to be gone, at most."""
 
+HERE = "127.0.0.1"
+"""All are on one machine."""
+
 LAST = -1
 """Announced in the place of a step's number: there are no more."""
 

@@ -26,6 +26,9 @@ VERSION = 1
 ENCODER = "encoder"
 """The encoder's folder, in that of the stage."""
 
+SAMPLES = 10
+"""Held-out spans or answers shown in the log over a training, each written for it."""
+
 _CHARACTERS_PER_SECOND = {"cpu": 1_000, "cuda": 400_000}
 """Rough speed of learning from a text once with a 135M model."""
 

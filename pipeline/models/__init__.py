@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from pipeline.models.catalogue import catalogue, verify
 from pipeline.models.kinds import check_causal, check_classifier, check_target, is_encoder_decoder
-from pipeline.models.pool import LoadedModel, ModelPool, expects_gpu, resolve_device
+from pipeline.models.loading import LoadedModel
+from pipeline.models.pool import Beside, ModelPool, expects_gpu, resolve_device
 from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound, ModelRef, ModelStatus
 from pipeline.models.resolve import digest_of, pull, resolve
 from pipeline.models.tokenizers import load_tokenizer
 
 __all__ = [
+    "Beside",
     "LoadedModel",
     "ModelDamaged",
     "ModelError",

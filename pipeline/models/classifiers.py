@@ -12,7 +12,7 @@ from pipeline.models.ref import ModelError, ModelRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from pipeline.models.pool import LoadedModel
+    from pipeline.models.loading import LoadedModel
 
 
 def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
@@ -23,8 +23,8 @@ def load_classifier(ref: ModelRef, dtype: str, device: str, tokenizer: PreTraine
     """
     import torch
 
+    from pipeline.models.loading import UNLIMITED, LoadedModel
     from pipeline.models.mpnet import with_fused_attention
-    from pipeline.models.pool import UNLIMITED, LoadedModel
 
     model: Any = _read(ref, getattr(torch, dtype))
     if model.config.num_labels != 2:

@@ -46,7 +46,7 @@ class Figures:
 
     def told(self) -> str:
         """In a line."""
-        parts = [f"{self.nats[0]:.3f} -> {self.nats[1]:.3f} nats a token"]
+        parts = [f"{_said(self.nats[0])} -> {_said(self.nats[1])} nats a token"]
         parts += [
             f"{was:.1%} -> {now:.1%} {what}"
             for (was, now), what in ((self.agreement, "of tokens likeliest"), (self.prefix, "before the first wrong"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.models.ref import ModelDamaged, ModelError
 
 if TYPE_CHECKING:
-    from pipeline.models.pool import LoadedModel
+    from pipeline.models.loading import LoadedModel
 
 
 def checked(loaded: LoadedModel) -> LoadedModel:

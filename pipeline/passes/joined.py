@@ -1,7 +1,8 @@
 """Projections of one input as one matrix product: queries, keys and values; gate and up.
 
 In a step of decoding each product takes as long as its launch and the reading of its weights let it: three small ones
-take twice as long as one. Weights are laid out anew once, and take no more memory.
+take twice as long as one. Weights are laid out anew once, and take no more memory: who else held those that were apart
+holds a part of the whole from then on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ class Joined(nn.Module):
         biases = [one.bias for one in projections if one.bias is not None]
         self.weight = nn.Parameter(torch.cat([one.weight.data for one in projections]), requires_grad=False)
         self.bias = nn.Parameter(torch.cat([one.data for one in biases]), requires_grad=False) if biases else None
+        for weight, one in zip(torch.split(self.weight.data, self.sizes), projections, strict=True):
+            one.weight.data = weight
+        if self.bias is not None:
+            for bias, each in zip(torch.split(self.bias.data, self.sizes), biases, strict=True):
+                each.data = bias
         self.held: tuple[torch.Tensor, Sequence[torch.Tensor]] | None = None
 
     def share(self, number: int, given: torch.Tensor) -> torch.Tensor:
@@ -48,6 +54,16 @@ class Share(nn.Module):
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
         return self.joined.share(self.number, given)
+
+    def plain(self) -> nn.Linear:
+        """The projection as it was, over its part of what is joined."""
+        made = nn.Linear(self.in_features, self.out_features, bias=self.joined.bias is not None, device="meta")
+        whole = {"weight": self.joined.weight, "bias": self.joined.bias}
+        for name, one in whole.items():
+            if one is not None:
+                part = torch.split(one.data, self.joined.sizes)[self.number]
+                setattr(made, name, nn.Parameter(part, requires_grad=False))
+        return made.eval()
 
 
 def join(layer: nn.Module) -> None:

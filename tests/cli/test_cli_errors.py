@@ -28,7 +28,7 @@ WRONG = [
     (("run", "job.toml", "--set", "foo"), 2, "write it as key=value"),
     (("run", "job.toml", "--set", "stages.0.seconds_per_shard=nan"), 2, "must be a finite number"),
     (("run", "job.toml", "--set", "inputs.path=2"), 2, "did you mean input?"),
-    (("run", "job.toml", "-i", "none.jsonl"), 1, "none.jsonl does not exist"),
+    (("run", "job.toml", "-i", "none.jsonl"), 1, "none.jsonl does not exist: name a file"),
     (("run", "job.toml", "-o", "in.jsonl"), 1, "the output in.jsonl is a file: name a folder with -o"),
     (("run", "job.toml", "-o", "in.jsonl/o"), 1, "output folder in.jsonl/o cannot be made: Not a directory; name"),
     (("run", "job.toml", "-o", ""), 2, "an empty path"),

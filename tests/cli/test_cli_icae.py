@@ -89,7 +89,12 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(
     assert [(one["tokens"], one["slots"]) for one in evaluated.json["continued"]] == [(16, 8)]
     evaluating = "icae", "evaluate", "night", "--rows", "2", "--html", "no/night.html", "-t"
     told = prepared.says(*evaluating, "prose=texts.jsonl")
-    assert told.code == 1 and "repeated from slots" in told.out and "no/night.html" in told.err.replace("\n", "")
+    assert told.code == 1 and "no/night.html cannot be written (No such file" in " ".join(told.err.split())
+    assert "repeated from slots" not in told.out, "nothing is measured first"
+    (prepared.folder / "cache/models/encoders/night/curve.parquet").unlink()
+    cut = prepared.says(*evaluating[:-2], "night.html", "-t", "prose=texts.jsonl")
+    assert cut.code == 1 and "curve.parquet is missing; make the encoder again" in " ".join(cut.err.split())
+    assert "repeated from slots" not in cut.out and not (prepared.folder / "night.html").exists()
     named = prepared.says(*evaluating, "numbers=texts.jsonl")
     assert named.code == 2 and "call yours otherwise" in " ".join(named.err.split())
     taken = prepared.says(*words, "--set", "stages.0.steps=4")

@@ -54,3 +54,56 @@ def test_what_is_wrong_is_said(prepared: User) -> None:
     ):
         ended = prepared.says("icae", "prompts", "prompts.toml", *words, "-o", "o")
         assert (ended.code, said in " ".join(ended.err.split())) == (2, True), ended.err
+
+
+def test_a_dry_run_says_what_both_jobs_would_take_and_asks_nothing(prepared: User, tiny_model: Path) -> None:
+    words = "icae", "prompts", "prompts.toml", "rows.jsonl", "-o", "o", "--specific", "4", "--general", "5"
+    said = prepared.says(*words, "--dry-run")
+    told = " ".join(said.out.split())
+    assert said.code == 0, said.err
+    assert f"1 of 2: {tiny_model} would write 8 prompts about 2 contexts" in told
+    assert f"2 of 2: {tiny_model} would answer 18 prompts at most" in told and "together 26 calls, " in told
+    found = prepared.says(*words, "--dry-run", "--json").json
+    assert found["rows"] == {"contexts": 2, "left_out": 0, "asked": 8, "prompts": 18}
+    first, second = found["jobs"]
+    assert [(one["job"], one["documents"]) for one in (first, second)] == [("prompts", 8), ("answers", 18)]
+    assert first["seconds"] > 0 and second["seconds"] > first["seconds"] and first["stages"][0]["tokens_out"] == 48
+    assert not (prepared.folder / "o").exists() and not (prepared.folder / "rows.jsonl").exists()
+    done, *_ = prepared.says(*words, "--json", seconds=180).json["jobs"]
+    assert done["documents"]["done"] + done["documents"]["reused"] == first["documents"]
+    assert done["stages"][0]["tokens_in"] == pytest.approx(first["tokens"], rel=0.3)
+
+
+def test_a_dry_run_of_a_hosted_model_needs_no_key_and_says_its_price(prepared: User) -> None:
+    sets = 'stages.0.backend="openai"', 'target.model="gpt-4o-mini"', 'stages.0.budget_usd="1"'
+    words = "icae", "prompts", "prompts.toml", "rows.jsonl", "-o", "o", "--specific", "1", "--dry-run"
+    said = prepared.says(*words, *(word for one in sets for word in ("--set", one)))
+    assert said.code == 0, said.err
+    bills = [line for line in said.out.splitlines() if line.startswith(("calls cost $", "together 14 calls, "))]
+    assert len(bills) == 3 and all(", at most $" in line for line in bills)
+
+
+def test_an_input_without_a_text_is_refused_before_anything_is_made(prepared: User) -> None:
+    prepared.write("texts.jsonl", '{"text": " "}\n{"text": 7}\n')
+    ended = prepared.says("icae", "prompts", "prompts.toml", "rows.jsonl", "-o", "o")
+    why = "no row of texts.jsonl holds a text; 2 cannot be read, the first: texts.jsonl:1: column 'text' holds only"
+    assert (ended.code, why in " ".join(ended.err.split())) == (1, True), ended.err
+    assert not (prepared.folder / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "said"),
+    [
+        ("no/rows.jsonl", [], "no/rows.jsonl cannot be written (No such file or directory): name a file in a folder"),
+        ("is.jsonl", [], "is.jsonl is a folder: name a file"),
+        ("rows.jsonl", ["--set", 'target.model="nowhere"'], "no model 'nowhere'"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_said_at_the_beginning(
+    prepared: User, rows: str, words: list[str], said: str
+) -> None:
+    (prepared.folder / "is.jsonl").mkdir()
+    before = sorted(prepared.folder.iterdir())
+    ended = prepared.says("icae", "prompts", "prompts.toml", rows, "-o", "o", *words)
+    assert (ended.code, said in " ".join(ended.err.split())) == (1, True), ended.err
+    assert sorted(prepared.folder.iterdir()) == before

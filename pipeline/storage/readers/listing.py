@@ -104,11 +104,17 @@ class _Named:
             found = list(self._pattern())
         else:
             what = "does not exist" if info.type == fs.FileType.NotFound else "is no regular file or folder"
-            hint = "; patterns work on local paths only" if not is_local(self.fs) and glob.has_magic(self.path) else ""
-            raise InputError(f"input {self.named} {what}{hint}")
+            raise InputError(f"input {self.named} {what}{self._hint()}")
         if not found:
             raise InputError(f"input {self.named} holds no file to read{self._why()}; {_known()}")
         return sorted(found, key=lambda file: file.key), sorted(set(self.left))
+
+    def _hint(self) -> str:
+        if not is_local(self.fs):
+            return "; patterns work on local paths only" if glob.has_magic(self.path) else ""
+        whole = "://" in self.named or Path(self.named).expanduser().is_absolute()
+        begins = "" if whole else f"; relative paths begin at {Path.cwd()}"
+        return f": name a file or folder that is there{begins}"
 
     def _why(self) -> str:
         return f" (not read: {', '.join(f'{name}: {why}' for name, why in self.left[:5])})" if self.left else ""

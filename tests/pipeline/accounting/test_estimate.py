@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,28 @@ def test_a_training_of_an_encoder_takes_as_long_as_its_steps(tiny_model: Path) -
         assert made.stages[0].seconds is not None and made.stages[0].memory_bytes is None
         return made.stages[0].seconds
 
-    pretrain = seconds(100, kind="pretrain", steps=10, tokens_per_step=16_000)
-    finetune = seconds(100, kind="finetune", steps=10, rows_per_step=16)  # of 1,000 tokens each
-    assert pretrain == finetune == seconds(200, kind="finetune", steps=10, rows_per_step=16) > 0
-    assert seconds(100, kind="finetune", steps=20, rows_per_step=16) == pytest.approx(2 * finetune)
+    pretrain = [seconds(100, kind="pretrain", steps=steps, tokens_per_step=16_000) for steps in (10, 20, 30)]
+    finetune = [seconds(100, kind="finetune", steps=steps, rows_per_step=16) for steps in (10, 20, 30)]
+    steps = [later - sooner for rows in (pretrain, finetune) for sooner, later in pairwise(rows)]
+    assert steps == pytest.approx([steps[0]] * 4) and steps[0] > 0  # rows have 1,000 tokens each
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_what_is_measured_before_and_after_a_training_counts(tiny_model: Path, kind: str) -> None:
+    """As many more texts that are held out, or written out, as many more seconds."""
+
+    def seconds(documents: int, measured: int, held_out: float = 0.5) -> float:
+        stage = {"device": "cpu", "kind": kind, "steps": 1, "measured": measured, "held_out": held_out}
+        found = guess(job([stage], model=str(tiny_model)), documents, 4_000 * documents).seconds
+        assert found is not None
+        return found
+
+    each = [seconds(200, written) for written in (20, 40, 60)]
+    assert each[2] - each[1] == pytest.approx(each[1] - each[0]) and each[1] > each[0]
+    held = [seconds(documents, 20) for documents in (200, 400, 600)]
+    assert held[2] - held[1] == pytest.approx(held[1] - held[0]) and held[1] > held[0]
+    assert seconds(200, 20, held_out=0.25) == pytest.approx(seconds(100, 20))
+    assert seconds(10, 60) == seconds(10, 5)  # no more are written than are held out
 
 
 def test_a_damaged_tokenizer_stops_no_estimate(tiny_model: Path, tmp_path: Path) -> None:

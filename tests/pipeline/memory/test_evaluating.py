@@ -120,6 +120,8 @@ def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path,
     answers = Answers(7, 3, (4.0, 1.0, 3.0, 2.0), (0.0, 0.5, 0.125, 0.25), (None,) * 4, 3.5)
     taught = render_encoder(made, "night", replace(read_manifest(folder), answers=answers), [])
     assert "7 answers, 3.000 -&gt; 2.000 nats a token" in taught and "token F1 0.125 -&gt; 0.250" in taught
+    unknown = replace(read_manifest(folder), figures=replace(read_manifest(folder).figures, nats=(None, None)))
+    assert "slots: - -&gt; - nats a token" in render_encoder(made, "night", unknown, [])
     assert "From 7.000 to 6.000 nats" in html and "prose for 20,000 tokens" in html
 
 

@@ -88,7 +88,9 @@ def test_lessons_and_rates_follow_the_plan() -> None:
     spec = spec_of(decay=0.5)
     assert [lesson(spec, step).tokens for step in range(20)] == [16] * 10 + [24] * 10
     assert [rate(spec, step) for step in (0, 3, 9, 10, 15, 19)] == [0.25, 1.0, 1.0, 1.0, 0.5, 0.1]
-    with pytest.raises(ValidationError, match="their shares must add up to 1"):
+    with pytest.raises(ValidationError, match="lessons: name at least one"):
+        PretrainSpec(lessons=())
+    with pytest.raises(ValidationError, match=r"their shares must add up to 1, not 0\.5"):
         PretrainSpec(lessons=(Lesson(tokens=8, ratio=2.0, share=0.5),))
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pipeline.models import ModelDamaged, ModelError, ModelPool, resolve_device
+from pipeline.models import Beside, ModelDamaged, ModelError, ModelPool, resolve_device
 from schemas.settings import Settings
 
 
@@ -34,6 +34,38 @@ def test_models_stay_until_the_least_used_must_go(folder: Path, settings: Settin
     assert pool.causal_lm(str(others[0])) is not second
     pool.close()
     assert pool.causal_lm(str(folder)) is not first
+
+
+def test_what_works_beside_a_model_is_not_counted_and_leaves_with_it(
+    folder: Path, settings: Settings, tmp_path: Path
+) -> None:
+    scorer, one, two, third = (str(_other(folder, tmp_path / f"other{seed}", seed)) for seed in (1, 2, 3, 4))
+    pool = ModelPool("cpu", limit=2, settings=settings)
+    scores, target = pool.causal_lm(scorer), pool.causal_lm(str(folder))
+    drafts = pool.causal_lm(one, beside=Beside(target, "drafts"))
+    encodes = pool.keep(("encoder",), object, Beside(target, "encodes"))
+    again = [pool.causal_lm(scorer), pool.causal_lm(str(folder)), pool.causal_lm(one, beside=Beside(target, "drafts"))]
+    assert [id(model) for model in again] == [id(scores), id(target), id(drafts)]
+    both = Beside(target, "drafts", 2)
+    assert pool.causal_lm(two, beside=both) is pool.causal_lm(two, beside=both)
+    assert pool.causal_lm(one, beside=both) is drafts
+    pool.causal_lm(scorer)
+    pool.causal_lm(third)  # the target was used longest ago
+    assert pool.causal_lm(scorer) is scores
+    assert pool.keep(("encoder",), object) is not encodes
+
+
+def test_of_a_role_only_so_many_stay_beside_a_model(folder: Path, settings: Settings, tmp_path: Path) -> None:
+    one, two = (str(_other(folder, tmp_path / f"other{seed}", seed)) for seed in (1, 2))
+    pool = ModelPool("cpu", limit=1, settings=settings)
+    target = pool.causal_lm(str(folder))
+    beside = Beside(target, "drafts")
+    first = pool.causal_lm(one, beside=beside)
+    pool.causal_lm(two, beside=beside)
+    assert pool.causal_lm(one, beside=beside) is not first
+    alone = pool.causal_lm(one)  # it counts now, and the limit is one
+    assert pool.causal_lm(one) is alone
+    assert pool.causal_lm(str(folder)) is not target
 
 
 def test_same_weights_in_two_places_are_loaded_once(folder: Path, settings: Settings, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.generation.decoding import passes_for
 from pipeline.generation.early_exit import early_exit
 from pipeline.generation.local import LocalGenerator
 from pipeline.generation.prompts import Prompt
+from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.ragged import encode_spans
 from pipeline.memory.resident import resident
 from pipeline.models import LoadedModel, ModelPool
@@ -125,12 +126,16 @@ def test_who_scores_and_who_answers_share_a_model(
 def test_slots_are_made_with_the_same_weights_before_and_after(
     folder: Path, tmp_path: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
-    """An encoder shares the weights of the model that answers, whose products may have been joined by then."""
+    """An encoder shares the weights of the model that answers, whose products may have been joined by then or be so
+    later: one copy, and what the encoder learned."""
     encoder, expected = save_tiny_encoder(tmp_path / "encoder", folder), plain(folder)
     spans, counts = [np.array(one[:16]) for one in IDS if len(one) >= 16], [4] * 4
 
+    def coder_of(pool: ModelPool) -> Autoencoder:
+        return resident(encoder, read_manifest(encoder), str(folder), "float32", "cpu", pool).coder
+
     def slots(pool: ModelPool) -> torch.Tensor:
-        coder = resident(encoder, read_manifest(encoder), str(folder), "float32", "cpu", pool).coder
+        coder = coder_of(pool)
         with torch.inference_mode():
             return torch.cat(encode_spans(coder, spans, counts))
 
@@ -146,3 +151,7 @@ def test_slots_are_made_with_the_same_weights_before_and_after(
     widened(loaded, monkeypatch)
     assert answers(loaded) == expected
     assert torch.allclose(slots(pool), right, atol=1e-5)
+    theirs = {one.untyped_storage().data_ptr() for one in loaded.model.parameters()}
+    found = dict(coder_of(pool).model.named_parameters())
+    own = [name for name, one in found.items() if one.untyped_storage().data_ptr() not in theirs]
+    assert own and all("lora_" in name for name in own) and len(own) < len(found)

@@ -130,7 +130,7 @@ def test_patterns_several_paths_and_no_file_twice(tmp_path: Path, monkeypatch: p
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="gone does not exist"):
+    with pytest.raises(InputError, match=r"gone does not exist: name a file or folder that is there$"):
         read_corpus(spec(tmp_path / "gone"))
     with pytest.raises(InputError, match=r"holds no file to read; known endings: \.jsonl"):
         read_corpus(spec(tmp_path))

@@ -1,0 +1,52 @@
+"""The texts about which prompts are written, and what their writing and answering is to be, before it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.memory.prompting import GENERAL, LONGEST, asks
+from pipeline.storage.readers import BadRow, read_corpus
+from schemas.document import SEPARATOR, PromptParts
+from schemas.job import InputSpec
+
+TAKEN = (
+    "all prompts that are asked for are taken to be of use, and as long as what asks for them "
+    f"({LONGEST} characters at most): they are not written yet"
+)
+"""What ``to_answer`` rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """``texts``, each once, and how many rows could not be read; of the first of these, why."""
+
+    texts: tuple[str, ...]
+    bad: int
+    first_bad: str | None
+
+
+def contexts_of(spec: InputSpec) -> Contexts:
+    """The texts of an input; several contexts of a row are one. Raises ``InputError``."""
+    found: dict[str, None] = {}
+    bad: list[BadRow] = []
+    for row in read_corpus(spec):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        elif text := (SEPARATOR.join(row.parts.contexts) or row.parts.render()).strip():
+            found[text] = None
+    return Contexts(tuple(found), len(bad), f"{bad[0].source}: {bad[0].reason}" if bad else None)
+
+
+def to_write(texts: Sequence[str], specific: int) -> Iterator[str]:
+    """All that a model reads where it writes prompts."""
+    for row in asks(texts, specific):
+        yield PromptParts(contexts=tuple(row["contexts"]), question=row["question"]).render()
+
+
+def to_answer(texts: Sequence[str], specific: int, general: int) -> Iterator[str]:
+    """All that it reads where it answers them, about: see ``TAKEN``."""
+    written = (row["question"][:LONGEST] for row in asks(texts, specific))
+    for text in texts:
+        for prompt in (*(next(written) for _ in range(specific)), *GENERAL[:general]):
+            yield PromptParts(contexts=(text,), question=prompt).render()

@@ -1,0 +1,88 @@
+"""A model read from its folder onto a device, whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.models import adapters
+from pipeline.models.folder import window_of
+from pipeline.models.gguf import quiet
+from pipeline.models.kinds import is_encoder_decoder
+from pipeline.models.ref import ModelDamaged, ModelError, ModelRef
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+UNLIMITED = 2**31 - 1
+"""The window of a model whose config states none (recurrent models)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal LM, encoder-decoder or token classifier in eval mode on ``device``, without gradients.
+
+    ``window`` is the most tokens it takes at once; an encoder-decoder's two halves have one each.
+    """
+
+    ref: ModelRef
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    device: torch.device
+    window: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers its weights hold."""
+        return sum(one.numel() for one in self.model.parameters())
+
+    @property
+    def start(self) -> list[int]:
+        """The token after which an encoder-decoder writes; nothing for any other model, which writes after its text."""
+        if not self.model.config.is_encoder_decoder:
+            return []
+        stated = self.model.generation_config
+        return [stated.bos_token_id if stated.decoder_start_token_id is None else stated.decoder_start_token_id]
+
+
+def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    """Read the weights, with the adapter merged in where there is one: it costs nothing afterwards."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    # Of encoder-decoders some know no other attention than one of their own, and are read by ``generate``.
+    kind, attention = (AutoModelForSeq2SeqLM, None) if is_encoder_decoder(ref) else (AutoModelForCausalLM, "sdpa")
+    options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
+    options |= {"local_files_only": True, "use_safetensors": True}
+    try:
+        with quiet():
+            model, report = kind.from_pretrained(
+                ref.folder, dtype=getattr(torch, dtype), output_loading_info=True, **options
+            )
+    except Exception as error:  # configs are data from outside: what transformers trips over has no common class
+        raise ModelError(
+            f"{ref.name}: transformers cannot load {ref.folder} by {kind.__name__} ({type(error).__name__}: "
+            f"{_told(error)}); fetch it again, or name another model"
+        ) from error
+    _check_loaded(ref, report)
+    if ref.adapter is not None:
+        adapters.merge(model, ref.adapter)
+    model = model.eval().requires_grad_(False).to(device)
+    return LoadedModel(ref, model, tokenizer, torch.device(device), window_of(ref.folder) or UNLIMITED)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, in one line, without advice that leads nowhere here."""
+    if "ignore_mismatched_sizes" in str(error):
+        return "the weights have other shapes than config.json says"
+    return " ".join(str(error).partition("\n\n")[0].split())
+
+
+def _check_loaded(ref: ModelRef, report: dict[str, Any]) -> None:
+    """transformers fills what is missing with random numbers and goes on: that would be another model."""
+    lost = sorted([*report["missing_keys"], *(str(item) for item in report["mismatched_keys"])])
+    if lost:
+        raise ModelDamaged(
+            f"{ref.name}: {len(lost)} tensors of {ref.folder} are missing or misshapen ({lost[0]}); fetch it again"
+        )
