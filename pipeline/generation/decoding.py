@@ -8,6 +8,7 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.generation.course import Course
 from pipeline.generation.ending import Ending
 from pipeline.generation.engine import Engine, Kind, Passes, Size, engine_for
 from pipeline.generation.numbered import comparable
-from pipeline.generation.policy import Way
+from pipeline.generation.paces import Way
+from pipeline.generation.policy import Ahead
 from pipeline.generation.prefixes import Prefixes
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.reading import Reader
@@ -130,6 +133,7 @@ class _Batch:
         self._read_by_drafters = np.zeros_like(lengths)  # so much of each row, while they are not ``current``
         self._prefixes = Prefixes(comparable(self._texts))
         self._engine, self._models, self._lines = engine, engine.models, engine.lines
+        self._course = Course(engine.policy, engine.steps, self._device, self._made) if engine.policy else None
         most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
         self._reader = Reader(engine, self._texts, self._encoded, self._slots, most, ending.look)
         self._current = bool(decoder.drafters)  # whether drafters have read what there is
@@ -143,6 +147,10 @@ class _Batch:
                 joining.append(self._waiting.pop())
         if not joining:
             return []
+        with self._course.aside() if self._course else nullcontext():
+            return self._begin(joining)
+
+    def _begin(self, joining: Sequence[int]) -> Arriving:
         rows, prompts = np.array(joining), [self._prompts[row] for row in joining]
         slots, read = self._slots[rows], [self._texts[row] for row in joining]
         self._ending.begin(joining)
@@ -155,6 +163,10 @@ class _Batch:
         tokens = [one.tokens for one in read]
         vectors = np.array([len(one) - len(some) for one, some in zip(read, tokens, strict=True)])
         self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, tokens, vectors)
+        if self._course:
+            texts = [np.concatenate(both) for both in zip(copied, tokens, strict=True)]
+            self._course.begin(joining, texts, [prompt.new_tokens for prompt in prompts])
+            self._course.drafters_read(self._fresh(rows) * self._current)
         first = self._read(rows)
         some = self._lines.of(on_device(slots, self._device))
         some.put(some.length[:, None], first[:, None])
@@ -187,29 +199,41 @@ class _Batch:
         if way.rounds and not self._current:
             if arriving:
                 return []
-            self._catch_up()
+            with self._course.catching_up(self._missed()) if self._course else nullcontext():
+                self._catch_up()
         elif self._current and not way.rounds:
             self._leave_drafters()
         self._made[rows] += 1
         # The round before, which is not here yet, may have made as many tokens as it read.
         drafts, self._way = self._way.width + way.width - 2, way
         most = int((self._lengths[rows] + self._made[rows]).max()) + drafts + len(self._models) - 1
-        return [(rows, fetch(self._engine.steps(self._slots[rows], way, most)), way)]
+        step = self._course.step if self._course else self._engine.steps
+        return [(rows, fetch(step(self._slots[rows], way, most)), way)]
 
     def _next_way(self, rows: Ints) -> Way:
-        policy, steps = self._engine.policy, self._engine.steps
-        if policy is None:
+        if self._course is None:
             return self._engine.usual
-        return policy.way(len(rows), self._left(rows), lambda way: steps.ready(len(rows), way), self._unread())
+        missed, later = self._unread()
+        waiting = bool(self._waiting)
+        return self._course.way(Ahead(len(rows), self._left(rows), 0, missed, later, waiting))
 
-    def _unread(self) -> float:
-        """Tokens that drafters would have to read, about: of prompts that wait, and what they missed."""
+    def _unread(self) -> tuple[float, float]:
+        """Tokens that drafters would have to read, about: what they missed, and of prompts that wait."""
         if len(self._models) == 1:
-            return 0.0
-        on = self._on[:0] if self._current else self._on
+            return 0.0, 0.0
+        return 0.0 if self._current else self._missed(), self._fresh(np.array(self._waiting, np.int64))
+
+    def _missed(self) -> float:
+        on = self._on
         missed = self._lengths[on] + self._made[on] - self._read_by_drafters[on]
-        encoded = [len(self._encoded[row]) for row in [*self._waiting, *self._unseen(on)]] if self._encodes else []
-        return float(self._prefixes.fresh[self._waiting].sum() + missed.sum() + sum(encoded))
+        return float(missed.sum()) + self._to_encode(self._unseen(on))
+
+    def _fresh(self, rows: Ints) -> float:
+        """Tokens of prompts of which nothing was read."""
+        return float(self._prefixes.fresh[rows].sum()) + self._to_encode(rows)
+
+    def _to_encode(self, rows: Ints) -> float:
+        return float(sum(len(self._encoded[row]) for row in rows.tolist())) if self._encodes else 0.0
 
     def _unseen(self, rows: Ints) -> Ints:
         """Those of which drafters have read nothing."""
@@ -241,6 +265,7 @@ class _Batch:
 
     def take(self, rows: Ints, found: NDArray[np.int64], way: Way | None) -> None:
         """Hand on what was found in this ``way``, if by a round; others may have the room of the rows that it ends."""
+        arrived = self._course.arrived(way) if self._course else None
         on = self._is_on[rows]
         if not on.all():
             rows, found = rows[on], found[on]
@@ -248,13 +273,14 @@ class _Batch:
             return
         self._made[rows] += found[:, -1] - 1
         whose = found[:, found.shape[1] // 2 : -1]
-        if way and (policy := self._engine.policy):
-            policy.saw(way, (whose >= 0).sum(1), found[:, -1] - 1)
         newest = [one[: one[-1]] for one in found.tolist()]
         drafts = Drafts(whose, self._engine.passes_in(way)) if way and way.width > 1 else None
         going = set(self._ending.take(rows.tolist(), newest, drafts))
         if ended := [row for row in rows.tolist() if row not in going]:
             self._leave(np.array(ended))
+        if self._course and arrived:
+            drafted = (whose >= 0).sum(1)
+            self._course.saw(way, rows, self._on, newest, drafted, bool(self._waiting), arrived)
 
     def _leave(self, rows: Ints) -> None:
         """These have ended."""

@@ -19,7 +19,8 @@ from pipeline.generation.costs import Costs
 from pipeline.generation.kept_costs import kept_or_measured
 from pipeline.generation.launched import launches
 from pipeline.generation.lines import Lines
-from pipeline.generation.policy import Policy, Way
+from pipeline.generation.paces import Way
+from pipeline.generation.policy import Policy
 from pipeline.generation.rounds import Model, Target, cascade, drafting
 from pipeline.generation.sampling import Choosing
 from pipeline.generation.texts import knows_vectors

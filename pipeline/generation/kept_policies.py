@@ -12,7 +12,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.generation.policy import Policy, Way
+from pipeline.generation.paces import Way
+from pipeline.generation.policy import Policy
 from pipeline.models import LoadedModel
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import write_whole

@@ -35,6 +35,10 @@ Recorder = Callable[[Run], Recorded]
 _WORTH = 2
 """Times that a number of rows has come up before it is recorded, which takes as long as three passes."""
 
+_SERVED = 256
+"""The same where twice as many rows are recorded, which serves them as well, with idle rows; fewer the more rows these
+are. Batches that end row by row would record every power of two for a few steps each."""
+
 _TOLERANCE = 0.05
 """Most that replayed logits of a row may be off: other numbers of rows round otherwise, by a hundredth."""
 
@@ -69,7 +73,10 @@ class Steps:
         self._work, self._records, self._refused, self._kind = work, records, refused, kind
         self._least = 2 if records else 1  # what is compiled would be compiled anew for a single token
         self._times: dict[tuple[int, Hashable], int] = {}
+        self._done: dict[int, int] = {}
         self._recorded: dict[tuple[int, Hashable], _Step] = {}
+        self.recordings = 0
+        """So many were tried."""
         self.begin()
 
     def begin(self) -> None:
@@ -79,18 +86,33 @@ class Steps:
 
     def ready(self, rows: int, shape: Hashable) -> bool:
         """Whether such a step need not be recorded first, or never will be."""
-        return self._recorder is None or (_size(rows), shape) in self._recorded
+        return self._recorder is None or self._serving(rows, shape) is not None
 
-    def __call__(self, slots: Ints, shape: Hashable, most: int) -> torch.Tensor:
+    def done(self, rows: int) -> int:
+        """Steps of about as many rows so far, of any shape."""
+        return self._done.get(_size(rows), 0)
+
+    def __call__(self, slots: Ints, shape: Hashable, most: int, at_once: bool = False) -> torch.Tensor:
         """What came of each of these slots, none of which has more than ``most`` columns afterwards. To be used before
-        the next call, which writes to the same place."""
+        the next call, which writes to the same place. ``at_once``: it will come up often, and is recorded right away
+        if it is to be recorded."""
         key = _size(len(slots)), shape
-        self._times[key] = self._times.get(key, 0) + 1
+        times = self._times[key] = self._times.get(key, 0) + 1
+        self._done[key[0]] = self._done.get(key[0], 0) + 1
         if key in self._recorded:
             return self._recorded[key](slots)[0]
-        if self._recorder and self._times[key] > _WORTH:
+        serving, worth = self._serving(len(slots), shape), 0 if at_once else _WORTH
+        if serving:
+            worth = _SERVED * key[0] // (serving - key[0])
+        if serving and not (self._recorder and times > worth):
+            return self._recorded[serving, shape](slots)[0]
+        if self._recorder and times > worth:
             return self._record(self._recorder, key, slots, most)
         return self._launched(slots, shape, most)[0]
+
+    def _serving(self, rows: int, shape: Hashable) -> int | None:
+        """Rows of the smallest recording that has room for so many."""
+        return min((size for size, other in self._recorded if other == shape and size >= rows), default=None)
 
     def _launched(self, slots: Ints, shape: Hashable, most: int) -> Output:
         filled = np.pad(slots, (0, max(0, self._least - len(slots))), constant_values=self._work.idle)
@@ -101,6 +123,7 @@ class Steps:
         """Recorded, replayed, and then launched: what was launched last is what counts, and what stays written.
 
         A recording is not trusted unless its replay said the same."""
+        self.recordings += 1
         before, replayed, why = [one.clone() for one in self._work.state], None, ""
         try:
             with LAUNCHING:

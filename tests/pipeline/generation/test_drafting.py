@@ -20,7 +20,8 @@ from pipeline.generation.decoding import passes_for
 from pipeline.generation.ending import Ending
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import LONGEST, PADDING, propose
-from pipeline.generation.policy import COPYING, Policy, Way
+from pipeline.generation.paces import Way
+from pipeline.generation.policy import COPYING, Policy
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.passes.packed import SPARE
@@ -169,7 +170,7 @@ def anyhow(relatives: list[LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Ite
     seen: set[Way] = set()
     drawn = np.random.default_rng(0)
 
-    def any_way(self: Policy, rows: int, left: float, ready: Any, unread: float) -> Way:
+    def any_way(self: Policy, ahead: Any, ready: Any) -> Way:
         ways = [*self._cascades, *(Way(0, width) for width in COPYING)]
         seen.add(way := ways[int(drawn.integers(len(ways)))])
         return way
@@ -242,7 +243,7 @@ def test_a_drafter_that_is_the_target_is_always_right_whatever_it_missed(
     told: list[tuple[Way, list[int], list[int]]] = []
     drawn = np.random.default_rng(0)
 
-    def saw(self: Policy, way: Way, drafted: NDArray[np.int64], accepted: NDArray[np.int64]) -> None:
+    def saw(self: Policy, way: Way, drafted: NDArray[np.int64], accepted: NDArray[np.int64], *_: Any) -> None:
         told.append((way, drafted.tolist(), accepted.tolist()))
 
     monkeypatch.setattr(

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from pipeline.generation import engine
 from pipeline.generation.costs import Costs
 from pipeline.generation.local import Generation, LocalGenerator
-from pipeline.generation.policy import Policy, Way
+from pipeline.generation.paces import Way
+from pipeline.generation.policy import Policy
 from pipeline.generation.prompts import Prompt
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.passes.encoded import EncodedPasses
@@ -121,7 +122,7 @@ def by_chance(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Way, list[
     told: list[tuple[Way, list[int], list[int]]] = []
     drawn = np.random.default_rng(0)
 
-    def saw(self: Policy, way: Way, drafted: Any, accepted: Any) -> None:
+    def saw(self: Policy, way: Way, drafted: Any, accepted: Any, *_: Any) -> None:
         told.append((way, drafted.tolist(), accepted.tolist()))
 
     monkeypatch.setattr(

@@ -23,7 +23,8 @@ from pipeline.generation.lines import Lines, Some
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import PADDING
 from pipeline.generation.numbered import comparable
-from pipeline.generation.policy import Policy, Way
+from pipeline.generation.paces import Way
+from pipeline.generation.policy import Policy
 from pipeline.generation.prompts import VECTOR, Prompt, too_long
 from pipeline.generation.rounds import Checking
 from pipeline.generation.texts import Text
@@ -300,7 +301,7 @@ def test_whoever_comes_and_goes_answers_stay(
     """Drafters read what they missed, vectors included, or all but these."""
     loaded, told, drawn = targets["llama"], [], np.random.default_rng(0)
 
-    def saw(self: Policy, way: Way, drafted: Any, accepted: Any) -> None:
+    def saw(self: Policy, way: Way, drafted: Any, accepted: Any, *_: Any) -> None:
         told.append((way.rounds, drafted.tolist(), accepted.tolist()))
 
     monkeypatch.setattr(

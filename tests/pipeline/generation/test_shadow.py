@@ -1,0 +1,70 @@
+"""What copying would have made of answers, known without drafting: the same as when it is done."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.generation.maxgram import PADDING, propose
+from pipeline.generation.shadow import Shadow, copied
+
+
+@pytest.mark.parametrize("words", [2, 5, 40, 400])
+def test_it_copies_what_would_be_drafted(words: int) -> None:
+    drawn = np.random.default_rng(words)
+    for length in [1, 2, 3, 7, 8, 9, 20, *drawn.integers(2, 300, 60).tolist()]:
+        text = drawn.integers(0, words, length + 20)  # what stands behind is not written yet
+        line = torch.from_numpy(np.concatenate([np.full(PADDING, -1), text]))[None]
+        expected = propose(line, torch.tensor([PADDING + length]), 15)[0].tolist()
+        assert copied(text, length, 15) == expected, length
+
+
+def test_rounds_that_never_were_end_where_those_that_are_would() -> None:
+    """One row, all of whose rounds are looked at; it is written one token at a time, or several."""
+    drawn = np.random.default_rng(0)
+    prompt = drawn.integers(0, 4, 50)
+    answer = np.concatenate([prompt[10:35], drawn.integers(0, 4, 40), prompt[:30], drawn.integers(4, 9, 20)])
+    text, place, expected = np.concatenate([prompt, answer]), len(prompt) + 1, []
+    while place < len(text):
+        drafts = copied(text, place, 15)
+        passed = next((at for at, one in enumerate(drafts) if at + place >= len(text) or one != text[at + place]), 15)
+        if place + passed >= len(text):
+            break
+        expected.append(passed)
+        place += passed + 1
+    shadow, found = Shadow(), []
+    shadow.begin(3, prompt, len(answer))
+    for token in answer.tolist():
+        found += shadow.wrote([3], [[token]], True)
+    assert found == expected and max(expected) > 10 and 0 in expected
+
+
+def test_drafts_in_earnest_are_not_looked_at_as_well() -> None:
+    shadow = Shadow()
+    shadow.begin(0, np.arange(20) % 4, 30)
+    for at in range(9):
+        assert shadow.wrote([0], [[at % 4, (at + 1) % 4]], False) == []
+    assert shadow.wrote([0], [[3]], True) == []
+    assert shadow.wrote([0], [[17]], True) in ([0], [1])
+
+
+def test_of_many_rows_each_has_its_turn() -> None:
+    shadow = Shadow()
+    looked: set[int] = set()
+    for row in range(9):
+        shadow.begin(row, np.full(4, row), 99)
+    for _ in range(20):
+        shadow.wrote(range(9), [[50]] * 9, True)
+        looked.update(shadow._drafts)
+    assert looked == set(range(9))
+
+
+def test_rows_that_have_ended_are_forgotten() -> None:
+    shadow = Shadow()
+    shadow.begin(0, np.arange(5), 9)
+    shadow.wrote([0], [[1]], True)
+    shadow.leave(0)
+    assert not any((shadow._texts, shadow._lengths, shadow._drafts, shadow._passed))
+    shadow.begin(0, np.arange(5), 9)
+    assert shadow.wrote([0], [[1]], True) == []
