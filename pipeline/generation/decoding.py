@@ -134,8 +134,8 @@ class _Batch:
         self._prefixes = Prefixes(comparable(self._texts))
         self._engine, self._models, self._lines = engine, engine.models, engine.lines
         self._course = Course(engine.policy, engine.steps, self._device, self._made) if engine.policy else None
-        most = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
-        self._reader = Reader(engine, self._texts, self._encoded, self._slots, most, ending.look)
+        tokens = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
+        self._reader = Reader(engine, self._texts, self._encoded, self._slots, tokens, ending.look)
         self._current = bool(decoder.drafters)  # whether drafters have read what there is
         self._current = self._current and self._next_way(np.array(rows)[:most]).rounds > 0
 

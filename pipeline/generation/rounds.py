@@ -189,7 +189,7 @@ class Target:
         """At most ``width - 1`` drafts for each of these lines, and what comes of them.
 
         Per row ``width`` tokens, whose draft was at each but the last of their places (-1: none), and how many of the
-        tokens count, int64 ``[rows, 2 * width]``; and the logits ``[rows, v]`` of the first token.
+        tokens count, int64 ``[rows, 2 * width + 1]``; and the logits ``[rows, v]`` of the first token.
         """
         some = lines.of(slots)
         end = some.length

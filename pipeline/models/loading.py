@@ -69,7 +69,11 @@ def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerF
     if ref.adapter is not None:
         adapters.merge(model, ref.adapter)
     model = model.eval().requires_grad_(False).to(device)
-    return LoadedModel(ref, model, tokenizer, torch.device(device), window_of(ref.folder) or UNLIMITED)
+    window = window_of(ref.folder) or UNLIMITED
+    rotary = getattr(model.get_decoder(), "rotary_emb", None)
+    if rotary is not None:
+        rotary.contextmill_window = window  # a config that states none has transformers' own guess in memory
+    return LoadedModel(ref, model, tokenizer, torch.device(device), window)
 
 
 def _told(error: Exception) -> str:

@@ -57,7 +57,7 @@ class Built:
         model's window, in the type of ``states`` ``[tokens, d]``. Raises ``ValueError`` where only a part of each head
         is."""
         rotary = self.trunk.rotary_emb
-        window = getattr(self.trunk.config, "max_position_embeddings", None)
+        window = getattr(rotary, "contextmill_window", None) or getattr(self.trunk.config, "max_position_embeddings", 0)
         if getattr(rotary, "rope_type", "") not in _STEADY or not window or window > _LONG:
             return _whole(rotary(states[None], at[None]), size)
         # Made once: it is a dozen small kernels, as long as two layers of a step of decoding.

@@ -27,11 +27,8 @@ class Launches:
         free: tuple[int, ...] = (), warps: int = 4,
     ) -> None:  # fmt: skip
         """``grid`` programs of ``warps`` warps each, on the current device and stream."""
-        addresses, types = 0, []
-        for one in tensors:
-            addresses |= one.data_ptr()
-            types.append(one.dtype)
-        key = tensors[0].device, addresses % _ALIGNED == 0, warps, fixed, *types
+        kinds = [(one.dtype, one.data_ptr() % _ALIGNED == 0) for one in tensors]
+        key = tensors[0].device, warps, fixed, *kinds
         if (program := self._programs.get(key)) is not None:
             program[(*grid, 1)](*tensors, *free, *fixed)
             return

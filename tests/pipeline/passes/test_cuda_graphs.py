@@ -81,8 +81,11 @@ def test_kernels_that_come_early_say_what_they_say_in_turn(monkeypatch: pytest.M
 def test_parts_arrive_end_to_end_wherever_they_lie() -> None:
     """From the host by way of pinned memory, which is used again while the last copy may be on its way."""
     device = torch.device("cuda", torch.cuda.current_device())
+    found, right = [], []
     for number in range(20):
         one, other = torch.full((3, 5), float(number)), torch.randn(100_000, 5)
         for parts in ([one, other], [one.half(), other], [one.to(device), other], [other.to(device), one.to(device)]):
-            found, right = together(parts, device), torch.cat([part.float().cpu() for part in parts])
-            assert found.device == device and torch.equal(found.cpu(), right)
+            right.append(torch.cat([part.float().cpu() for part in parts]))
+            found.append(together(parts, device))
+    for its, expected in zip(found, right, strict=True):  # only now is any of them waited for
+        assert its.device == device and torch.equal(its.cpu(), expected)
