@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import queue
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,17 +75,23 @@ def _row(work: str, fidelity: str, turns: list[Turn], figures: dict[str, Any]) -
 def _run(arguments: argparse.Namespace, workers: int) -> dict[tuple[str, str], list[Turn]]:
     """What so many workers did side by side, by work and fidelity."""
     context = multiprocessing.get_context("spawn")  # a forked process cannot use the GPU of its parent
-    together, told = context.Barrier(workers), context.SimpleQueue()
+    together, told = context.Barrier(workers), context.Queue()
     processes = [context.Process(target=_work, args=(arguments, place, together, told)) for place in range(workers)]
     for one in processes:
         one.start()
     found: dict[tuple[str, str], list[Turn]] = {}
-    for _ in processes:
-        for name, turn in told.get():
-            found.setdefault(name, []).append(turn)
+    waiting = workers
+    while waiting:
+        try:
+            for name, turn in told.get(timeout=1):
+                found.setdefault(name, []).append(turn)
+            waiting -= 1
+        except queue.Empty:  # who was ended from outside tells nothing
+            if any(one.exitcode for one in processes):
+                break
     for one in processes:
-        one.join()
-    if any(one.exitcode for one in processes):
+        one.join(_PATIENCE if not waiting else 1)
+    if waiting or any(one.exitcode for one in processes):
         raise SystemExit(f"{workers} workers: one failed; what it said stands above")
     return found
 

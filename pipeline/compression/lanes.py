@@ -21,7 +21,8 @@ RAMP = 3
 """Where a device waits for the first batch, it has an eighth of later ones' rows, the next a quarter, then half."""
 
 CHARACTERS = 2**23
-"""Most characters of a batch, unless one document has more: bounds the memory of its tokens."""
+"""Most characters of a batch, unless one document has more: bounds the memory of its tokens. As many batches as
+lanes are in memory, and the one before them until it is written down."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ class _Piece:
 
 _Key = tuple[Role, bool, str]
 
+_FEW = 4
+"""Where what is kept of a batch is less than a part in so many, it is copied: arrays are views of those of the whole
+batch."""
+
 REMEMBERED = 2**22
 """Characters of parts that are kept, tokenised and cut, in case they come again (some 60 bytes each)."""
 
@@ -58,6 +62,8 @@ class _Known:
         """Keep new parts, in place of all others once these are too many."""
         short = {key: part for key, part in made.items() if len(part.text) <= REMEMBERED // 256}
         more = sum(len(part.text) for part in short.values())
+        if _FEW * more < sum(len(part.text) for part in made.values()):
+            short = {key: part.alone_in_memory() for key, part in short.items()}
         if self.characters + more > REMEMBERED:
             self.parts, self.characters = {}, 0
         self.parts.update(short)

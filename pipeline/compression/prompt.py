@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,12 @@ class Part:
     regions: Ints
     length: int
     alone: int | None
+
+    def alone_in_memory(self) -> Part:
+        """The same, with arrays of its own."""
+        every = {one.name: getattr(self, one.name) for one in fields(self)}
+        copies: dict[str, Any] = {name: one.copy() for name, one in every.items() if isinstance(one, np.ndarray)}
+        return replace(self, **copies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ class Policy:
         self._gained = [_ENOUGH / 2, float(_ENOUGH)]  # tokens of drafts where no row waits: that told, and all
         self._way, self._stint, self._size = PLAIN, 0, 0
         self._since_plain = 0
+        self._late = 0.0  # seconds paid for that the device may still be at when the next round begins
         self._lent = False  # whether what the way needs first is more than the purse holds, and to be repaid
 
     def way(self, ahead: Ahead, ready: Callable[[Way], bool]) -> Way:
@@ -172,6 +173,7 @@ class Policy:
         if not waiting and rows > 1:
             self._drained(gained - 1, tokens - 1)
         if seconds is not None:
+            seconds, self._late = max(0.0, seconds - self._late), 0.0
             plain = self._paces.of(rows, PLAIN)
             self._purse.went(seconds, gained * plain if way != PLAIN else seconds + (gained - 1) * plain)
             if alone:
@@ -197,7 +199,9 @@ class Policy:
 
     def read(self, tokens: float, seconds: float = 0.0) -> None:
         """Drafters read so many tokens, which took as long as that or more."""
-        self._purse.pay(max(seconds, self._reading(tokens)), self._lent)
+        whole = max(seconds, self._reading(tokens))
+        self._late += whole - seconds if seconds else 0.0  # launched, and not waited for: the next round is longer
+        self._purse.pay(whole, self._lent)
 
     def seconds(self, rows: int, way: Way = PLAIN) -> float:
         """Of a round, as far as is known."""
