@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from replayed import CASCADES, CPU, H200, Chance, Device, Luck, Worker, believed
+from replayed import CASCADES, CPU, FLAT, H200, Chance, Device, Luck, Worker, believed
 from torch import nn
 
 from pipeline.generation import costs
@@ -84,14 +84,15 @@ def test_nor_does_a_cpu(luck: str, batches: list[int], at_once: int, monkeypatch
 @pytest.mark.parametrize(("batches", "at_once"), [([1] * 8, 1), ([40], 8)])
 @pytest.mark.parametrize("off", [1 / 1.3, 1.3])
 @pytest.mark.parametrize("luck", ["some", "but for one row"])
+@pytest.mark.parametrize("device", [H200, FLAT], ids=["H200", "flat"])
 def test_most_is_won_where_drafts_pay(
-    luck: str, off: float, batches: list[int], at_once: int, monkeypatch: pytest.MonkeyPatch
+    device: Device, luck: str, off: float, batches: list[int], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it knows: beside the best number of copies, always."""
-    some = worker(H200, luck, monkeypatch, told=believed(H200, off), noise=0.1)
+    some = worker(device, luck, monkeypatch, told=believed(device, off), noise=0.1)
     found = min(runs(some, batches, at_once, 7))
     ways = [Way(0, width) for width in COPYING]
-    best = min(runs(worker(H200, luck, monkeypatch, way=way), batches, at_once, 2)[1] for way in ways)
+    best = min(runs(worker(device, luck, monkeypatch, way=way), batches, at_once, 2)[1] for way in ways)
     assert found <= 1.12 * best
 
 
