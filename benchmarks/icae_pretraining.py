@@ -32,7 +32,7 @@ from pipeline.memory.windows import batch_of
 from pipeline.models import ModelPool
 from schemas.memory import EncoderSpec, Lesson, PretrainSpec
 
-WARM = 20
+WARM = 10
 """Steps before the clock is read: compilers are at work."""
 
 
@@ -51,9 +51,7 @@ def main() -> None:
         with torch.autocast(loaded.device.type, torch.bfloat16, enabled=arguments.half):
             coder.calibrate(first.contexts[:64], first.slots)
     if arguments.compile:
-        coder.encoder.compile(dynamic=False)
-        if coder.encoder is not coder.decoder:
-            coder.decoder.compile(dynamic=False)
+        coder.hasten()
     found = _run(coder, spec, train, valid, arguments, loaded.tokenizer, loaded.device)
     save(arguments.json, {"facts": facts(loaded.device, "bfloat16" if arguments.half else "float32"), **found})
     if arguments.out:

@@ -67,8 +67,7 @@ class Pretraining:
         settings: Any = torch._dynamo.config
         # Encoding and decoding are two programs of one code; beyond the limit torch goes back to eager.
         settings.recompile_limit = max(settings.recompile_limit, 8 + 4 * len(self._spec.lessons))
-        for trunk in {coder.encoder, coder.decoder}:
-            trunk.compile(dynamic=False)
+        coder.hasten()
 
     def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
         """One batch, or a share of it."""
