@@ -10,6 +10,7 @@ from pipeline.checkpoints import Checkpoint, Checkpoints
 from pipeline.memory.encoder import Row
 from pipeline.memory.plan import Numbers
 from pipeline.memory.training import Trainer
+from pipeline.passes.transfers import Fetch, fetch
 
 
 class Attempt:
@@ -23,7 +24,8 @@ class Attempt:
         self.step = 0
         self.kept: int | None = None
         self.before: list[Numbers] = []
-        self.curve: list[Row] = []
+        self._curve: list[Row] = []
+        self._coming: list[tuple[int, Fetch, float, float]] = []
         self._trainer, self._checkpoints = trainer, checkpoints
         self._began, self._earlier, self._saved = began, 0.0, time.perf_counter()
 
@@ -38,16 +40,28 @@ class Attempt:
         if found is None:
             return False
         self.before = [tuple(one) for one in found.tensors["before"].tolist()]
-        self.curve = [(int(step), *rest) for step, *rest in found.tensors["curve"].tolist()]
+        self._curve = [(int(step), *rest) for step, *rest in found.tensors["curve"].tolist()]
         self._trainer.restore(found.tensors)
         self.step = self.kept = found.step
         self._earlier = found.seconds
         return True
 
-    def learned(self, loss: float, rate: float) -> None:
-        """One step more."""
-        self.curve.append((self.step, loss, rate, self.seconds))
+    @property
+    def curve(self) -> list[Row]:
+        """What each step had to say; waits for the last one's loss."""
+        self._arrived(0)
+        return self._curve
+
+    def learned(self, loss: torch.Tensor, rate: float) -> None:
+        """One step more, whose loss is not waited for before the next one is on its way."""
+        self._coming.append((self.step, fetch(loss), rate, self.seconds))
+        self._arrived(1)
         self.step += 1
+
+    def _arrived(self, left: int) -> None:
+        while len(self._coming) > left:
+            step, loss, rate, seconds = self._coming.pop(0)
+            self._curve.append((step, float(loss()), rate, seconds))
 
     def save_in_time(self, every: float) -> None:
         """A checkpoint, unless the last one is not yet so many seconds old."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline.memory.lowrank import adapt
 from pipeline.memory.spans import reading
+from pipeline.passes.transfers import on_device
 from schemas.memory import EncoderSpec
 
 Tag = Literal["AE", "LM", "FT"]
@@ -73,12 +74,12 @@ class Autoencoder(nn.Module):
         if self.spec.layout != "pooled":
             memory = self.memory[:slots].to(words.dtype).expand(slots, -1)
             known = torch.cat([words, memory.expand(len(ids), -1, -1)], 1)
-            words = known[:, torch.from_numpy(how.order).to(ids.device)]
+            words = known[:, on_device(how.order, ids.device)]
         hidden = self.read(words)
         if self.spec.layout == "pooled":
-            found = means(hidden, torch.from_numpy(how.ends).to(ids.device).expand(len(ids), -1))
+            found = means(hidden, on_device(how.ends, ids.device).expand(len(ids), -1))
         else:
-            found = hidden[:, torch.from_numpy(how.places).to(ids.device)]
+            found = hidden[:, on_device(how.places, ids.device)]
         return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
 
     def read(self, words: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ from pipeline.models import LoadedModel
 from pipeline.stages import Halt
 from schemas.memory import EncoderTraining
 
-COMPILED_FROM = 300
-"""Steps from which on a GPU compiling, about a minute, is soon made good."""
+COMPILED_FROM = 150
+"""Steps from which on a GPU compiling, some twenty seconds, is soon made good."""
 
 
 def is_half(spec: EncoderTraining) -> bool:

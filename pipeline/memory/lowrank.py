@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -41,12 +41,17 @@ class LowRank(nn.Module):
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``."""
-        found: torch.Tensor = self.linear(given)
         if not self.switch.on:
-            return found
+            return cast("torch.Tensor", self.linear(given))
+        if torch.is_grad_enabled():
+            # Merged once, and learned through that: beside the layer's product the others are small, but each reads or
+            # writes all tokens once more, on the way back as well.
+            merged = self.linear.weight + self.lora_B @ self.lora_A * self.scale
+            return nn.functional.linear(given, merged, self.linear.bias)
+        found: torch.Tensor = self.linear(given)
         down, up = self.lora_A.to(given.dtype), self.lora_B.to(given.dtype)
         low = nn.functional.linear(given, down)
-        if torch.is_grad_enabled() or not found.is_contiguous():
+        if not found.is_contiguous():
             return found + nn.functional.linear(low, up) * self.scale
         # The product adds to what is there: no pass more over it. Under autocast that may be of another dtype.
         found.flatten(0, -2).addmm_(low.flatten(0, -2).to(found.dtype), up.to(found.dtype).T, alpha=self.scale)

@@ -128,7 +128,7 @@ class _Session:
         return 3 * sum(map(self.plan.tokens, range(steps)))
 
     def _told(self, step: int, loss: torch.Tensor) -> None:
-        self.attempt.learned(float(loss), self.spec.learning_rate * rate(self.spec, step))
+        self.attempt.learned(loss, self.spec.learning_rate * rate(self.spec, step))
         self.meter.add(self.plan.tokens(step), 3)
         self._show(step)
         self.attempt.save_in_time(self.spec.checkpoint_seconds)

@@ -11,6 +11,7 @@ import torch
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.lessons import rate
 from pipeline.memory.sharing import Alone
+from pipeline.passes.transfers import Fetch, fetch
 from schemas.memory import EncoderTraining
 
 _STATE = "exp_avg", "exp_avg_sq", "step"
@@ -35,14 +36,15 @@ class Trainer:
     def __init__(self, autoencoder: Autoencoder, spec: EncoderTraining, half: bool) -> None:
         self.autoencoder, self.spec, self._half = autoencoder, spec, half
         self._sharing = Alone()
+        self._latest: tuple[int, Fetch] | None = None
         self._named = autoencoder.trained()
         own = ("memory", "tags", "map.weight")
-        self._optimiser = torch.optim.AdamW(
+        self._optimiser: Any = torch.optim.AdamW(
             [
                 {"params": [one for name, one in self._named.items() if name not in own], "times": 1.0},
                 {"params": [self._named[name] for name in own], "times": spec.memory_rate},
             ],
-            lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=autoencoder.tags.is_cuda,
+            lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True,
         )  # fmt: skip
 
     def share(self, sharing: Alone) -> None:
@@ -52,7 +54,8 @@ class Trainer:
     def step(self, number: int, *parts: Part) -> torch.Tensor:
         """One step of AdamW on its parts, of whatever process; the loss before it, still on the device.
 
-        Raises ``Diverged``.
+        A step whose gradient is no number changes nothing, and raises ``Diverged``: on a GPU only when the next is on
+        its way, since that need not wait for it.
         """
         self._optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.autoencoder.tags.device)
@@ -61,12 +64,18 @@ class Trainer:
         loss = self._sharing.summed(list(self._named.values()), loss)
         weights = [one for one in self._named.values() if one.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.clip_norm)
-        if not math.isfinite(float(norm)):
-            raise Diverged(f"step {number}: the loss is {float(loss)}, its gradient {float(norm)}")
+        self._optimiser.found_inf = (~norm.isfinite()).float()  # what is fused looks here
         for group in self._optimiser.param_groups:
             group["lr"] = self.spec.learning_rate * group["times"] * rate(self.spec, number)
         self._optimiser.step()
+        before, self._latest = self._latest, (number, fetch(torch.stack([loss, norm])))
+        _check(before) if loss.is_cuda else self.settle()
         return loss
+
+    def settle(self) -> None:
+        """Wait until it is known of the last step that it counts. Raises ``Diverged``."""
+        latest, self._latest = self._latest, None
+        _check(latest)
 
     def _backward(self, part: Part) -> torch.Tensor:
         with torch.autocast(self.autoencoder.tags.device.type, torch.bfloat16, enabled=self._half):
@@ -75,7 +84,8 @@ class Trainer:
         return loss.detach()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and the optimiser's state by name, on the CPU."""
+        """Weights and the optimiser's state by name, on the CPU. Raises ``Diverged``."""
+        self.settle()
         kept = {f"weight.{name}": one.detach() for name, one in self._named.items()}
         for name, one in self._named.items():
             state = self._optimiser.state.get(one, {})
@@ -105,3 +115,13 @@ def train(
     raise."""
     for number in range(first, trainer.spec.steps):
         told(number, trainer.step(number, *parts(number)))
+    trainer.settle()
+
+
+def _check(step: tuple[int, Fetch] | None) -> None:
+    if step is None:
+        return
+    number, numbers = step
+    loss, norm = numbers().tolist()
+    if not math.isfinite(norm):
+        raise Diverged(f"step {number}: the loss is {loss}, its gradient {norm}")

@@ -16,6 +16,7 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.lessons import lesson
+from pipeline.passes.transfers import on_device
 from schemas.memory import Lesson, PretrainSpec
 
 
@@ -67,5 +68,5 @@ def batch_of(corpus: Corpus, spec: PretrainSpec, step: int, device: torch.device
     targets = np.where(repeated[:, None], contexts, after)
     tags = np.where(repeated, TAGS.index("AE"), TAGS.index("LM"))
     arrays = contexts, targets, tags
-    asked, said, told = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in arrays)
+    asked, said, told = (on_device(np.ascontiguousarray(each), device) for each in arrays)
     return Batch(asked, said, told, one.slots)
