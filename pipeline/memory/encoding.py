@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -49,12 +50,14 @@ def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outco
     there = resident(folder, manifest, stage.target.model, spec.dtype, spec.device, run.models)
     first = {document.content_hash: document for document in reversed(documents) if document.prompt.strip()}
     alone = list(first.values())
-    passes, outlines = _Passes(there, spec, manifest.revision, run), list[Outline]()
-    tokeniser, cut = Tokenising(there.base.tokenizer), stage.cut(manifest)
-    for some in _beside(lambda lot: outlines_of(lot, tokeniser, cut, spec.keep_text), passes.lots(alone)):
-        passes.read(some)
-        outlines += some
-    made = passes.made()
+    tokeniser, cut, outlines = Tokenising(there.base.tokenizer), stage.cut(manifest), list[Outline]()
+    with _thread() as looking, _thread() as putting:
+        passes = _Passes(there, spec, manifest.revision, run, putting)
+        lots = [looking.submit(outlines_of, lot, tokeniser, cut, spec.keep_text) for lot in passes.lots(alone)]
+        for lot in lots:
+            passes.read(lot.result())
+            outlines += lot.result()
+        made = passes.made()
     ended = time.perf_counter()
     encoded = sum(one.encoded for one in outlines)
     each = (ended - began) / max(1, encoded)
@@ -88,28 +91,29 @@ def _in_order(documents: Sequence[Document], found: dict[str, Outcome]) -> list[
     return outcomes
 
 
-def _beside(look: Callable[[Lot], list[Outline]], lots: Sequence[Lot]) -> Iterator[list[Outline]]:
-    """What ``look`` says of each lot, one by one, while the caller does something with the one before."""
-    with ThreadPoolExecutor(1) as other:
-        coming = [other.submit(look, lot) for lot in lots]
-        try:
-            yield from (one.result() for one in coming)
-        finally:
-            other.shutdown(wait=False, cancel_futures=True)  # the caller may have been stopped
+@contextmanager
+def _thread() -> Iterator[ThreadPoolExecutor]:
+    """For what needs no GPU, beside the passes; who is stopped does not wait for what was not begun."""
+    made = ThreadPoolExecutor(1)
+    try:
+        yield made
+    finally:
+        made.shutdown(cancel_futures=True)
 
 
 class _Passes:
-    """Spans, pass by pass. What is left to do of a pass is done while the device has the next."""
+    """Spans, pass by pass. What is left to do of a pass is done while the device has the next; documents are put
+    together by another thread, ``putting``."""
 
-    def __init__(self, there: Resident, spec: EncodeSpec, revision: str, run: Run) -> None:
+    def __init__(self, there: Resident, spec: EncodeSpec, revision: str, run: Run, putting: ThreadPoolExecutor) -> None:
         self._coder, self._device, self._spec, self._run = there.coder, there.base.device, spec, run
-        self._tag, self._revision = there.coder.tags[TAGS.index("FT")].detach(), revision
+        self._tag, self._revision, self._putting = there.coder.tags[TAGS.index("FT")].detach(), revision, putting
         self._most, self._padded = pass_tokens(spec.batch_tokens, self._device), there.coder.wide is None
         self._spans: list[Span] = []
         self._counts: list[int] = []  # of spans, by document, and those that are there until all are
         self._parts: list[dict[int, Made]] = []
         self._launched: deque[tuple[list[int], Callable[[], Measured]]] = deque()
-        self._whole: dict[int, Whole] = {}
+        self._whole: dict[int, Future[Whole]] = {}
 
     def lots(self, documents: Sequence[Document]) -> list[Lot]:
         """``documents`` in their order, as many together as are worth it; all, where spans of like length are to be
@@ -138,7 +142,7 @@ class _Passes:
         """Of each document that has spans, by its place."""
         while self._launched:
             self._settle()
-        return self._whole
+        return {place: one.result() for place, one in self._whole.items()}
 
     @torch.inference_mode()
     def _launch(self, rows: list[int]) -> list[int]:
@@ -163,5 +167,6 @@ class _Passes:
             parts = self._parts[span.place]
             parts[row] = Made(packed.part(begin, end), lost, whole, when)
             if len(parts) == self._counts[span.place]:
-                self._whole[span.place] = whole_of([parts[one] for one in sorted(parts)], self._revision)
+                made = [parts[one] for one in sorted(parts)]
+                self._whole[span.place] = self._putting.submit(whole_of, made, self._revision)
                 parts.clear()

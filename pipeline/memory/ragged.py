@@ -14,6 +14,7 @@ import torch
 from pipeline.memory.autoencoder import Autoencoder, means
 from pipeline.memory.spans import Ints, Reading, reading
 from pipeline.memory.unpadded import states_of
+from pipeline.passes.transfers import on_device
 
 _CPU_TOKENS = 2048
 
@@ -55,7 +56,7 @@ def _words(coder: Autoencoder, spans: Sequence[Ints], how: Sequence[Reading]) ->
     known = torch.cat([words, memory.expand(len(words), -1, -1)], 1)
     order = _padded([one.order for one in how], device)
     # Memory tokens are numbered from the span's own end: here they stand behind the longest.
-    ends = torch.tensor([len(ids) for ids in spans], device=device)[:, None]
+    ends = on_device(np.array([len(ids) for ids in spans]), device)[:, None]
     order = torch.where(order < ends, order, order - ends + longest)
     return known.gather(1, order[..., None].expand(-1, -1, known.shape[2]))
 
@@ -66,4 +67,4 @@ def _padded(rows: Sequence[Ints], device: torch.device, *, last: bool = False) -
     for place, row in enumerate(rows):
         found[place, : len(row)] = row
         found[place, len(row) :] = row[-1] if last else 0
-    return torch.from_numpy(found).to(device)
+    return on_device(found, device)
