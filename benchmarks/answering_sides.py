@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measuring import Spread, spent
-from benchmarks.roofline import Machine, Shapes
+from benchmarks.roofline import LowRanks, Machine, Shapes
 from pipeline.batching import run_packed
 from pipeline.generation import engine, local
 from pipeline.generation.local import LocalGenerator
@@ -61,9 +61,10 @@ class Bench:
         return float(self.given.tokens / self.slots)
 
     def operations(self) -> tuple[float, float]:
-        """Of encoding a context, and of reading it as text rather than as slots."""
+        """Of encoding each context, and of reading it as text rather than as slots."""
         full, cached = (self.shapes.reading(1, self._places(name)).operations for name in (FULL, CACHED))
-        return self.shapes.encoding(self.spans, *self._beside).operations, full - cached
+        encoding = self.shapes.encoding(self.spans * self.rows, *self._beside).operations / self.rows
+        return encoding, full - cached
 
     def sides(self) -> list[dict[str, Any]]:
         """The figures of each, the full text first."""
@@ -93,11 +94,9 @@ class Bench:
         return int(self.given.question + (self.given.tokens if name == FULL else self.slots + 1))
 
     @property
-    def _beside(self) -> tuple[int, int]:
-        """Numbers of the encoder's low-rank weights, and of its map."""
-        coder = self.there.coder
-        low = sum(one.numel() for name, one in coder.named_parameters() if name.endswith(("lora_A", "lora_B")))
-        return low, coder.map.weight.numel()
+    def _beside(self) -> tuple[LowRanks, int]:
+        """The encoder's low-rank weights, and the numbers of its map."""
+        return LowRanks.of(self.there.coder), self.there.coder.map.weight.numel()
 
     @torch.inference_mode()
     def _encoded(self, contexts: Ints) -> list[torch.Tensor]:
@@ -110,7 +109,8 @@ class Bench:
         def work(some: list[int]) -> list[torch.Tensor]:
             return encode_spans(coder, [spans[one] for one in some], [counts[one] for one in some])
 
-        made = run_packed(lengths, pass_tokens(self.given.batch_tokens, self.there.base.device), work)
+        most = pass_tokens(self.given.batch_tokens, self.there.base.device)
+        made = run_packed(lengths, most, work, padded=coder.wide is None)
         each = len(self.spans)
         return [torch.cat(made[at : at + each]) for at in range(0, len(made), each)]
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import spent
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.lowrank import LowRank
 
 _RUNS = 9
 
@@ -49,6 +51,22 @@ class Machine:
     def seconds(self, works: Sequence[Work]) -> float:
         """For these, one after the other."""
         return sum(max(one.operations / self.operations, one.bytes / self.bytes) for one in works)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRanks:
+    """Of an encoder: low-rank ``numbers``, and multiplications by which they are once added to what they stand
+    beside."""
+
+    numbers: int
+    merging: int
+
+    @classmethod
+    def of(cls, coder: Autoencoder) -> LowRanks:
+        """All of its layers together; zeros where it has a trunk of its own."""
+        found = [one for one in coder.modules() if isinstance(one, LowRank)]
+        numbers = sum(one.lora_A.numel() + one.lora_B.numel() for one in found)
+        return cls(numbers, sum(one.lora_A.numel() * len(one.lora_B) for one in found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +114,13 @@ class Shapes:
         """Prompts of ``places`` and ``new`` tokens of each answer, the last of which is never read."""
         return [self.reading(rows, places), *(self.step(rows, places + made) for made in range(1, new))]
 
-    def encoding(self, spans: Sequence[tuple[int, int]], more: int, map_: int) -> Work:
-        """Spans of so many tokens and slots, memory tokens beside them, by these weights and ``more`` low-rank ones;
-        slots pass through a ``map_`` of so many numbers. As if in one pass."""
-        weights = self.weights + more
+    def encoding(self, spans: Sequence[tuple[int, int]], low: LowRanks, map_: int) -> Work:
+        """Spans of so many tokens and slots, memory tokens beside them, by these weights and low-rank ones, merged if
+        that is less; slots pass through a ``map_`` of so many numbers. As if in one pass."""
         pairs, places = sum(_pairs(sum(one)) for one in spans), sum(map(sum, spans))
-        products = 2 * weights * places + 2 * map_ * sum(slots for _, slots in spans)
-        return Work(products + self._attention(pairs), (weights + map_) * self.bytes)
+        products = 2 * self.weights * places + 2 * map_ * sum(slots for _, slots in spans)
+        products += 2 * min(low.merging, low.numbers * places)
+        return Work(products + self._attention(pairs), (self.weights + low.numbers + map_) * self.bytes)
 
     def _attention(self, pairs: float) -> float:
         """Scores and weighted values of so many pairs of a token and a column."""

@@ -26,7 +26,9 @@ place and b of a number, it is
     reading     max(R * (2 * (P * n + H) + 4 * L * h * s * n * (n + 1) / 2) / O, ((P + H) * b + R * n * c) / B)
     one step    max(R * (2 * (P + H) + 4 * L * h * s * m) / O, ((P + H) * b + R * m * c) / B) behind m - 1 columns,
                 for m from n + 1 to n + new - 1: the last token of an answer is not read
-    encoding    as reading, with the low-rank weights, no head, and every span's memory tokens among its places
+    encoding    as reading, with every span's memory tokens among its places, and no head; low-rank weights (r * (in +
+                out) of a product) are read once, and either added to the products' own, which is 2 * r * in * out
+                operations once, or two products more for each place: whichever is less, of all places of all rows
 
 ``times`` is the seconds of the full text over those of a side, ``by roofline`` the same of their floors, and ``share``
 the one over the other: what we make of what there is to gain.
@@ -146,7 +148,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--ratio", type=float, default=4.0, help="tokens a slot")
     parser.add_argument("--span", type=int, default=512, help="most tokens that are encoded together")
     parser.add_argument("--layout", default="interleaved", choices=["interleaved", "appended", "pooled"])
-    parser.add_argument("--rank", type=int, default=34, help="of the encoder's low-rank weights")
+    parser.add_argument("--rank", type=int, default=32, help="of the encoder's low-rank weights")
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="of a pass that encodes")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)

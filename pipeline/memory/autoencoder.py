@@ -17,6 +17,7 @@ from torch import nn
 from pipeline.memory.lowrank import adapt
 from pipeline.memory.spans import reading
 from pipeline.passes.transfers import on_device
+from pipeline.passes.wide import Wide
 from schemas.memory import EncoderSpec
 
 Tag = Literal["AE", "LM", "FT"]
@@ -49,6 +50,8 @@ class Autoencoder(nn.Module):
         self.tags = nn.Parameter(torch.randn(len(TAGS), size, device=table.device) * spread)
         self.map = nn.Linear(size, size, bias=False, device=table.device)
         nn.init.eye_(self.map.weight)
+        self.wide: Wide | None = None
+        """Reads the encoder's layers where that was seen to say the same (``widening``)."""
 
     def hasten(self) -> None:
         """Compile what a training reads with, for each shape that comes: one program serves all layers of a trunk, in

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,25 +17,26 @@ from pipeline.batching import run_packed
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.autoencoder import TAGS
 from pipeline.memory.encode_stage import Encode
+from pipeline.memory.encoded import Made, Whole, outcome_of, whole_of
 from pipeline.memory.outlines import Outline, Span, outlines_of
-from pipeline.memory.packing import Packed, joined, measured
+from pipeline.memory.packing import Measured, measuring
 from pipeline.memory.ragged import encode_spans, pass_tokens, places_of
 from pipeline.memory.resident import Resident, resident
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
 from schemas.memory import EncodeSpec
 
+Lot = Sequence[Document]
+
 _ENOUGH = {"cpu": 512, "cuda": 4096}
 """Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
 
+_AHEAD = {"cpu": 0, "cuda": 1}
+"""Passes that are launched before the slots of the one before are waited for."""
 
-class Made(NamedTuple):
-    """Of a span: its slots, the sums of squares of what packing lost and of the slots, and when they were there."""
-
-    packed: Packed
-    lost: float
-    whole: float
-    when: float
+_LOT = 16
+"""Characters for each token of a pass: documents of about four passes are looked through at once, and the next while
+these are read."""
 
 
 def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outcome]:
@@ -46,19 +50,25 @@ def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outco
     there = resident(folder, manifest, stage.target.model, spec.dtype, spec.device, run.models)
     first = {document.content_hash: document for document in reversed(documents) if document.prompt.strip()}
     alone = list(first.values())
-    outlines = outlines_of(alone, Tokenising(there.base.tokenizer), stage.cut(manifest), spec.keep_text)
-    spans = [span for outline in outlines for span in outline.spans]
-    made = _encoded(spans, there, spec, run)
+    tokeniser, cut, outlines = Tokenising(there.base.tokenizer), stage.cut(manifest), list[Outline]()
+    with _thread() as looking, _thread() as putting:
+        passes = _Passes(there, spec, manifest.revision, run, putting)
+        lots = [looking.submit(outlines_of, lot, tokeniser, cut, spec.keep_text) for lot in passes.lots(alone)]
+        for lot in lots:
+            passes.read(lot.result())
+            outlines += lot.result()
+        made = passes.made()
     ended = time.perf_counter()
-    each = (ended - began) / max(1, sum(one.encoded for one in outlines))
-    of: list[list[Made]] = [[] for _ in alone]
-    for span, one in zip(spans, made, strict=True):
-        of[span.place].append(one)
+    encoded = sum(one.encoded for one in outlines)
+    each = (ended - began) / max(1, encoded)
     found: dict[str, Outcome] = {}
-    for document, outline, its in zip(alone, outlines, of, strict=True):
-        latency = max((one.when for one in its), default=ended) - began
-        found[document.content_hash] = _outcome(outline, its, spec, manifest.revision, each * outline.encoded, latency)
-    run.progress(len(documents), sum(one.original for one in outlines) - sum(len(span.ids) for span in spans))
+    for place, (document, outline) in enumerate(zip(alone, outlines, strict=True)):
+        whole = made.get(place)
+        latency = (whole.when if whole else ended) - began
+        found[document.content_hash] = outcome_of(
+            outline, whole, spec, manifest.revision, each * outline.encoded, latency
+        )
+    run.progress(len(documents), sum(one.original for one in outlines) - encoded)
     return _in_order(documents, found)
 
 
@@ -81,50 +91,82 @@ def _in_order(documents: Sequence[Document], found: dict[str, Outcome]) -> list[
     return outcomes
 
 
-def _encoded(spans: Sequence[Span], there: Resident, spec: EncodeSpec, run: Run) -> list[Made]:
-    coder, device = there.coder, there.base.device
-    tag = coder.tags[TAGS.index("FT")].detach()
+@contextmanager
+def _thread() -> Iterator[ThreadPoolExecutor]:
+    """For what needs no GPU, beside the passes; who is stopped does not wait for what was not begun."""
+    made = ThreadPoolExecutor(1)
+    try:
+        yield made
+    finally:
+        made.shutdown(cancel_futures=True)
+
+
+class _Passes:
+    """Spans, pass by pass. What is left to do of a pass is done while the device has the next; documents are put
+    together by another thread, ``putting``."""
+
+    def __init__(self, there: Resident, spec: EncodeSpec, revision: str, run: Run, putting: ThreadPoolExecutor) -> None:
+        self._coder, self._device, self._spec, self._run = there.coder, there.base.device, spec, run
+        self._tag, self._revision, self._putting = there.coder.tags[TAGS.index("FT")].detach(), revision, putting
+        self._most, self._padded = pass_tokens(spec.batch_tokens, self._device), there.coder.wide is None
+        self._spans: list[Span] = []
+        self._counts: list[int] = []  # of spans, by document, and those that are there until all are
+        self._parts: list[dict[int, Made]] = []
+        self._launched: deque[tuple[list[int], Callable[[], Measured]]] = deque()
+        self._whole: dict[int, Future[Whole]] = {}
+
+    def lots(self, documents: Sequence[Document]) -> list[Lot]:
+        """``documents`` in their order, as many together as are worth it; all, where spans of like length are to be
+        found for one pass."""
+        if self._padded:
+            return [documents]
+        ends = np.cumsum([len(one.prompt) for one in documents]) // (_LOT * self._most)
+        cuts = np.flatnonzero(np.diff(ends)) + 1
+        return [documents[begin:end] for begin, end in pairwise([0, *cuts.tolist(), len(documents)])]
+
+    def read(self, outlines: Sequence[Outline]) -> None:
+        """Of documents behind those before. Not all slots are there yet. Raises ``Stopped``."""
+        begin, before = len(self._spans), len(self._counts)
+        self._spans += [one._replace(place=one.place + before) for outline in outlines for one in outline.spans]
+        self._counts += [len(outline.spans) for outline in outlines]
+        self._parts += [{} for _ in outlines]
+        lengths = [places_of(len(one.ids), one.slots, self._coder) for one in self._spans[begin:]]
+        enough = _ENOUGH[self._device.type] if self._padded else None
+
+        def launch(rows: list[int]) -> list[int]:
+            return self._launch([begin + row for row in rows])
+
+        run_packed(lengths, self._most, launch, enough=enough, padded=self._padded)
+
+    def made(self) -> dict[int, Whole]:
+        """Of each document that has spans, by its place."""
+        while self._launched:
+            self._settle()
+        return {place: one.result() for place, one in self._whole.items()}
 
     @torch.inference_mode()
-    def work(rows: list[int]) -> list[Made]:
-        _alive(run)
-        some = [spans[row] for row in rows]
-        slots = torch.cat(encode_spans(coder, [one.ids for one in some], [one.slots for one in some]))
-        packed, sums = measured(slots, tag, spec.precision, spec.group)
-        when = time.perf_counter()
-        run.progress(0, sum(len(one.ids) for one in some))
+    def _launch(self, rows: list[int]) -> list[int]:
+        _alive(self._run)
+        some = [self._spans[row] for row in rows]
+        slots = torch.cat(encode_spans(self._coder, [one.ids for one in some], [one.slots for one in some]))
+        self._launched.append((rows, measuring(slots, self._tag, self._spec.precision, self._spec.group)))
+        while len(self._launched) > _AHEAD[self._device.type]:
+            self._settle()
+        return rows
+
+    def _settle(self) -> None:
+        """Wait for the slots of the first pass that was launched, and put documents together that are whole by then."""
+        rows, there = self._launched.popleft()
+        packed, sums = there()
+        when, some = time.perf_counter(), [self._spans[row] for row in rows]
+        self._run.progress(0, sum(len(one.ids) for one in some))
         ends = np.cumsum([one.slots for one in some])
         begins = ends - [one.slots for one in some]
         found = zip(begins.tolist(), ends.tolist(), np.add.reduceat(sums, begins).tolist(), strict=True)
-        return [Made(packed.part(begin, end), lost, whole, when) for begin, end, (lost, whole) in found]
-
-    lengths = [places_of(len(one.ids), one.slots, coder) for one in spans]
-    return run_packed(lengths, pass_tokens(spec.batch_tokens, device), work, enough=_ENOUGH[device.type])
-
-
-def _outcome(
-    outline: Outline, made: Sequence[Made], spec: EncodeSpec, revision: str, seconds: float, latency: float
-) -> Outcome:
-    lost, whole = sum(one.lost for one in made), sum(one.whole for one in made)
-    if not np.isfinite(lost + whole):
-        reason = "the encoder's slots of this document are no numbers; encode it in float32, or train the encoder anew"
-        return Refusal("not_finite", reason, dead=True)
-    packed = joined([one.packed for one in made]) if made else None
-    fields = {
-        "slots": outline.slots,
-        "context_slots": outline.context_slots,
-        "slot_spans": len(made),
-        "slots_file": None,  # both are for whoever writes the file to say
-        "slots_key": None,
-        "slots_sha256": packed.sha256(revision) if packed else None,
-        "slots_bytes": packed.bytes if packed else 0,
-        "slots_precision": spec.precision,
-        "slots_loss": float(np.sqrt(lost / whole)) if whole else None,
-        "encoder_revision": revision,
-        "tokens_encoded": outline.encoded,
-        "tokens_original": outline.original,
-        "tokens_compressed": outline.slots + outline.left,
-        "encode_seconds": seconds,
-    }
-    counts = outline.original, outline.slots + outline.left
-    return Result(fields, *counts, seconds=seconds, latency_seconds=latency, slots=packed)
+        for row, span, (begin, end, (lost, whole)) in zip(rows, some, found, strict=True):
+            parts = self._parts[span.place]
+            parts[row] = Made(packed.part(begin, end), lost, whole, when)
+            if len(parts) == self._counts[span.place]:
+                made = [parts[one] for one in sorted(parts)]
+                self._whole[span.place] = self._putting.submit(whole_of, made, self._revision)
+                parts.clear()

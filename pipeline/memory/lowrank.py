@@ -57,6 +57,18 @@ class LowRank(nn.Module):
         found.flatten(0, -2).addmm_(low.flatten(0, -2).to(found.dtype), up.to(found.dtype).T, alpha=self.scale)
         return found
 
+    @torch.no_grad()
+    def merge(self, into: torch.Tensor) -> None:
+        """Write the weights that alone do what all of these do together, ``[out, in]``."""
+        weight = self.linear.weight
+        down, up = self.lora_A.to(weight.dtype), self.lora_B.to(weight.dtype)
+        if into.is_cuda:
+            from pipeline.passes import sums  # where there is no GPU there is no Triton
+
+            sums.add(weight, up, down, self.scale, into)
+        else:
+            torch.addmm(weight, up, down, alpha=self.scale, out=into)
+
 
 def adapt(trunk: Any, rank: int, alpha: float, targets: Sequence[str]) -> Switch:
     """Give linear layers of ``trunk`` low-rank weights: those whose name ends in one of ``targets``, or all. Raises

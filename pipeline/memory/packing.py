@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.passes.transfers import fetch
 from schemas.memory import Precision
 
 LARGEST = {"int8": 127, "int4": 7}
@@ -62,16 +63,18 @@ class Packed:
         return torch.from_numpy(np.array(self.tag))[None].float()
 
 
+Measured = tuple[Packed, NDArray[np.float64]]
+"""Slots, and of each the sums of squares of what packing lost, and of the slot, ``[k, 2]``."""
+
+
 def pack(slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int) -> Packed:
     """``[k, d]``, finite, on any device, and their tag ``[d]``. What is too large for float16 becomes the largest it
     has."""
-    return measured(slots, tag, precision, group)[0]
+    return measuring(slots, tag, precision, group)()[0]
 
 
-def measured(
-    slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int
-) -> tuple[Packed, NDArray[np.float64]]:
-    """``pack``; and of each slot the sums of squares of what that lost, and of the slot, ``[k, 2]``."""
+def measuring(slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int) -> Callable[[], Measured]:
+    """``pack``, and what that lost, once the device is done with these slots: it may be given more to do before."""
     wide = slots.detach().float()
     if precision == "float16":
         group = UNGROUPED
@@ -80,8 +83,14 @@ def measured(
         values, scales = _whole(wide, precision, group)
     back = _unpacked(values, scales, precision, group, wide.shape[1])
     sums = torch.stack([(back - wide).square().sum(1), wide.square().sum(1)], 1)
-    held = [one.cpu().numpy() for one in (values, scales, tag.detach().half())]
-    return Packed(precision, group, wide.shape[1], *held), sums.double().cpu().numpy()
+    coming = [fetch(one) for one in (values, scales, tag.detach().half(), sums.double())]
+
+    def there() -> Measured:
+        # Copies: what comes into pinned memory must not stay there, it is the next pass's.
+        *held, lost = (np.array(one()) for one in coming)
+        return Packed(precision, group, wide.shape[1], *held), lost
+
+    return there
 
 
 def _whole(wide: torch.Tensor, precision: Precision, group: int) -> tuple[torch.Tensor, torch.Tensor]:

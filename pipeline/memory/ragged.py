@@ -1,7 +1,7 @@
 """Spans of different lengths in one pass of an encoder.
 
 Padded on the right: a causal model says of a token what it says without those behind it, so no mask is needed, and
-memory tokens stand where they stand in a span alone.
+memory tokens stand where they stand in a span alone. Where the encoder's passes are wide they are ``unpadded``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 
 from pipeline.memory.autoencoder import Autoencoder, means
 from pipeline.memory.spans import Ints, Reading, reading
+from pipeline.memory.unpadded import states_of
+from pipeline.passes.transfers import on_device
 
 _CPU_TOKENS = 2048
 
@@ -30,6 +32,9 @@ def places_of(tokens: int, slots: int, coder: Autoencoder) -> int:
 def encode_spans(coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[int]) -> list[torch.Tensor]:
     """Token ids of each span, and how many slots it is to have -> its slots ``[k, d]``, on the coder's device."""
     how = [reading(len(ids), count, coder.spec.layout) for ids, count in zip(spans, slots, strict=True)]
+    if coder.wide is not None:
+        states = states_of(coder, coder.wide, spans, how)
+        return list(torch.split(coder.map(states.to(coder.map.weight.dtype)), list(slots)))
     hidden = coder.read(_words(coder, spans, how))
     if coder.spec.layout == "pooled":
         found = means(hidden, _padded([one.ends for one in how], hidden.device, last=True))
@@ -51,7 +56,7 @@ def _words(coder: Autoencoder, spans: Sequence[Ints], how: Sequence[Reading]) ->
     known = torch.cat([words, memory.expand(len(words), -1, -1)], 1)
     order = _padded([one.order for one in how], device)
     # Memory tokens are numbered from the span's own end: here they stand behind the longest.
-    ends = torch.tensor([len(ids) for ids in spans], device=device)[:, None]
+    ends = on_device(np.array([len(ids) for ids in spans]), device)[:, None]
     order = torch.where(order < ends, order, order - ends + longest)
     return known.gather(1, order[..., None].expand(-1, -1, known.shape[2]))
 
@@ -62,4 +67,4 @@ def _padded(rows: Sequence[Ints], device: torch.device, *, last: bool = False) -
     for place, row in enumerate(rows):
         found[place, : len(row)] = row
         found[place, len(row) :] = row[-1] if last else 0
-    return torch.from_numpy(found).to(device)
+    return on_device(found, device)

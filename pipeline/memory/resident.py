@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encoder import filled
 from pipeline.memory.lowrank import LowRank
+from pipeline.memory.widening import widen, worth_widening
 from pipeline.models import Beside, LoadedModel, ModelPool
 from pipeline.models.encoders import EncoderManifest
 from pipeline.passes.apart import apart
@@ -15,7 +16,7 @@ from pipeline.passes.apart import apart
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """``coder`` is frozen, over weights of ``base``."""
+    """``coder`` is frozen, over weights of ``base``; it reads spans in the fastest way there is."""
 
     coder: Autoencoder
     base: LoadedModel
@@ -37,4 +38,6 @@ def _made(loaded: LoadedModel, coder: Autoencoder) -> Resident:
     for one in coder.modules():
         if isinstance(one, LowRank):
             one.lora_A.data, one.lora_B.data = (each.data.to(loaded.model.dtype) for each in (one.lora_A, one.lora_B))
+    if worth_widening(coder):
+        widen(coder)
     return Resident(coder, loaded)

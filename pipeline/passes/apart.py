@@ -16,9 +16,12 @@ from pipeline.passes.packed import ATTENTION
 _NOTED = "contextmill_"
 """How names of what is noted of a model begin: what it was tried for, in which passes it is read, what these take."""
 
+_LOADED = "contextmill_window"
+"""What was noted when it was loaded: it holds for both."""
+
 
 def apart(model: Any) -> Any:
-    """``model`` as it was loaded. Nothing of what either is noted to be, or given, holds for the other."""
+    """``model`` as it was loaded. Nothing of what either is noted to be later, or given, holds for the other."""
     return _apart(model, {})
 
 
@@ -33,7 +36,8 @@ def _own(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     made = copy.copy(module)
     said = vars(made)
     for name, one in list(said.items()):
-        if name.startswith(_NOTED) or name == "forward":  # the class has what it was before it was compiled
+        noted = name.startswith(_NOTED) and name != _LOADED
+        if noted or name == "forward":  # the class has what it was before it was compiled
             del said[name]
         elif isinstance(one, PreTrainedConfig):
             said[name] = known.setdefault(id(one), _eager(one))

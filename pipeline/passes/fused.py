@@ -26,7 +26,7 @@ class Fused:
 
     def __init__(self, model: Built) -> None:
         self._model = model
-        weight = model.layers[0].out
+        weight = model.layers[0].out.weight
         self._arrived = torch.zeros(max(weight.shape), dtype=torch.int32, device=weight.device)
 
     def read(self, ids: torch.Tensor, at: torch.Tensor, step: Step) -> torch.Tensor:
@@ -49,8 +49,8 @@ class Fused:
                 projected, turns, keys, values, step.first, step.stored, step.arrived, step.new, model.heads,
                 layer.scale,
             )  # fmt: skip
-            stream = products.add_product(attended, layer.out, arrived, stream, *layer.between)
+            stream = products.add_product(attended, layer.out.weight, arrived, stream, *layer.between)
             inner = products.product(stream, layer.gates.weight, arrived, paired=True)
-            stream = products.add_product(inner, layer.down, arrived, stream, *norm)
+            stream = products.add_product(inner, layer.down.weight, arrived, stream, *norm)
         weights, epsilon = model.last
         return nn.functional.rms_norm(stream.states, weights.shape, weights, epsilon)

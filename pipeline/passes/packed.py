@@ -181,12 +181,17 @@ def read_packed(model: Any, ids: torch.Tensor, lengths: Ints, positions: range) 
 
     The tokens of each have ``positions``, what goes beyond them the last one.
     """
+    return _call(model, ids, *end_to_end(lengths, positions, ids.device))
+
+
+def end_to_end(lengths: Ints, positions: range, device: torch.device) -> tuple[torch.Tensor, Pack]:
+    """Of whole texts of these ``lengths``: places ``[tokens]`` of their tokens, as in ``read_packed``, and the pass."""
     lengths = np.append(lengths, 0)
     begins = np.append(0, np.cumsum(lengths))
-    at = np.minimum(np.arange(len(ids)) - np.repeat(begins[:-1], lengths), len(positions) - 1) + positions.start
-    device, longest = ids.device, _up(int(lengths.max()), 64)
+    at = np.minimum(ragged(lengths)[1], len(positions) - 1) + positions.start
+    longest = _up(int(lengths.max()), 64)
     starts, used = (on_device(one.astype(np.int32), device) for one in (begins, lengths))
-    return _call(model, ids, on_device(at, device), Pack(starts, starts, used, longest, longest))
+    return on_device(at, device), Pack(starts, starts, used, longest, longest)
 
 
 def _call(

@@ -31,6 +31,11 @@ class Wide:
         """Whose layers they are."""
         return self._model.trunk
 
+    @property
+    def window(self) -> int:
+        """Places that it knows; 0 where it does not say."""
+        return self._model.window
+
     def read(self, states: torch.Tensor, at: torch.Tensor, pack: Pack | Step) -> torch.Tensor:
         """Hidden states ``[tokens, d]`` of embeddings ``states`` ``[tokens, d]``, which are written over, at places
         ``at``, as ``pack`` has them."""
@@ -41,8 +46,7 @@ class Wide:
         from pipeline.passes import between  # where there is no GPU there is no Triton
 
         model = self._model
-        size = model.layers[0].queries.sizes[0] // model.heads
-        turns = model.turns(states, at, size)
+        turns = model.turns(states, at, size := model.size)
 
         def attended(layer: Layer, number: int) -> torch.Tensor:
             projected = linear(between.norm(states, *layer.before), layer.queries.weight, layer.queries.bias)
@@ -52,8 +56,9 @@ class Wide:
         def gated(layer: Layer) -> torch.Tensor:
             return between.gate(linear(between.norm(states, *layer.between), layer.gates.weight))
 
-        # What comes of either is held by nobody else: a name for it here would keep it while the next is made.
+        # What comes of either is held by nobody else: a name for it here would keep it while the next is made. Nor are
+        # weights, which may be made to be read once (``built.Product``).
         for number, layer in enumerate(model.layers):
-            states.addmm_(attended(layer, number), layer.out.T)
-            states.addmm_(gated(layer), layer.down.T)
+            states.addmm_(attended(layer, number), layer.out.weight.T)
+            states.addmm_(gated(layer), layer.down.weight.T)
         return between.norm(states, *model.last)

@@ -33,6 +33,7 @@ from pipeline.passes.joined import join
 from pipeline.passes.packable import can_pack, can_step, reads_wide
 from pipeline.passes.packed import PackedPasses, Step, read_packed
 from pipeline.passes.products import Stream, add_product, product
+from pipeline.passes.sums import add
 from pipeline.passes.surprisal import surprisal
 
 Off = tuple[float, int]
@@ -314,10 +315,20 @@ def matches(rows: int, width: int, words: int, count: int, chunk: int) -> Off:
     return float((tokens != expected).sum()), sum(int(one.abs().sum()) for one in scratch)
 
 
+def sums(rows: int, columns: int, rank: int) -> Off:
+    """Weights and low-rank ones, as a part of a larger product; and how much else of that is written."""
+    torch.manual_seed(0)
+    weight, up, down = torch.randn(rows, columns), torch.randn(rows, rank), torch.randn(rank, columns)
+    whole = torch.full((rows + 2, columns), float("inf"))
+    add(weight, up, down, 0.5, whole[1:-1])
+    found = whole[1:-1] - (weight.double() + 0.5 * up.double() @ down.double())
+    return float(found.abs().max()), int(whole[[0, -1]].isfinite().sum())
+
+
 KERNELS: dict[str, Callable[..., Off]] = {
     "few": attention, "turning": turning, "products": products, "model": model, "wired": wired, "around": around,
     "wide": wide, "widened": widened, "nats": nats, "no number": no_number, "head": head, "rounds": rounds,
-    "matches": matches,
+    "matches": matches, "sums": sums,
 }  # fmt: skip
 
 if __name__ == "__main__":

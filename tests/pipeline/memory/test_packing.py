@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.memory.packing import LARGEST, joined, measured, pack, unpack, vectors
+from pipeline.memory.packing import LARGEST, joined, measuring, pack, unpack, vectors
 from schemas.memory import Precision
 
 TAG = torch.linspace(-1, 1, 192)
@@ -37,7 +37,7 @@ def test_nothing_is_off_by_more_than_half_a_scale(
 def test_what_is_lost_and_what_it_takes() -> None:
     found = {}
     for precision in ("float16", "int8", "int4"):
-        packed, sums = measured(slots(), TAG, precision, 64)
+        packed, sums = measuring(slots(), TAG, precision, 64)()
         off = (unpack(packed) - slots()).square().sum(1), slots().square().sum(1)
         torch.testing.assert_close(torch.from_numpy(sums).float(), torch.stack(off, 1))
         lost, whole = sums.sum(0)
@@ -47,7 +47,7 @@ def test_what_is_lost_and_what_it_takes() -> None:
 
 
 def test_smaller_groups_lose_less() -> None:
-    wide, narrow = (measured(slots(), TAG, "int4", group)[1][:, 0].sum() for group in (64, 32))
+    wide, narrow = (measuring(slots(), TAG, "int4", group)()[1][:, 0].sum() for group in (64, 32))
     assert narrow < wide
 
 

@@ -17,10 +17,11 @@ from tiny_models import save_tiny_encoder, save_tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import slot_answering
-from benchmarks.roofline import Machine, Shapes, Work
+from benchmarks.roofline import LowRanks, Machine, Shapes, Work
 from benchmarks.slot_answering import pays
 from pipeline.generation import decoding
 from pipeline.memory.encoder import load_encoder
+from pipeline.memory.lowrank import LowRank
 from pipeline.memory.ragged import encode_spans
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.passes.packed import SPARE
@@ -70,17 +71,24 @@ def test_a_step_reads_all_weights_and_all_that_is_stored(loaded: LoadedModel) ->
 
 
 def test_encoding_counts_memory_tokens_and_low_rank_weights(folder: Path, pool: ModelPool, tmp_path: Path) -> None:
-    """With gradients: products that are added in place are not counted."""
+    """With gradients: products that are added in place are not counted. Of many places they are merged first."""
     coder = load_encoder(str(save_tiny_encoder(tmp_path, folder)), pool)
-    spans, low = [(16, 4), (9, 3)], [one for name, one in coder.named_parameters() if "lora_" in name]
-    shapes, more = Shapes.of(pool.causal_lm(str(folder)).model), sum(one.numel() for one in low)
-    counted = 0
+    spans, many, counted = [(16, 4), (9, 3)], [(100, 25)] * 9, 0
+    shapes, low, size = Shapes.of(pool.causal_lm(str(folder)).model), LowRanks.of(coder), coder.map.weight.numel()
     for tokens, slots in spans:  # together they would be padded
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             encode_spans(coder, [np.arange(5, 5 + tokens)], [slots])
         counted += products(counter)
     pairs = 4 * shapes.layers * shapes.heads * shapes.size * (20 * 21 / 2 + 12 * 13 / 2)
-    assert shapes.encoding(spans, more, coder.map.weight.numel()).operations == counted + pairs
+    assert shapes.encoding(spans, low, size).operations == counted + pairs
+    with FlopCounterMode(display=False) as counter:
+        for one in coder.modules():
+            if isinstance(one, LowRank):
+                _ = one.lora_B @ one.lora_A
+    found, without = (shapes.encoding(many, one, size) for one in (low, LowRanks(0, 0)))
+    assert found.operations - without.operations == products(counter) > 0
+    held = [one.nbytes for name, one in coder.named_parameters() if "lora_" in name]
+    assert found.bytes - without.bytes == sum(held) > 0
 
 
 def test_what_takes_longer_counts_pass_by_pass() -> None:

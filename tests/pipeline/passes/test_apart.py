@@ -69,7 +69,9 @@ def test_it_says_the_same_with_the_same_weights_whoever_comes_first(
 
 def test_what_either_is_given_the_other_does_not_have() -> None:
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).eval().requires_grad_(False)
+    model.model.rotary_emb.contextmill_window = 77  # by who loaded it
     made = apart(model)
+    assert made.model.rotary_emb.contextmill_window == 77
     made.model.layers[0].mlp.up_proj = nn.Identity()
     made.model.rotary_emb.register_buffer("more", torch.zeros(3))
     made.register_forward_hook(lambda *_: None)

@@ -58,6 +58,12 @@ NATS = {
     "closed and capped": (3, 9000, "float32", 30.0, "among"),
     "no row": (0, 5001, "float16", None, ""),
 }
+SUMS = {
+    "blocks": (128, 192, 32),
+    "sizes that fill no block": (70, 41, 5),
+    "of more ranks than are multiplied at once": (64, 100, 66),
+    "a single number": (1, 1, 1),
+}
 MATCHES = {
     "one program a line": (20, 90, 4, 7, 1024),
     "several, and few different tokens": (20, 90, 2, 15, 16),
@@ -70,6 +76,7 @@ CASES = {
     **{f"product: {name}": ("products", *case) for name, case in PRODUCTS.items()},
     **{f"around: {name}": ("around", *case) for name, case in AROUND.items()},
     **{f"nats: {name}": ("nats", *case) for name, case in NATS.items()},
+    **{f"sums: {name}": ("sums", *case) for name, case in SUMS.items()},
     "no number stays none": ("no number",),
     "heads are read so": ("head", 5001, None, False),
     "capped heads are": ("head", 5001, 30.0, False),
@@ -134,3 +141,29 @@ def test_logits_are_loaded_16_bytes_at_once(
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": surprisal._WARPS})
     assert len(re.findall(r"ld\.global\.v4\.b32", made.asm["ptx"])) == loads * surprisal._DEEP
     assert made.metadata.shared <= 1024
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_low_rank_weights_are_multiplied_by_tensor_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Compiled for an H100, as above, with and without alignment."""
+    triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pipeline.passes import sums
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tensors = ["weight", "up", "down", "into"]
+    types = {**dict.fromkeys(tensors, f"*{kind}"), **dict.fromkeys(["rows", "columns", "rank"], "i32"), "scale": "fp32"}
+    constants = {"ROWS": sums._ROWS, "COLUMNS": sums._COLUMNS, "DEPTH": sums._DEPTH}
+    names = [*types, *constants]
+    for divisible in (["rows", "columns", "rank", *tensors], []):
+        source = ASTSource(
+            sums._add.kernel, types | dict.fromkeys(constants, "constexpr"),
+            {(names.index(name),): value for name, value in constants.items()},
+            {(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
+        )  # fmt: skip
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        assert re.search(r"wgmma|mma\.sync", made.asm["ptx"]) and made.metadata.shared <= 48 * 1024
