@@ -29,7 +29,6 @@ WIDTHS = (1, 2, 4, 8, 16, 32)
 """Tokens of a row in a pass."""
 
 _ROWS = (1, 2, 4, 8, 16, 64)
-_LEAST = 2  # of rows that are recorded (``recorded``)
 _STORED = 512  # columns of each row before
 _SECONDS = 3.0  # of passes, after which the rest is reckoned up: on a CPU large ones take long
 _RUNS = 5
@@ -46,7 +45,7 @@ class Costs:
 
     def __init__(self, seconds: NDArray[np.float64], recorded: bool = False) -> None:
         """``seconds`` ``[_ROWS, WIDTHS]``; nan where it was not measured: there time grows as the tokens do. Passes
-        that are ``recorded`` have a power of two of rows, and at least two."""
+        that are ``recorded`` have a power of two of rows."""
         self.measured, self._recorded = seconds, recorded
         filled = seconds.copy()
         for row, rows in enumerate(_ROWS):
@@ -72,7 +71,7 @@ class Costs:
 
     def of(self, rows: int) -> list[float]:
         """Seconds by ``WIDTHS`` of a pass of ``rows`` rows."""
-        rows = 1 << max(1, rows - 1).bit_length() if self._recorded else rows
+        rows = 1 << (rows - 1).bit_length() if self._recorded else rows
         if rows not in self._known:
             beyond = max(1.0, rows / _ROWS[-1])
             self._known[rows] = [float(np.interp(rows, _ROWS, column)) * beyond for column in self._seconds.T]
@@ -130,8 +129,10 @@ class _Clock:
 
 
 def _ready(make: Make, rows: int) -> Model:
-    rows, columns = max(_LEAST, rows), _STORED + max(WIDTHS)
+    columns = _STORED + max(WIDTHS)
     model = make(rows)
+    if rows < model.passes.least:
+        model = make(rows := model.passes.least)
     model.passes.reserve(rows * columns, columns)
     model.passes.place(np.arange(rows), np.arange(rows) * columns)
     if isinstance(model.passes, EncodedPasses):
@@ -141,7 +142,7 @@ def _ready(make: Make, rows: int) -> Model:
 
 def _seconds(model: Model, rows: int, width: int, records: bool) -> float:
     """Of a round: drafts are copied, read, translated where the vocabulary is another, and set against what is said."""
-    device, number = model.head.weight.device, max(rows, _LEAST if model.passes.records else 1)
+    device, number = model.head.weight.device, max(rows, model.passes.least)
     lines = Lines(number, _STORED + 2 * width, 0, device, launches(device))
     nothing, texts = [np.zeros(0, np.int64)] * number, [np.zeros(_STORED + 1, np.int64)] * number
     lines.begin(np.arange(number), [0] * number, nothing, texts, np.zeros(number, np.int64))

@@ -163,7 +163,8 @@ class Engine:
         targets = {way_of(plan).rounds: cascade(self.models[0], self.models[1:], plan, self.choose) for plan in plans}
         targets.setdefault(0, cascade(self.models[0], [], Plan(copied=MOST_COPIED), self.choose))
         state = self.lines.tokens, self.lines.length
-        work = Work(partial(_round, targets, self.lines), state, self.lines.idle)
+        least = max(one.passes.least for one in self.models)
+        work = Work(partial(_round, targets, self.lines), state, self.lines.idle, least)
         self.steps = Steps(work, kind.passes.records, kind.refused, kind.names)
 
     def passes_in(self, way: Way) -> list[int]:

@@ -223,6 +223,7 @@ class PackedPasses:
         self._begins = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # the same
         self._stores: list[torch.Tensor] = []
         self._fused: Fused | None = getattr(trunk, "contextmill_fused", None)
+        self.least = 1 if self._fused else 2  # what is compiled would be compiled anew for a single token
         counts = 3 * (rows + 2) * trunk.config.num_attention_heads  # of large heads few make a block
         self._arrived = torch.zeros(counts, dtype=torch.int32, device=self.device)
         self._counted = torch.arange(SPARE, device=self.device)  # once: making it is a kernel of its own
@@ -249,7 +250,7 @@ class PackedPasses:
         return self._pass(ids, places, _up(int(counts.max()), 64), vectors)
 
     def read_on(self, slots: torch.Tensor, ids: torch.Tensor, stored: torch.Tensor, most: int) -> torch.Tensor:
-        """As in ``PaddedPasses``, for at least two tokens. It can be recorded."""
+        """As in ``PaddedPasses``, for ``least`` rows or more. It can be recorded."""
         del most
         new, first = ids.shape[1], self._begins[slots]
         at = stored[:, None] + self._counted[:new] if new > 1 else stored[:, None]

@@ -111,6 +111,7 @@ class PaddedPasses:
     """Forward passes of many rows at once, each after what was stored of it. Nothing is stored yet."""
 
     records: ClassVar[bool] = False
+    least = 1
 
     def __init__(self, trunk: Any, rows: int, window: int) -> None:
         self.trunk, self.device = trunk, next(trunk.parameters()).device

@@ -50,11 +50,13 @@ _CHUNK = 64
 class Work:
     """What is done at each step: ``step(slots, shape, most)``, where ``shape`` is all else that tells steps apart.
 
-    It changes the ``state`` of its slots but ``idle``, and done again from the same state it does the same."""
+    It changes the ``state`` of its slots but ``idle``, and done again from the same state it does the same. It is done
+    for ``least`` rows or more."""
 
     step: Callable[[torch.Tensor, Any, int], Output]
     state: Sequence[torch.Tensor]
     idle: int
+    least: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +73,6 @@ class Steps:
 
     def __init__(self, work: Work, records: bool, refused: set[Hashable], kind: Hashable) -> None:
         self._work, self._records, self._refused, self._kind = work, records, refused, kind
-        self._least = 2 if records else 1  # what is compiled would be compiled anew for a single token
         self._times: dict[tuple[int, Hashable], int] = {}
         self._done: dict[int, int] = {}
         self._recorded: dict[tuple[int, Hashable], _Step] = {}
@@ -90,13 +91,13 @@ class Steps:
 
     def done(self, rows: int) -> int:
         """Steps of about as many rows so far, of any shape."""
-        return self._done.get(_size(rows), 0)
+        return self._done.get(self._size(rows), 0)
 
     def __call__(self, slots: Ints, shape: Hashable, most: int, at_once: bool = False) -> torch.Tensor:
         """What came of each of these slots, none of which has more than ``most`` columns afterwards. To be used before
         the next call, which writes to the same place. ``at_once``: it will come up often, and is recorded right away
         if it is to be recorded."""
-        key = _size(len(slots)), shape
+        key = self._size(len(slots)), shape
         times = self._times[key] = self._times.get(key, 0) + 1
         self._done[key[0]] = self._done.get(key[0], 0) + 1
         if key in self._recorded:
@@ -110,12 +111,16 @@ class Steps:
             return self._record(self._recorder, key, slots, most)
         return self._launched(slots, shape, most)[0]
 
+    def _size(self, rows: int) -> int:
+        """Rows of a recording: the next power of two."""
+        return 1 << (max(rows, self._work.least) - 1).bit_length()
+
     def _serving(self, rows: int, shape: Hashable) -> int | None:
         """Rows of the smallest recording that has room for so many."""
         return min((size for size, other in self._recorded if other == shape and size >= rows), default=None)
 
     def _launched(self, slots: Ints, shape: Hashable, most: int) -> Output:
-        filled = np.pad(slots, (0, max(0, self._least - len(slots))), constant_values=self._work.idle)
+        filled = np.pad(slots, (0, max(0, self._work.least - len(slots))), constant_values=self._work.idle)
         found, logits = self._work.step(on_device(filled, self._work.device), shape, most)
         return found[: len(slots)], logits[: len(slots)]
 
@@ -151,11 +156,6 @@ class Steps:
             step.forget_logits()
             self._recorded[key] = step
         return found
-
-
-def _size(rows: int) -> int:
-    """Rows of a recording: the next power of two, and at least two."""
-    return 1 << max(1, rows - 1).bit_length()
 
 
 def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -28,6 +28,10 @@ class StoredPasses(Protocol):
     records: ClassVar[bool]
     """Whether a step can be recorded (``recorded``): all that changes from one to the next lies on the device."""
 
+    @property
+    def least(self) -> int:
+        """Rows that a step takes at least."""
+
     def __init__(self, trunk: Any, rows: int, window: int) -> None:
         """Of a model's ``trunk``, for at most ``rows`` at once, whose tokens have at most ``window`` positions."""
 

@@ -185,7 +185,7 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
     assert np.all(np.diff(found.of(5)) >= 0) and 4 < found.of(24)[0] < 8
     assert [found.at(1, width) for width in (1, 9, 16, 33, 64)] == [1, 2, 2, 2 * 33 / 32, 4]
     recorded = Costs(seconds, recorded=True)
-    assert recorded.of(1) == recorded.of(2) == found.of(2) and recorded.of(5) == found.of(8)
+    assert recorded.of(1) == found.of(1) and recorded.of(3) == found.of(4) and recorded.of(5) == found.of(8)
     assert found.reading(2048) == found.of(64)[-1]
 
 

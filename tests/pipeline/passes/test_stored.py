@@ -29,6 +29,7 @@ class Rereading:
     """Keeps what was read, tokens' embeddings and vectors, and reads all of it again in every pass."""
 
     records: ClassVar[bool] = False
+    least = 1
 
     def __init__(self, trunk: Any, rows: int, window: int) -> None:
         self.trunk, self.window = trunk, window
