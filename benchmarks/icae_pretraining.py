@@ -134,8 +134,8 @@ def _spec(arguments: argparse.Namespace) -> PretrainSpec:
         layout=arguments.layout, rank=arguments.rank, alpha=arguments.alpha or 2.0 * max(1, arguments.rank)
     )
     return PretrainSpec(
-        encoder=encoder, autoencoding=arguments.autoencoding, lessons=tuple(lessons), steps=10**6,
-        tokens_per_step=arguments.tokens_per_step, learning_rate=arguments.learning_rate,
+        encoder=encoder, autoencoding=arguments.autoencoding, lessons=tuple(lessons), mixed=arguments.mixed,
+        steps=10**6, tokens_per_step=arguments.tokens_per_step, learning_rate=arguments.learning_rate,
         memory_rate=arguments.memory_rate, seed=arguments.seed,
     )  # fmt: skip
 
@@ -148,6 +148,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=34, help="0: the encoder's weights are all its own")
     parser.add_argument("--alpha", type=float, help="default: twice the rank")
     parser.add_argument("--lessons", nargs="+", default=["128:32:1"], help="tokens:slots:share of the steps")
+    parser.add_argument("--mixed", action="store_true", help="each step draws its lesson")
     parser.add_argument("--check", nargs="+", default=["128:32"], help="tokens:slots of held-out spans")
     parser.add_argument("--spans", type=int, default=128, help="held-out spans of each kind")
     parser.add_argument("--prose", default="", help="sources of held-out texts begin so")

@@ -55,6 +55,7 @@ class EncoderTraining(StageBase):
     encoder: EncoderSpec = EncoderSpec()
     begin: ModelName | None = Field(None, description="a trained encoder to go on from: its name, or its folder")
     lessons: tuple[Lesson, ...] = Field((Lesson(tokens=128, ratio=4.0, share=1.0),), description="one after the other")
+    mixed: StrictBool = Field(False, description="each step draws its lesson, by their shares: none is forgotten")
     steps: Whole = Field(10_000, ge=1)
     learning_rate: StrictFloat = Field(1e-3, gt=0)
     memory_rate: StrictFloat = Field(3.0, gt=0, description="times that, for memory tokens, tags and the map of slots")

@@ -29,7 +29,8 @@ class Autoencoder(nn.Module):
     """Over ``model``, a causal LM of transformers', which is this module's own from now on.
 
     Its weights are frozen. What is trained is float32: low-rank weights (or a trunk of the encoder's own, with rank 0),
-    memory tokens, tags, and the map of slots.
+    memory tokens, tags, the map of slots, and what stands ``first``: models look at their first place when they look
+    for nothing (attention sinks, Xiao et al. 2023), so that what a span or its slots say there is hard to read.
     """
 
     def __init__(self, model: Any, spec: EncoderSpec) -> None:
@@ -48,6 +49,7 @@ class Autoencoder(nn.Module):
         memories = {"interleaved": 1, "appended": spec.slots, "pooled": 0}[spec.layout]
         self.memory = nn.Parameter(torch.randn(memories, size, device=table.device) * spread)
         self.tags = nn.Parameter(torch.randn(len(TAGS), size, device=table.device) * spread)
+        self.first = nn.Parameter(torch.randn(1, size, device=table.device) * spread)
         self.map = nn.Linear(size, size, bias=False, device=table.device)
         nn.init.eye_(self.map.weight)
         self.wide: Wide | None = None
@@ -78,12 +80,21 @@ class Autoencoder(nn.Module):
             memory = self.memory[:slots].to(words.dtype).expand(slots, -1)
             known = torch.cat([words, memory.expand(len(ids), -1, -1)], 1)
             words = known[:, on_device(how.order, ids.device)]
-        hidden = self.read(words)
+        hidden = self.read(self.behind(words))[:, 1:]
         if self.spec.layout == "pooled":
             found = means(hidden, on_device(how.ends, ids.device).expand(len(ids), -1))
         else:
             found = hidden[:, on_device(how.places, ids.device)]
         return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
+
+    def behind(self, words: torch.Tensor) -> torch.Tensor:
+        """``words`` ``[rows, n, d]`` behind what stands first, ``[rows, n + 1, d]``."""
+        return torch.cat([self.first.to(words.dtype).expand(len(words), 1, -1), words], 1)
+
+    def told(self, slots: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:
+        """What the decoder reads before it says anything, ``[rows, k + 2, d]``: ``slots`` ``[rows, k, d]`` behind what
+        stands first, and the tag ``[rows]`` (its place in ``TAGS``)."""
+        return self.behind(torch.cat([slots, self.tags[tags][:, None].to(slots.dtype)], 1))
 
     def read(self, words: torch.Tensor) -> torch.Tensor:
         """What the encoder's last layer says at each of these embeddings ``[rows, n, d]``."""
@@ -97,9 +108,8 @@ class Autoencoder(nn.Module):
         """Hidden states ``[rows, m, d]`` from which the tokens ``ids`` ``[rows, m]`` are said, each after those before
         it, behind ``slots`` ``[rows, k, d]`` and the tag ``[rows]`` (its place in ``TAGS``)."""
         words = self.embed(ids[:, :-1])
-        begun = torch.cat([slots, self.tags[tags][:, None]], 1).to(words.dtype)
-        hidden = self.say(torch.cat([begun, words], 1))
-        return hidden[:, slots.shape[1] :]
+        hidden = self.say(torch.cat([self.told(slots, tags).to(words.dtype), words], 1))
+        return hidden[:, slots.shape[1] + 1 :]
 
     def text_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, n, d]`` of the frozen model over text ``[rows, n]``."""

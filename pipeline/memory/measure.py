@@ -20,6 +20,9 @@ from pipeline.memory.reconstruct import prefix_match, reconstructed
 
 NAN = float("nan")
 
+SAMPLED = 64
+"""Tokens of a sample: one row is written at the speed of one, while a training waits."""
+
 Parts = tuple[tuple[int, int], ...]
 """(tokens, slots) of each span that a context is cut into, in their order."""
 
@@ -79,11 +82,11 @@ class Measuring:
         return [Measure(*one, *two) for one, two in zip(said, [*back, *[()] * (len(said) - len(back))], strict=True)]
 
     def sample(self, row: int) -> tuple[str, str]:
-        """A span, and what comes back of it."""
+        """How a span begins, and what comes back of that."""
         ids = self.spans[row : row + 1]
         with plainly(self.spans.device, self.half):
-            found = reconstructed(self.coder, self._encoded(ids), ids.shape[1])
-        expected, came = (self.tokenizer.decode(one[0]) for one in (ids, found))
+            found = reconstructed(self.coder, self._encoded(ids), min(SAMPLED, ids.shape[1]))
+        expected, came = (self.tokenizer.decode(one[0, :SAMPLED]) for one in (ids, found))
         return expected, came
 
     def _packed(self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]]) -> list[Any]:

@@ -26,7 +26,7 @@ def pass_tokens(batch_tokens: int, device: torch.device) -> int:
 
 def places_of(tokens: int, slots: int, coder: Autoencoder) -> int:
     """What a span takes in a pass."""
-    return tokens if coder.spec.layout == "pooled" else tokens + slots
+    return 1 + tokens + (0 if coder.spec.layout == "pooled" else slots)
 
 
 def encode_spans(coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[int]) -> list[torch.Tensor]:
@@ -35,7 +35,7 @@ def encode_spans(coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[int]
     if coder.wide is not None:
         states = states_of(coder, coder.wide, spans, how)
         return list(torch.split(coder.map(states.to(coder.map.weight.dtype)), list(slots)))
-    hidden = coder.read(_words(coder, spans, how))
+    hidden = coder.read(coder.behind(_words(coder, spans, how)))[:, 1:]
     if coder.spec.layout == "pooled":
         found = means(hidden, _padded([one.ends for one in how], hidden.device, last=True))
     else:

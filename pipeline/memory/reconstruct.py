@@ -13,8 +13,8 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 @torch.inference_mode()
 def reconstructed(coder: Autoencoder, slots: torch.Tensor, size: int) -> torch.Tensor:
     """Slots ``[rows, k, d]`` -> ``size`` token ids a row, greedily; how long a span was is known."""
-    tag = coder.tags[TAGS.index("AE")].expand(len(slots), 1, -1)
-    begun = torch.cat([slots, tag], 1).to(coder.embed.weight.dtype)
+    tags = torch.full((len(slots),), TAGS.index("AE"), device=slots.device)
+    begun = coder.told(slots, tags).to(coder.embed.weight.dtype)
     model: Any = coder.model
     with no_defaults(model):
         found: torch.Tensor = model.generate(

@@ -38,7 +38,7 @@ class Trainer:
         self._sharing = Alone()
         self._latest: tuple[int, Fetch] | None = None
         self._named = autoencoder.trained()
-        own = ("memory", "tags", "map.weight")
+        own = ("memory", "tags", "first", "map.weight")
         self._optimiser: Any = torch.optim.AdamW(
             [
                 {"params": [one for name, one in self._named.items() if name not in own], "times": 1.0},

@@ -16,34 +16,29 @@ from pipeline.passes.wide import Wide
 
 def states_of(coder: Autoencoder, wide: Wide, spans: Sequence[Ints], how: Sequence[Reading]) -> torch.Tensor:
     """What each slot is mapped from, ``[slots, d]``, span by span: states at memory tokens, or means where pooled."""
-    lengths = np.array([len(one.order) for one in how])
-    pooled = coder.spec.layout == "pooled"
-    if pooled:
-        words = coder.embed(on_device(np.concatenate(spans), coder.memory.device))
-    else:
-        begins = np.cumsum(lengths) - lengths
-        at = np.concatenate([one.places + begin for one, begin in zip(how, begins, strict=True)])
-        words, places = _words(coder, spans, how, at)
-    turned, pack = end_to_end(lengths, range(wide.window or 2**31 - 1), words.device)
-    hidden = wide.read(words, turned, pack)
-    return _means(hidden, how) if pooled else hidden[places]
-
-
-def _words(
-    coder: Autoencoder, spans: Sequence[Ints], how: Sequence[Reading], at: Ints
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings in the order in which they are read, ``[tokens, d]``, memory tokens ``at`` their places; and these."""
-    ids = np.zeros(sum(len(one.order) for one in how), np.int64)
-    text = np.ones(len(ids), bool)
-    text[at] = False
+    lengths = np.array([1 + len(one.order) for one in how])
+    firsts, pooled = np.cumsum(lengths) - lengths, coder.spec.layout == "pooled"
+    memories = [] if pooled else [one.places + first + 1 for one, first in zip(how, firsts, strict=True)]
+    text = np.ones(lengths.sum(), bool)
+    text[np.concatenate([firsts, *memories])] = False
+    ids = np.zeros(len(text), np.int64)
     ids[text] = np.concatenate(spans)  # tokens keep their order in every layout
     device = coder.memory.device
-    places, words = on_device(at, device), coder.embed(on_device(ids, device))
-    memory = coder.memory.to(words.dtype)
-    if len(memory) > 1:
-        memory = memory[on_device(np.concatenate([np.arange(len(one.places)) for one in how]), device)]
-    words[places] = memory
-    return words, places
+    words = coder.embed(on_device(ids, device))
+    words[on_device(firsts, device)] = coder.first.to(words.dtype)
+    places = on_device(np.flatnonzero(text) if pooled else np.concatenate(memories), device)
+    if not pooled:
+        words[places] = _memory(coder, how).to(words.dtype)
+    turned, pack = end_to_end(lengths, range(wide.window or 2**31 - 1), device)
+    hidden = wide.read(words, turned, pack)[places]
+    return _means(hidden, how) if pooled else hidden
+
+
+def _memory(coder: Autoencoder, how: Sequence[Reading]) -> torch.Tensor:
+    """Memory tokens of all spans, or the one that they share, ``[slots or 1, d]``."""
+    if len(coder.memory) == 1:
+        return coder.memory
+    return coder.memory[on_device(np.concatenate([np.arange(len(one.places)) for one in how]), coder.memory.device)]
 
 
 def _means(hidden: torch.Tensor, how: Sequence[Reading]) -> torch.Tensor:

@@ -66,8 +66,9 @@ def test_the_decoder_is_the_frozen_model(base: LoadedModel, kind: str) -> None:
         assert one.dtype == torch.float32, name
         torch.nn.init.normal_(one, 0.0, 0.1)
     slots, tags = coder.encode(ids, 4).detach(), torch.tensor([0, 1, 2])
-    inputs = torch.cat([slots, coder.tags[tags][:, None], base.model.get_input_embeddings()(ids[:, :-1])], 1)
-    expected = base.model.get_decoder()(inputs_embeds=inputs).last_hidden_state[:, 4:]
+    words = base.model.get_input_embeddings()(ids[:, :-1])
+    inputs = torch.cat([coder.first.expand(3, 1, -1), slots, coder.tags[tags][:, None], words], 1)
+    expected = base.model.get_decoder()(inputs_embeds=inputs).last_hidden_state[:, 5:]
     found = coder.states(slots, tags, ids)
     torch.testing.assert_close(found, expected)
     frozen = {name for name, one in coder.named_parameters() if not one.requires_grad}

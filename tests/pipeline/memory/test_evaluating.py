@@ -75,8 +75,8 @@ def test_continuations_are_the_models_own(coder: Autoencoder) -> None:
         slots = torch.cat(
             [coder.encode(contexts[row : row + 1, :6], 3), coder.encode(contexts[row : row + 1, 6:], 2)], 1
         )
-        begun = torch.cat([slots, coder.tags[1][None, None], coder.embed(after[row : row + 1])], 1)
-        labels = torch.cat([torch.full((7,), -100), after[row, 1:]])[None]
+        begun = torch.cat([coder.first[None], slots, coder.tags[1][None, None], coder.embed(after[row : row + 1])], 1)
+        labels = torch.cat([torch.full((8,), -100), after[row, 1:]])[None]
         assert one.slots == pytest.approx(float(own_loss(coder, {"inputs_embeds": begun}, labels)), abs=1e-4)
 
 

@@ -115,6 +115,15 @@ def test_it_learns_and_goes_on_from_any_step_as_if_unbroken(base: LoadedModel, c
         assert torch.equal(one, two), name
 
 
+def test_mixed_lessons_are_drawn_by_their_shares_and_the_same_again() -> None:
+    lessons = (Lesson(tokens=16, ratio=2.0, share=0.75), Lesson(tokens=24, ratio=4.0, share=0.25))
+    spec = spec_of(steps=400, lessons=lessons, mixed=True)
+    drawn = [lesson(spec, step) for step in range(400)]
+    assert drawn == [lesson(spec, step) for step in range(400)]
+    assert 60 < drawn.count(lessons[1]) < 140 and lessons[0] in drawn[-10:] and lessons[1] in drawn[:20]
+    assert drawn != [lesson(spec.model_copy(update={"seed": 1}), step) for step in range(400)]
+
+
 def test_a_loss_that_is_no_number_stops_before_anything_is_learned_of_it(base: LoadedModel, corpus: Corpus) -> None:
     spec = spec_of()
     one = trainer(base, spec)

@@ -186,7 +186,7 @@ def test_passes_are_filled_with_tokens_and_halved_where_memory_runs_out(
     expected = results(stage(folders["llama"], "interleaved"), pool)
 
     def short(coder: Autoencoder, ids: Any, counts: Any) -> Any:
-        passed.append(sum(map(len, ids)) + sum(counts))
+        passed.append(len(ids) + sum(map(len, ids)) + sum(counts))
         if passed[-1] > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode_spans(coder, ids, counts)
