@@ -1,7 +1,9 @@
-"""An encoder's evaluation on the terminal."""
+"""What an encoder is worth, on the terminal: its evaluation, and texts that it repeats."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,14 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.accounting.wording import points, span
+from pipeline.accounting.wording import points, span, visible
 
 if TYPE_CHECKING:
     from pipeline.evaluation.bootstrap import Interval
     from pipeline.memory.evaluated import Continued, Evaluation, Latency, Repeated
+    from pipeline.memory.repeating import Repetition
 
 REPEATED = "kind", "tokens", "slots", "BLEU-4", "interval", "prefix", "likeliest", "nats"
 CONTINUED = "kind", "tokens", "slots", "alone", "text", "last tokens", "slots", "kept"
+REPETITIONS = "text", "tokens", "bytes", "slots", "their bytes", "BLEU-4", "prefix"
 LATENCIES = "tokens", "slots", "encode, ms", "read slots, ms", "read text, ms"
 
 
@@ -61,3 +65,36 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
     for row in rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def print_repetitions(repeated: Sequence[Repetition], console: Console, most: int | None) -> None:
+    """Each text with what of it does not come back; then all in figures. ``most``: characters that are shown."""
+    rows = []
+    for number, one in enumerate(repeated, 1):
+        more = most is not None and len(one.text) > most
+        console.print(f"text {number}, from {one.slots:,} slots", style="bold")
+        console.print(differences(one.text[:most], one.found[:most], console.is_terminal), " ..." if more else "")
+        console.print()
+        rows.append(repetition_row(number, one))
+    console.print(_table("repeated from slots alone", REPETITIONS, rows))
+
+
+def repetition_row(number: int, one: Repetition) -> list[str]:
+    """Counts, bytes; scores in points of 100."""
+    counts = [f"{value:,}" for value in (one.tokens, len(one.text.encode()), one.slots, one.bytes)]
+    return [str(number), *counts, points(one.bleu4), points(one.prefix)]
+
+
+def differences(text: str, found: str, coloured: bool) -> Text:
+    """``found`` word by word, with the words of ``text`` that it lacks and those that it has in their place."""
+    before, after = (re.findall(r"\S+\s*", visible(one)) for one in (text, found))
+    made = Text()
+    for what, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        lost, instead = "".join(before[a:b]), "".join(after[c:d])
+        if what == "equal":
+            made.append(instead)
+            continue
+        for piece, style, begin, end in ((lost, "dim strike red", "[-", "-]"), (instead, "green", "[+", "+]")):
+            if piece:
+                made.append(piece if coloured else f"{begin}{piece.rstrip()}{end} ", style)
+    return made
