@@ -83,6 +83,20 @@ def test_an_encoder_is_pretrained_then_fine_tuned_then_encoded_by() -> None:
     assert (taught.chat, taught.system) == (asking.chat, asking.system)
 
 
+def test_the_small_encoders_trainings_go_on_from_each_other() -> None:
+    files = [job(ROOT / f"benchmarks/smollm2_icae/{name}.toml") for name in ("pretrain", "pretrain-long", "finetune")]
+    first, second, last = (one.stages[0] for one in files)
+    assert isinstance(first, PretrainSpec) and isinstance(second, PretrainSpec) and isinstance(last, FinetuneSpec)
+    assert [first.begin, second.begin, last.begin] == [None, files[0].name, files[1].name]
+    assert first.encoder == second.encoder == last.encoder and len({one.target for one in files}) == 1
+    assert second.lessons == last.lessons and second.autoencoding == 1
+    demo = job(EXAMPLES / "memory.toml")
+    encoding, asking, _ = demo.stages
+    assert isinstance(encoding, EncodeSpec) and isinstance(asking, GenerateSpec)
+    assert encoding.encoder == files[-1].name and demo.target.model == files[-1].target.model
+    assert (last.chat, last.system) == (asking.chat, asking.system)
+
+
 def test_no_job_file_holds_a_key() -> None:
     for path in (*JOBS, ALIGN):
         assert not re.search(r"sk-|api_key\s*=", path.read_text(encoding="utf-8"))
