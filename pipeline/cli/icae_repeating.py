@@ -47,9 +47,8 @@ def reconstruct(
     """Put texts into slots and let the model repeat them from these alone: what an encoder keeps, to be read.
 
     A row's contexts are one text. Slots are those that an encode stage would
-    store. Words that do not come back are struck through, and what stands in
-    their place is in colour; into a file or a pipe they stand between [- -]
-    and [+ +].
+    store. Words that are not those of the text are red; into a file or a pipe
+    they stand in brackets.
     """
     from pipeline.memory.contexts import contexts_of
     from schemas.job import InputSpec

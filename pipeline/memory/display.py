@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -68,12 +67,15 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def print_repetitions(repeated: Sequence[Repetition], console: Console, most: int | None) -> None:
-    """Each text with what of it does not come back; then all in figures. ``most``: characters that are shown."""
+    """Each text above what comes back of it; then all in figures. ``most``: characters that are shown."""
     rows = []
     for number, one in enumerate(repeated, 1):
-        more = most is not None and len(one.text) > most
-        console.print(f"text {number}, from {one.slots:,} slots", style="bold")
-        console.print(differences(one.text[:most], one.found[:most], console.is_terminal), " ..." if more else "")
+        more = Text(" ..." if most is not None and len(one.text) > most else "", "dim")
+        text, found = visible(one.text[:most]), visible(one.found[:most])
+        console.print(Text(f"text {number}", "bold"), Text(text) + more, sep="\n")
+        console.print(
+            Text(f"from its {one.slots:,} slots", "bold"), marked(text, found, console.is_terminal) + more, sep="\n"
+        )
         console.print()
         rows.append(repetition_row(number, one))
     console.print(_table("repeated from slots alone", REPETITIONS, rows))
@@ -85,16 +87,12 @@ def repetition_row(number: int, one: Repetition) -> list[str]:
     return [str(number), *counts, points(one.bleu4), points(one.prefix)]
 
 
-def differences(text: str, found: str, coloured: bool) -> Text:
-    """``found`` word by word, with the words of ``text`` that it lacks and those that it has in their place."""
-    before, after = (re.findall(r"\S+\s*", visible(one)) for one in (text, found))
-    made = Text()
-    for what, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        lost, instead = "".join(before[a:b]), "".join(after[c:d])
-        if what == "equal":
-            made.append(instead)
-            continue
-        for piece, style, begin, end in ((lost, "dim strike red", "[-", "-]"), (instead, "green", "[+", "+]")):
-            if piece:
-                made.append(piece if coloured else f"{begin}{piece.rstrip()}{end} ", style)
-    return made
+def marked(text: str, found: str, coloured: bool) -> Text:
+    """``found``, with its words marked that do not stand there in ``text``: red, or in brackets."""
+    before, after = text.split(), found.split()
+    pieces = []
+    for what, _, _, begin, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if words := " ".join(after[begin:end]):
+            right = what == "equal"
+            pieces.append(Text(words if right or coloured else f"[{words}]", "" if right else "red"))
+    return Text(" ").join(pieces)

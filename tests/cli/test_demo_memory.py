@@ -46,7 +46,13 @@ def test_the_demo_from_slots_to_what_is_shown(user: User, tiny_model: Path) -> N
     assert [one["text"] for one in texts] == list(dict.fromkeys(row["contexts"][0] for row in rows()))
     assert all(one["bytes"] == one["slots"] * 66 and one["slots"] * 3 < one["tokens"] for one in texts)
     seen = user.says("icae", "reconstruct", str(encoder), str(CORPUS), "--most", "1", "--span", "16")
-    assert seen.code == 0 and "text 1, from " in seen.out and " ..." in seen.out and "text 2" not in seen.out
+    assert (
+        seen.code == 0
+        and "text 1\n" in seen.out
+        and "from its " in seen.out
+        and " ..." in seen.out
+        and "text 2" not in seen.out
+    )
 
     missing = shown(user, "o")
     assert missing.returncode == 1 and "no finished job memory-text in o" in missing.stderr
@@ -79,9 +85,7 @@ def test_the_demo_from_slots_to_what_is_shown(user: User, tiny_model: Path) -> N
     [
         (["nowhere", str(CORPUS)], 1, "no encoder 'nowhere'"),
         (["encoder", "empty.jsonl"], 2, "none of its rows is a text"),
-        (["encoder", "away.jsonl"], 1, "input away.jsonl does not exist"),
         (["encoder", str(CORPUS), "--precision", "int2"], 2, "--precision int2"),
-        (["encoder", str(CORPUS), "--span", "2000"], 1, "lower span"),
     ],
 )
 def test_what_cannot_be_repeated_is_said_at_once(
