@@ -3,6 +3,7 @@
 #   PYTHON=python3.12   interpreter for .venv (default: the newest one from 3.11 to 3.13)
 #   TORCH_INDEX=URL     package index for torch alone. On a machine without a GPU,
 #                       https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
+#   ENCODER=NAME         encoder of memory slots that `make demo-memory` shows; default: the one that comes along
 #   SEEDS=20            how many random seeds `make chaos` runs
 #   JOBS=2              processes that share the tests of `make test`, but for those that start processes themselves
 
@@ -15,6 +16,7 @@ SHELL := /bin/bash
 
 TORCH_INDEX ?=
 PYTHON ?=
+ENCODER ?= smollm2-135m-icae
 SEEDS ?= 20
 JOBS ?= 2
 PROCESSES := tests/workers tests/chaos
@@ -23,12 +25,12 @@ PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes: each would compile all there is
 export TORCH_INDEX PYTHON PIP_DISABLE_PIP_VERSION_CHECK := 1 PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo demo-again test lint chaos bench-cpu clean
+.PHONY: help demo demo-again demo-memory test lint chaos bench-cpu clean
 
 help: ## this list
 	@echo "contextmill: long prompts in, short prompts and answers out, with what they cost"
 	echo
-	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	echo
 	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX, SEEDS, JOBS (see the head of the Makefile)."
 
@@ -45,6 +47,21 @@ demo-again: .venv/.runtime ## after a demo: the same job only reports; with one 
 	$(BIN)/contextmill run examples/gsm8k.toml --output "$$run"
 	echo ">> the same 24 documents and one more"
 	$(BIN)/contextmill run examples/gsm8k.toml --output "$$run" --input examples/gsm8k.jsonl --input examples/gsm8k-one-more.jsonl
+
+demo-memory: .venv/.runtime ## four passages of old books in memory slots: repeated from these alone, and answered from
+	@$(BIN)/contextmill models pull smollm2-135m-instruct
+	echo ">> four passages into slots (int8), and what the model repeats from these alone"
+	$(BIN)/contextmill icae reconstruct $(ENCODER) examples/memory.jsonl --precision int8
+	run="runs/memory-$$(date +%Y%m%d-%H%M%S)"
+	echo
+	echo ">> three questions about each, answered from slots"
+	$(BIN)/contextmill run examples/memory.toml --output "$$run" --set stages.0.encoder=$(ENCODER)
+	echo ">> the same questions, answered from the whole text, and from nothing"
+	read="$(BIN)/contextmill run examples/memory.toml --output $$run --set stages.0="
+	$$read --set name=memory-text > /dev/null
+	$$read --set name=memory-nothing --set input.columns.contexts= > /dev/null
+	echo
+	$(BIN)/python examples/show_memory.py "$$run"
 
 test: .venv/.dev ## lint, types, import contracts and all tests; installs redis-server, PostgreSQL and Chromium by apt
 	@.ci/install-servers

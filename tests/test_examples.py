@@ -83,6 +83,23 @@ def test_an_encoder_is_pretrained_then_fine_tuned_then_encoded_by() -> None:
     assert (taught.chat, taught.system) == (asking.chat, asking.system)
 
 
+def test_the_small_encoders_trainings_go_on_from_each_other_up_to_what_the_demo_reads() -> None:
+    files = [job(path) for path in (ROOT / "benchmarks/smollm2_icae").glob("*.toml")]
+    trainings = {one.name: one.stages[0] for one in files}
+    demo = job(EXAMPLES / "memory.toml")
+    encoding, asking, _ = demo.stages
+    assert isinstance(encoding, EncodeSpec) and isinstance(asking, GenerateSpec)
+    assert {one.target.model for one in files} == {demo.target.model}
+    taught = trainings[encoding.encoder]
+    assert isinstance(taught, FinetuneSpec) and (taught.chat, taught.system) == (asking.chat, asking.system)
+    met, begin = 1, taught.begin
+    while begin is not None:
+        before = trainings[begin]
+        assert isinstance(before, PretrainSpec) and before.encoder == taught.encoder
+        met, begin = met + 1, before.begin
+    assert met == len(files) > 1
+
+
 def test_no_job_file_holds_a_key() -> None:
     for path in (*JOBS, ALIGN):
         assert not re.search(r"sk-|api_key\s*=", path.read_text(encoding="utf-8"))

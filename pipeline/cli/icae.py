@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import icae_evaluating, prompting
+from pipeline.cli import icae_evaluating, icae_repeating, prompting
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
@@ -43,6 +43,7 @@ commands = typer.Typer(
 )
 commands.add_typer(prompting.commands)
 commands.add_typer(icae_evaluating.commands)
+commands.add_typer(icae_repeating.commands)
 
 Trained = Annotated[
     Path, typer.Argument(help="A job file (TOML) with one stage, of the command's kind.", metavar="FILE")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXIT = 1
 SIGNALS = signal.SIGINT, signal.SIGTERM
 GOES_ON = "run", "submit", "resume", "align", "distill", "icae"
+ONCE = ["icae", "evaluate"], ["icae", "reconstruct"]
 SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"  # behind a progress display, which hides it
 
 
@@ -31,7 +32,7 @@ class _State:
 
 def goes_on(words: list[str]) -> bool:
     """Whether the command of these words, given again, does not begin anew."""
-    return any(word in words[:1] for word in GOES_ON) and words[:2] != ["icae", "evaluate"]
+    return any(word in words[:1] for word in GOES_ON) and words[:2] not in ONCE
 
 
 def leave_at_once() -> None:

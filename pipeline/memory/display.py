@@ -1,7 +1,8 @@
-"""An encoder's evaluation on the terminal."""
+"""What an encoder is worth, on the terminal: its evaluation, and texts that it repeats."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.accounting.wording import points, span
+from pipeline.accounting.wording import points, span, visible
 
 if TYPE_CHECKING:
     from pipeline.evaluation.bootstrap import Interval
     from pipeline.memory.evaluated import Continued, Evaluation, Latency, Repeated
+    from pipeline.memory.repeating import Repetition
 
 REPEATED = "kind", "tokens", "slots", "BLEU-4", "interval", "prefix", "likeliest", "nats"
 CONTINUED = "kind", "tokens", "slots", "alone", "text", "last tokens", "slots", "kept"
+REPETITIONS = "text", "tokens", "bytes", "slots", "their bytes", "BLEU-4", "prefix"
 LATENCIES = "tokens", "slots", "encode, ms", "read slots, ms", "read text, ms"
 
 
@@ -61,3 +64,35 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
     for row in rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def print_repetitions(repeated: Sequence[Repetition], console: Console, most: int | None) -> None:
+    """Each text above what comes back of it; then all in figures. ``most``: characters that are shown."""
+    rows = []
+    for number, one in enumerate(repeated, 1):
+        more = Text(" ..." if most is not None and len(one.text) > most else "", "dim")
+        text, found = visible(one.text[:most]), visible(one.found[:most])
+        console.print(Text(f"text {number}", "bold"), Text(text) + more, sep="\n")
+        console.print(
+            Text(f"from its {one.slots:,} slots", "bold"), marked(text, found, console.is_terminal) + more, sep="\n"
+        )
+        console.print()
+        rows.append(repetition_row(number, one))
+    console.print(_table("repeated from slots alone", REPETITIONS, rows))
+
+
+def repetition_row(number: int, one: Repetition) -> list[str]:
+    """Counts, bytes; scores in points of 100."""
+    counts = [f"{value:,}" for value in (one.tokens, len(one.text.encode()), one.slots, one.bytes)]
+    return [str(number), *counts, points(one.bleu4), points(one.prefix)]
+
+
+def marked(text: str, found: str, coloured: bool) -> Text:
+    """``found``, with its words marked that do not stand there in ``text``: red, or in brackets."""
+    before, after = text.split(), found.split()
+    pieces = []
+    for what, _, _, begin, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if words := " ".join(after[begin:end]):
+            right = what == "equal"
+            pieces.append(Text(words if right or coloured else f"[{words}]", "" if right else "red"))
+    return Text(" ").join(pieces)

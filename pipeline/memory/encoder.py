@@ -61,7 +61,7 @@ def read_curve(folder: Path) -> list[tuple[int, float]]:
         curve = pq.read_table(folder / CURVE, columns=["step", "loss"])
     except (OSError, pa.ArrowException) as error:
         why = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise ModelDamaged(f"{folder / CURVE} {why}; {encoders.AGAIN}") from error
+        raise ModelDamaged(f"{folder / CURVE} {why}; {encoders.again(folder)}") from error
     return [(one["step"], one["loss"]) for one in curve.to_pylist()]
 
 
@@ -70,7 +70,9 @@ def fill(coder: Autoencoder, folder: Path) -> None:
     """What is trained becomes what lies in ``folder``. Raises ``ModelDamaged`` for tensors of another encoder."""
     tensors, trained = load_file(folder / WEIGHTS), coder.trained()
     if {key: one.shape for key, one in tensors.items()} != {key: one.shape for key, one in trained.items()}:
-        raise ModelDamaged(f"{folder}: its tensors are not those of such an encoder over its base; {encoders.AGAIN}")
+        raise ModelDamaged(
+            f"{folder}: its tensors are not those of such an encoder over its base; {encoders.again(folder)}"
+        )
     for key, one in trained.items():
         one.copy_(tensors[key])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,17 +12,30 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 
 
 @torch.inference_mode()
-def reconstructed(coder: Autoencoder, slots: torch.Tensor, size: int) -> torch.Tensor:
-    """Slots ``[rows, k, d]`` -> ``size`` token ids a row, greedily; how long a span was is known."""
+def reconstructed(coder: Autoencoder, slots: torch.Tensor, size: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Slots ``[rows, k, d]`` -> ``size`` token ids a row, greedily; how long a span was is known. ``mask`` ``[rows,
+    k]``: which of them there are, where rows have different numbers of them; all."""
     tags = torch.full((len(slots),), TAGS.index("AE"), device=slots.device)
     begun = coder.told(slots, tags).to(coder.embed.weight.dtype)
+    there = torch.ones(begun.shape[:2], dtype=torch.int64, device=slots.device)
+    if mask is not None:
+        there[:, 1:-1] = mask  # between what stands first and the slots: places are counted without the others
     model: Any = coder.model
     with no_defaults(model):
         found: torch.Tensor = model.generate(
-            inputs_embeds=begun, attention_mask=torch.ones(begun.shape[:2], dtype=torch.int64, device=slots.device),
+            inputs_embeds=begun, attention_mask=there,
             max_new_tokens=size, min_new_tokens=size, do_sample=False, pad_token_id=0,
         )  # fmt: skip
     return found
+
+
+def padded(slots: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots ``[k, d]`` of several spans -> ``[rows, k, d]``, filled up on the left as what is written stands on the
+    right; and which of them there are, ``[rows, k]``."""
+    most = max(map(len, slots))
+    rows = torch.stack([torch.nn.functional.pad(one, (0, 0, most - len(one), 0)) for one in slots])
+    places = torch.arange(most, device=rows.device)
+    return rows, torch.stack([(places >= most - len(one)).long() for one in slots])
 
 
 def prefix_match(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,8 @@ Sha256 = Callable[[Path], str]
 
 
 def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
-    """The bundled models, the sentence data, the GGUF files converted so far, drafters, adapters and encoders.
+    """The bundled models, the sentence data, the GGUF files converted so far, drafters, adapters and encoders (those
+    that come along, too).
 
     Of models it looks at names and sizes only.
     """
@@ -30,7 +31,7 @@ def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
     models += [_converted(path.name, path) for path in others]
     models += [_drafter(folder) for folder in distilled.stored(cache)]
     models += [_adapter(folder) for folder in adapters.stored(cache)]
-    return models + [_encoder(folder) for folder in encoders.stored(cache)]
+    return models + [_encoder(folder) for folder in encoders.named(cache)]
 
 
 def verify(name: str, settings: Settings | None = None) -> ModelStatus:
@@ -51,8 +52,8 @@ def verify(name: str, settings: Settings | None = None) -> ModelStatus:
         ref = resolve(name, settings)
         folder = ref.folder
     except ModelNotFound as error:
-        if encoders.NAME.fullmatch(name) and (encoders.store_folder(name, cache) / encoders.MANIFEST).is_file():
-            return _encoder(encoders.store_folder(name, cache), sha256)
+        if (encoder := encoders.by_name(name, cache)) is not None:
+            return _encoder(encoder, sha256)
         return ModelStatus(name, "", "", 0, "missing", str(error))
     except ModelError as error:
         return ModelStatus(name, name, "", 0, "damaged", str(error))
@@ -101,14 +102,15 @@ def _adapter(folder: Path) -> ModelStatus:
 
 
 def _encoder(folder: Path, sha256: Sha256 | None = None) -> ModelStatus:
-    status = ModelStatus(folder.name, str(folder), "", _size(folder), "damaged", "")
+    licence = encoders.LICENCE if encoders.comes_along(folder) else ""
+    status = ModelStatus(folder.name, str(folder), licence, _size(folder), "damaged", "")
     try:
         manifest = encoders.read_manifest(folder)
     except ModelError as error:
         return replace(status, detail=str(error))
     weights = folder / encoders.WEIGHTS
     if not weights.is_file() or (sha256 and sha256(weights) != manifest.sha256):
-        return replace(status, detail=f"{weights} is not what was written; {encoders.AGAIN}")
+        return replace(status, detail=f"{weights} is not what was written; {encoders.again(folder)}")
     worth = [manifest.figures.told(), *([f"answers {manifest.answers.told()}"] if manifest.answers else [])]
     return replace(status, state="ready", detail=f"memory slots for {manifest.base}: {'; '.join(worth)}")
 

@@ -1,13 +1,14 @@
 """Memory encoders by name: what ``contextmill icae`` trained, each for one base model and no other.
 
-A folder holds the trained tensors, the curve of their training, and a manifest that names the base by its digest.
+A folder holds the trained tensors, the curve of their training, and a manifest that names the base by its digest. It
+lies in this machine's store, or came with contextmill, or is named by its path.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound
 from schemas.job import digest
 
 WEIGHTS, CURVE, MANIFEST = "encoder.safetensors", "curve.parquet", placing.MANIFEST
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-AGAIN = "make the encoder again (`contextmill icae pretrain --replace`, or `icae finetune --replace`)"
+SHIPPED = Path(str(files("pipeline.memory"))) / "encoders"
+"""Where the encoders lie that come with contextmill."""
+LICENCE = "Apache-2.0"
+"""Theirs, as contextmill's; whoever trains another says himself what others may do with it."""
 
 Both = tuple[float | None, float | None]
 """Before the training and after it; None: not measured."""
@@ -122,7 +125,7 @@ def read_manifest(folder: Path) -> EncoderManifest:
         answers = Answers(**four) if four else None
         return EncoderManifest(**{**said, "figures": Figures(**both), "answers": answers})
     except (OSError, TypeError, LookupError, AttributeError, ZeroDivisionError) as error:
-        raise ModelDamaged(f"{folder / MANIFEST}: not an encoder's manifest ({error}); {AGAIN}") from None
+        raise ModelDamaged(f"{folder / MANIFEST}: not an encoder's manifest ({error}); {again(folder)}") from None
 
 
 STORE = placing.Named("encoder", lambda folder: read_manifest(folder).recipe)
@@ -133,15 +136,40 @@ def _tuples(said: dict[str, Any], *names: str) -> dict[str, Any]:
     return {**said, **{name: tuple(said[name]) for name in names}}
 
 
+def again(folder: Path) -> str:
+    """What to do about an encoder that is damaged."""
+    if comes_along(folder):
+        return "install contextmill anew"
+    return "make the encoder again (`contextmill icae pretrain --replace`, or `icae finetune --replace`)"
+
+
+def comes_along(folder: Path) -> bool:
+    """Whether it is one of ``SHIPPED``."""
+    return folder.parent == SHIPPED
+
+
+def named(cache: Path) -> list[Path]:
+    """The folders of all that have a name: those of the store, then those that come along and whose name is not taken
+    there."""
+    own = stored(cache)
+    taken = {folder.name for folder in own}
+    return own + [path.parent for path in sorted(SHIPPED.glob(f"*/{MANIFEST}")) if path.parent.name not in taken]
+
+
+def by_name(name: str, cache: Path) -> Path | None:
+    """The folder of the one called ``name``, if there is one: the store's own goes first."""
+    return next((folder for folder in named(cache) if folder.name == name), None)
+
+
 def find(name: str, cache: Path) -> Path:
-    """The folder of an encoder: a name in the store, or a path. ``ModelNotFound`` if it is not there."""
-    named = store_folder(name, cache) if NAME.fullmatch(name) else None
-    for folder in (named, Path(name).expanduser()):
+    """The folder of an encoder: a name, or a path. ``ModelNotFound`` if it is not there."""
+    for folder in (by_name(name, cache), Path(name).expanduser()):
         if folder is not None and (folder / MANIFEST).is_file():
             return folder
+    known = ", ".join(folder.name for folder in named(cache)) or "none yet"
     raise ModelNotFound(
-        f"no encoder {name!r}: name one of this machine's store ({STORE.known(cache)}) or the path of an "
-        "encoder's folder; `contextmill icae pretrain` makes one"
+        f"no encoder {name!r}: name one that this machine knows ({known}) or the path of an encoder's folder; "
+        "`contextmill icae pretrain` makes one"
     )
 
 
@@ -152,9 +180,9 @@ def check(folder: Path, base: str, base_digest: str, cache: Path) -> EncoderMani
     """
     manifest, path = read_manifest(folder), folder / WEIGHTS
     if not path.is_file():
-        raise ModelDamaged(f"{folder}: {WEIGHTS} is missing; {AGAIN}")
+        raise ModelDamaged(f"{folder}: {WEIGHTS} is missing; {again(folder)}")
     if file_sha256(path, cache) != manifest.sha256:
-        raise ModelDamaged(f"{path} is not what was written (its sha256 differs); {AGAIN}")
+        raise ModelDamaged(f"{path} is not what was written (its sha256 differs); {again(folder)}")
     check_whole(path)
     if manifest.base_digest != base_digest:
         raise ModelError(

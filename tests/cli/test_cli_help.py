@@ -48,7 +48,7 @@ def _seconds_of_children() -> float:
 
 
 @pytest.mark.parametrize(
-    "name", [*COMMANDS, *(f"icae {one}" for one in ("pretrain", "finetune", "prompts", "evaluate"))]
+    "name", [*COMMANDS, *(f"icae {one}" for one in ("pretrain", "finetune", "prompts", "evaluate", "reconstruct"))]
 )
 def test_every_command_explains_itself(user: User, name: str) -> None:
     """With a sentence beside each option, and an example that its own options allow, whole on a line to be copied."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from tiny_models import save_tiny_llama
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encoder import load_encoder
-from pipeline.models import ModelDamaged, ModelError, ModelNotFound, ModelPool, catalogue, verify
-from pipeline.models.encoders import MANIFEST, WEIGHTS, check_name, install, read_manifest, store_folder
+from pipeline.models import ModelDamaged, ModelError, ModelNotFound, ModelPool, catalogue, encoders, verify
+from pipeline.models.encoders import MANIFEST, WEIGHTS, check_name, find, install, read_manifest, store_folder
 from pipeline.stages import Run
 from schemas.settings import Settings
 
@@ -49,7 +50,7 @@ def test_it_makes_the_slots_that_were_measured(
 
 def test_its_name_in_the_store(made: Path, tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
     settings = Settings(cache_dir=tmp_path / "cache")
-    with pytest.raises(ModelNotFound, match=r"no encoder 'night'.*\(none yet\)"):
+    with pytest.raises(ModelNotFound, match=r"no encoder 'night': name one that this machine knows"):
         load_encoder("night", pool, settings=settings)
     folder = install(made, "night", settings.cache, read_manifest(made))
     assert folder == store_folder("night", settings.cache) and {one.name for one in folder.iterdir()} >= {WEIGHTS}
@@ -70,6 +71,30 @@ def test_its_name_in_the_store(made: Path, tiny_model: Path, pool: ModelPool, tm
         install(made, "night", settings.cache, read_manifest(made))
         load_encoder("night", pool, settings=settings)
     assert verify("night", settings).state == "ready" and verify("day", settings).state == "missing"
+
+
+def test_one_that_comes_along_is_known_by_name_behind_the_store(
+    made: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, along = Settings(cache_dir=tmp_path / "cache"), tmp_path / "along"
+    monkeypatch.setattr(encoders, "SHIPPED", along)
+    shipped = shutil.copytree(made, along / "small")
+    assert find("small", settings.cache) == shipped and verify("small", settings).state == "ready"
+    assert [(one.where, one.licence) for one in catalogue(settings) if one.name == "small"] == [
+        (str(shipped), "Apache-2.0")
+    ]
+    ids = torch.arange(20, 32)[None]
+    two = (load_encoder(name, pool, settings=settings).encode(ids, 3) for name in ("small", str(made)))
+    assert torch.equal(*two)
+    (shipped / WEIGHTS).write_bytes(b"{}")
+    with pytest.raises(ModelDamaged, match="install contextmill anew"):
+        load_encoder("small", pool, settings=settings)
+    check_name("small", settings.cache, "", replace=False)  # it hinders nobody
+    install(made, "small", settings.cache, read_manifest(made))
+    assert find("small", settings.cache) == store_folder("small", settings.cache)
+    assert [one.state for one in catalogue(settings) if one.name == "small"] == ["ready"]
+    with pytest.raises(ModelNotFound, match=r"no encoder 'tiny': .* knows \(small\)"):
+        find("tiny", settings.cache)
 
 
 def test_a_training_goes_on_from_it(made: Path, tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
