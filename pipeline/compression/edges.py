@@ -16,7 +16,8 @@ Bools = NDArray[np.bool_]
 
 
 def word_edges(kinds: NDArray[np.uint8]) -> Bools:
-    """Whether a word-like unit may begin at each character."""
+    """Whether a word-like unit may begin at each character: never at a letter or a digit, which without what stands
+    before them would run into other ones."""
     kinds = np.concatenate([np.array([SPACE], np.uint8), kinds])  # a text begins as if white space stood before it
     before, kinds = last_kept(kinds, kinds != JOINING)[:-1], kinds[1:]
     to_space = (kinds == SPACE) & (before != SPACE)
@@ -26,7 +27,7 @@ def word_edges(kinds: NDArray[np.uint8]) -> Bools:
     after = last_kept(kinds[::-1], (kinds != PUNCT)[::-1])[::-1]
     trailing = (kinds == PUNCT) & (before == WORD) & ((after == SPACE) | (after == 0))
     edges: Bools = to_space | alone | (flags & (before != SPACE)) | trailing
-    return edges & np.not_equal(kinds, JOINING)
+    return edges & (kinds != JOINING) & (kinds != WORD)
 
 
 def phrase_edges(text: str, points: NDArray[np.uint32], words: Bools, solid: Ints) -> Bools:

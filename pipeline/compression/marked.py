@@ -28,7 +28,8 @@ class Marked:
     """A part without its markup.
 
     ``protected``: characters ``[n, 2]`` of ``text`` (from, to; sorted, disjoint) that come out byte for byte, and
-    nothing beside them. ``kept``: others that do, with the words that they are in.
+    nothing beside them but what sets them apart from the word before. ``kept``: others that do, with the words that
+    they are in.
     ``rates``: spans with a rate of their own, sorted and disjoint; of rate 1 are only protected ones. ``markup``:
     ``[n, 2]``, places in ``text`` before which markup of so many characters stood in the source. ``reading``: what
     ``text`` says, character by character, where that is something else (escapes of JSON); ``atoms``: characters

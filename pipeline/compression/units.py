@@ -1,13 +1,15 @@
 """Units: the spans of a text that are kept or removed whole. Words with their leading white space, mostly.
 
 A unit is a run of whole tokens. Removing one never splits a character, a word or a number, and never glues the
-neighbours together, because white space leads the word it stands before:
+neighbours together, because what sets a word or a number apart leads it:
 
 - white space belongs to the word after it; punctuation before or inside a word belongs to the word (``$12*3=36``);
 - punctuation after a word is a unit of its own, as is punctuation between white space;
-- in scripts without spaces, and among emoji, every token is a unit; marks and joined emoji stay with their base;
-- a unit longer than ``MAX_TOKENS`` is cut after its inner punctuation, but not in a word or a number (``80,000+50,000``
-  is cut after its plus alone). One longer than ``LONGEST`` is cut between tokens at a character's edge: otherwise a
+- in scripts without spaces, and among emoji, every token is a unit; marks and joined emoji stay with their base, a word
+  or a number in other letters with the token before it: 12元34角 is 12, 元34, 角, and never becomes 1234角. A run of Han
+  numerals is one number;
+- a unit longer than ``MAX_TOKENS`` is cut before its inner punctuation, but not in a word or a number (``80,000+50,000``
+  is cut before its plus alone). One longer than ``LONGEST`` is cut between tokens at a character's edge: otherwise a
   megabyte without a space would be all or nothing. None exceeds that unless a single character, or an escape of JSON,
   does.
 
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 from pipeline.compression.characters import (
     JOINING,
     PUNCT,
+    SPACE,
     WORD,
     ZERO_WIDTH_JOINER,
     decimals,
@@ -45,6 +48,8 @@ LONGEST = 4 * MAX_TOKENS
 
 _IN_NUMBERS = points_of(".,:/'\u2019\u066b\u066c")
 """Punctuation that parts no number where digits stand on both its sides."""
+
+_NUMERALS = points_of("〇零一二三四五六七八九十百千万萬亿億兆两兩廿卅壹贰貳叁參肆伍陆陸柒捌玖拾佰仟")
 
 MOST = {"phrase": 2 * MAX_TOKENS, "sentence": 16 * MAX_TOKENS}
 
@@ -143,6 +148,7 @@ def _line(parts: Sequence[Marked], offsets: Places, starts: Places, ends: Places
         # Without the white space before it a number would run into the one before.
         blank = (solid >= ends) & (solid <= last)
         held = held | (blank & (last_kept(held[::-1].view(np.int8), ~blank[::-1])[::-1] > 0))
+        held = held | _leading(held, kinds, starts)
     return _Line(text, kinds, points, starts, ends, heads, inside, held, kept, owned)
 
 
@@ -159,16 +165,25 @@ def _touching(starts: Places, ends: Places, spans: Ints) -> Bools:
     return touching
 
 
+def _leading(held: Bools, kinds: NDArray[np.uint8], starts: Places) -> Bools:
+    """Tokens that set what is held apart from a word or number before it: the bracket of (12, the 元 of 元34."""
+    places = np.minimum(starts, len(kinds) - 1)
+    before = last_kept(kinds, kinds != JOINING)[places - 1]
+    led = held & (kinds[places] == WORD) & (before != WORD) & (before != SPACE)
+    return np.append(led[1:], False)
+
+
 def _begins(line: _Line, unit: Unit) -> tuple[Bools, Bools]:
     """Which tokens begin a unit, and which must stay."""
     starts, kinds = line.starts, line.kinds
     places = np.minimum(starts, len(kinds) - 1)
     safe = line.inside & (kinds[places] != JOINING) & (line.points[places - 1] != ZERO_WIDTH_JOINER)
     # Around what must stay, too: else a quotation mark of JSON would hold the word beside it. But never in a word.
-    whole = (kinds[places - 1] == WORD) & (kinds[places] == WORD)
+    whole = (kinds[places - 1] != SPACE) & (kinds[places] == WORD) & ~np.append(False, line.held[:-1])
+    whole |= (kinds[places - 1] == WORD) & (kinds[places] == WORD)
     around = safe & (_changes(line.held) | _changes(line.owned)) & ~whole
     around[line.heads] = True
-    edges = word_edges(kinds)
+    edges = word_edges(kinds) & ~_in_numerals(line.points)
     words = _either(safe & edges[places], around)
     if len(long := np.flatnonzero(_overlong(words))):
         words[long] = _shortened(line, words[long], safe[long], line.inside[long], places[long])
@@ -188,13 +203,19 @@ def _shortened(line: _Line, words: Bools, safe: Bools, inside: Bools, places: Pl
     """Beginnings for the tokens (at ``places``) of units that are too long: between words and numbers; in these where
     need be."""
     before, here = last_kept(line.kinds, line.kinds != JOINING)[places - 1], line.kinds[places]
-    inner = safe & (line.kinds[places - 1] == PUNCT) & (here == WORD)
-    between = safe & ~((before == WORD) & (here == WORD)) & ~_in_numbers(line.points, safe, places)
+    inner = safe & (before == WORD) & (here == PUNCT)
+    between = safe & (here != WORD) & ~_in_numbers(line.points, safe, places)
     begins = words | (inner & between)
     begins |= _every(begins, between | begins) & _overlong(begins)
     begins |= _overlong(begins, LONGEST) & inner
     begins |= _every(begins, safe | begins) & _overlong(begins, LONGEST)
     return _either(begins, _every(begins, inside | begins) & _overlong(begins, LONGEST))
+
+
+def _in_numerals(points: NDArray[np.uint32]) -> Bools:
+    """Which characters are a Han numeral behind another one."""
+    numerals = np.isin(points, _NUMERALS)
+    return numerals & np.append(False, numerals[:-1])
 
 
 def _in_numbers(points: NDArray[np.uint32], asked: Bools, places: Places) -> Bools:

@@ -12,8 +12,11 @@ from pipeline.compression.reference.crash import Crash
 from pipeline.compression.reference.iteration import Stream
 from pipeline.compression.reference.sentences import NO_SENTENCES, Sentences
 from pipeline.compression.reference.tags import Tagged, parse
+from pipeline.compression.reference.windows import BETWEEN
 from schemas.document import PromptParts
 from schemas.reference import ReferenceOptions
+
+_CL100K_SPECIAL = re.compile(r"<\|(?:endoftext|endofprompt|fim_prefix|fim_middle|fim_suffix)\|>")
 
 
 @dataclass(slots=True)
@@ -71,6 +74,7 @@ def begin(sources: Sequence[PromptParts], codec: Codec, ids: Ids, options: Refer
     attempt(works, lambda work: _set_contexts(work, options))
     if options.tagged:
         _read_tags(live(works), codec, ids, options)
+    attempt(works, _count_with_cl100k)
     _measure(live(works), ids, options)
     for work in live(works):
         work.used, work.shifts = tuple(range(len(work.contexts))), (0.0,) * len(work.contexts)
@@ -91,6 +95,13 @@ def _set_contexts(work: Work, options: ReferenceOptions) -> None:
             raise Crash("one JSON object is compressed at a time")
         texts, work.forced = jsonpairs.tagged(jsonpairs.load(texts[0], options.json_config), options.json_config)
     work.contexts = [Tagged(text, ()) for text in texts]
+
+
+def _count_with_cl100k(work: Work) -> None:
+    """The library counts the whole prompt with tiktoken, which takes none of its own special tokens for text."""
+    texts = [work.source.instruction, *(context.text for context in work.contexts), work.source.question]
+    if found := _CL100K_SPECIAL.search(BETWEEN.join(texts)):
+        raise Crash(f"{found[0]} is a special token of cl100k, which is not counted as text")
 
 
 def _read_tags(works: list[Work], codec: Codec, ids: Ids, options: ReferenceOptions) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import regex  # type: ignore[import-untyped]
 from compress_models import tokenizer_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from pipeline.compression import tokens as tokens_module
 from pipeline.compression.characters import last_kept
 from pipeline.compression.marked import Marked
+from pipeline.compression.protect import Protection
+from pipeline.compression.tags import untagged
 from pipeline.compression.tokens import PIECE, Tokenising
 from pipeline.compression.units import LONGEST, MAX_TOKENS, cut
+from schemas.compress import Keep
 
 SMALL = Tokenising(tokenizer_of(500))
 DECOMPOSED = "\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165 \u1100\u1173\u11af"
@@ -80,11 +84,11 @@ def test_no_unit_is_endless(text: str, most: int) -> None:
     assert np.diff([*one.first, len(tokens.ids)]).max() <= most
 
 
-def test_long_code_is_cut_after_its_punctuation() -> None:
+def test_long_code_is_cut_before_its_punctuation() -> None:
     text = '{"a":1,"bc":[1,2,3],"ccc":{"d":"e","f":[4,5]},"g":"h","i":"j"}'
     units = units_of(text)
     assert len(units) > 5
-    assert all(not (a[-1].isalnum() and b[0].isalnum()) for a, b in pairwise(units))
+    assert not any(unit[0].isalnum() for unit in units[1:])
 
 
 @settings(max_examples=200, deadline=None)
@@ -128,7 +132,67 @@ def test_long_words_and_numbers_stay_whole_too(word: str) -> None:
 
 def test_a_long_sum_is_cut_between_its_numbers() -> None:
     units = units_of("that is 80,000+50,000=$130,000>>130,000.50 per 8-hour")
-    assert units[2:-2] == [" 80,000+", "50,000=$", "130,000>>", "130,000.50"]
+    assert units[2:-2] == [" 80,000", "+50,000", "=$130,000", ">>130,000.50"]
+
+
+APART = [
+    "12",
+    "word",
+    "é",
+    "元",
+    "年",
+    "ね",
+    "บ",
+    "👍🏽",
+    "🇩🇪",
+    "©",
+    ".",
+    "，",
+    "(",
+    '"',
+    " ",
+    "\n",
+    "+",
+    "3,000",
+    "१२",
+]
+RUN = regex.compile(r"[\p{Latin}\p{Nd}]")
+
+
+@pytest.mark.parametrize("keep", [Keep(), Keep(digits=True), Keep(words=("word",))], ids=["nothing", "digits", "word"])
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(APART), min_size=1, max_size=40))
+def test_no_two_words_or_numbers_run_into_one(keep: Keep, pieces: list[str]) -> None:
+    """Whatever goes from between them."""
+    text = "".join(pieces)
+    marked = Marked(text, kept=Protection.of(keep).spans(text))
+    (one,) = cut([marked], [SMALL.tokenise([text])[0].spans])
+    units = [text[a:b] for a, b in pairwise([*one.places.tolist(), len(text)])]
+    for left, right in combinations(range(len(units)), 2):
+        if right > left + 1 and not one.forced[left + 1 : right].any():
+            assert not (RUN.search(units[left][-1]) and RUN.match(units[right])), units
+
+
+def test_a_passage_with_a_rate_of_its_own_runs_into_no_number_before_it() -> None:
+    for rate in (0.5, 1.0):
+        marked = untagged(f"12元<llmlingua, rate={rate}>34元</llmlingua>56")
+        (one,) = cut([marked], [SMALL.tokenise([marked.text])[0].spans])
+        begins = [marked.text[place] for place in one.places[1:]]
+        assert not any(char.isdigit() for char, before in zip(begins, one.forced, strict=False) if not before)
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("12元34角", ["12", "元34", "角"]),
+        ("用Python和Java", ["用Python", "和Java"]),
+        ("3👍4🇩🇪5", ["3", "👍4", "🇩🇪5"]),
+        ("25°C", ["25", "°C"]),
+        ("二〇二四年三月", ["二〇二四", "年", "三", "月"]),
+    ],
+)
+def test_what_sets_words_and_numbers_apart_goes_with_them(text: str, units: list[str]) -> None:
+    assert units_of(text) == units
 
 
 def test_a_long_text_is_tokenised_in_pieces_at_their_places() -> None:

@@ -70,6 +70,8 @@ def test_a_question_alone_that_exceeds_the_budget_is_not_cut(loaded: LoadedModel
         (("<llmlingua, rate=1.5>abc</llmlingua>",), "", {"structured": True}, "exceeds 1"),
         (("<llmlingua, rate=0.1.5>abc</llmlingua>",), "", {"structured": True}, "no number"),
         (("plain < text > here",), "", {"structured": True}, "nothing is left"),
+        ((f"End with <|endoftext|>. {LONG}",), "Why?", {"rate": 0.5}, "special token"),
+        ((LONG,), "What is <|fim_middle|>?", {"target_token": 40}, "special token"),
         ((LONG * 2,), "", {"iterative_size": 200, "rate": 1.0, "condition_compare": True}, None),
     ],
 )
