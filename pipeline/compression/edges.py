@@ -27,7 +27,8 @@ def word_edges(kinds: NDArray[np.uint8]) -> Bools:
     after = last_kept(kinds[::-1], (kinds != PUNCT)[::-1])[::-1]
     trailing = (kinds == PUNCT) & (before == WORD) & ((after == SPACE) | (after == 0))
     edges: Bools = to_space | alone | (flags & (before != SPACE)) | trailing
-    return edges & (kinds != JOINING) & (kinds != WORD)
+    edges &= (kinds != JOINING) & (kinds != WORD)
+    return edges
 
 
 def phrase_edges(text: str, points: NDArray[np.uint32], words: Bools, solid: Ints) -> Bools:

@@ -5,13 +5,13 @@ neighbours together, because what sets a word or a number apart leads it:
 
 - white space belongs to the word after it; punctuation before or inside a word belongs to the word (``$12*3=36``);
 - punctuation after a word is a unit of its own, as is punctuation between white space;
-- in scripts without spaces, and among emoji, every token is a unit; marks and joined emoji stay with their base, a word
-  or a number in other letters with the token before it: 12元34角 is 12, 元34, 角, and never becomes 1234角. A run of Han
-  numerals is one number;
-- a unit longer than ``MAX_TOKENS`` is cut before its inner punctuation, but not in a word or a number (``80,000+50,000``
-  is cut before its plus alone). One longer than ``LONGEST`` is cut between tokens at a character's edge: otherwise a
-  megabyte without a space would be all or nothing. None exceeds that unless a single character, or an escape of JSON,
-  does.
+- in scripts without spaces, and among emoji, every token is a unit; marks and joined emoji stay with their base, a
+  word or a number in other letters with the token before it: 12元34角 is 12, 元34, 角, and never becomes 1234角. A run
+  of Han numerals is one number;
+- a unit longer than ``MAX_TOKENS`` is cut before its inner punctuation, but not in a word or a number
+  (``80,000+50,000`` is cut before its plus alone). One longer than ``LONGEST`` is cut between tokens at a character's
+  edge: otherwise a megabyte without a space would be all or nothing. None exceeds that unless a single character, or
+  an escape of JSON, does.
 
 Phrases (words up to punctuation, a line break or a conjunction) and sentences are runs of such words; where they exceed
 ``MOST`` tokens they are cut into the next smaller kind. ``token``: whatever whole characters a token holds.
@@ -214,8 +214,9 @@ def _shortened(line: _Line, words: Bools, safe: Bools, inside: Bools, places: Pl
 
 def _in_numerals(points: NDArray[np.uint32]) -> Bools:
     """Which characters are a Han numeral behind another one."""
-    numerals = np.isin(points, _NUMERALS)
-    return numerals & np.append(False, numerals[:-1])
+    numerals: Bools = np.isin(points, _NUMERALS)
+    behind: Bools = numerals & np.append(False, numerals[:-1])
+    return behind
 
 
 def _in_numbers(points: NDArray[np.uint32], asked: Bools, places: Places) -> Bools:
