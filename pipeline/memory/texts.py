@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.compression.tokens import Tokenising
 from pipeline.holding_out import held_out
-from pipeline.memory.windows import window
+from pipeline.memory.windows import windows_of
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Refusal
 from schemas.document import Document
@@ -42,7 +42,7 @@ def refusal(text: Text, spec: PretrainSpec) -> Refusal | None:
     """Why nothing can be learned from a text; None where something can."""
     if not text.document.prompt.strip():
         return Refusal("empty", "the text is empty or only whitespace; there is nothing to be learned from it")
-    least = min(window(spec, one) for one in spec.lessons)
+    least = min(min(windows_of(spec, one)) for one in spec.lessons)
     if len(text.ids) < least:
         return Refusal(
             "too_short",
@@ -68,7 +68,7 @@ def divide(texts: Sequence[Text], spec: PretrainSpec) -> tuple[list[Text], list[
         )
     longest = max(len(one.ids) for one in trained)
     for one in spec.lessons:
-        if (least := window(spec, one)) > longest:
+        if (least := max(windows_of(spec, one))) > longest:
             raise Halt(
                 f"pretrain: no text is long enough for a lesson of {one.tokens} tokens, which takes {least} in a row; "
                 f"the longest that is not held out has {longest}: give longer texts, or shorter lessons"

@@ -8,6 +8,7 @@ an unbroken run does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.lessons import lesson
+from pipeline.memory.spans import Ints
 from pipeline.passes.transfers import on_device
 from schemas.memory import Lesson, PretrainSpec
 
@@ -52,21 +54,27 @@ def rows_of(spec: PretrainSpec, one: Lesson) -> int:
     return max(1, spec.tokens_per_step // one.tokens)
 
 
-def window(spec: PretrainSpec, one: Lesson) -> int:
-    """Tokens that a text must have for this lesson: a span, and as many after it unless all spans are repeated."""
+def windows_of(spec: PretrainSpec, one: Lesson) -> dict[int, int]:
+    """Of how many tokens in a row a step of this lesson takes how many windows: a span to be repeated is one, a span to
+    be gone on with has as many tokens after it."""
     rows = rows_of(spec, one)
-    return one.tokens * (1 if round(rows * spec.autoencoding) >= rows else 2)
+    repeated = round(rows * spec.autoencoding)
+    return {size: many for size, many in ((one.tokens, repeated), (2 * one.tokens, rows - repeated)) if many}
 
 
 def batch_of(corpus: Corpus, spec: PretrainSpec, step: int, device: torch.device) -> Batch:
     """What this step learns from."""
     random, one = np.random.default_rng([spec.seed, step]), lesson(spec, step)
-    rows = rows_of(spec, one)
-    repeated = random.permutation(rows) < round(rows * spec.autoencoding)
-    windows = corpus.windows(random, rows, window(spec, one))
-    contexts, after = windows[:, : one.tokens], windows[:, -one.tokens :]
-    targets = np.where(repeated[:, None], contexts, after)
+    drawn = [corpus.windows(random, many, size) for size, many in windows_of(spec, one).items()]
+    contexts, targets = (np.concatenate(each) for each in zip(*map(partial(_halves, one.tokens), drawn), strict=True))
+    repeated = np.repeat([len(found[0]) == one.tokens for found in drawn], [len(found) for found in drawn])
     tags = np.where(repeated, TAGS.index("AE"), TAGS.index("LM"))
-    arrays = contexts, targets, tags
-    asked, said, told = (on_device(np.ascontiguousarray(each), device) for each in arrays)
+    order = random.permutation(len(tags))  # so that shares of a step have some of both
+    arrays = contexts[order], targets[order], tags[order]
+    asked, said, told = (on_device(each, device) for each in arrays)
     return Batch(asked, said, told, one.slots)
+
+
+def _halves(tokens: int, windows: Ints) -> tuple[Ints, Ints]:
+    """The spans of ``windows``, and what is to be said behind their slots."""
+    return windows[:, :tokens], windows[:, -tokens:]

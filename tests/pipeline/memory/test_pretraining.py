@@ -75,6 +75,14 @@ def test_rows_are_repeated_or_gone_on_with(corpus: Corpus) -> None:
     assert torch.equal(again.contexts, batch.contexts) and torch.equal(again.tags, batch.tags)
 
 
+def test_texts_too_short_to_be_gone_on_with_are_repeated() -> None:
+    texts = [np.arange(first, first + size) for first, size in ((0, 16), (100, 20), (200, 40))]
+    lessons = (Lesson(tokens=16, ratio=2.0, share=1.0),)
+    batch = batch_of(Corpus.of(texts), spec_of(autoencoding=0.75, lessons=lessons, tokens_per_step=1600), 0, CPU)
+    hundreds, repeated = batch.contexts[:, 0] // 100, (batch.contexts == batch.targets).all(1)
+    assert repeated.sum() == 75 and set(hundreds[repeated].tolist()) == {0, 1, 2} and (hundreds[~repeated] == 2).all()
+
+
 def test_shares_of_a_batch_are_all_of_it(base: LoadedModel, corpus: Corpus) -> None:
     spec = spec_of(tokens_per_step=80)
     coder, whole = trainer(base, spec).autoencoder, batch_of(corpus, spec, 0, CPU)
