@@ -3,7 +3,7 @@
 #   PYTHON=python3.12   interpreter for .venv (default: the newest one from 3.11 to 3.13)
 #   TORCH_INDEX=URL     package index for torch alone. On a machine without a GPU,
 #                       https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
-#   ENCODER=NAME         encoder of memory slots that `make demo-memory` shows; default: the one that comes along
+#   ENCODER=NAME        which trained encoder of memory slots `make demo-memory` shows; none comes along yet
 #   SEEDS=20            how many random seeds `make chaos` runs
 #   JOBS=2              processes that share the tests of `make test`, but for those that start processes themselves
 
@@ -16,7 +16,7 @@ SHELL := /bin/bash
 
 TORCH_INDEX ?=
 PYTHON ?=
-ENCODER ?= smollm2-135m-icae
+ENCODER ?=
 SEEDS ?= 20
 JOBS ?= 2
 PROCESSES := tests/workers tests/chaos
@@ -32,7 +32,7 @@ help: ## this list
 	echo
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	echo
-	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX, SEEDS, JOBS (see the head of the Makefile)."
+	echo "Start with \`make demo\`. Variables: PYTHON, TORCH_INDEX, ENCODER, SEEDS, JOBS (see the head of the Makefile)."
 
 demo: .venv/.runtime ## compress and answer 24 real prompts: installs everything, starts and stops what it needs
 	@$(BIN)/contextmill models pull smollm2-135m-instruct
@@ -48,8 +48,9 @@ demo-again: .venv/.runtime ## after a demo: the same job only reports; with one 
 	echo ">> the same 24 documents and one more"
 	$(BIN)/contextmill run examples/gsm8k.toml --output "$$run" --input examples/gsm8k.jsonl --input examples/gsm8k-one-more.jsonl
 
-demo-memory: .venv/.runtime ## four passages of old books in memory slots: repeated from these alone, and answered from
-	@$(BIN)/contextmill models pull smollm2-135m-instruct
+demo-memory: .venv/.runtime ## with ENCODER=NAME: old books in memory slots, repeated from these alone, and answered from
+	@[ -n "$(ENCODER)" ] || { echo "error: say which encoder: make demo-memory ENCODER=NAME (docs/memory.md trains one)" >&2; exit 2; }
+	$(BIN)/contextmill models pull smollm2-135m-instruct
 	echo ">> four passages into slots (int8), and what the model repeats from these alone"
 	$(BIN)/contextmill icae reconstruct $(ENCODER) examples/memory.jsonl --precision int8
 	run="runs/memory-$$(date +%Y%m%d-%H%M%S)"

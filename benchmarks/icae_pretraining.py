@@ -145,7 +145,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("corpus", type=Path, metavar="CORPUS")
     parser.add_argument("--model", required=True)
     parser.add_argument("--layout", default="interleaved", choices=["interleaved", "appended", "pooled"])
-    parser.add_argument("--rank", type=int, default=34, help="0: the encoder's weights are all its own")
+    parser.add_argument("--rank", type=int, default=32, help="0: the encoder's weights are all its own")
     parser.add_argument("--alpha", type=float, help="default: twice the rank")
     parser.add_argument("--lessons", nargs="+", default=["128:32:1"], help="tokens:slots:share of the steps")
     parser.add_argument("--mixed", action="store_true", help="each step draws its lesson")

@@ -115,9 +115,10 @@ class Shapes:
         return [self.reading(rows, places), *(self.step(rows, places + made) for made in range(1, new))]
 
     def encoding(self, spans: Sequence[tuple[int, int]], low: LowRanks, map_: int) -> Work:
-        """Spans of so many tokens and slots, memory tokens beside them, by these weights and low-rank ones, merged if
-        that is less; slots pass through a ``map_`` of so many numbers. As if in one pass."""
-        pairs, places = sum(_pairs(sum(one)) for one in spans), sum(map(sum, spans))
+        """Spans of so many tokens and slots, memory tokens beside them and one place before, by these weights and
+        low-rank ones, merged if that is less; slots pass through a ``map_`` of so many numbers. As if in one pass."""
+        each = [1 + tokens + slots for tokens, slots in spans]
+        pairs, places = sum(map(_pairs, each)), sum(each)
         products = 2 * self.weights * places + 2 * map_ * sum(slots for _, slots in spans)
         products += 2 * min(low.merging, low.numbers * places)
         return Work(products + self._attention(pairs), (self.weights + low.numbers + map_) * self.bytes)

@@ -74,13 +74,13 @@ def _stage(encoder: str, base: str | None, said: dict[str, Any], given: Settings
     from schemas.job import TargetSpec
     from schemas.memory import EncodeSpec
 
-    model = base or encoders.read_manifest(encoders.find(encoder, given.cache)).base
+    model = encoders.read_manifest(encoders.find(encoder, given.cache)).base
     try:
         spec = EncodeSpec.model_validate({"kind": "encode", "encoder": encoder, **said})
     except ValidationError as error:
         wrong = error.errors()[0]
-        fail(f"--{wrong['loc'][0]} {said[str(wrong['loc'][0])]}: {wrong['msg']}", USAGE)
-    return Encode(spec, TargetSpec(model=model))
+        fail(f"--{'.'.join(map(str, wrong['loc']))} {wrong['input']}: {wrong['msg']}", USAGE)
+    return Encode(spec, TargetSpec(model=base or model))
 
 
 def _repeated(stage: Encode, texts: tuple[str, ...], given: Settings) -> list[Repetition]:

@@ -117,12 +117,14 @@ class Autoencoder(nn.Module):
 
     def prompt(self, runs: Sequence[Sequence[int]], blocks: Sequence[torch.Tensor], tag: Tag = "FT") -> torch.Tensor:
         """What the decoder reads of a prompt, ``[n, d]``: a block of slots ``[k, d]`` behind each run of token ids but
-        the last, and the tag behind the last block. Without blocks there is no tag. ``asking.asked`` makes runs."""
+        the last, and the tag behind the last block; without blocks there is none. Before slots that are to be repeated
+        or gone on with something stands first, what is asked has its template there. ``asking.asked`` makes runs."""
         device, kept = self.tags.device, self.embed.weight.dtype
         words = [self.embed(torch.tensor(list(run), dtype=torch.int64, device=device)) for run in runs]
         pieces = [piece.to(kept) for pair in zip(words, blocks, strict=False) for piece in pair]
         told = [self.tags[TAGS.index(tag)][None].to(kept)] if blocks else []
-        return torch.cat([*pieces, *told, words[-1]])
+        first = [self.first.to(kept)] if blocks and tag != "FT" else []
+        return torch.cat([*first, *pieces, *told, words[-1]])
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""

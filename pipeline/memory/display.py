@@ -71,11 +71,9 @@ def print_repetitions(repeated: Sequence[Repetition], console: Console, most: in
     rows = []
     for number, one in enumerate(repeated, 1):
         more = Text(" ..." if most is not None and len(one.text) > most else "", "dim")
-        text, found = visible(one.text[:most]), visible(one.found[:most])
-        console.print(Text(f"text {number}", "bold"), Text(text) + more, sep="\n")
-        console.print(
-            Text(f"from its {one.slots:,} slots", "bold"), marked(text, found, console.is_terminal) + more, sep="\n"
-        )
+        found = marked(visible(one.text), visible(one.found), console.is_terminal)
+        console.print(Text(f"text {number}", "bold"), Text(visible(one.text[:most])) + more, sep="\n")
+        console.print(Text(f"from its {one.slots:,} slots", "bold"), found[:most] + more, sep="\n")
         console.print()
         rows.append(repetition_row(number, one))
     console.print(_table("repeated from slots alone", REPETITIONS, rows))

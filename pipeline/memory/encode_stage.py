@@ -72,9 +72,9 @@ class Encode:
                 f"encode: a span of {cut.span} tokens takes {slots} slots, and encoder {self.spec.encoder} makes "
                 f"{most} at most: lower span, or raise ratio"
             )
-        if window is not None and cut.span + slots > window:
+        if window is not None and (places := 1 + cut.span + slots) > window:
             raise ModelError(
-                f"encode: a span of {cut.span} tokens takes {cut.span + slots} places with its slots, and "
+                f"encode: a span of {cut.span} tokens takes {places} places with its slots, and "
                 f"{self.target.model} reads {window} at most: lower span"
             )
 

@@ -32,7 +32,7 @@ _ENOUGH = {"cpu": 512, "cuda": 4096}
 """Tokens in a pass that keep the device busy: from there on less padding is worth more than a larger batch."""
 
 _AHEAD = {"cpu": 0, "cuda": 1}
-"""Passes that are launched before the slots of the one before are waited for."""
+"""Passes whose slots are not waited for before the next is launched."""
 
 _LOT = 16
 """Characters for each token of a pass: documents of about four passes are looked through at once, and the next while
@@ -63,7 +63,7 @@ def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outco
     each = (ended - began) / max(1, encoded)
     found: dict[str, Outcome] = {}
     for place, (document, outline) in enumerate(zip(alone, outlines, strict=True)):
-        whole = made.get(place)
+        whole = made[place] if outline.spans else None
         latency = (whole.when if whole else ended) - began
         found[document.content_hash] = outcome_of(
             outline, whole, spec, manifest.revision, each * outline.encoded, latency
@@ -147,17 +147,18 @@ class _Passes:
     @torch.inference_mode()
     def _launch(self, rows: list[int]) -> list[int]:
         _alive(self._run)
+        while len(self._launched) > _AHEAD[self._device.type]:
+            self._settle()
         some = [self._spans[row] for row in rows]
         slots = torch.cat(encode_spans(self._coder, [one.ids for one in some], [one.slots for one in some]))
         self._launched.append((rows, measuring(slots, self._tag, self._spec.precision, self._spec.group)))
-        while len(self._launched) > _AHEAD[self._device.type]:
-            self._settle()
         return rows
 
     def _settle(self) -> None:
         """Wait for the slots of the first pass that was launched, and put documents together that are whole by then."""
-        rows, there = self._launched.popleft()
-        packed, sums = there()
+        rows, there = self._launched[0]
+        packed, sums = there()  # if this fails for lack of memory, smaller passes are tried, and it is done again
+        self._launched.popleft()
         when, some = time.perf_counter(), [self._spans[row] for row in rows]
         self._run.progress(0, sum(len(one.ids) for one in some))
         ends = np.cumsum([one.slots for one in some])

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +28,17 @@ class Switch:
             self.on = before
 
 
+MANY = 2048
+"""Tokens from which on a GPU learns faster through merged weights."""
+
+
+def pays(given: torch.Tensor) -> bool:
+    """Whether to learn through merged weights: beside the layer's product the low-rank ones are small, but each reads
+    or writes all tokens once more, on the way back as well. It takes a copy of the weights, and twice the operations
+    of their gradient: too much for a few tokens, and where operations are what takes time."""
+    return given.is_cuda and given.numel() >= MANY * given.shape[-1]
+
+
 class LowRank(nn.Module):
     """A linear layer plus ``scale`` B A; B is 0 at first."""
 
@@ -41,17 +52,15 @@ class LowRank(nn.Module):
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``."""
-        if not self.switch.on:
-            return cast("torch.Tensor", self.linear(given))
-        if torch.is_grad_enabled():
-            # Merged once, and learned through that: beside the layer's product the others are small, but each reads or
-            # writes all tokens once more, on the way back as well.
+        if self.switch.on and torch.is_grad_enabled() and pays(given) and self.lora_A.requires_grad:
             merged = self.linear.weight + self.lora_B @ self.lora_A * self.scale
-            return nn.functional.linear(given, merged, self.linear.bias)
+            return nn.functional.linear(given, merged.to(given.dtype), self.linear.bias)
         found: torch.Tensor = self.linear(given)
+        if not self.switch.on:
+            return found
         down, up = self.lora_A.to(given.dtype), self.lora_B.to(given.dtype)
         low = nn.functional.linear(given, down)
-        if not found.is_contiguous():
+        if torch.is_grad_enabled() or not found.is_contiguous():
             return found + nn.functional.linear(low, up) * self.scale
         # The product adds to what is there: no pass more over it. Under autocast that may be of another dtype.
         found.flatten(0, -2).addmm_(low.flatten(0, -2).to(found.dtype), up.to(found.dtype).T, alpha=self.scale)

@@ -17,6 +17,7 @@ from pipeline.memory.encode_stage import Encode
 from pipeline.memory.encoding import encode
 from pipeline.memory.outlines import Outline, outlines_of
 from pipeline.memory.packing import unpack
+from pipeline.memory.ragged import pass_tokens
 from pipeline.memory.reconstruct import padded, reconstructed
 from pipeline.memory.resident import resident
 from pipeline.models import ModelError, ModelPool
@@ -97,7 +98,8 @@ def _written(
         found = reconstructed(coder, slots, max(one.size for one in some), mask)
         return [ids[: one.size] for ids, one in zip(found.tolist(), some, strict=True)]
 
-    return run_packed([len(one.slots) + 1 + one.size for one in tasks], batch_tokens, work)
+    most = pass_tokens(batch_tokens, coder.tags.device)
+    return run_packed([len(one.slots) + 2 + one.size for one in tasks], most, work)
 
 
 def _repetition(text: str, outline: Outline, made: Result, spans: Sequence[list[int]], tokenizer: Any) -> Repetition:

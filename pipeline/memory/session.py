@@ -85,13 +85,7 @@ class _Session:
         if attempt.restore():
             self.meter.skip(self.measurer.work[0] + self._learning(attempt.step))
         try:
-            if not attempt.before:
-                attempt.before = self.measurer.before(self.signs)
-            self.sharing.begin(self.trainer.tensors)
-            train(self.trainer, self._parts, attempt.step, self._told)
-        except Stopped:
-            attempt.save()
-            raise
+            self._learn()
         except Diverged as error:
             raise Halt(self._diverged(error)) from error
         attempt.save_last()
@@ -104,6 +98,17 @@ class _Session:
             write_encoder(self.coder, attempt.curve, manifest, f"{self.run.folder}/{ENCODER}")
         self.meter.finish()
         return self.plan.outcomes(attempt.before, after, attempt.seconds)
+
+    def _learn(self) -> None:
+        attempt = self.attempt
+        try:
+            if not attempt.before:
+                attempt.before = self.measurer.before(self.signs)
+            self.sharing.begin(self.trainer.tensors)
+            train(self.trainer, self._parts, attempt.step, self._told)
+        except Stopped:
+            attempt.save()  # which may find that the last step counts for nothing
+            raise
 
     def _parts(self, step: int) -> Sequence[Part]:
         self.sharing.announce(step)

@@ -66,7 +66,7 @@ class Training(ABC):
         ref = resolve(self.target.model)
         window = window_of(ref.folder)
         for one in self.spec.lessons:
-            places = one.tokens + one.slots + 1  # [AE], or a memory token less one
+            places = 1 + one.tokens + one.slots  # with what stands first; [AE] is there in place of the last token
             if window is not None and places > window:
                 raise ModelError(
                     f"{self.spec.kind}: a lesson of {one.tokens} tokens takes {places} places with its slots, and "

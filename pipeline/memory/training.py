@@ -37,6 +37,7 @@ class Trainer:
         self.autoencoder, self.spec, self._half = autoencoder, spec, half
         self._sharing = Alone()
         self._latest: tuple[int, Fetch] | None = None
+        self._late = autoencoder.tags.is_cuda
         self._named = autoencoder.trained()
         own = ("memory", "tags", "first", "map.weight")
         self._optimiser: Any = torch.optim.AdamW(
@@ -69,7 +70,7 @@ class Trainer:
             group["lr"] = self.spec.learning_rate * group["times"] * rate(self.spec, number)
         self._optimiser.step()
         before, self._latest = self._latest, (number, fetch(torch.stack([loss, norm])))
-        _check(before) if loss.is_cuda else self.settle()
+        _check(before) if self._late else self.settle()
         return loss
 
     def settle(self) -> None:

@@ -24,6 +24,9 @@ SHIPPED = Path(str(files("pipeline.memory"))) / "encoders"
 LICENCE = "Apache-2.0"
 """Theirs, as contextmill's; whoever trains another says himself what others may do with it."""
 
+FORMAT = 2
+"""Of encoders: since 2 something stands before spans and slots."""
+
 Both = tuple[float | None, float | None]
 """Before the training and after it; None: not measured."""
 
@@ -93,7 +96,7 @@ def _said(value: float | None) -> str:
 class EncoderManifest:
     """``spec``: of the encoder (``schemas.memory.EncoderSpec``). ``sha256``: of the tensors' file. ``recipe`` says what
     made the one that got a name in the store: the same command again must not find it taken. ``answers``: what it is
-    worth where it was fine-tuned."""
+    worth where it was fine-tuned. ``format``: of what the tensors are."""
 
     base: str
     base_digest: str
@@ -103,6 +106,7 @@ class EncoderManifest:
     sha256: str
     recipe: str = ""
     answers: Answers | None = None
+    format: int = FORMAT
 
     @property
     def revision(self) -> str:
@@ -118,6 +122,8 @@ def read_manifest(folder: Path) -> EncoderManifest:
     """Raises ``ModelDamaged`` for one that is none."""
     try:
         said = read_json(folder / MANIFEST)
+        if said.get("format", 1) != FORMAT:
+            raise ModelDamaged(f"{folder} was made by another release of contextmill; {again(folder)}")
         figures = said["figures"]
         figures.setdefault("ratio", figures["tokens"] / figures["slots"])  # older manifests do not say it
         both = _tuples(figures, "nats", "agreement", "bleu4", "prefix")

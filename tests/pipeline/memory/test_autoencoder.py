@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.memory import lowrank
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.lowrank import LowRank, Switch
@@ -104,6 +105,25 @@ def test_low_rank_weights_add_the_same_with_gradients_and_without(half: bool) ->
     torch.testing.assert_close(found, learning, rtol=bound, atol=bound)
     plain = layer.linear(given)
     assert (learning.float() - plain).abs().max() > 1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_merged_weights_learn_the_same(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = LowRank(torch.nn.Linear(24, 40).requires_grad_(False), 4, 2.0, Switch(on=True))
+    torch.nn.init.normal_(layer.lora_B)
+    given, told = torch.randn(3, 5, 24, requires_grad=True), torch.randn(3, 5, 40)
+    seen = []
+    for merged in (False, True):
+        monkeypatch.setattr(lowrank, "pays", lambda given, merged=merged: merged)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = layer(given)
+        slopes = torch.autograd.grad((found.float() * told).sum(), [given, layer.lora_A, layer.lora_B])
+        seen.append([found.detach().float(), *slopes])
+    bound = 0.1 if half else 1e-4
+    for one, other in zip(*seen, strict=True):
+        torch.testing.assert_close(one, other, rtol=bound, atol=bound * float(other.detach().abs().max()))
+    assert seen[1][2].abs().max() > 0.1 and seen[1][3].abs().max() > 0.1
 
 
 def test_a_layer_that_is_not_there_is_said(base: LoadedModel) -> None:

@@ -46,6 +46,11 @@ def test_it_makes_the_slots_that_were_measured(
         torch.testing.assert_close(loaded.encode(ids, 5), coders[0].encode(ids, 5), rtol=2e-2, atol=2e-2)
         half = load_encoder(str(tmp_path / "encoder"), pool, dtype="bfloat16").encode(ids, 5)
     assert half.shape == (3, 5, 64) and half.isfinite().all()
+    monkeypatch.setattr(
+        "pipeline.memory.lowrank.pays", lambda given: True
+    )  # nothing is learned
+    kept = load_encoder(str(tmp_path / "encoder"), pool, dtype="bfloat16").encode(ids, 5)
+    torch.testing.assert_close(kept, half, rtol=5e-2, atol=5e-2)
 
 
 def test_its_name_in_the_store(made: Path, tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
@@ -130,6 +135,9 @@ def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -
     (made / MANIFEST).write_text(json.dumps({**said, "spec": {**said["spec"], "rank": 2}}))
     with pytest.raises(ModelDamaged, match="its tensors are not those of such an encoder"):
         load_encoder(str(made), pool)
-    (made / MANIFEST).write_text("{}")
+    (made / MANIFEST).write_text(json.dumps({name: one for name, one in said.items() if name != "format"}))
+    with pytest.raises(ModelDamaged, match="was made by another release of contextmill; make the encoder again"):
+        load_encoder(str(made), pool)
+    (made / MANIFEST).write_text('{"format": 2}')
     with pytest.raises(ModelDamaged, match="not an encoder's manifest"):
         load_encoder(str(made), pool)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from fates import Fate, Killed
 from finetuning_jobs import ROWS, SETTINGS, row, stage
-from pretraining_jobs import TEXTS, written
 from pretraining_jobs import stage as pretraining
+from pretraining_jobs import text, written
 
 from pipeline.memory.beginning import begun
 from pipeline.memory.plan import Signs
@@ -102,7 +102,9 @@ def test_killed_anywhere_and_continued_is_the_same(
 def test_it_begins_from_a_pretrained_encoder_of_the_same_settings(
     tiny_model: Path, pool: ModelPool, tmp_path: Path
 ) -> None:
-    pretraining(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path / "one")))
+    said = [row.parts.contexts[0] for row in ROWS]
+    texts = [text(at, " ".join(said[at:] + said[:at])) for at in range(20)]
+    pretraining(tiny_model).run(texts, Run(pool, folder=str(tmp_path / "one")))
     begin = str(tmp_path / "one" / "encoder")
     fresh, later = (
         written(stage(tiny_model, steps=1, **changes).run(ROWS, Run(pool))) for changes in ({}, {"begin": begin})

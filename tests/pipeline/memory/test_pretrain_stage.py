@@ -107,6 +107,27 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_what_was_good(
     assert sorted(path.stem for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
 
 
+def test_a_stop_behind_a_step_that_counts_for_nothing_keeps_what_was_good(
+    tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where that is known a step later."""
+    step, stopping = Trainer.step, list[int]()
+
+    def diverging(self: Trainer, number: int, *parts: Any) -> torch.Tensor:
+        self._late = True
+        if number == 5:
+            stopping.append(number)
+            with torch.no_grad():
+                self.autoencoder.tags.fill_(float("nan"))
+        return step(self, number, *parts)
+
+    monkeypatch.setattr(Trainer, "step", diverging)
+    run = Run(pool, folder=str(tmp_path), stopping=lambda: bool(stopping))
+    with pytest.raises(Halt, match=r"step 5: the loss is nan.*the checkpoint after 5 steps is kept"):
+        stage(tiny_model).run(TEXTS, run)
+    assert sorted(path.stem for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
 def test_memory_that_runs_out_is_said_with_the_remedy(
     tiny_model: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

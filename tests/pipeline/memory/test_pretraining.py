@@ -76,11 +76,29 @@ def test_rows_are_repeated_or_gone_on_with(corpus: Corpus) -> None:
 
 
 def test_texts_too_short_to_be_gone_on_with_are_repeated() -> None:
-    texts = [np.arange(first, first + size) for first, size in ((0, 16), (100, 20), (200, 40))]
+    texts = [list(range(first, first + size)) for first, size in ((0, 16), (100, 20), (200, 40))]
     lessons = (Lesson(tokens=16, ratio=2.0, share=1.0),)
     batch = batch_of(Corpus.of(texts), spec_of(autoencoding=0.75, lessons=lessons, tokens_per_step=1600), 0, CPU)
     hundreds, repeated = batch.contexts[:, 0] // 100, (batch.contexts == batch.targets).all(1)
     assert repeated.sum() == 75 and set(hundreds[repeated].tolist()) == {0, 1, 2} and (hundreds[~repeated] == 2).all()
+
+
+def test_on_a_gpu_it_is_said_once_the_next_step_is_on_its_way(base: LoadedModel, corpus: Corpus) -> None:
+    """And a checkpoint of it is none."""
+    spec = spec_of()
+    one = trainer(base, spec)
+    one._late = True
+    one.step(0, batch_of(corpus, spec, 0, CPU))
+    kept = one.tensors()
+    with torch.no_grad():
+        one.autoencoder.tags.fill_(float("nan"))
+    one.step(1, batch_of(corpus, spec, 1, CPU))
+    with pytest.raises(Diverged, match="step 1: the loss is nan"):
+        one.step(2, batch_of(corpus, spec, 2, CPU))
+    with pytest.raises(Diverged, match="step 2: the loss is nan"):
+        one.tensors()
+    after = one.tensors()
+    assert all(torch.equal(value, after[name]) for name, value in kept.items() if name != "weight.tags")
 
 
 def test_shares_of_a_batch_are_all_of_it(base: LoadedModel, corpus: Corpus) -> None:

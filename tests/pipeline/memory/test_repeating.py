@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_models import lines, save_tiny_encoder
 
-from pipeline.memory.display import marked
+from pipeline.memory.display import marked, print_repetitions
 from pipeline.memory.encode_stage import Encode
 from pipeline.memory.packing import pack, unpack
 from pipeline.memory.reconstruct import reconstructed
-from pipeline.memory.repeating import repeat
+from pipeline.memory.repeating import Repetition, repeat
 from pipeline.memory.resident import resident
 from pipeline.memory.spans import spans_of
 from pipeline.models import ModelError, ModelPool
@@ -61,6 +63,15 @@ def test_slots_that_are_no_numbers_are_said_to_be(tiny_model: Path, tmp_path: Pa
     with pytest.raises(ModelError, match="no numbers"):
         repeat(encode, TEXTS[:1], pool, lambda: None)
     pool.close()
+
+
+def test_a_text_that_is_shown_in_part_is_compared_whole() -> None:
+    """Else what is left out shifts right words to the border, and they are marked, one of them in half."""
+    words = [f"word{number}" for number in range(40)]
+    one = Repetition(" ".join(words), " ".join(words[3:]), 40, 1, 10, 100, None, 0.0)
+    console = Console(record=True, width=400, file=io.StringIO())
+    print_repetitions([one], console, 100)
+    assert "[" not in console.export_text()
 
 
 def test_what_is_not_the_texts_is_marked() -> None:

@@ -79,7 +79,7 @@ def test_encoding_counts_memory_tokens_and_low_rank_weights(folder: Path, pool: 
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             encode_spans(coder, [np.arange(5, 5 + tokens)], [slots])
         counted += products(counter)
-    pairs = 4 * shapes.layers * shapes.heads * shapes.size * (20 * 21 / 2 + 12 * 13 / 2)
+    pairs = 4 * shapes.layers * shapes.heads * shapes.size * (21 * 22 / 2 + 13 * 14 / 2)
     assert shapes.encoding(spans, low, size).operations == counted + pairs
     with FlopCounterMode(display=False) as counter:
         for one in coder.modules():

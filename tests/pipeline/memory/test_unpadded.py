@@ -205,6 +205,31 @@ def test_passes_are_filled_with_tokens_and_halved_where_memory_runs_out(
     pool.close()
 
 
+def test_slots_that_cannot_be_fetched_at_once_are_fetched_again(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever is launched next, in smaller passes: no document goes without."""
+    pool, made = ModelPool("cpu"), stage(folders["llama"], "interleaved", batch_tokens=400)
+    expected, waits = results(made, pool), list[int]()
+
+    def measured(*given: Any) -> Any:
+        there = measuring(*given)
+
+        def wait() -> Any:
+            waits.append(1)
+            if len(waits) == 2:
+                raise MemoryError
+            return there()
+
+        return wait
+
+    monkeypatch.setattr(encoding, "measuring", measured)
+    for one, other in zip(results(made, pool), expected, strict=True):
+        assert one.fields["slots_sha256"] is not None and one.slots is not None and other.slots is not None
+        torch.testing.assert_close(unpack(one.slots), unpack(other.slots), rtol=2e-3, atol=2e-3)
+    pool.close()
+
+
 def test_a_pass_is_launched_before_the_slots_of_the_last_are_waited_for(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
