@@ -45,7 +45,11 @@ def main() -> None:
 def judged(cases: Sequence[Case], scoring: Scoring, abreast: int) -> Iterator[tuple[Case, str]]:
     """Every case with ``matched``, ``tie`` or ``mismatch``; says on stderr how far it is, on stdout what is amiss."""
     begun, done = time.perf_counter(), 0
-    for some in _together(cases, abreast):
+    for case in cases:
+        if case.refused:
+            print(f"mismatch  {case.id}: refused, {case.refused}")
+            yield case, "mismatch"
+    for some in _together([case for case in cases if not case.refused], abreast):
         for case, text in zip(some, scoring.compress(some), strict=True):
             yield case, _verdict(case, text, scoring)
         done += len(some)

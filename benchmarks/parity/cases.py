@@ -18,7 +18,7 @@ from schemas.reference import ReferenceOptions
 class Case:
     """One call of the library: its prompt and options, and the text or object it returned, or that text's sha256.
 
-    Neither: the library raised.
+    Neither: the library raised. ``refused``: why our options cannot say what the call's are.
     """
 
     id: str
@@ -27,6 +27,7 @@ class Case:
     options: ReferenceOptions
     expected: str | dict[str, Any] | None
     sha256: str | None
+    refused: str = ""
 
     @property
     def crashed(self) -> bool:
@@ -57,13 +58,23 @@ def _case(row: dict[str, Any]) -> Case:
     said = expected if isinstance(expected, dict) else {}
     context = row["context"]
     contexts = (context,) if isinstance(context, str) else tuple(context)
+    options, refused = _options(row.get("kwargs") or {})
     return Case(
         str(row["id"]), str(row["family"]),
         PromptParts(row.get("instruction") or "", contexts, row.get("question") or ""),
-        ReferenceOptions.model_validate(row.get("kwargs") or {}),
+        options,
         said.get("compressed_prompt", row.get("compressed_prompt")),
-        said.get("compressed_prompt_sha256", row.get("compressed_prompt_sha256")),
+        said.get("compressed_prompt_sha256", row.get("compressed_prompt_sha256")), refused,
     )  # fmt: skip
+
+
+def _options(said: dict[str, Any]) -> tuple[ReferenceOptions, str]:
+    """Those of a call; where they are none of ours, the default ones and why."""
+    try:
+        return ReferenceOptions.model_validate(said), ""
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        return ReferenceOptions(), f"{'.'.join(map(str, wrong['loc'])) or 'options'}: {wrong['msg']}"
 
 
 def same(case: Case, text: str) -> bool:

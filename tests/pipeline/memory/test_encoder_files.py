@@ -46,9 +46,7 @@ def test_it_makes_the_slots_that_were_measured(
         torch.testing.assert_close(loaded.encode(ids, 5), coders[0].encode(ids, 5), rtol=2e-2, atol=2e-2)
         half = load_encoder(str(tmp_path / "encoder"), pool, dtype="bfloat16").encode(ids, 5)
     assert half.shape == (3, 5, 64) and half.isfinite().all()
-    monkeypatch.setattr(
-        "pipeline.memory.lowrank.pays", lambda given: True
-    )  # nothing is learned
+    monkeypatch.setattr("pipeline.memory.lowrank.pays", lambda given: True)  # nothing is learned
     kept = load_encoder(str(tmp_path / "encoder"), pool, dtype="bfloat16").encode(ids, 5)
     torch.testing.assert_close(kept, half, rtol=5e-2, atol=5e-2)
 
