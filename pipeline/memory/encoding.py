@@ -40,7 +40,8 @@ these are read."""
 
 
 def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outcome]:
-    """One outcome per document, in order; equal prompts are encoded once. Raises ``Stopped``, ``ModelError``."""
+    """One outcome per document, in order; equal prompts are encoded once, and so are equal spans of documents that are
+    looked through together. Raises ``Stopped``, ``ModelError``."""
     began = time.perf_counter()
     _alive(run)
     if not documents:
@@ -49,7 +50,8 @@ def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outco
     spec = stage.spec
     there = resident(folder, manifest, stage.target.model, spec.dtype, spec.device, run.models)
     first = {document.content_hash: document for document in reversed(documents) if document.prompt.strip()}
-    alone = list(first.values())
+    places: dict[tuple[str, ...], int] = {}  # so that what is asked about the same contexts stands together
+    alone = sorted(first.values(), key=lambda one: places.setdefault(one.parts.contexts, len(places)))
     tokeniser, cut, outlines = Tokenising(there.base.tokenizer), stage.cut(manifest), list[Outline]()
     with _thread() as looking, _thread() as putting:
         passes = _Passes(there, spec, manifest.revision, run, putting)
@@ -112,7 +114,7 @@ class _Passes:
         self._spans: list[Span] = []
         self._counts: list[int] = []  # of spans, by document, and those that are there until all are
         self._parts: list[dict[int, Made]] = []
-        self._launched: deque[tuple[list[int], Callable[[], Measured]]] = deque()
+        self._launched: deque[tuple[list[list[int]], Callable[[], Measured]]] = deque()
         self._whole: dict[int, Future[Whole]] = {}
 
     def lots(self, documents: Sequence[Document]) -> list[Lot]:
@@ -130,11 +132,17 @@ class _Passes:
         self._spans += [one._replace(place=one.place + before) for outline in outlines for one in outline.spans]
         self._counts += [len(outline.spans) for outline in outlines]
         self._parts += [{} for _ in outlines]
-        lengths = [places_of(len(one.ids), one.slots, self._coder) for one in self._spans[begin:]]
+        alike: dict[tuple[bytes, int], list[int]] = {}
+        for row, one in enumerate(self._spans[begin:], begin):
+            alike.setdefault((one.ids.tobytes(), one.slots), []).append(row)
+        groups = list(alike.values())
+        some = [self._spans[rows[0]] for rows in groups]
+        lengths = [places_of(len(one.ids), one.slots, self._coder) for one in some]
         enough = _ENOUGH[self._device.type] if self._padded else None
 
-        def launch(rows: list[int]) -> list[int]:
-            return self._launch([begin + row for row in rows])
+        def launch(numbers: list[int]) -> list[int]:
+            self._launch([groups[number] for number in numbers])
+            return numbers
 
         run_packed(lengths, self._most, launch, enough=enough, padded=self._padded)
 
@@ -145,29 +153,35 @@ class _Passes:
         return {place: one.result() for place, one in self._whole.items()}
 
     @torch.inference_mode()
-    def _launch(self, rows: list[int]) -> list[int]:
+    def _launch(self, groups: list[list[int]]) -> None:
+        """Of each group of equal spans one."""
         _alive(self._run)
         while len(self._launched) > _AHEAD[self._device.type]:
             self._settle()
-        some = [self._spans[row] for row in rows]
+        some = [self._spans[rows[0]] for rows in groups]
         slots = torch.cat(encode_spans(self._coder, [one.ids for one in some], [one.slots for one in some]))
-        self._launched.append((rows, measuring(slots, self._tag, self._spec.precision, self._spec.group)))
-        return rows
+        self._launched.append((groups, measuring(slots, self._tag, self._spec.precision, self._spec.group)))
 
     def _settle(self) -> None:
         """Wait for the slots of the first pass that was launched, and put documents together that are whole by then."""
-        rows, there = self._launched[0]
+        groups, there = self._launched[0]
         packed, sums = there()  # if this fails for lack of memory, smaller passes are tried, and it is done again
         self._launched.popleft()
-        when, some = time.perf_counter(), [self._spans[row] for row in rows]
-        self._run.progress(0, sum(len(one.ids) for one in some))
+        when, some = time.perf_counter(), [self._spans[rows[0]] for rows in groups]
+        self._run.progress(0, sum(len(one.ids) * len(rows) for one, rows in zip(some, groups, strict=True)))
         ends = np.cumsum([one.slots for one in some])
         begins = ends - [one.slots for one in some]
         found = zip(begins.tolist(), ends.tolist(), np.add.reduceat(sums, begins).tolist(), strict=True)
-        for row, span, (begin, end, (lost, whole)) in zip(rows, some, found, strict=True):
-            parts = self._parts[span.place]
-            parts[row] = Made(packed.part(begin, end), lost, whole, when)
-            if len(parts) == self._counts[span.place]:
-                made = [parts[one] for one in sorted(parts)]
-                self._whole[span.place] = self._putting.submit(whole_of, made, self._revision)
-                parts.clear()
+        for rows, (begin, end, (lost, whole)) in zip(groups, found, strict=True):
+            one = Made(packed.part(begin, end), lost, whole, when)
+            for row in rows:
+                self._there(row, one)
+
+    def _there(self, row: int, one: Made) -> None:
+        place = self._spans[row].place
+        parts = self._parts[place]
+        parts[row] = one
+        if len(parts) == self._counts[place]:
+            made = [parts[number] for number in sorted(parts)]
+            self._whole[place] = self._putting.submit(whole_of, made, self._revision)
+            parts.clear()

@@ -187,6 +187,28 @@ def test_equal_prompts_are_encoded_once(tiny_model: Path, pool: ModelPool) -> No
     assert sum(passed) == one.tokens_in + other.tokens_in
 
 
+def test_what_is_asked_about_the_same_contexts_is_encoded_once(
+    tiny_model: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the questions stand; and each document has its slots, its tokens and its share of the time."""
+    asked = [document(at, *TEXTS[at % 2 : at % 2 + 2], question=f"Number {at}?") for at in range(6)]
+    alone = [results(stage(tiny_model), [one], pool)[0] for one in asked]
+    read, counted = list[bytes](), list[int]()
+
+    def reading(coder: Autoencoder, ids: Any, counts: Any) -> Any:
+        read.extend(one.tobytes() for one in ids)
+        return encode_spans(coder, ids, counts)
+
+    monkeypatch.setattr("pipeline.memory.encoding.encode_spans", reading)
+    made = stage(tiny_model, batch_tokens=64)
+    found = made.run(asked, Run(pool, progress=lambda documents, tokens: counted.append(tokens)))
+    assert len(read) == len(set(read)) > 3 and sum(counted) == sum(one.tokens_in for one in alone)
+    for one, other in zip(found, alone, strict=True):
+        assert isinstance(one, Result) and one.fields["tokens_encoded"] == other.fields["tokens_encoded"]
+        torch.testing.assert_close(slots(one), slots(other), rtol=2e-3, atol=2e-3)
+        assert one.seconds > 0
+
+
 def test_slots_that_are_no_numbers_are_a_dead_document(
     tiny_model: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +241,7 @@ def test_what_cannot_be_is_said_before_anything_runs(tiny_model: Path, tmp_path:
         stage(other, encoder_of(tiny_model)).identity()
     with pytest.raises(ModelError, match=r"a span of 17 tokens takes 9 slots, and encoder .* makes 8 at most"):
         stage(tiny_model, encoder_of(tiny_model, "appended", **KINDS["appended"]), span=17, ratio=2.0).check()
-    with pytest.raises(ModelError, match=r"takes 8250 places with its slots, and .* reads .* at most: lower span"):
+    with pytest.raises(ModelError, match=r"takes 8251 places with its slots, and .* reads .* at most: lower span"):
         stage(tiny_model, span=8000, ratio=32.0).check()
     stage(tiny_model).check()
 
