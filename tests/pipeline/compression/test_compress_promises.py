@@ -22,7 +22,7 @@ from pipeline.compression.tokens import Tokenising
 from pipeline.models import load_tokenizer
 from pipeline.stages import Outcome, Refusal, Result
 from schemas.compress import RandomSpec
-from schemas.document import PromptParts
+from schemas.document import SEPARATOR, PromptParts
 
 units = st.sampled_from(["token", "word", "phrase", "sentence"])
 
@@ -45,6 +45,11 @@ def test_promises_hold_for_every_unit_and_tokenizer(tiny: str, counters: dict[st
 
 @quick(60)
 @example(parts=PromptParts(contexts=("parallel to his own. On the one hand, nothing.",)), rate=0.6, unit="sentence")
+@example(
+    parts=PromptParts("0ࠀࠀ", ("word " * 15 + "12*3=36 " * 6 + "你好。 你好。 👨‍👩‍👧‍👦   ",), "\x80ࠀࠀ"),
+    rate=0.1015625,
+    unit="token",
+)
 @given(parts=prompts, rate=st.floats(0.1, 1), unit=units)
 def test_no_removed_unit_that_costs_no_more_than_the_room_is_left_out(
     tiny: str, parts: PromptParts, rate: float, unit: str
@@ -65,7 +70,8 @@ def test_no_removed_unit_that_costs_no_more_than_the_room_is_left_out(
         more[unit_] = True
         text = "".join(prompt.text[a:b] for a, b in prompt.layout.spans(more).tolist())
         tokens = tokenising.count([text])[0]
-        assert tokens > prompt.budget or tokens == fitted.tokens
+        opens = text.count(SEPARATOR) > fitted.text.count(SEPARATOR)  # a context: planned with what joins it
+        assert tokens > prompt.budget or tokens == fitted.tokens or opens
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "phrase", "sentence"])

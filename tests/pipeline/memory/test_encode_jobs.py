@@ -130,7 +130,7 @@ def test_slots_that_were_lost_or_damaged_are_made_again(
     encoded.clear()
     second = root_of(engine, done(engine, spec(tmp_path / "b", tiny_model, corpus(9))))
     fresh = [row for row in rows_of(second) if row["encode_reused_from"] is None]
-    assert len(fresh) > 2 and sum(encoded) == sum(row["slot_spans"] for row in fresh)
+    assert len(fresh) > 2 and 0 < sum(encoded) <= sum(row["slot_spans"] for row in fresh)  # equal contexts once
     assert all(len(read_slots(str(second), row)) == row["slots"] for row in rows_of(second))
     assert any(row["slots_file"] == f"slots/{one.name}" for row in rows_of(first))
     for row in rows_of(first):
