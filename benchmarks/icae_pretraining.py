@@ -136,7 +136,7 @@ def _spec(arguments: argparse.Namespace) -> PretrainSpec:
     return PretrainSpec(
         encoder=encoder, autoencoding=arguments.autoencoding, lessons=tuple(lessons), mixed=arguments.mixed,
         steps=10**6, tokens_per_step=arguments.tokens_per_step, learning_rate=arguments.learning_rate,
-        memory_rate=arguments.memory_rate, seed=arguments.seed,
+        memory_rate=arguments.memory_rate, decay=arguments.decay, seed=arguments.seed,
     )  # fmt: skip
 
 
@@ -157,6 +157,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tokens-per-step", type=int, default=32_768)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--memory-rate", type=float, default=3.0)
+    parser.add_argument("--decay", type=float, default=0.25, help="share of the steps in which the rate goes down to 0")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--begin", type=Path, help="an encoder.safetensors to go on from")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
