@@ -2,15 +2,20 @@
 
     python -m benchmarks.icae_pretraining CORPUS --model MODEL --minutes 5 --out FOLDER
     python -m benchmarks.icae_pretraining CORPUS --model MODEL --layout appended --rank 0 --minutes 5 --out FOLDER
+    python -m benchmarks.icae_pretraining CORPUS --model MODEL --decoder-rank 32 --minutes 5
 
 CORPUS has train.jsonl.gz and valid.jsonl.gz with a ``text`` a line. The number of steps is what fits the minutes, by
 the speed of the first ones. Held-out spans of prose are repeated from their slots: nats a token and the share of tokens
 right when told those before (teacher forcing); sentence BLEU-4 and prefix match of greedy reconstructions.
+
+With ``--decoder-rank`` the decoder learns, too, by low-rank weights of its own: what the frozen model lacks to read its
+slots. Contextmill has no such encoders, since the model that answers is the target as it is; it is a yardstick.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import json
 import time
@@ -25,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.measuring import facts, save
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
+from pipeline.memory.lowrank import adapt
 from pipeline.memory.measure import Measuring, mean
 from pipeline.memory.training import Trainer
 from pipeline.memory.training import train as taught
@@ -41,7 +47,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     loaded = ModelPool(arguments.device).causal_lm(arguments.model, "bfloat16" if arguments.half else "float32")
     spec = _spec(arguments)
-    coder = Autoencoder(loaded.model, spec.encoder)
+    coder = _coder(loaded.model, spec.encoder, arguments.decoder_rank)
     train, valid = (_corpus(arguments, name, loaded.tokenizer) for name in ("train", "valid"))
     if arguments.begin:
         weights = load_file(arguments.begin, device=str(loaded.device))
@@ -58,6 +64,16 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         kept = {name: one.detach().half().cpu().contiguous() for name, one in coder.trained().items()}
         save_file(kept, arguments.out / "encoder.safetensors", {"spec": spec.encoder.model_dump_json()})
+
+
+def _coder(model: Any, spec: EncoderSpec, decoder_rank: int) -> Autoencoder:
+    decoder = copy.deepcopy(model.get_decoder()).requires_grad_(False) if decoder_rank else None
+    coder = Autoencoder(model, spec)
+    if decoder is not None:
+        adapt(decoder, decoder_rank, 2.0 * decoder_rank, ()).on = True  # for good
+        coder.decoder = decoder
+        setattr(model, model.base_model_prefix, decoder)  # which writes
+    return coder
 
 
 def _run(
@@ -146,6 +162,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", required=True)
     parser.add_argument("--layout", default="interleaved", choices=["interleaved", "appended", "pooled"])
     parser.add_argument("--rank", type=int, default=32, help="0: the encoder's weights are all its own")
+    parser.add_argument("--decoder-rank", type=int, default=0, help="a decoder that learns, too; 0: the frozen model")
     parser.add_argument("--alpha", type=float, help="default: twice the rank")
     parser.add_argument("--lessons", nargs="+", default=["128:32:1"], help="tokens:slots:share of the steps")
     parser.add_argument("--mixed", action="store_true", help="each step draws its lesson")
