@@ -80,8 +80,16 @@ def _code(data: Path) -> Iterator[Asked]:
         yield Asked("", [], row["prompt"])
 
 
+def _edits(data: Path) -> Iterator[Asked]:
+    for row in read(data / "code" / "humaneval.jsonl"):
+        program = row["prompt"] + row["canonical_solution"]
+        asked = f"```\n\nThe same program, in which `{row['entry_point']}` is called `solve`:\n\n```python\n"
+        yield Asked("", [], f"```python\n{program}{asked}")
+
+
 TASKS: dict[str, Callable[[Path], Iterator[Asked]]] = {
     "gsm8k": _gsm8k, "mmlu": _mmlu, "reading": _reading, "summaries": _summaries, "code": _code,
+    "edits": _edits,
 }  # fmt: skip
 
 
