@@ -137,9 +137,9 @@ def test_a_second_signal_does_not_wait_for_the_workers(user: User) -> None:
                 assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGINT)
-            began = time.monotonic()
             _, said = process.communicate(timeout=60)
-            assert time.monotonic() - began < 10
+            # Who waits for one that hears nothing ends it after 15 s, before it goes.
+            assert all(worker.is_running() and worker.status() == psutil.STATUS_STOPPED for worker in workers)
         finally:
             for worker in workers:
                 worker.resume()
