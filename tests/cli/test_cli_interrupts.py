@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -142,7 +143,8 @@ def test_a_second_signal_does_not_wait_for_the_workers(user: User) -> None:
             assert all(worker.is_running() and worker.status() == psutil.STATUS_STOPPED for worker in workers)
         finally:
             for worker in workers:
-                worker.resume()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.resume()
     assert (process.returncode, said.splitlines()[-1] + "\n") == (1, GOES_ON)
     gone, left = psutil.wait_procs(workers, timeout=60)
     assert len(gone) >= 2 and not left
