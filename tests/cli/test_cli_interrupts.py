@@ -132,6 +132,8 @@ def test_a_second_signal_does_not_wait_for_the_workers(user: User) -> None:
         workers = [one for one in psutil.Process(process.pid).children(recursive=True) if "valkey" not in one.name()]
         for worker in workers:
             worker.suspend()  # none hears anything: who waits for it waits for 15 s
+        while any(worker.status() != psutil.STATUS_STOPPED for worker in workers):
+            time.sleep(0.01)  # one that is not yet stopped would take the later signal first
         try:
             process.send_signal(signal.SIGINT)
             while not any(_sigterm(worker.pid, "ShdPnd") for worker in workers):
