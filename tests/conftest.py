@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import zlib
 from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from servers import PostgresServer, RedisServer
 from sqlalchemy import Engine
 from tiny_models import save_tiny_llama
@@ -21,6 +25,13 @@ from pipeline.storage.schema import migrate
 from pipeline.storage.sql import open_engine
 
 _databases = count()
+
+# Examples follow from the test itself, the same ones at each run: a rare counterexample must not fail the change of
+# somebody else. `pytest --hypothesis-profile fresh` draws others. No profile minds how long a busy machine takes.
+_anyhow: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("steady", derandomize=True, database=None, **_anyhow)
+settings.register_profile("fresh", **_anyhow)
+settings.load_profile("steady")
 
 # A background job of a shell ignores it, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,6 +61,13 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the developer's shell says must not decide a test; where models are kept is the exception."""
     for name in [name for name in os.environ if name.startswith("CONTEXTMILL_") and name != "CONTEXTMILL_CACHE_DIR"]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _own_draws(request: pytest.FixtureRequest) -> None:
+    """What a test draws must not depend on which others ran before it in this process."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(scope="session")

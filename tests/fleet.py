@@ -31,6 +31,8 @@ from workers.doorbell import CeleryDoorbell, backlog, broker_client
 
 QUICK = {"lease_seconds": 3.0, "renew_seconds": 1.0, "reap_seconds": 1.0, "visibility_timeout": 5.0}
 """Timings for tests: what takes a minute in production takes a second or two."""
+PATIENT = {**QUICK, "lease_seconds": 60.0}
+"""The same where no lease is to run out: on a busy machine a renewal may come seconds late."""
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str = "") -> float:

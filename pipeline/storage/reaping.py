@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,13 +56,16 @@ def resign(engine: Engine, name: str, owner: str) -> None:
 
 
 def expire(engine: Engine, owners: Iterable[str] = ()) -> int:
-    """Take back every lease that ran out or whose owner is in ``owners`` (processes known to be dead)."""
-    gone: ColumnElement[bool] = Shard.lease_until < db_now()
-    named = list(owners)
-    if named:
-        gone = or_(gone, Shard.owner.in_(named))
+    """Take back every lease that ran out or whose owner is in ``owners`` (processes known to be dead).
+
+    Not what ran out while a lock kept us waiting: it kept the holder from renewing it, too.
+    """
+    asked, named = time.monotonic(), list(owners)
     freed = {"state": "pending", "owner": None, "lease_until": None, "rung_at": None}
     with engine.begin() as connection:
+        gone: ColumnElement[bool] = Shard.lease_until < db_now() - (time.monotonic() - asked)
+        if named:
+            gone = or_(gone, Shard.owner.in_(named))
         return connection.execute(update(Shard).where(Shard.state == "leased", gone).values(**freed)).rowcount
 
 

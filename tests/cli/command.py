@@ -52,7 +52,7 @@ class User:
         return [str(Path(sys.executable).with_name("contextmill")), *words]
 
     def says(
-        self, *words: str, seconds: float = 200, cwd: Path | None = None, prefix: Sequence[str] = (), **environment: str
+        self, *words: str, seconds: float = 400, cwd: Path | None = None, prefix: Sequence[str] = (), **environment: str
     ) -> Said:
         """Run the command to its end; one that hangs fails the test. A traceback is never what a user is told."""
         done = subprocess.run(

@@ -56,8 +56,7 @@ def test_a_killed_alignment_goes_on_and_its_adapter_has_a_name(user: User, tiny_
     running.wait(60)
     assert steps_of(user)[0] > "step-00000000"
     assert len(list(user.folder.glob("o/mine-*/data"))) == 1, "the answers are there, the training is under way"
-    ended = user.says(*words, "--json", CONTEXTMILL_CACHE_DIR=cache, CONTEXTMILL_LEASE_SECONDS="3",
-                      CONTEXTMILL_RENEW_SECONDS="1")  # fmt: skip
+    ended = user.says(*words, "--json", CONTEXTMILL_CACHE_DIR=cache)
     assert ended.code == 0, ended.err
     said = ended.json
     assert [job["state"] for job in said["jobs"]] == ["done", "done"]

@@ -49,8 +49,6 @@ def test_a_killed_distillation_goes_on_and_its_drafter_drafts_by_name(
 ) -> None:
     prepared(user, tiny_model)
     monkeypatch.setenv("CONTEXTMILL_CACHE_DIR", str(user.folder / "cache"))
-    monkeypatch.setenv("CONTEXTMILL_LEASE_SECONDS", "3")
-    monkeypatch.setenv("CONTEXTMILL_RENEW_SECONDS", "1")
     words = "distill", "night.toml", "swift", "--layers", "1", "-o", "o", *QUICK, "--set", "distill.epochs=5"
     running = subprocess.Popen(
         user.command(*words), cwd=user.folder, env=user.environment(),

@@ -57,11 +57,7 @@ def killed(user: User, *words: str) -> None:
     running.wait(60)
 
 
-def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(
-    prepared: User, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CONTEXTMILL_LEASE_SECONDS", "3")
-    monkeypatch.setenv("CONTEXTMILL_RENEW_SECONDS", "1")
+def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(prepared: User, tiny_model: Path) -> None:
     words = "icae", "pretrain", "icae.toml", "-o", "o"
     dry = prepared.says(*words, "--dry-run")
     assert dry.code == 0 and not list(prepared.folder.glob("o/*"))

@@ -54,7 +54,9 @@ def test_rows_that_cannot_be_used_are_named_with_file_and_line(user: User) -> No
         b'{"id":"b","text":"\xff"}\n{"id":"c","text":"  "}\n{"id":"d"}\n{"id":"e","text":5}\n{"id":"a","text":"x"}\n7\n'
     )
     user.write("mix.jsonl", good.encode() + bad)
+    began = time.monotonic()
     ended = user.says("run", "job.toml", "-o", "o", "-i", "mix.jsonl")
+    whole = time.monotonic() - began
     assert ended.code == 0
     assert "done 1 " in ended.out
     assert "rejected 6 " in ended.out
@@ -62,7 +64,7 @@ def test_rows_that_cannot_be_used_are_named_with_file_and_line(user: User) -> No
     user.write("bad.jsonl", bad.splitlines(keepends=True)[1])
     began = time.monotonic()
     none = user.says("run", "job.toml", "-o", "o", "-i", "bad.jsonl")
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 30 + 3 * whole
     assert none.code == 1
     assert "bad.jsonl:1: " in none.out
     assert "no document came through" in none.err
@@ -71,7 +73,7 @@ def test_rows_that_cannot_be_used_are_named_with_file_and_line(user: User) -> No
 def test_an_interrupted_run_goes_on(user: User) -> None:
     """Ctrl-C ends it with a sentence, within its grace; the same command finishes it, each row once."""
     user.write("in.jsonl", "".join(json.dumps({"id": f"d{n}", "text": f"text {n}"}) + "\n" for n in range(5_000)))
-    words = "run", "job.toml", "-o", "o", "--set", "stages.0.seconds_per_shard=0.0001"
+    words = "run", "job.toml", "-o", "o", "--set", "stages.0.seconds_per_shard=0.00004"
     running = subprocess.Popen(
         user.command(*words), cwd=user.folder, env=user.environment(), stderr=subprocess.PIPE, text=True
     )

@@ -25,7 +25,7 @@ def rows() -> list[dict[str, Any]]:
 def shown(user: User, folder: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(ROOT / "examples/show_memory.py"), folder]
     environment = user.environment(PYTHONPATH=str(ROOT))
-    return subprocess.run(words, cwd=user.folder, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(words, cwd=user.folder, env=environment, capture_output=True, text=True)
 
 
 def test_each_passage_is_asked_about_three_times_and_holds_its_answers() -> None:

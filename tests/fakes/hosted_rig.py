@@ -95,7 +95,7 @@ def start_worker(database: str, url: str, start: int, number: int, **settings: A
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -1,4 +1,4 @@
-"""A worker whose ``copy`` stage does what the documents say: sleep, raise, die. All else is the product.
+"""A worker whose ``copy`` stage does what the documents say: sleep, wait, raise, die. All else is the product.
 
 Run as the worker's main script, which a spawned child imports again: so the registry is changed there too. Each
 document that is worked on is one line of the file ``ODD_LOG``: what was done twice shows there.
@@ -41,7 +41,8 @@ if "ODD_PATIENCE" in os.environ:  # seconds that a database may be away before a
 class OddCopy:
     """``sleep S`` takes time and asks whether to stop; ``deaf S`` does not ask; ``raise`` and ``die`` do so.
 
-    ``raise until FILE`` and ``die until FILE`` only while there is no such file.
+    ``raise until FILE`` and ``die until FILE`` only while there is no such file, and ``wait until FILE`` takes until
+    there is one, and asks.
     """
 
     spec: CopySpec
@@ -68,13 +69,20 @@ def _obey(document: Document, run: Run) -> None:
     if word in ("sleep", "deaf"):
         end = time.monotonic() + float(rest.split()[0])
         while time.monotonic() < end:
-            if word == "sleep" and run.stopping():
-                raise Stopped
-            time.sleep(0.02)
+            _pause(run, word == "sleep")
+    elif word == "wait":
+        while _still(rest):
+            _pause(run, True)
     elif word in ("raise", "die") and _still(rest):
         if word == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError("this document cannot be worked on")
+
+
+def _pause(run: Run, asks: bool) -> None:
+    if asks and run.stopping():
+        raise Stopped
+    time.sleep(0.02)
 
 
 def _still(rest: str) -> bool:

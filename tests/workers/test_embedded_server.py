@@ -67,7 +67,6 @@ with Embedded(Settings(), 1, Path("logs")):
 """
 
 
-@pytest.mark.timeout(200)
 def test_workers_of_a_killed_run_go_and_leave_the_users_own_redis_alone(
     tmp_path: Path, sqlite_url: str, redis_server: RedisServer
 ) -> None:
@@ -75,7 +74,7 @@ def test_workers_of_a_killed_run_go_and_leave_the_users_own_redis_alone(
     servers = {"CONTEXTMILL_BROKER_URL": redis_server.url, "CONTEXTMILL_DATABASE_URL": sqlite_url}
     with subprocess.Popen([sys.executable, "-c", RUN], cwd=tmp_path, env={**os.environ, **servers}) as run:
         log = tmp_path / "logs" / "worker-0.log"
-        wait_until(lambda: log.exists() and " ready." in log.read_text(), 90, "a worker")
+        wait_until(lambda: log.exists() and " ready." in log.read_text(), 240, "a worker")
         family = psutil.Process(run.pid).children(recursive=True)
         assert len(family) >= 2, "a parent and its child"
         run.send_signal(signal.SIGKILL)

@@ -28,7 +28,9 @@ shares = st.integers(10, 98).map(lambda percent: percent / 100)
 
 def quick(examples: int) -> settings:
     """So many examples, however long each takes."""
-    return settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    return settings(
+        max_examples=examples, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    )
 
 
 def rate_of(counting: Tokenising, parts: PromptParts, share: float) -> float:

@@ -157,7 +157,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @example({"a": '\\"\n\u2028\x00'}, 0.9, True, None, "token")
 @given(
     values, st.floats(0.3, 1), st.booleans(), st.sampled_from([None, 1]), st.sampled_from(["word", "token", "phrase"])

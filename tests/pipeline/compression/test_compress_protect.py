@@ -94,7 +94,7 @@ def test_protected_text_beyond_the_budget_names_the_least(tiny: str) -> None:
     assert isinstance(shrink(tiny, PARTS, target_tokens=least, keep=keep), Result)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(["12", "word", "a_b", "好", "3.5", "f(x)", ".", "\n"]), max_size=40), st.floats(0.3, 1))
 def test_any_mixture(tiny: str, pieces: list[str], rate: float) -> None:
     parts = PromptParts(contexts=(" ".join(pieces),))

@@ -121,7 +121,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(trees, min_size=1, max_size=3), st.floats(0.02, 1), st.sampled_from(["word", "token", "sentence"]))
 def test_promises_hold_for_any_tags(tiny: str, contexts: list[str], rate: float, unit: str) -> None:
     parts = PromptParts("Go.", tuple(contexts), "")

@@ -51,7 +51,7 @@ def test_it_begins_with_a_sentence_or_else_with_a_word(tiny: str) -> None:
     assert end and whole.contexts[0].endswith(end)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(share=st.floats(0, 1), rate=st.floats(0.1, 1), unit=st.sampled_from(["token", "word", "phrase", "sentence"]))
 def test_it_never_costs_the_budget(tiny: str, share: float, rate: float, unit: str) -> None:
     outcome = shrink(tiny, SHOTS, rate=rate, unit=unit, keep={"end": share}, budget="contexts")

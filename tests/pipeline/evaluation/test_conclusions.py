@@ -48,8 +48,8 @@ def test_a_number_is_that_of_the_first_conclusion_with_one(text: str, expected: 
 @pytest.mark.parametrize("marker", ["the answer is ", "answer: ", "#### ", "\\boxed{ "])
 def test_a_model_that_repeats_itself_is_read_in_a_moment(marker: str) -> None:
     """Where each sentence was read to the end of the text, 10,000 markers took minutes."""
-    text, began = marker * 10_000, time.perf_counter()
+    text, began = marker * 10_000, time.process_time()
     assert choice(text, QUESTION, "(A)") is None
     assert choice(text + "so (B)", QUESTION, "(A)") == "(B)"
     assert number(text + "so. 7") == "7" and number(text) is None
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -130,10 +129,9 @@ def test_a_killed_worker_pays_twice_at_most_for_what_was_in_flight(engine: Engin
 
 
 def test_a_stopping_worker_starts_no_call_and_keeps_those_it_began(engine: Engine) -> None:
-    server, stop = FakeOpenAI(seconds=0.4), threading.Event()
+    server = FakeOpenAI(seconds=0.4)
     with Served(server) as url:
-        run = run_with(engine, stopping=stop.is_set)
-        threading.Timer(1.0, stop.set).start()
+        run = run_with(engine, stopping=lambda: len(server.bill) >= 6)
         with pytest.raises(Stopped):
             generator(url, concurrency=3).run(documents(100), run)
         asked = len(server.arrivals)
@@ -150,7 +148,7 @@ def test_a_stopping_worker_does_not_wait_for_slow_calls(engine: Engine, monkeypa
     with Served(server) as url:
         began = time.monotonic()
         with pytest.raises(Stopped):
-            generator(url).run(documents(4), run_with(engine, stopping=lambda: time.monotonic() > began + 0.5))
+            generator(url).run(documents(4), run_with(engine, stopping=lambda: len(server.bill) == 4))
         assert time.monotonic() - began < 20.0
     left = set(rows(engine, "sent"))
     assert len(left) == 4 and same_bill(engine, server.bill) == left

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from hosted_rig import documents, generator, results, rows, run_with, wait_for
+from servers import free_port
 from sqlalchemy import Engine
 
 from pipeline.models import load_tokenizer, resolve
@@ -27,8 +27,7 @@ SLOW: dict[str, Any] = {"deadline_seconds": 250}  # two cores may have several s
 def served(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Address and model name of a running server; a process of its own, ended by its id."""
     folder = str(resolve(DEFAULT_MODEL).folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("serve") / "log.txt"
     words = ["serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

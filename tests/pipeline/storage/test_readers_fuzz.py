@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.storage.readers import BadRow, InputError, RawDocument, read_corpus
 from schemas.job import InputSpec
 
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 PIECES = [
     b'{"text": "a"}',
     b'"',
