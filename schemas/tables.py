@@ -146,6 +146,22 @@ class Usage(Base):
     reused_from: Mapped[str | None]
 
 
+class ContextRow(Base):
+    """A context that a part's slot file has the slots of: the one at ``place`` (from 0) of those of its ``row``.
+
+    What is asked about a context decides nothing about its slots: whoever asks something else takes them from there.
+    """
+
+    __tablename__ = "contexts"
+    __table_args__ = (Index("ix_contexts_known", "stage_hash", "context_hash"),)
+    job_id: Mapped[str] = _job()
+    part: Mapped[str] = mapped_column(primary_key=True)
+    context_hash: Mapped[str] = mapped_column(primary_key=True)
+    stage_hash: Mapped[str]
+    row: Mapped[int]
+    place: Mapped[int]
+
+
 class Draft(Base):
     """What one model did for one answer that was drafted for: the target (``place`` 0), or one that drafted for it.
 
