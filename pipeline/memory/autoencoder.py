@@ -44,8 +44,11 @@ class Autoencoder(nn.Module):
         if self.encoder is not self.decoder:  # which is given what the frozen model's own table says
             self.encoder.get_input_embeddings().requires_grad_(False)
         table = self.embed.weight
-        size, spread = table.shape[1], float(table.float().std())
-        self.scale = float(table.float().square().mean().sqrt())
+        with torch.no_grad():  # as the model reads them: Gemma has them larger than they lie in the table
+            words = self.embed(torch.arange(len(table), device=table.device)).float()
+        size, spread = table.shape[1], float(words.std())
+        self.scale = float(words.square().mean().sqrt())
+        del words
         memories = {"interleaved": 1, "appended": spec.slots, "pooled": 0}[spec.layout]
         self.memory = nn.Parameter(torch.randn(memories, size, device=table.device) * spread)
         self.tags = nn.Parameter(torch.randn(len(TAGS), size, device=table.device) * spread)

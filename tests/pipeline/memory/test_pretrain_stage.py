@@ -175,6 +175,24 @@ def test_what_cannot_be_learned_is_said(
         stage(tiny_model, **changes).run(texts, Run(pool))
 
 
+def test_layers_that_the_model_lacks_are_refused_at_once(tiny_model: Path) -> None:
+    for targets in (["q_proj", "nowhere"], ["lm_head"], ["embed_tokens"], ["self_attn.q_proj"]):
+        with pytest.raises(ModelError, match=f"no linear layer is called {targets[-1]}; there are down_proj, .*q_proj"):
+            stage(tiny_model, encoder={"targets": targets}).check()
+    stage(tiny_model, encoder={"targets": ["q_proj", "v_proj"]}).check()
+    stage(tiny_model, encoder={"rank": 0, "targets": ["nowhere"]}).check()  # which get no low-rank weights
+
+
+def test_who_cannot_build_the_model_leaves_its_layers_to_the_worker(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: Any) -> None:
+        raise ImportError("no torch here")
+
+    monkeypatch.setattr("pipeline.models.loading.without_weights", lacking)
+    stage(tiny_model, encoder={"targets": ["nowhere"]}).check()
+
+
 def test_spans_that_do_not_fit_are_refused_at_once(tiny_model: Path) -> None:
     long = [{"tokens": 1500, "ratio": 2.0, "share": 1.0}]
     with pytest.raises(
