@@ -29,6 +29,9 @@ VERSION = 1
 ENCODER = "encoder"
 """The encoder's folder, in that of the stage."""
 
+LAST_GOOD = "last-good"
+"""The folder of what a training that diverged had learned before, to begin again with."""
+
 SAMPLES = 10
 """Held-out spans or answers shown in the log over a training, each written for it."""
 

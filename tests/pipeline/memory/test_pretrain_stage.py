@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch
 from fates import Fate, Killed
 from pretraining_jobs import SETTINGS, TEXTS, stage, text, written
 from pydantic import ValidationError
+from small_disks import small_disk
 
 from pipeline.memory.training import Diverged, Trainer
+from pipeline.memory.windows import Batch
 from pipeline.models import ModelError, ModelPool
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, read_manifest
 from pipeline.stages import Halt, Refusal, Run, Stopped
@@ -105,6 +109,46 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_what_was_good(
         stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path)))
     assert isinstance(halted.value.__cause__, Diverged)
     assert sorted(path.stem for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "as on a GPU"])
+def test_what_was_learned_before_is_begun_with(
+    late: bool, tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same settings it would diverge again, and checkpoints are no other training's."""
+    step, loss, number = Trainer.step, Batch.loss, [0]
+
+    def counting(self: Trainer, at: int, *parts: Any) -> torch.Tensor:
+        self._late, number[0] = late, at
+        return step(self, at, *parts)
+
+    monkeypatch.setattr(Trainer, "step", counting)
+    monkeypatch.setattr(Batch, "loss", lambda self, coder: loss(self, coder) * (float("nan") if number[0] == 9 else 1))
+    folder = tmp_path / "one" / "last-good"
+    with pytest.raises(Halt, match=r"step 9: the loss is nan.*goes on from what was learned in 9 steps") as halted:
+        stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path / "one")))
+    assert f'begin = "{folder}"' in str(halted.value) and not (tmp_path / "one" / "encoder").exists()
+    assert pq.read_table(folder / CURVE)["step"].to_pylist() == [*range(9)] and read_manifest(folder).steps == 9
+    monkeypatch.undo()
+    again = stage(tiny_model, begin=str(folder), learning_rate=1e-3, steps=2)
+    again.check()
+    rows = written(again.run(TEXTS, Run(pool, folder=str(tmp_path / "two"))))
+    before, learned = read_manifest(folder).figures.nats
+    assert before and learned and learned < before
+    assert np.mean([row["nll_before"] for row in rows if row["nll_before"]]) == pytest.approx(learned, abs=1e-4)
+
+
+def test_a_full_disk_stops_a_training_that_goes_on_where_there_is_room(
+    whole: Whole, tiny_model: Path, pool: ModelPool, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "small", "400k") as disk:
+        with pytest.raises(OSError, match="No space left on device") as full:
+            stage(tiny_model).run(TEXTS, Run(pool, folder=str(disk / "p")))
+        assert full.value.errno == errno.ENOSPC and "step-0000000" in str(full.value.filename)
+        kept = sorted(path.name for path in (disk / "p" / "checkpoints").iterdir())
+        assert kept == ["step-00000001.safetensors", "step-00000002.safetensors"], "and nothing half-written"
+        shutil.copytree(disk / "p", tmp_path / "large")
+    assert written(stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path / "large")))) == whole[1]
 
 
 def test_a_stop_behind_a_step_that_counts_for_nothing_keeps_what_was_good(
