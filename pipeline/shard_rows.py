@@ -117,8 +117,9 @@ def write_rows(claim: Claim, job: JobView, settled: Sequence[Settled]) -> Writte
     keys, beside = _write_slots(fs, root, path, kept)
     rows = [_part_row(entry, REUSED_FROM.get(kinds[-1])) | keys.get(entry.document.seq, {}) for entry in kept]
     info = write_part(fs, f"{root}/{path}", table_from_rows(rows, schema), schema)
-    span = {"stage": claim.stage, "start": claim.start, "stop": claim.stop, "rows": len(kept), "bytes": info.bytes}
-    return WrittenPart(fs, f"{root}/{path}", {"job_id": job.id, "path": path, **span}, beside)
+    span = {"stage": claim.stage, "start": claim.start, "stop": claim.stop, "rows": len(kept)}
+    sizes = {"bytes": info.bytes, "slots_bytes": fs.get_file_info(beside).size if beside else None}
+    return WrittenPart(fs, f"{root}/{path}", {"job_id": job.id, "path": path, **span, **sizes}, beside)
 
 
 def _write_slots(

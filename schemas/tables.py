@@ -108,7 +108,10 @@ class Rejection(Base):
 
 
 class Part(Base):
-    """The manifest: a Parquet file exists for readers once, and only if, its row stands here."""
+    """The manifest: a Parquet file exists for readers once, and only if, its row stands here.
+
+    ``slots_bytes`` is the size of the slot file beside it; null where there is none.
+    """
 
     __tablename__ = "parts"
     job_id: Mapped[str] = _job()
@@ -118,6 +121,7 @@ class Part(Base):
     stop: Mapped[int] = mapped_column(Big)
     rows: Mapped[int]
     bytes: Mapped[int] = mapped_column(Big)
+    slots_bytes: Mapped[int | None] = mapped_column(Big)
 
 
 class Usage(Base):

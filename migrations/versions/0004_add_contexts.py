@@ -1,4 +1,4 @@
-"""Add contexts
+"""Add contexts, and the size of slot files
 
 Revision: 0004
 Follows: 0003
@@ -16,6 +16,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    op.add_column("parts", sa.Column("slots_bytes", big, nullable=True))
     op.create_table(
         "contexts",
         sa.Column("job_id", sa.String(), nullable=False),
@@ -33,3 +35,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_contexts_known", table_name="contexts")
     op.drop_table("contexts")
+    with op.batch_alter_table("parts") as batch_op:
+        batch_op.drop_column("slots_bytes")
