@@ -43,7 +43,7 @@ def taken_over(
             wanted[usage.job_id, usage.output, usage.part].append(usage)
         left = []  # nobody asks twice for what no job has: only for what one has and cannot be read
         for (other, output, part), usages in wanted.items():
-            rows = _read(other, output, part, kind)
+            rows = read_results(other, output, part, kind)
             if rows is None:
                 left += [usage.content_hash for usage in usages]
             else:
@@ -54,7 +54,8 @@ def taken_over(
     return {d.seq: by_hash[d.content_hash] for d in documents if d.content_hash in by_hash}
 
 
-def _read(other: str, output: str, part: str, kind: str) -> list[dict[str, Any]] | None:
+def read_results(other: str, output: str, part: str, kind: str) -> list[dict[str, Any]] | None:
+    """The columns of a stage in a part of another job, row by row; None, and a warning, where it cannot be read."""
     try:
         fs, root = resolve_path(output)
         names = STAGE_FIELDS[kind].names

@@ -17,7 +17,7 @@ from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import read_rows, slots_path, table_from_rows, write_part
 from pipeline.storage.shards import Claim, shard_row
 from pipeline.storage.sql import reading
-from schemas.document import Document, PromptParts
+from schemas.document import Document, PromptParts, context_hash
 from schemas.job import JobSpec
 from schemas.records import REUSED_FROM, STAGE_FIELDS, part_schema
 from schemas.tables import Job, Part
@@ -117,8 +117,9 @@ def write_rows(claim: Claim, job: JobView, settled: Sequence[Settled]) -> Writte
     keys, beside = _write_slots(fs, root, path, kept)
     rows = [_part_row(entry, REUSED_FROM.get(kinds[-1])) | keys.get(entry.document.seq, {}) for entry in kept]
     info = write_part(fs, f"{root}/{path}", table_from_rows(rows, schema), schema)
-    span = {"stage": claim.stage, "start": claim.start, "stop": claim.stop, "rows": len(kept), "bytes": info.bytes}
-    return WrittenPart(fs, f"{root}/{path}", {"job_id": job.id, "path": path, **span}, beside)
+    span = {"stage": claim.stage, "start": claim.start, "stop": claim.stop, "rows": len(kept)}
+    sizes = {"bytes": info.bytes, "slots_bytes": fs.get_file_info(beside).size if beside else None}
+    return WrittenPart(fs, f"{root}/{path}", {"job_id": job.id, "path": path, **span, **sizes}, beside)
 
 
 def _write_slots(
@@ -132,12 +133,15 @@ def _write_slots(
     from pipeline.memory.store import write_slots  # torch, which other jobs need not pay for
 
     slots: dict[str, Packed] = {}
+    keys: dict[str, str] = {}
     columns: dict[int, dict[str, str]] = {}
     for seq, (content, one) in found.items():
         assert one.slots is not None
         # Of one text and yet not the same to the last bit: halves of a shard that was bisected.
-        key = content if slots.setdefault(content, one.slots) is one.slots else f"{content}-{seq}"
-        slots[key] = one.slots
+        key = content if content not in slots else f"{content}-{seq}"
+        # What is asked about the same contexts has the same slots, which lie there once.
+        key = keys.setdefault(one.fields["slots_sha256"], key)
+        slots.setdefault(key, one.slots)
         columns[seq] = {"slots_file": slots_path(part), "slots_key": key}
         revision = one.fields["encoder_revision"]
     write_slots(fs, f"{root}/{slots_path(part)}", slots, revision)
@@ -187,6 +191,19 @@ def _usage(entry: Settled) -> dict[str, Any]:
         "price": result.price,
         "reused_from": entry.reused_from,
     }
+
+
+def context_rows(claim: Claim, job: JobView, settled: Sequence[Settled], part: str) -> list[dict[str, Any]]:
+    """One row of ``contexts`` for each that became slots, of the first document that has it."""
+    kept = [(entry.document, entry.outcome) for entry in settled if isinstance(entry.outcome, Result)]
+    found: dict[str, dict[str, Any]] = {}
+    slotted = [(row, *one) for row, one in enumerate(kept) if one[1].slots]
+    for row, document, result in slotted:
+        for place, text in enumerate(document.parts.contexts):
+            if result.fields["context_slots"][place]:
+                found.setdefault(context_hash(text), {"row": row, "place": place})
+    same = {"job_id": job.id, "part": part, "stage_hash": job.stage_hashes[claim.stage]}
+    return [{**same, "context_hash": key, **where} for key, where in found.items()]
 
 
 def draft_rows(claim: Claim, settled: Sequence[Settled]) -> list[dict[str, Any]]:

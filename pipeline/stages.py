@@ -9,7 +9,7 @@ knows SQL or Celery; what it may use of the outside comes in a ``Run``. A new st
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +20,7 @@ from schemas.records import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pipeline.generation.ledger import Ledger
-    from pipeline.memory.packing import Packed
+    from pipeline.memory.packing import Made, Packed
     from pipeline.models import ModelPool
 
 STAGES = {
@@ -101,6 +101,11 @@ def _silent(documents: int, tokens: int) -> None:
     del documents, tokens
 
 
+def _none_known(contexts: Sequence[str]) -> Mapping[str, Made]:
+    del contexts
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What a stage may use of the outside while it works on a shard.
@@ -109,7 +114,8 @@ class Run:
     asked between batches. ``progress(documents, tokens)`` counts what was finished since the last call, and is a sign
     of life: a shard that gives none for ``Settings.soft_time_limit`` is taken to be stuck, one that does never is.
     ``folder`` is the stage's own place beside the job's data (local or s3), for what outlives an attempt: checkpoints.
-    ``output`` is the job's folder, in which the files lie that rows of earlier stages name.
+    ``output`` is the job's folder, in which the files lie that rows of earlier stages name. ``known`` has of these
+    contexts the slots that were made before, by the same stage for whatever prompts.
     """
 
     models: ModelPool
@@ -118,6 +124,7 @@ class Run:
     progress: Callable[[int, int], None] = field(default=_silent)
     folder: str | None = None
     output: str | None = None
+    known: Callable[[Sequence[str]], Mapping[str, Made]] = field(default=_none_known)
 
 
 class Stage(Protocol):

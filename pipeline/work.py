@@ -7,11 +7,13 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.known_contexts import known_contexts
 from pipeline.lease import Lease
 from pipeline.models import ModelError, ModelPool
 from pipeline.publishing import publish_job
@@ -20,6 +22,7 @@ from pipeline.shard_rows import (
     JobView,
     Settled,
     WrittenPart,
+    context_rows,
     draft_rows,
     next_shards,
     read_documents,
@@ -140,7 +143,8 @@ def _work(
     documents = read_documents(engine, claim, job)
     ledger = SqlLedger(engine, job.id, claim.stage, claim.attempt)
     folder = f"{job.output}/{job.spec.stages[claim.stage].kind}"
-    run = Run(models, ledger, lease.stopping, lease.progress, folder, job.output)
+    known = partial(known_contexts, engine, job.stage_hashes[claim.stage])
+    run = Run(models, ledger, lease.stopping, lease.progress, folder, job.output, known)
     settled = _settle(engine, claim, job, documents, run)
     written = write_rows(claim, job, settled)
     commit = Commit(
@@ -150,6 +154,7 @@ def _work(
         part=written.row if written else None,
         usage=usage_rows(claim, job, settled, written.row["path"]) if written else (),
         drafts=draft_rows(claim, settled),
+        contexts=context_rows(claim, job, settled, written.row["path"]) if written else (),
         rejections=rejection_rows(claim, settled),
         next_shards=next_shards(claim, job, settled, max_attempts),
         last_stage=job.is_last(claim.stage),

@@ -38,6 +38,11 @@ class PromptParts:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def context_hash(text: str) -> str:
+    """Of a context alone, whatever stands beside it: 128-bit hex digest."""
+    return PromptParts(contexts=(text,)).content_hash()
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One row of a corpus on its way through the stages.

@@ -142,6 +142,7 @@ STAGE_FIELDS: dict[str, pa.Schema] = {
             pa.field("slots_loss", pa.float64()),  # size of what that precision lost, over the size of the slots
             pa.field("encoder_revision", pa.string(), nullable=False),
             pa.field("tokens_encoded", pa.int64(), nullable=False),  # target tokenizer, contexts that are slots now
+            pa.field("tokens_known", pa.int64()),  # of these: the slots were there, made for other prompts
             pa.field("tokens_original", pa.int64(), nullable=False),  # ... the whole prompt
             pa.field("tokens_compressed", pa.int64(), nullable=False),  # slots, and tokens of what stays text
             pa.field("encode_seconds", pa.float64(), nullable=False),

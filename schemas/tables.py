@@ -108,7 +108,10 @@ class Rejection(Base):
 
 
 class Part(Base):
-    """The manifest: a Parquet file exists for readers once, and only if, its row stands here."""
+    """The manifest: a Parquet file exists for readers once, and only if, its row stands here.
+
+    ``slots_bytes`` is the size of the slot file beside it; null where there is none.
+    """
 
     __tablename__ = "parts"
     job_id: Mapped[str] = _job()
@@ -118,6 +121,7 @@ class Part(Base):
     stop: Mapped[int] = mapped_column(Big)
     rows: Mapped[int]
     bytes: Mapped[int] = mapped_column(Big)
+    slots_bytes: Mapped[int | None] = mapped_column(Big)
 
 
 class Usage(Base):
@@ -144,6 +148,22 @@ class Usage(Base):
     cost_microusd: Mapped[int | None] = mapped_column(Big)
     price: Mapped[str | None]
     reused_from: Mapped[str | None]
+
+
+class ContextRow(Base):
+    """A context that a part's slot file has the slots of: the one at ``place`` (from 0) of those of its ``row``.
+
+    What is asked about a context decides nothing about its slots: whoever asks something else takes them from there.
+    """
+
+    __tablename__ = "contexts"
+    __table_args__ = (Index("ix_contexts_known", "stage_hash", "context_hash"),)
+    job_id: Mapped[str] = _job()
+    part: Mapped[str] = mapped_column(primary_key=True)
+    context_hash: Mapped[str] = mapped_column(primary_key=True)
+    stage_hash: Mapped[str]
+    row: Mapped[int]
+    place: Mapped[int]
 
 
 class Draft(Base):

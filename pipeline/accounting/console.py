@@ -202,6 +202,8 @@ def _estimate(summary: Summary) -> list[str]:
 
 def _places(summary: Summary) -> Text:
     data = {"parquet": summary.places.data} if summary.state == "done" else {}  # published at the end
-    places = {**data, "database": summary.places.database, **summary.places.files}
+    held = summary.places.slot_bytes
+    slots = {"slots": f"{summary.places.output.rstrip('/')}/slots ({size(held)})"} if held is not None else {}
+    places = {**data, **slots, "database": summary.places.database, **summary.places.files}
     # One line each and never wrapped: a path is there to be copied.
     return Text("\n".join(f"{name:<10} {path}" for name, path in places.items()))

@@ -214,13 +214,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things are. No password stands in them."""
+    """Where things are. No password stands in them. ``slot_bytes``: of all slot files, ``None`` where there is none."""
 
     output: str
     data: str
     database: str
     parts: int
     part_bytes: int
+    slot_bytes: int | None
     files: dict[str, str]
 
 

@@ -239,6 +239,11 @@ def parts(connection: Connection, job_id: str, stage: int) -> tuple[int, int]:
     return count, int(size or 0)
 
 
+def slot_bytes(connection: Connection, job_id: str) -> int | None:
+    """Bytes of all slot files of a job; None where there is none."""
+    return _int(connection.scalar(select(func.sum(Part.slots_bytes)).where(Part.job_id == job_id)))
+
+
 def artifacts(connection: Connection, job_id: str) -> dict[str, str]:
     """Files beside the data, by name."""
     query = select(Artifact.name, Artifact.path).where(Artifact.job_id == job_id).order_by(Artifact.name)

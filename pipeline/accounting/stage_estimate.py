@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from datetime import date
@@ -126,6 +127,9 @@ def _encoded(spec: EncodeSpec, flow: Flow, settings: Settings) -> tuple[int, tup
         figures = encoders.read_manifest(encoders.find(spec.encoder, settings.cache)).figures
     except ModelError as error:
         return flow.tokens, (f"slots are unknown: {error}",)
+    if spec.slots is not None:
+        spans = math.ceil(flow.tokens / max(1, flow.documents) / (spec.span or figures.tokens)) * flow.documents
+        return min(flow.tokens, spans * spec.slots), ()
     return round(flow.tokens / figures.ratio), ()
 
 

@@ -171,7 +171,8 @@ def _savings(spec: JobSpec, stages: tuple[StageFigures, ...], day: date, table: 
 def _places(connection: Connection, job: Any, database: str, last_stage: int) -> Places:
     count, size = queries.parts(connection, job.id, last_stage)
     output = redact(job.output)
-    return Places(output, f"{output.rstrip('/')}/data", database, count, size, queries.artifacts(connection, job.id))
+    sizes = count, size, queries.slot_bytes(connection, job.id)
+    return Places(output, f"{output.rstrip('/')}/data", database, *sizes, queries.artifacts(connection, job.id))
 
 
 def _database(engine: Engine) -> str:

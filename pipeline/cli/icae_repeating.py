@@ -38,6 +38,9 @@ def reconstruct(
     ratio: Annotated[
         float | None, typer.Option("--ratio", min=1, help="Tokens a slot; default: as it was trained.")
     ] = None,
+    slots: Annotated[
+        int | None, typer.Option("--slots", min=1, help="Of each span, whatever its length; in place of a ratio.")
+    ] = None,
     precision: Annotated[str, typer.Option("--precision", help="Of the slots: float16, int8 or int4.")] = "float16",
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
@@ -54,7 +57,8 @@ def reconstruct(
     from schemas.job import InputSpec
 
     given = settings()
-    stage = _stage(encoder, base, {"span": span, "ratio": ratio, "precision": precision, "device": device}, given)
+    cut = {"span": span, "ratio": ratio, "slots": slots}
+    stage = _stage(encoder, base, {**cut, "precision": precision, "device": device}, given)
     found = contexts_of(InputSpec(path=tuple(texts)))
     if not found.texts:
         fail(f"{', '.join(texts)}: none of its rows is a text ({found.first_bad or 'there are none'})", USAGE)

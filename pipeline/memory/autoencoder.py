@@ -8,9 +8,11 @@ span itself, or ``[LM]`` and what comes after it (equations 2 and 3).
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,8 +46,11 @@ class Autoencoder(nn.Module):
         if self.encoder is not self.decoder:  # which is given what the frozen model's own table says
             self.encoder.get_input_embeddings().requires_grad_(False)
         table = self.embed.weight
-        size, spread = table.shape[1], float(table.float().std())
-        self.scale = float(table.float().square().mean().sqrt())
+        with torch.no_grad():  # as the model reads them: Gemma has them larger than they lie in the table
+            words = self.embed(torch.arange(len(table), device=table.device)).float()
+        size, spread = table.shape[1], float(words.std())
+        self.scale = float(words.square().mean().sqrt())
+        del words
         memories = {"interleaved": 1, "appended": spec.slots, "pooled": 0}[spec.layout]
         self.memory = nn.Parameter(torch.randn(memories, size, device=table.device) * spread)
         self.tags = nn.Parameter(torch.randn(len(TAGS), size, device=table.device) * spread)
@@ -55,12 +60,19 @@ class Autoencoder(nn.Module):
         self.wide: Wide | None = None
         """Reads the encoder's layers where that was seen to say the same (``widening``)."""
 
-    def hasten(self) -> None:
-        """Compile what a training reads with, for each shape that comes: one program serves all layers of a trunk, in
-        a thirtieth of the time that the whole would take."""
-        for trunk in {self.encoder, self.decoder}:
-            for one in getattr(trunk, "layers", [trunk]):
-                one.compile(dynamic=False)
+    def hasten(self, dynamic: bool = False) -> None:
+        """Compile what a training reads with, for each shape that comes, or for any: one program serves all layers of a
+        trunk, in a thirtieth of the time that the whole would take."""
+        for one in self._compilable():
+            one.compile(dynamic=dynamic)
+
+    def slow_down(self) -> None:
+        """As before ``hasten``."""
+        for one in self._compilable():
+            one._compiled_call_impl = None
+
+    def _compilable(self) -> list[Any]:
+        return [one for trunk in {self.encoder, self.decoder} for one in getattr(trunk, "layers", [trunk])]
 
     @torch.no_grad()
     def calibrate(self, ids: torch.Tensor, slots: int) -> None:
@@ -120,7 +132,8 @@ class Autoencoder(nn.Module):
         the last, and the tag behind the last block; without blocks there is none. Before slots that are to be repeated
         or gone on with something stands first, what is asked has its template there. ``asking.asked`` makes runs."""
         device, kept = self.tags.device, self.embed.weight.dtype
-        words = [self.embed(torch.tensor(list(run), dtype=torch.int64, device=device)) for run in runs]
+        ids = np.fromiter(itertools.chain.from_iterable(runs), np.int64)
+        words = torch.split(self.embed(on_device(ids, device)), [len(run) for run in runs])
         pieces = [piece.to(kept) for pair in zip(words, blocks, strict=False) for piece in pair]
         told = [self.tags[TAGS.index(tag)][None].to(kept)] if blocks else []
         first = [self.first.to(kept)] if blocks and tag != "FT" else []

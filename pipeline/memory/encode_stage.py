@@ -25,13 +25,16 @@ _CHARACTERS_PER_SECOND = {"cpu": 3_000, "cuda": 600_000}
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How contexts are cut: spans of ``span`` tokens at most, a slot for ``ratio`` tokens."""
+    """How contexts are cut: spans of ``span`` tokens at most, a slot for ``ratio`` tokens, or ``fixed`` slots each."""
 
     span: int
     ratio: float
+    fixed: int | None = None
 
     def slots(self, tokens: int) -> int:
-        """Of a span of so many tokens."""
+        """Of a span of so many tokens: never more than these."""
+        if self.fixed is not None:
+            return min(tokens, self.fixed)
         return slots_of(tokens, self.ratio)
 
 
@@ -46,7 +49,7 @@ class Encode:
         """The encoder's revision, in which its base's digest is, and how contexts are cut."""
         _, manifest = self.found()
         cut = self.cut(manifest)
-        return [VERSION, manifest.revision, cut.span, cut.ratio]
+        return [VERSION, manifest.revision, cut.span, cut.ratio if cut.fixed is None else f"{cut.fixed} slots"]
 
     def found(self) -> tuple[Path, EncoderManifest]:
         """The encoder's folder, looked at: whole, and for this very target.
@@ -60,7 +63,7 @@ class Encode:
     def cut(self, manifest: EncoderManifest) -> Cut:
         """As the stage says, or else as the encoder's last lesson was."""
         figures = manifest.figures
-        return Cut(self.spec.span or figures.tokens, self.spec.ratio or figures.ratio)
+        return Cut(self.spec.span or figures.tokens, self.spec.ratio or figures.ratio, self.spec.slots)
 
     def check(self) -> None:
         """``ModelError`` for spans that have more slots than the encoder, or more places than the target."""
@@ -70,7 +73,7 @@ class Encode:
         if slots > most:
             raise ModelError(
                 f"encode: a span of {cut.span} tokens takes {slots} slots, and encoder {self.spec.encoder} makes "
-                f"{most} at most: lower span, or raise ratio"
+                f"{most} at most: {'lower slots' if cut.fixed else 'lower span, or raise ratio'}"
             )
         if window is not None and (places := 1 + cut.span + slots) > window:
             raise ModelError(

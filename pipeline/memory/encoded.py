@@ -8,22 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.memory.outlines import Outline
-from pipeline.memory.packing import Packed, joined
+from pipeline.memory.packing import Made, Packed, joined
 from pipeline.stages import Outcome, Refusal, Result
 from schemas.memory import EncodeSpec
 
 
-class Made(NamedTuple):
-    """Of a span: its slots, the sums of squares of what packing lost and of the slots, and when they were there."""
-
-    packed: Packed
-    lost: float
-    whole: float
-    when: float
-
-
 class Whole(NamedTuple):
-    """The same of a document, with the digest of its slots (``Packed.sha256``)."""
+    """As ``Made``, of a document, with the digest of its slots (``Packed.sha256``)."""
 
     packed: Packed
     sha256: str
@@ -58,6 +49,7 @@ def outcome_of(
         "slots_loss": float(np.sqrt(made.lost / made.whole)) if made and made.whole else None,
         "encoder_revision": revision,
         "tokens_encoded": outline.encoded,
+        "tokens_known": outline.known,
         "tokens_original": outline.original,
         "tokens_compressed": outline.slots + outline.left,
         "encode_seconds": seconds,

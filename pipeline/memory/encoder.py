@@ -96,7 +96,10 @@ def load_encoder(
 
 def filled(model: Any, manifest: EncoderManifest, folder: Path) -> Autoencoder:
     """The encoder in ``folder`` over ``model``, which is its own from now on, frozen. Raises ``ModelDamaged``."""
-    coder = Autoencoder(model, EncoderSpec.model_validate(manifest.spec))
+    try:
+        coder = Autoencoder(model, EncoderSpec.model_validate(manifest.spec))
+    except ValueError as error:
+        raise ModelDamaged(f"{folder / encoders.MANIFEST}: {error} in its base; {encoders.again(folder)}") from error
     fill(coder, folder)
     if coder.switch is None:  # a trunk of its own reads embeddings as the base has them
         coder.encoder.to(coder.embed.weight.dtype)

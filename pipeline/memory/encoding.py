@@ -17,9 +17,9 @@ from pipeline.batching import run_packed
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.autoencoder import TAGS
 from pipeline.memory.encode_stage import Encode
-from pipeline.memory.encoded import Made, Whole, outcome_of, whole_of
+from pipeline.memory.encoded import Whole, outcome_of, whole_of
 from pipeline.memory.outlines import Outline, Span, outlines_of
-from pipeline.memory.packing import Measured, measuring
+from pipeline.memory.packing import Made, Measured, measuring
 from pipeline.memory.ragged import encode_spans, pass_tokens, places_of
 from pipeline.memory.resident import Resident, resident
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
@@ -41,7 +41,7 @@ these are read."""
 
 def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outcome]:
     """One outcome per document, in order; equal prompts are encoded once, and so are equal spans of documents that are
-    looked through together. Raises ``Stopped``, ``ModelError``."""
+    looked through together; contexts that are known not at all. Raises ``Stopped``, ``ModelError``."""
     began = time.perf_counter()
     _alive(run)
     if not documents:
@@ -53,24 +53,23 @@ def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outco
     places: dict[tuple[str, ...], int] = {}  # so that what is asked about the same contexts stands together
     alone = sorted(first.values(), key=lambda one: places.setdefault(one.parts.contexts, len(places)))
     tokeniser, cut, outlines = Tokenising(there.base.tokenizer), stage.cut(manifest), list[Outline]()
+    known = run.known(list({text for one in alone for text in one.parts.contexts}))
     with _thread() as looking, _thread() as putting:
         passes = _Passes(there, spec, manifest.revision, run, putting)
-        lots = [looking.submit(outlines_of, lot, tokeniser, cut, spec.keep_text) for lot in passes.lots(alone)]
+        lots = [looking.submit(outlines_of, lot, tokeniser, cut, spec.keep_text, known) for lot in passes.lots(alone)]
         for lot in lots:
             passes.read(lot.result())
             outlines += lot.result()
         made = passes.made()
     ended = time.perf_counter()
-    encoded = sum(one.encoded for one in outlines)
-    each = (ended - began) / max(1, encoded)
+    read = sum(one.read for one in outlines)
+    each = (ended - began) / max(1, read)
     found: dict[str, Outcome] = {}
     for place, (document, outline) in enumerate(zip(alone, outlines, strict=True)):
         whole = made[place] if outline.spans else None
         latency = (whole.when if whole else ended) - began
-        found[document.content_hash] = outcome_of(
-            outline, whole, spec, manifest.revision, each * outline.encoded, latency
-        )
-    run.progress(len(documents), sum(one.original for one in outlines) - encoded)
+        found[document.content_hash] = outcome_of(outline, whole, spec, manifest.revision, each * outline.read, latency)
+    run.progress(len(documents), sum(one.original for one in outlines) - read)
     return _in_order(documents, found)
 
 
@@ -133,7 +132,11 @@ class _Passes:
         self._counts += [len(outline.spans) for outline in outlines]
         self._parts += [{} for _ in outlines]
         alike: dict[tuple[bytes, int], list[int]] = {}
+        when = time.perf_counter()
         for row, one in enumerate(self._spans[begin:], begin):
+            if one.made:
+                self._there(row, one.made._replace(when=when))
+                continue
             alike.setdefault((one.ids.tobytes(), one.slots), []).append(row)
         groups = list(alike.values())
         some = [self._spans[rows[0]] for rows in groups]

@@ -12,9 +12,11 @@ import torch
 from pipeline.memory.answering import Answering
 from pipeline.memory.answers import Answer, Measured
 from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.beginning import is_half
 from pipeline.memory.examples import Example, divide, encoder_of, examples
 from pipeline.memory.plan import Numbers, known
 from pipeline.memory.questions import Question, Questions, passes, questions, slots_of_all
+from pipeline.memory.quickening import quicken
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Answers, Figures, Four
 from pipeline.stages import Halt, Outcome, Refusal, Result
@@ -26,6 +28,9 @@ log = logging.getLogger(__name__)
 
 CALIBRATED = 32
 """Examples by whose spans the size of slots is set."""
+
+TRIED = 4
+"""Steps whose passes are compiled, and set beside those that are not."""
 
 
 class Finetuning:
@@ -65,7 +70,8 @@ class Finetuning:
         coder.resize(torch.cat([one for row in found for each in row for one in each]))
 
     def hasten(self, coder: Autoencoder) -> None:
-        """Hardly two passes are of one shape: none is worth compiling for."""
+        """Hardly two passes are of one shape: for any, then, as the first steps' are read."""
+        quicken(coder, [one for step in range(TRIED) for one in self.parts(step)], is_half(self._spec))
 
     def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Questions]:
         """The step's questions, or a share of them, in as many passes as they take."""

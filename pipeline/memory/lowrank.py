@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(slots=True)
@@ -42,17 +43,19 @@ def pays(given: torch.Tensor) -> bool:
 class LowRank(nn.Module):
     """A linear layer plus ``scale`` B A; B is 0 at first."""
 
-    def __init__(self, linear: nn.Linear, rank: int, scale: float, switch: Switch) -> None:
+    def __init__(self, linear: Any, rank: int, scale: float, switch: Switch) -> None:
         super().__init__()
         self.linear, self.scale, self.switch = linear, scale, switch
-        device = linear.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        self.plain = type(linear) is nn.Linear
+        device, shape = linear.weight.device, linear.weight.shape
+        out, into = reversed(shape) if isinstance(linear, Conv1D) else shape
+        self.lora_A = nn.Parameter(torch.empty(rank, into, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(out, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``."""
-        if self.switch.on and torch.is_grad_enabled() and pays(given) and self.lora_A.requires_grad:
+        if self.switch.on and self.plain and torch.is_grad_enabled() and pays(given) and self.lora_A.requires_grad:
             merged = self.linear.weight + self.lora_B @ self.lora_A * self.scale
             return nn.functional.linear(given, merged.to(given.dtype), self.linear.bias)
         found: torch.Tensor = self.linear(given)
@@ -80,16 +83,19 @@ class LowRank(nn.Module):
 
 
 def adapt(trunk: Any, rank: int, alpha: float, targets: Sequence[str]) -> Switch:
-    """Give linear layers of ``trunk`` low-rank weights: those whose name ends in one of ``targets``, or all. Raises
-    ``ValueError`` for a target that none is called, or where there is no linear layer."""
+    """Give linear layers of ``trunk`` low-rank weights, as ``layers_of`` finds them."""
     switch = Switch()
-    layers = {name: one for name, one in trunk.named_modules() if type(one) is nn.Linear}
+    for name, linear in layers_of(trunk, targets).items():
+        parent, _, last = name.rpartition(".")
+        setattr(trunk.get_submodule(parent), last, LowRank(linear, rank, alpha / rank, switch))
+    return switch
+
+
+def layers_of(trunk: Any, targets: Sequence[str]) -> dict[str, Any]:
+    """Linear layers by their names: those whose name ends in one of ``targets``, or all. Raises ``ValueError`` for a
+    target that none is called, or where there is no linear layer."""
+    layers = {name: one for name, one in trunk.named_modules() if isinstance(one, nn.Linear | Conv1D)}
     known = sorted({name.rpartition(".")[2] for name in layers})
     if unknown := sorted({*targets} - {*known}) if targets or known else ["anything"]:
         raise ValueError(f"no linear layer is called {' or '.join(unknown)}; there are {', '.join(known) or 'none'}")
-    for name, linear in layers.items():
-        parent, _, last = name.rpartition(".")
-        if targets and last not in targets:
-            continue
-        setattr(trunk.get_submodule(parent), last, LowRank(linear, rank, alpha / rank, switch))
-    return switch
+    return {name: one for name, one in layers.items() if not targets or name.rpartition(".")[2] in targets}

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.encode_stage import Cut
+from pipeline.memory.packing import Made
 from pipeline.memory.spans import Ints, spans_of
 from schemas.document import Document, PromptParts
 
 
 class Span(NamedTuple):
-    """``ids`` of a document, by its place among those of the shard, and the slots they are to have."""
+    """``ids`` of a document, by its place among those of the shard, and the slots they are to have, or have already."""
 
     place: int
     ids: Ints
     slots: int
+    made: Made | None = None
 
 
 @dataclass(slots=True)
 class Outline:
-    """Of a prompt: all its tokens, those that are ``encoded``, and those that are ``left`` as text; the slots of each
-    context, 0 where it stays text; the spans of the others, in their order."""
+    """Of a prompt: all its tokens, those that are ``encoded``, of these those whose slots were ``known`` before, and
+    those that are ``left`` as text; the slots of each context, 0 where it stays text; the spans of the others, in their
+    order."""
 
     original: int = 0
     encoded: int = 0
+    known: int = 0
     left: int = 0
     context_slots: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
@@ -36,9 +40,21 @@ class Outline:
         """Of all contexts."""
         return sum(self.context_slots)
 
+    @property
+    def read(self) -> int:
+        """Tokens that are read for these slots."""
+        return self.encoded - self.known
 
-def outlines_of(documents: Sequence[Document], tokeniser: Tokenising, cut: Cut, keep_text: int) -> list[Outline]:
-    """Of each document: contexts of at most ``keep_text`` tokens stay text, and so do blank ones."""
+
+def outlines_of(
+    documents: Sequence[Document],
+    tokeniser: Tokenising,
+    cut: Cut,
+    keep_text: int,
+    known: Mapping[str, Made] | None = None,
+) -> list[Outline]:
+    """Of each document: contexts of at most ``keep_text`` tokens stay text, and so do blank ones; some are ``known``,
+    by what they say."""
     contexts = [context for document in documents for context in document.parts.contexts]
     tokens = dict(zip(contexts, (one.ids for one in tokeniser.tokenise(contexts)), strict=True))
     outlines, kept = [], []
@@ -47,15 +63,16 @@ def outlines_of(documents: Sequence[Document], tokeniser: Tokenising, cut: Cut, 
         for context in document.parts.contexts:
             ids = tokens[context]
             stays = len(ids) <= keep_text or not context.strip()
-            spans = [] if stays else _spans(place, ids, cut)
+            spans = [] if stays else _spans(place, ids, cut, (known or {}).get(context))
             outline.spans += spans
             outline.encoded += sum(len(span.ids) for span in spans)
+            outline.known += sum(len(span.ids) for span in spans if span.made)
             outline.context_slots.append(sum(span.slots for span in spans))
             left += [context] if stays else []
         kept.append(replace(document.parts, contexts=tuple(left)))
         outlines.append(outline)
-    known = {text: len(ids) for text, ids in tokens.items() if tokeniser.at_once(text)}
-    counts = totals([*(document.parts for document in documents), *kept], known, tokeniser)
+    sizes = {text: len(ids) for text, ids in tokens.items() if tokeniser.at_once(text)}
+    counts = totals([*(document.parts for document in documents), *kept], sizes, tokeniser)
     for outline, original, rest in zip(outlines, counts, counts[len(outlines) :], strict=False):
         outline.original, outline.left = original, rest
     return outlines
@@ -80,5 +97,8 @@ def _added(pieces: Sequence[str], sizes: dict[str, int], tokeniser: Tokenising) 
     return tokeniser.joined(pieces, counts) if len(pieces) > 1 else sum(counts)
 
 
-def _spans(place: int, ids: Ints, cut: Cut) -> list[Span]:
-    return [Span(place, part, cut.slots(len(part))) for part in spans_of(ids, cut.span)]
+def _spans(place: int, ids: Ints, cut: Cut, known: Made | None) -> list[Span]:
+    parts = spans_of(ids, cut.span)
+    counts = [cut.slots(len(part)) for part in parts]
+    there = known.cut(counts) if known and len(known.packed.values) == sum(counts) else [None] * len(parts)
+    return [Span(place, *one) for one in zip(parts, counts, there, strict=True)]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +61,23 @@ class Packed:
     def told(self) -> torch.Tensor:
         """The tag, ``[1, d]``, float32 on the CPU."""
         return torch.from_numpy(np.array(self.tag))[None].float()
+
+
+class Made(NamedTuple):
+    """Slots of a span or a context; the sums of squares of what packing lost and of the slots; when they were there."""
+
+    packed: Packed
+    lost: float
+    whole: float
+    when: float = 0.0
+
+    def cut(self, counts: Sequence[int]) -> list[Made]:
+        """So many slots each, one after the other; every slot is taken to have lost as much as any."""
+        ends, whole = np.cumsum(counts), len(self.packed.values)
+        return [
+            Made(self.packed.part(end - count, end), self.lost * count / whole, self.whole * count / whole, self.when)
+            for count, end in zip(counts, ends.tolist(), strict=True)
+        ]
 
 
 Measured = tuple[Packed, NDArray[np.float64]]

@@ -15,11 +15,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from pipeline.holding_out import in_order
 from pipeline.memory.beginning import begun, is_half
-from pipeline.memory.sharing import HERE, LAST, Group
+from pipeline.memory.sharing import LAST, Group, meeting
 from pipeline.memory.stage import Finetune, Pretrain, Training
 from pipeline.memory.training import Diverged, Trainer
 from pipeline.models import ModelPool
@@ -62,9 +61,9 @@ def main() -> None:
     loaded = ModelPool(said["device"]).own_copy(stage.target.model, spec.dtype, said["device"])
     plan = stage.plan(in_order(documents), loaded, lambda: None)
     trainer = Trainer(begun(spec, loaded, plan, stage.beginning()), spec, is_half(spec))
-    store = dist.TCPStore(HERE, said["port"], world, is_master=False)  # type: ignore[attr-defined]
+    store, board = meeting(said["port"], world), meeting(said["port"], world)
     store.set(f"ready-{rank}", "")
-    group = Group(rank, world, store, loaded.device)
+    group = Group(rank, world, store, loaded.device, board=board)
     trainer.share(group)
     trainer.restore(group.begun())
     with contextlib.suppress(Diverged):  # the first one says so

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.generation.generated import no_defaults
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.head_loss import nats_of
+from pipeline.passes.transfers import on_device
 
 
 def said(coder: Autoencoder, prompts: Sequence[torch.Tensor], answers: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -24,8 +27,9 @@ def nats(coder: Autoencoder, prompts: Sequence[torch.Tensor], answers: Sequence[
     """Of the tokens of each answer, float32 ``[m]``."""
     head = coder.model.get_output_embeddings().weight
     states = torch.cat(said(coder, prompts, answers)).to(head.dtype)
-    targets = torch.tensor([token for ids in answers for token in ids], device=head.device)
-    return list(torch.split(nats_of(states[None], head, targets[None])[0], [len(ids) for ids in answers]))
+    targets = on_device(np.fromiter(itertools.chain.from_iterable(answers), np.int64), head.device)
+    found = nats_of(states[None], head, targets[None], ragged=True)[0]
+    return list(torch.split(found, [len(ids) for ids in answers]))
 
 
 def written(coder: Autoencoder, prompts: Sequence[torch.Tensor], most: int, ends: Sequence[int]) -> list[list[int]]:

@@ -17,9 +17,9 @@ from pipeline.memory.beginning import begun, is_half
 from pipeline.memory.encoder import rounded, write_encoder
 from pipeline.memory.lessons import rate
 from pipeline.memory.peers import shared
-from pipeline.memory.plan import Plan, Signs
+from pipeline.memory.plan import Numbers, Plan, Signs
 from pipeline.memory.sharing import Alone
-from pipeline.memory.stage import ENCODER, SAMPLES, Training
+from pipeline.memory.stage import ENCODER, LAST_GOOD, SAMPLES, Training
 from pipeline.memory.training import Diverged, Part, Trainer, train
 from pipeline.meter import Meter
 from pipeline.models import LoadedModel
@@ -91,13 +91,19 @@ class _Session:
         attempt.save_last()
         rounded(self.coder)
         after = self.measurer.after(self.signs)
-        if self.run.folder is not None:
-            worth = self.plan.figures(attempt.before, after)
-            base, spec = self.loaded.ref, self.spec.encoder.model_dump(mode="json")
-            manifest = EncoderManifest(base.name, base.digest, spec, self.spec.steps, worth[0], "", answers=worth[1])
-            write_encoder(self.coder, attempt.curve, manifest, f"{self.run.folder}/{ENCODER}")
+        self._write(ENCODER, self.spec.steps, after)
         self.meter.finish()
         return self.plan.outcomes(attempt.before, after, attempt.seconds)
+
+    def _write(self, name: str, steps: int, after: Sequence[Numbers]) -> str | None:
+        """The encoder as it is after so many steps, in the folder ``name``: where that is, if anywhere."""
+        if self.run.folder is None:
+            return None
+        worth, folder = self.plan.figures(self.attempt.before, after), f"{self.run.folder}/{name}"
+        base, spec = self.loaded.ref, self.spec.encoder.model_dump(mode="json")
+        manifest = EncoderManifest(base.name, base.digest, spec, steps, worth[0], "", answers=worth[1])
+        write_encoder(self.coder, self.attempt.curve[:steps], manifest, folder)
+        return folder
 
     def _learn(self) -> None:
         attempt = self.attempt
@@ -117,10 +123,20 @@ class _Session:
     def _diverged(self, error: Diverged) -> str:
         steps = self.attempt.kept
         kept = f"the checkpoint after {steps} steps is kept" if steps else "there is no checkpoint yet"
-        return (
+        said = (
             f"{self.spec.kind}: {error}. Nothing was learned from that step, and {kept}. Lower learning_rate, which is "
             f"{self.spec.learning_rate:g}, or raise warmup, and run the job again"
         )
+        folder = self._last_good(error.number)
+        return f'{said}; begin = "{folder}" goes on from what was learned in {error.number} steps' if folder else said
+
+    def _last_good(self, steps: int) -> str | None:
+        """What was learned before, as an encoder: its checkpoints are no other training's, and this one would diverge
+        again. None where it is none, or nobody keeps it."""
+        rounded(self.coder)
+        if not steps or not all(bool(one.isfinite().all()) for one in self.coder.trained().values()):
+            return None
+        return self._write(LAST_GOOD, steps, self.measurer.after(self.signs))
 
     def _checkpoints(self) -> Checkpoints | None:
         if self.run.folder is None:

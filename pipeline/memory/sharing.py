@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
 
+from pipeline.passes.transfers import on_device
+
 FOREVER = datetime.timedelta(days=7)
 """Others wait for as long as the first measures. That one is gone they are told otherwise (``peers``)."""
 
@@ -22,6 +24,9 @@ ENDING_SECONDS = 1.0
 
 HERE = "127.0.0.1"
 """All are on one machine."""
+
+KEPT = 2
+"""Announcements that some may not have heard yet."""
 
 LAST = -1
 """Announced in the place of a step's number: there are no more."""
@@ -43,13 +48,24 @@ class Alone:
         return loss
 
 
+def meeting(port: int, world: int) -> Any:
+    """Where others meet the first one, which is at the ``port``."""
+    return dist.TCPStore(HERE, port, world, is_master=False, timeout=FOREVER)  # type: ignore[attr-defined]
+
+
 class Group(Alone):
-    """``rank`` of ``world`` processes that meet at ``store``. ``lost`` raises where another is gone."""
+    """``rank`` of ``world`` processes that meet at ``store``. ``lost`` raises where another is gone.
+
+    What is announced goes by ``board``, ``store`` or another way to it, since who listens there keeps all others from
+    it; and from host to host: by the devices, all that they were given to do would be waited for.
+    """
 
     def __init__(
-        self, rank: int, world: int, store: Any, device: torch.device, lost: Callable[[], None] = lambda: None
-    ) -> None:
+        self, rank: int, world: int, store: Any, device: torch.device, lost: Callable[[], None] = lambda: None,
+        board: Any = None,
+    ) -> None:  # fmt: skip
         self.rank, self.world, self._device, self._lost = rank, world, device, lost
+        self._board, self._announced = board or store, 0
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -58,7 +74,7 @@ class Group(Alone):
     def begin(self, tensors: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Give the others the weights and the optimiser's state to begin with."""
         data = torch.frombuffer(bytearray(save(tensors())), dtype=torch.uint8).to(self._device)
-        self._all(dist.broadcast, torch.tensor([len(data)], device=self._device))
+        self.announce(len(data))
         self._all(dist.broadcast, data)
 
     def begun(self) -> dict[str, torch.Tensor]:
@@ -69,17 +85,20 @@ class Group(Alone):
 
     def announce(self, number: int) -> None:
         """Tell the others which step is next."""
-        self._all(dist.broadcast, torch.tensor([number], device=self._device))
+        self._board.set(f"announced-{self._announced}", str(number))
+        self._announced += 1
+        if self._announced > KEPT:  # all have taken the step before the last, and heard of it
+            self._board.delete_key(f"announced-{self._announced - 1 - KEPT}")
 
     def heard(self) -> int:
         """The number that is announced: of the step that is next, or ``LAST`` where none is."""
-        number = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._all(dist.broadcast, number)
-        return int(number)
+        number = int(self._board.get(f"announced-{self._announced}"))
+        self._announced += 1
+        return number
 
     def summed(self, weights: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
         """The loss over all processes, after every gradient has become the sum of theirs. One that none has is none."""
-        known = torch.tensor([one.grad is not None for one in weights], device=self._device).float()
+        known = on_device(torch.tensor([float(one.grad is not None) for one in weights]), self._device)
         grads = [torch.zeros_like(one).flatten() if one.grad is None else one.grad.flatten() for one in weights]
         flat = torch.cat([*grads, known, loss.detach().float()[None]])
         self._all(dist.all_reduce, flat)

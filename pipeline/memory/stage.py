@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,18 @@ from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.memory.plan import Plan
-    from pipeline.models import LoadedModel
+    from pipeline.models import LoadedModel, ModelRef
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 ENCODER = "encoder"
 """The encoder's folder, in that of the stage."""
+
+LAST_GOOD = "last-good"
+"""The folder of what a training that diverged had learned before, to begin again with."""
 
 SAMPLES = 10
 """Held-out spans or answers shown in the log over a training, each written for it."""
@@ -62,8 +68,11 @@ class Training(ABC):
         return found
 
     def check(self) -> None:
-        """``ModelError`` for lessons that are longer than what the model takes at once."""
+        """``ModelError`` for lessons that are longer than what the model takes at once, and for layers that are to get
+        low-rank weights and that it lacks."""
         ref = resolve(self.target.model)
+        if self.spec.encoder.rank and self.spec.encoder.targets:  # by default no name can be wrong
+            self._check_targets(ref)
         window = window_of(ref.folder)
         for one in self.spec.lessons:
             places = 1 + one.tokens + one.slots  # with what stands first; [AE] is there in place of the last token
@@ -72,6 +81,20 @@ class Training(ABC):
                     f"{self.spec.kind}: a lesson of {one.tokens} tokens takes {places} places with its slots, and "
                     f"{self.target.model} reads {window} at most: shorten it"
                 )
+
+    def _check_targets(self, ref: ModelRef) -> None:
+        try:
+            from pipeline.memory.lowrank import layers_of
+            from pipeline.models.loading import without_weights
+
+            trunk = without_weights(ref).get_decoder()
+        except Exception as error:  # noqa: BLE001  who submits may lack torch; what cannot be built the worker says
+            log.info("encoder.targets are looked for when the job runs: %s", error)
+            return
+        try:
+            layers_of(trunk, self.spec.encoder.targets)
+        except ValueError as error:
+            raise ModelError(f"{self.spec.kind}: encoder.targets: {error} in {ref.name}") from None
 
     def work_seconds(self, characters: int) -> float:
         """Seconds to learn from a document of this length once, roughly; how often is the lessons' to say."""

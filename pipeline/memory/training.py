@@ -19,7 +19,11 @@ _STATE = "exp_avg", "exp_avg_sq", "step"
 
 
 class Diverged(Exception):  # noqa: N818
-    """The loss is no number any more; nothing was learned from it."""
+    """The loss of step ``number`` is no number any more; nothing was learned from it."""
+
+    def __init__(self, number: int, loss: float, norm: float) -> None:
+        super().__init__(f"step {number}: the loss is {loss}, its gradient {norm}")
+        self.number = number
 
 
 class Part(Protocol):
@@ -125,4 +129,4 @@ def _check(step: tuple[int, Fetch] | None) -> None:
     number, numbers = step
     loss, norm = numbers().tolist()
     if not math.isfinite(norm):
-        raise Diverged(f"step {number}: the loss is {loss}, its gradient {norm}")
+        raise Diverged(number, loss, norm)

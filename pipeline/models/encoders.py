@@ -12,11 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.models import placing
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import check_whole, read_json
 from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound
 from schemas.job import digest
+from schemas.memory import EncoderSpec
 
 WEIGHTS, CURVE, MANIFEST = "encoder.safetensors", "curve.parquet", placing.MANIFEST
 SHIPPED = Path(str(files("pipeline.memory"))) / "encoders"
@@ -129,9 +132,29 @@ def read_manifest(folder: Path) -> EncoderManifest:
         both = _tuples(figures, "nats", "agreement", "bleu4", "prefix")
         four = _tuples(said["answers"], "nats", "token_f1", "bleu4") if said.get("answers") else None
         answers = Answers(**four) if four else None
-        return EncoderManifest(**{**said, "figures": Figures(**both), "answers": answers})
-    except (OSError, TypeError, LookupError, AttributeError, ZeroDivisionError) as error:
+        found = EncoderManifest(**{**said, "figures": Figures(**both), "answers": answers})
+        _check_values(found)
+        return found
+    except ModelDamaged:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ZeroDivisionError) as error:
         raise ModelDamaged(f"{folder / MANIFEST}: not an encoder's manifest ({error}); {again(folder)}") from None
+
+
+def _check_values(found: EncoderManifest) -> None:
+    """``ValueError`` for what nobody who trains writes: contexts are cut, and slots told apart, by these."""
+    try:
+        whole = EncoderSpec.model_validate(found.spec).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"spec {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if whole != found.spec:
+        raise ValueError("its spec is not whole")
+    figures = found.figures
+    if figures.tokens < 1 or not 1 <= figures.slots <= figures.tokens or not figures.ratio >= 1:
+        raise ValueError(f"spans of {figures.tokens} tokens in {figures.slots} slots, one for {figures.ratio}")
+    if not all(isinstance(one, str) for one in (found.base, found.base_digest, found.sha256)):
+        raise ValueError("its base or its tensors are not named")
 
 
 STORE = placing.Named("encoder", lambda folder: read_manifest(folder).recipe)

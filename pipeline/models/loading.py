@@ -76,6 +76,16 @@ def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerF
     return LoadedModel(ref, model, tokenizer, torch.device(device), window)
 
 
+def without_weights(ref: ModelRef) -> Any:
+    """The layers of a causal LM as its config has them, on no device. Raises whatever torch and transformers do."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(ref.folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
 def _told(error: Exception) -> str:
     """What went wrong, in one line, without advice that leads nowhere here."""
     if "ignore_mismatched_sizes" in str(error):

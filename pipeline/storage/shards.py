@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from pipeline import collecting
 from pipeline.storage.sql import db_now, insert_ignore
-from schemas.tables import DocumentRow, Draft, Evaluation, Job, Part, Rejection, Shard, Usage
+from schemas.tables import ContextRow, DocumentRow, Draft, Evaluation, Job, Part, Rejection, Shard, Usage
 
 ACTIVE = ("submitting", "running")
 OPEN = ("pending", "leased")
@@ -46,6 +46,7 @@ class Commit:
     part: dict[str, Any] | None = None
     usage: Sequence[dict[str, Any]] = ()
     drafts: Sequence[dict[str, Any]] = ()
+    contexts: Sequence[dict[str, Any]] = ()
     rejections: Sequence[dict[str, Any]] = ()  # rows of Rejection, each with its document's ``seq`` besides
     next_shards: Sequence[dict[str, Any]] = ()
     last_stage: bool = False
@@ -162,6 +163,8 @@ def finish(engine: Engine, claim: Claim, commit: Commit) -> bool:
             connection.execute(insert(Usage), list(commit.usage))
         if commit.drafts:
             connection.execute(insert(Draft), list(commit.drafts))
+        if commit.contexts:
+            connection.execute(insert(ContextRow), list(commit.contexts))
         _settle_documents(connection, claim, commit)
         insert_ignore(connection, Shard, list(commit.next_shards))
         if commit.job:

@@ -69,7 +69,11 @@ def test_two_nights_of_answers_from_slots(user: User, tiny_model: Path) -> None:
     assert [told[0]["tokens_in"], told[0]["tokens_out"], told[1]["tokens_in"]] == sums
     assert [saving["tokens_removed"] for saving in night.json["savings"]] == [sums[0] - sums[1]]
     assert night.json["evaluations"][0]["tokens_compressed"] == sums[1]
+    held = sum(path.stat().st_size for path in (folder / "slots").iterdir())
+    assert night.json["places"]["slot_bytes"] == held > sum(row["slots_bytes"] for row in rows)
+    assert f"{folder}/slots (" in user.says("report", night.json["job_id"], "-o", "o").out.replace("\n", "")
     page = (folder / "report.html").read_text()
+    assert "Memory slots" in page
     assert "encode" in page and "(int8)" in page and "Prompt tokens removed" in page
 
     user.write("corpus.jsonl", corpus(7))

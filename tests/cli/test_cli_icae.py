@@ -134,6 +134,11 @@ def test_what_is_wrong_is_said(prepared: User) -> None:
         (["--set", "stages.0.step=4"], 2, "unknown key stages.0.step; did you mean steps?"),
         (["--set", "stages.0.encoder.ranks=4"], 2, "did you mean rank?"),
         (["--set", "stages.0.lessons.0.tokens=4000"], 2, "raise ratio or encoder.slots"),
+        (
+            ["--set", 'stages.0.encoder.targets=["nowhere"]'],
+            1,
+            "no linear layer is called nowhere; there are down_proj",
+        ),
         (["--set", "stages.0.begin=night"], 2, "cannot take its name"),
         (["--set", "stages.0.begin=nowhere"], 1, "no encoder 'nowhere'"),
         (["-i", "one.jsonl"], 1, "at least two different texts of 16 tokens are needed"),

@@ -53,7 +53,7 @@ def test_tokens_follow_the_prompts_through_the_stages(tiny_model: Path) -> None:
 def test_slots_are_what_is_read_behind_encode(tiny_model: Path, tmp_path: Path) -> None:
     encoder = save_tiny_encoder(tmp_path / "encoder", tiny_model)
     local = {"kind": "generate", "max_new_tokens": 100}
-    for settings, slots in (({}, 25_000), ({"ratio": 2.0}, 50_000)):
+    for settings, slots in (({}, 25_000), ({"ratio": 2.0}, 50_000), ({"slots": 3}, 18_900)):
         encode = {"kind": "encode", "encoder": str(encoder), **settings}
         made = guess(job([encode, local], model=str(tiny_model)), 100, 400_000)
         first, second = made.stages

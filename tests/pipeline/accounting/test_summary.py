@@ -121,7 +121,7 @@ def test_no_secret_and_only_json(summary: Summary) -> None:
 def test_where_things_are(summary: Summary, engine: Engine) -> None:
     places = summary.places
     assert places.data == "/data/runs/night-j1/data"
-    assert (places.parts, places.part_bytes) == (1, 4096)
+    assert (places.parts, places.part_bytes, places.slot_bytes) == (1, 4096, None)
     assert places.files == {"report": "/data/runs/night-j1/report.html"}
     assert places.database.startswith(engine.dialect.name)
     assert summary.wall_seconds == 100

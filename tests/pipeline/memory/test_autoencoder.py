@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, FalconConfig, Gemma3TextConfig, GPT2Config
 
 from pipeline.memory import lowrank
 from pipeline.memory.autoencoder import TAGS, Autoencoder
@@ -105,6 +106,38 @@ def test_low_rank_weights_add_the_same_with_gradients_and_without(half: bool) ->
     torch.testing.assert_close(found, learning, rtol=bound, atol=bound)
     plain = layer.linear(given)
     assert (learning.float() - plain).abs().max() > 1
+
+
+SMALL = {"vocab_size": 100, "initializer_range": 0.25}
+LAYERS = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32}
+OTHERS: dict[str, Any] = {
+    "layers that lie the other way round": GPT2Config(n_embd=32, n_layer=1, n_head=4, **SMALL),
+    "linear layers of its own": FalconConfig(**LAYERS, **SMALL),
+    "embeddings larger than in their table": Gemma3TextConfig(
+        **LAYERS, intermediate_size=48, num_key_value_heads=2, head_dim=8, **SMALL
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_models_of_other_makes(kind: str) -> None:
+    """An encoder of all of their layers, which learns, and whose slots have the size of what the model reads."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(OTHERS[kind]).eval()
+    ids = torch.randint(3, 90, (3, 12))
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+    coder = Autoencoder(model, EncoderSpec(rank=4))
+    coder.calibrate(ids, 3)
+    words = coder.embed(ids).square().mean().sqrt()
+    assert 0.8 < coder.encode(ids, 3).square().mean().sqrt() / words < 1.25
+    assert 0.8 < coder.tags.square().mean().sqrt() / words < 1.25
+    states = coder.states(coder.encode(ids, 3), torch.zeros(3, dtype=torch.int64), ids)
+    nats_of(states, model.get_output_embeddings().weight, ids).mean().backward()  # type: ignore[no-untyped-call]
+    layers = [one for one in model.modules() if isinstance(one, LowRank)]
+    assert len(layers) >= 4 and all(one.lora_B.grad is not None and one.lora_B.grad.any() for one in layers)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(input_ids=ids).logits, expected)
 
 
 @pytest.mark.parametrize("half", [False, True])

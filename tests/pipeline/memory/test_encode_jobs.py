@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from by_hand import Silent, do, open_shards, take, work_through
-from encoding_jobs import DOCUMENTS, TEXTS, encoder_of
+from encoding_jobs import DOCUMENTS, TEXTS, done, encoder_of, root_of, rows_of, spec
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 from sqlalchemy import Engine, select, update
@@ -19,7 +18,6 @@ from pipeline.memory.ragged import encode_spans
 from pipeline.memory.store import SlotsError, read_slots
 from pipeline.models.encoders import read_manifest
 from pipeline.producer import submit
-from pipeline.storage.jobs import find_job
 from schemas.job import JobSpec
 from schemas.tables import Shard, Usage
 
@@ -37,35 +35,11 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield spans
 
 
-def spec(folder: Path, model: Path, rows: list[dict[str, Any]], **settings: Any) -> JobSpec:
-    folder.mkdir(exist_ok=True)
-    corpus = folder / f"corpus-{len(rows)}.jsonl"
-    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stage = {"kind": "encode", "encoder": str(encoder_of(model)), "seconds_per_shard": 0.5, **settings}
-    job = {"input": {"path": str(corpus)}, "output": {"path": str(folder)}, "target": {"model": str(model)}}
-    return JobSpec.model_validate({**job, "stages": [stage]})
-
-
 def corpus(number: int = 8) -> list[dict[str, Any]]:
     return [
         {"id": one.id, "contexts": list(one.parts.contexts), "question": "Who?"}
         for one in (DOCUMENTS + DOCUMENTS)[:number]
     ]
-
-
-def rows_of(root: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted((root / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
-
-
-def root_of(engine: Engine, job: str) -> Path:
-    return Path(find_job(engine, job).output)
-
-
-def done(engine: Engine, job: JobSpec) -> str:
-    name = submit(engine, job, Silent()).job_id
-    work_through(engine, name)
-    assert find_job(engine, name).state == "done"
-    return name
 
 
 def test_each_part_has_its_slots_beside_it(engine: Engine, tmp_path: Path, tiny_model: Path) -> None:
@@ -90,7 +64,7 @@ def test_an_unchanged_document_is_never_encoded_twice(
     job = spec(tmp_path / "b", tiny_model, corpus(5))
     second = done(engine, job)
     rows = rows_of(root_of(engine, second))
-    assert sum(encoded) == rows[-1]["slot_spans"] < of_four
+    assert 0 < sum(encoded) < rows[-1]["slot_spans"] < of_four, "one of its contexts is another document's, too"
     assert [row["encode_reused_from"] for row in rows] == [*[first] * 4, None]
     with engine.connect() as connection:
         usage = connection.execute(select(Usage).where(Usage.job_id == second).order_by(Usage.seq)).all()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from encoding_jobs import DOCUMENTS, TEXTS, document, encoder_of, stage
+from pydantic import ValidationError
 from tiny_models import save_tiny_llama
 
 from pipeline.compression.tokens import Tokenising
@@ -93,6 +94,23 @@ def test_ratio_and_span_are_the_stages_where_it_names_them(tiny_model: Path, poo
     for settings in ({}, {"span": 17}, {"ratio": 2.0}):
         assert stage(tiny_model, **settings).identity() == stage(tiny_model, **settings, batch_tokens=3).identity()
     assert stage(tiny_model).identity() != stage(tiny_model, span=17).identity()
+
+
+def test_a_span_may_have_so_many_slots_whatever_its_length(tiny_model: Path, pool: ModelPool) -> None:
+    """The paper's k, but that a span of fewer tokens has no more slots than these."""
+    texts = ["x", " ".join(TEXTS[0].split()[:8]), " ".join(TEXTS)]
+    fixed = stage(tiny_model, slots=7, span=32)
+    short, middle, long = results(fixed, [document(at, one) for at, one in enumerate(texts)], pool)
+    assert (short.fields["slots"], middle.fields["slots"]) == (1, 7) and middle.fields["tokens_encoded"] < 32
+    assert long.fields["slots"] == 7 * long.fields["slot_spans"] > 70
+    assert fixed.identity() != stage(tiny_model, span=32).identity() != stage(tiny_model, span=32, ratio=2.0).identity()
+    assert "slots" not in stage(tiny_model).spec.output_settings(), "what was encoded before is still known"
+    with pytest.raises(ValidationError, match="name slots or ratio"):
+        stage(tiny_model, slots=7, ratio=2.0)
+    with pytest.raises(
+        ModelError, match=r"a span of 16 tokens takes 9 slots, and encoder .* makes 8 at most: lower slots"
+    ):
+        stage(tiny_model, encoder_of(tiny_model, "appended", **KINDS["appended"]), slots=9).check()
 
 
 def test_slots_are_as_many_as_in_the_last_lesson(tiny_model: Path) -> None:

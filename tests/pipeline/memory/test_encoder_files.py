@@ -120,6 +120,17 @@ def test_another_base_is_refused(made: Path, pool: ModelPool, tmp_path: Path) ->
         load_encoder(str(made), pool, base=str(other))
 
 
+ODD: list[tuple[str, dict[str, Any]]] = [
+    ("spec", {"slots": "many"}),
+    ("spec", {"layout": "spiral"}),
+    ("spec", {"unheard": 1}),
+    ("spec", {"targets": ["nowhere"]}),
+    ("figures", {"tokens": 0}),
+    ("figures", {"ratio": 0.5}),
+    ("figures", {"slots": 99}),
+]
+
+
 def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -> None:
     weights = (made / WEIGHTS).read_bytes()
     (made / WEIGHTS).write_bytes(weights[:-2] + b"\0\1")
@@ -135,6 +146,13 @@ def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -
         load_encoder(str(made), pool)
     (made / MANIFEST).write_text(json.dumps({name: one for name, one in said.items() if name != "format"}))
     with pytest.raises(ModelDamaged, match="was made by another release of contextmill; make the encoder again"):
+        load_encoder(str(made), pool)
+    for part, odd in ODD:
+        (made / MANIFEST).write_text(json.dumps({**said, part: {**said[part], **odd}}))
+        with pytest.raises(ModelDamaged, match=r"contextmill\.json: .*make the encoder again"):
+            load_encoder(str(made), pool)
+    (made / MANIFEST).write_text(json.dumps({**said, "spec": None}))
+    with pytest.raises(ModelDamaged, match="not an encoder's manifest"):
         load_encoder(str(made), pool)
     (made / MANIFEST).write_text('{"format": 2}')
     with pytest.raises(ModelDamaged, match="not an encoder's manifest"):

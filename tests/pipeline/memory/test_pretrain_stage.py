@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch
 from fates import Fate, Killed
 from pretraining_jobs import SETTINGS, TEXTS, stage, text, written
 from pydantic import ValidationError
+from small_disks import small_disk
 
 from pipeline.memory.training import Diverged, Trainer
+from pipeline.memory.windows import Batch
 from pipeline.models import ModelError, ModelPool
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, read_manifest
 from pipeline.stages import Halt, Refusal, Run, Stopped
@@ -107,6 +111,46 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_what_was_good(
     assert sorted(path.stem for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "as on a GPU"])
+def test_what_was_learned_before_is_begun_with(
+    late: bool, tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same settings it would diverge again, and checkpoints are no other training's."""
+    step, loss, number = Trainer.step, Batch.loss, [0]
+
+    def counting(self: Trainer, at: int, *parts: Any) -> torch.Tensor:
+        self._late, number[0] = late, at
+        return step(self, at, *parts)
+
+    monkeypatch.setattr(Trainer, "step", counting)
+    monkeypatch.setattr(Batch, "loss", lambda self, coder: loss(self, coder) * (float("nan") if number[0] == 9 else 1))
+    folder = tmp_path / "one" / "last-good"
+    with pytest.raises(Halt, match=r"step 9: the loss is nan.*goes on from what was learned in 9 steps") as halted:
+        stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path / "one")))
+    assert f'begin = "{folder}"' in str(halted.value) and not (tmp_path / "one" / "encoder").exists()
+    assert pq.read_table(folder / CURVE)["step"].to_pylist() == [*range(9)] and read_manifest(folder).steps == 9
+    monkeypatch.undo()
+    again = stage(tiny_model, begin=str(folder), learning_rate=1e-3, steps=2)
+    again.check()
+    rows = written(again.run(TEXTS, Run(pool, folder=str(tmp_path / "two"))))
+    before, learned = read_manifest(folder).figures.nats
+    assert before and learned and learned < before
+    assert np.mean([row["nll_before"] for row in rows if row["nll_before"]]) == pytest.approx(learned, abs=1e-4)
+
+
+def test_a_full_disk_stops_a_training_that_goes_on_where_there_is_room(
+    whole: Whole, tiny_model: Path, pool: ModelPool, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "small", "400k") as disk:
+        with pytest.raises(OSError, match="No space left on device") as full:
+            stage(tiny_model).run(TEXTS, Run(pool, folder=str(disk / "p")))
+        assert full.value.errno == errno.ENOSPC and "step-0000000" in str(full.value.filename)
+        kept = sorted(path.name for path in (disk / "p" / "checkpoints").iterdir())
+        assert kept == ["step-00000001.safetensors", "step-00000002.safetensors"], "and nothing half-written"
+        shutil.copytree(disk / "p", tmp_path / "large")
+    assert written(stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path / "large")))) == whole[1]
+
+
 def test_a_stop_behind_a_step_that_counts_for_nothing_keeps_what_was_good(
     tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +217,24 @@ def test_what_cannot_be_learned_is_said(
 ) -> None:
     with pytest.raises(Halt, match=said):
         stage(tiny_model, **changes).run(texts, Run(pool))
+
+
+def test_layers_that_the_model_lacks_are_refused_at_once(tiny_model: Path) -> None:
+    for targets in (["q_proj", "nowhere"], ["lm_head"], ["embed_tokens"], ["self_attn.q_proj"]):
+        with pytest.raises(ModelError, match=f"no linear layer is called {targets[-1]}; there are down_proj, .*q_proj"):
+            stage(tiny_model, encoder={"targets": targets}).check()
+    stage(tiny_model, encoder={"targets": ["q_proj", "v_proj"]}).check()
+    stage(tiny_model, encoder={"rank": 0, "targets": ["nowhere"]}).check()  # which get no low-rank weights
+
+
+def test_who_cannot_build_the_model_leaves_its_layers_to_the_worker(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: Any) -> None:
+        raise ImportError("no torch here")
+
+    monkeypatch.setattr("pipeline.models.loading.without_weights", lacking)
+    stage(tiny_model, encoder={"targets": ["nowhere"]}).check()
 
 
 def test_spans_that_do_not_fit_are_refused_at_once(tiny_model: Path) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import finetuning_jobs
+import pretraining_jobs
 import pyarrow.fs as pafs
 import pytest
 import torch
@@ -66,9 +68,11 @@ def answers(outcomes: Sequence[Outcome]) -> list[str]:
     return [one.fields["generated"] for one in outcomes if isinstance(one, Result)]
 
 
-def expected(one: Document, model: Path, pool: ModelPool, folder: Path, spec: GenerateSpec) -> str:
+def expected(
+    one: Document, model: Path, pool: ModelPool, folder: Path, spec: GenerateSpec, encoder_: Path | None = None
+) -> str:
     """By transformers, from what the autoencoder says that a decoder reads."""
-    coder, loaded = load_encoder(str(encoder_of(model)), pool), pool.causal_lm(str(model))
+    coder, loaded = load_encoder(str(encoder_ or encoder_of(model)), pool), pool.causal_lm(str(model))
     counts = one.fields["context_slots"]
     contexts: list[Piece] = [
         SLOTS if n else text for text, n in zip(one.parts.contexts, counts, strict=True) if text.strip()
@@ -101,6 +105,27 @@ def test_they_are_those_of_the_decoder_behind_the_slots(
     found = answers(made.run(documents, Run(pool, output=str(tmp_path))))
     assert found == [expected(one, tiny_model, pool, tmp_path, made.spec) for one in documents]
     assert len(set(found)) > 2
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "appended", "pooled"])
+@pytest.mark.parametrize("rank", [4, 0])
+def test_encoders_of_all_makes_are_trained_stored_and_answered_from(
+    layout: str, rank: int, tiny_model: Path, pool: ModelPool, tmp_path: Path
+) -> None:
+    """Pretrained, fine-tuned from there, and read by a stage, which knows it by its folder alone."""
+    own: dict[str, Any] = {
+        "encoder": {"layout": layout, "rank": rank, "alpha": 8.0, "slots": 16},
+        "learning_rate": 3e-3,
+    }
+    pretrained, tuned = str(tmp_path / "p" / "encoder"), tmp_path / "f" / "encoder"
+    first = pretraining_jobs.stage(tiny_model, **own, steps=3, mixed=True)
+    first.run(pretraining_jobs.TEXTS, Run(pool, folder=str(tmp_path / "p")))
+    then = finetuning_jobs.stage(tiny_model, **own, steps=3, begin=pretrained, measured=1)
+    then.run(finetuning_jobs.ROWS, Run(pool, folder=str(tmp_path / "f")))
+    documents = after_encoding(MIXED, tiny_model, pool, tmp_path, encoder=str(tuned), precision="int4", **KEPT)
+    made = generate(tiny_model, draft_tokens=3)
+    found = answers(made.run(documents, Run(pool, output=str(tmp_path))))
+    assert found == [expected(one, tiny_model, pool, tmp_path, made.spec, tuned) for one in documents]
 
 
 def test_a_prompt_without_slots_is_asked_as_ever(tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
