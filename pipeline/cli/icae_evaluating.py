@@ -14,6 +14,7 @@ from pipeline.cli.shared import USAGE, Json, err, examples, fail, out, print_jso
 
 if TYPE_CHECKING:
     from pipeline.memory.evaluated import Asked, Evaluation
+    from pipeline.memory.storing import Form
     from pipeline.models.encoders import EncoderManifest
     from schemas.settings import Settings
 
@@ -32,6 +33,7 @@ Texts = Annotated[
     epilog=examples(
         "contextmill icae evaluate night --texts prose=held-out.jsonl --texts code=src.jsonl",
         "contextmill icae evaluate night -t books.txt --tokens 128 --tokens 512 --ratio 4 --ratio 8",
+        "contextmill icae evaluate night -t books.txt --precision float16 --precision int4/32",
         "contextmill icae evaluate night -t books.txt --html night.html",
     )
 )
@@ -47,6 +49,15 @@ def evaluate(
         typer.Option("--ratio", min=1, help="Tokens a slot; may be given several times. Default: as it was trained."),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=2, help="Contexts of each kind, length and ratio.")] = 64,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            metavar="FORM",
+            help="How slots are stored: float16, int8, int4, int8/32, int4/32 (in groups of 32, not 64); may be given "
+            "several times. Default: float16, int8, int4.",
+        ),
+    ] = None,
     continued: Annotated[int, typer.Option("--continued", min=2, help="Tokens that follow a context.")] = 64,
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
@@ -59,7 +70,8 @@ def evaluate(
     """Measure what an encoder's slots hold of texts, of numbers, and of what no text is like.
 
     - what comes back of a context: BLEU-4, the share before the first wrong
-      token, the share of tokens that were the likeliest, nats a token
+      token, the share of tokens that were the likeliest, nats a token;
+      from slots as they come out of the slot store, by how they are stored
     - perplexity of what follows: behind nothing, the text, as many of its
       last tokens as there are slots, and the slots (kept: their share)
     - seconds to encode a context, and to read its slots or its text
@@ -79,7 +91,7 @@ def evaluate(
     asked = Asked(
         tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.ratio]),
         span=learned.tokens, rows=rows, continued=continued, batch_tokens=batch_tokens, half=dtype == "bfloat16",
-        seed=seed,
+        seed=seed, forms=_forms(precision or ["float16", "int8", "int4"]),
     )  # fmt: skip
     model = base or manifest.base
     check(asked, window_of(resolve(model, given).folder), manifest.spec["slots"])
@@ -107,6 +119,15 @@ def _files(texts: list[str]) -> dict[str, list[str]]:
             fail(f"--texts {text}: {kind} are made up here; call yours otherwise, as KIND=PATH", USAGE)
         found.setdefault(kind, []).append(path if equals else text)
     return found
+
+
+def _forms(names: list[str]) -> tuple[Form, ...]:
+    from pipeline.memory.storing import FORMS
+
+    for name in names:
+        if name not in FORMS:
+            fail(f"--precision {name}: {', '.join(FORMS)}", USAGE)
+    return tuple(FORMS[name] for name in dict.fromkeys(names))
 
 
 def _evaluated(

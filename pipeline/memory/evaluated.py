@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.memory.measure import Parts
 from pipeline.memory.spans import cut
+from pipeline.memory.storing import Form
 from pipeline.models import ModelError
 from schemas.memory import slots_of
 
@@ -15,7 +16,8 @@ from schemas.memory import slots_of
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Contexts of ``tokens`` each at every one of ``ratios`` tokens a slot, cut into spans of ``span`` tokens at most:
-    ``rows`` of each kind; ``continued`` tokens behind them; ``half``: passes are autocast to bfloat16."""
+    ``rows`` of each kind; ``continued`` tokens behind them; ``half``: passes are autocast to bfloat16. Slots are read
+    as they come out of the store in each of ``forms``; all but those that are repeated, unpacked."""
 
     tokens: tuple[int, ...]
     ratios: tuple[float, ...]
@@ -25,6 +27,7 @@ class Asked:
     batch_tokens: int
     half: bool
     seed: int = 0
+    forms: tuple[Form, ...] = (Form("float16"),)
 
     def cuts(self) -> list[tuple[int, Parts]]:
         """Every length with every ratio: (tokens, the spans as (tokens, slots))."""
@@ -37,7 +40,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """What comes back of ``rows`` contexts; ``bleu4`` is None without sacrebleu."""
+    """What comes back of ``rows`` contexts from slots as the first form stores them; ``bleu4`` is None without
+    sacrebleu."""
 
     kind: str
     tokens: int
@@ -46,6 +50,24 @@ class Repeated:
     nats: Interval
     agreement: Interval
     bleu4: Interval | None
+    prefix: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The same contexts from slots in a form of the store: ``bytes`` of a slot in its file, ``loss`` as ``encode`` says
+    it; ``difference``: of BLEU-4 to the first form's, paired, None for that itself."""
+
+    kind: str
+    tokens: int
+    slots: int
+    rows: int
+    form: str
+    bytes: float
+    loss: float
+    nats: Interval
+    bleu4: Interval | None
+    difference: Interval | None
     prefix: Interval
 
 
@@ -87,6 +109,12 @@ class Evaluation:
     continued: list[Continued]
     latencies: list[Latency]
     short: list[tuple[str, int]]
+    stored: list[Stored]
+
+    @property
+    def compares_forms(self) -> bool:
+        """Whether slots were stored in more ways than one."""
+        return len(self.stored) > len(self.repeated)
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
