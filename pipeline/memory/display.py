@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.accounting.wording import points, span, visible
+from pipeline.evaluation.display import print_comparison
 
 if TYPE_CHECKING:
     from pipeline.evaluation.bootstrap import Interval
@@ -27,14 +28,19 @@ LATENCIES = "tokens", "slots", "encode, ms", "read slots, ms", "read text, ms"
 
 def print_evaluation(found: Evaluation, console: Console) -> None:
     """What comes back of contexts, what their slots say of what follows, and what that takes."""
-    console.print(_table("repeated from slots", REPEATED, [repeated_row(one) for one in found.repeated]))
-    if found.compares_forms:
-        console.print(_table("by how slots are stored", STORED, [stored_row(one) for one in found.stored]))
-    if found.continued:
-        console.print(_table("perplexity of what follows", CONTINUED, [continued_row(one) for one in found.continued]))
-    console.print(_table("seconds for one context", LATENCIES, [latency_row(one) for one in found.latencies]))
+    tables = {
+        "repeated from slots": (REPEATED, [repeated_row(one) for one in found.repeated]),
+        "by how slots are stored": (STORED, [stored_row(one) for one in found.stored if found.compares_forms]),
+        "perplexity of what follows": (CONTINUED, [continued_row(one) for one in found.continued]),
+        "seconds for one context": (LATENCIES, [latency_row(one) for one in found.latencies]),
+    }
+    for title, (headings, rows) in tables.items():
+        if rows:
+            console.print(_table(title, headings, rows))
     for kind, size in dict.fromkeys(found.short):
         console.print(f"{kind}: no text has {size} tokens", markup=False, soft_wrap=True)
+    if found.answers is not None:
+        print_comparison(found.answers, console)
 
 
 def repeated_row(one: Repeated) -> list[str]:

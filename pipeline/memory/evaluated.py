@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.evaluation.bootstrap import Interval
+from pipeline.evaluation.comparing import Comparison
 from pipeline.memory.measure import Parts
 from pipeline.memory.spans import cut
 from pipeline.memory.storing import Form
@@ -103,13 +104,15 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All of it. ``short``: kinds of which no text was long enough, and for how many tokens."""
+    """All of it. ``short``: kinds of which no text was long enough, and for how many tokens. ``answers``: what is
+    answered from slots, the first side, and from what that is set against."""
 
-    repeated: list[Repeated]
-    continued: list[Continued]
-    latencies: list[Latency]
-    short: list[tuple[str, int]]
-    stored: list[Stored]
+    repeated: list[Repeated] = field(default_factory=list)
+    continued: list[Continued] = field(default_factory=list)
+    latencies: list[Latency] = field(default_factory=list)
+    short: list[tuple[str, int]] = field(default_factory=list)
+    stored: list[Stored] = field(default_factory=list)
+    answers: Comparison | None = None
 
     @property
     def compares_forms(self) -> bool:

@@ -54,7 +54,7 @@ class _Evaluating:
 
     def run(self, told: Callable[[int, int], None]) -> Evaluation:
         cuts, forms = self.asked.cuts(), self.asked.forms
-        found = Evaluation([], [], [], [], [])
+        found = Evaluation()
         every = [(kind, size, parts) for kind in self.kinds for size, parts in cuts]
         total = len(every) * len(forms)
         for number, (kind, size, parts) in enumerate(every):
