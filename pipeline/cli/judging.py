@@ -66,7 +66,7 @@ class Judging(Teaching):
         said, summary, code = dict[str, str](), None, 0
         if rows:
             self.say(f"{self.judge.target.model} judges {len(rows) // 2} pairs of answers, each in both orders")
-            job_id, code, summary = self.run_rows(self.judge, "judge", rows, {})
+            job_id, code, summary = self.run_rows(self.judge, "verdicts", rows, {})
             said = {name: one.text for name, one in self.written(job_id).items()}
         sides = [
             side if side.baseline else replace(side, judged=judged(some, str(number), said))

@@ -42,6 +42,9 @@ def print_judged(comparison: Comparison, console: Console) -> None:
         if side.judged is not None:
             table.add_row(_label(side), *judged_row(side.judged)[: len(table.columns) - 1])
     console.print(table)
+    for side in comparison.sides:
+        if side.judged is not None and (left := _left_out(side.judged)):
+            console.print(_label(side) + Text(f": {left}"), soft_wrap=True)
     console.print(Text(JUDGED_NOTE, style="dim"), soft_wrap=True)
 
 
@@ -61,6 +64,13 @@ def judged_row(one: Judged) -> list[str]:
         *(points(share.value if share else None) for share in shares), margin, f"{one.read:,} of {one.pairs:,}", order,
         ", ".join(map(_span, shares)),
     ]  # fmt: skip
+
+
+def _left_out(one: Judged) -> str:
+    """What is in no share, in words."""
+    unread = f"{one.unread:,} pairs are unread: the judge's verdict is none" if one.unread else ""
+    unanswered = f"{one.unanswered:,} pairs are unanswered: the judge took or wrote nothing" if one.unanswered else ""
+    return "; ".join(filter(None, (unread, unanswered)))
 
 
 def _span(one: Interval | None) -> str:
