@@ -90,13 +90,11 @@ def test_what_is_wrong_is_said_before_anything_is_asked(prepared: User, tiny_mod
     prepared.write("plain.toml", stages.partition('[[stages]]\nkind = "evaluate"')[0])
     kept = '[[stages]]\nkind = "encode"\nencoder = "x"\nkeep_text = 9\n[[stages]]\nkind = "generate"'
     prepared.write("kept.toml", stages.replace('[[stages]]\nkind = "generate"', kept))
-    prepared.write("nothing.jsonl", json.dumps({"text": "no question"}) + "\n")
     evaluate = "icae", "evaluate", "encoder", "-o", "o"
     for words, code, said in (
         (["--answers", "plain.toml"], 2, "the stages generate and evaluate are wanted here, not generate"),
         (["--answers", "kept.toml"], 2, "budgets would not be equal"),
         (["--answers", "answers.toml", "--ratio", "2", "--ratio", "4"], 2, "name one --ratio"),
-        (["--answers", "answers.toml", "-i", "nothing.jsonl"], 1, "nothing.jsonl:1 has no question"),
         (["--answers", "answers.toml", "--judge", "answers.toml"], 2, "a judge is one stage of kind"),
         (["--judge", "answers.toml"], 2, "name questions by --answers"),
     ):
