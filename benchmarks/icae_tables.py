@@ -53,6 +53,12 @@ def tables(manifest: EncoderManifest, trainings: Sequence[Path], found: dict[str
         ["repeated from slots", "tokens", "slots", "BLEU-4", "95%", "prefix", "likeliest", "nats"],
         [_repeated(one) for one in found["repeated"]],
     )
+    if len(found["stored"]) > len(found["repeated"]):
+        yield _table(
+            ["by how slots are stored", "tokens", "slots", "stored", "bytes a slot", "BLEU-4", "difference", "95%",
+             "prefix", "nats"],
+            [_stored(one) for one in found["stored"]],
+        )  # fmt: skip
     yield _table(
         ["perplexity of what follows", "tokens", "slots", "alone", "text", "last tokens", "slots", "kept"],
         [_continued(one) for one in found["continued"]],
@@ -87,6 +93,14 @@ def _repeated(one: dict[str, Any]) -> list[str]:
     scores = [points(bleu["value"]), span(bleu["low"], bleu["high"])] if bleu else ["–", "–"]
     rest = [points(one["prefix"]["value"]), points(one["agreement"]["value"]), f"{one['nats']['value']:.3f}"]
     return [one["kind"], f"{one['tokens']:,}", f"{one['slots']:,}", *scores, *rest]
+
+
+def _stored(one: dict[str, Any]) -> list[str]:
+    bleu, gap = one["bleu4"], one["difference"]
+    apart = [points(gap["value"]), span(gap["low"], gap["high"])] if gap else ["–", "–"]
+    scores = [points(bleu["value"] if bleu else None), *apart, points(one["prefix"]["value"])]
+    what = [one["kind"], f"{one['tokens']:,}", f"{one['slots']:,}", one["form"], f"{one['bytes']:,.0f}"]
+    return [*what, *scores, f"{one['nats']['value']:.3f}"]
 
 
 def _continued(one: dict[str, Any]) -> list[str]:

@@ -20,7 +20,8 @@ from schemas.stage import GenerateSpec
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 ALIGN = EXAMPLES / "align.toml"
-JOBS = sorted(set(EXAMPLES.glob("*.toml")) - {ALIGN})
+JUDGE = EXAMPLES / "judge.toml"
+JOBS = sorted(set(EXAMPLES.glob("*.toml")) - {ALIGN, JUDGE})
 Row = dict[str, Any]
 
 
@@ -43,6 +44,13 @@ def test_every_job_file_is_valid_and_its_input_exists(path: Path) -> None:
     shipped = [name for name in spec.input.path if name.startswith("examples/")]
     assert all((ROOT / name).is_file() for name in shipped)
     assert shipped or path.stem == "nightly"  # that one reads the user's own folder
+
+
+def test_the_judge_needs_no_input() -> None:
+    text = JUDGE.read_text(encoding="utf-8")
+    for said in (text, re.sub(r"^# (?=backend|budget)", "", text, flags=re.MULTILINE)):
+        judge = JobSpec.model_validate({**tomllib.loads(said), "input": {"path": "answers.jsonl"}})
+        assert [stage.kind for stage in judge.stages] == ["generate"] and judge.name == "judge"
 
 
 def test_the_alignment_file_is_valid_and_its_input_exists() -> None:

@@ -61,7 +61,12 @@ def render_encoder(found: Evaluation, name: str, manifest: EncoderManifest, curv
     Raises ``ReportMissing`` without jinja2 or matplotlib.
     """
     environment, plots = _tools()
-    rows = {"repeated": display.repeated_row, "continued": display.continued_row, "latency": display.latency_row}
+    rows = {
+        "repeated": display.repeated_row,
+        "stored": display.stored_row,
+        "continued": display.continued_row,
+        "latency": display.latency_row,
+    }
     environment.filters.update({f"encoder_{name}": row for name, row in rows.items()})
     html: str = environment.get_template("encoder.html").render(
         e=found, name=name, manifest=manifest, display=display, curve=_trusted(plots.curve_plot(curve)),

@@ -10,10 +10,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import interrupts
-from pipeline.cli.shared import USAGE, Json, err, examples, fail, out, print_json, settings
+from pipeline.cli.icae_answering import Answers, Summaries
+from pipeline.cli.judging import Judge, Most
+from pipeline.cli.shared import (
+    EXIT_CODES,
+    USAGE,
+    Input,
+    Json,
+    Output,
+    Workers,
+    database,
+    err,
+    examples,
+    fail,
+    out,
+    print_json,
+    settings,
+)
 
 if TYPE_CHECKING:
+    from pipeline.cli.icae_answering import Plan, Told
     from pipeline.memory.evaluated import Asked, Evaluation
+    from pipeline.memory.storing import Form
     from pipeline.models.encoders import EncoderManifest
     from schemas.settings import Settings
 
@@ -32,7 +50,10 @@ Texts = Annotated[
     epilog=examples(
         "contextmill icae evaluate night --texts prose=held-out.jsonl --texts code=src.jsonl",
         "contextmill icae evaluate night -t books.txt --tokens 128 --tokens 512 --ratio 4 --ratio 8",
+        "contextmill icae evaluate night -t books.txt --precision float16 --precision int4/32",
         "contextmill icae evaluate night -t books.txt --html night.html",
+        "contextmill icae evaluate night --answers examples/memory.toml --judge examples/judge.toml",
+        then=EXIT_CODES,
     )
 )
 def evaluate(
@@ -47,50 +68,98 @@ def evaluate(
         typer.Option("--ratio", min=1, help="Tokens a slot; may be given several times. Default: as it was trained."),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=2, help="Contexts of each kind, length and ratio.")] = 64,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            metavar="FORM",
+            help="How slots are stored: float16, int8, int4, int8/32, int4/32 (in groups of 32, not 64); may be given "
+            "several times. Default: float16, int8, int4.",
+        ),
+    ] = None,
     continued: Annotated[int, typer.Option("--continued", min=2, help="Tokens that follow a context.")] = 64,
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="Of the passes: float32 or bfloat16.")] = "float32",
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Most tokens of a pass.")] = 16_384,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of which contexts are drawn.")] = 0,
+    answers: Answers = None,
+    input_: Input = None,
+    summaries: Summaries = None,
+    judge: Judge = None,
+    most: Most = None,
+    output: Output = None,
+    workers: Workers = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write tables and plots as one HTML file.")] = None,
     json_: Json = False,
 ) -> None:
     """Measure what an encoder's slots hold of texts, of numbers, and of what no text is like.
 
     - what comes back of a context: BLEU-4, the share before the first wrong
-      token, the share of tokens that were the likeliest, nats a token
+      token, the share of tokens that were the likeliest, nats a token;
+      from slots as they come out of the slot store, by how they are stored
     - perplexity of what follows: behind nothing, the text, as many of its
       last tokens as there are slots, and the slots (kept: their share)
     - seconds to encode a context, and to read its slots or its text
+    - with --answers: what questions are answered from slots, beside answers
+      from all of the text, from as many tokens of it (cut off, a summary,
+      LLMLingua) and from nothing, by the metrics of its evaluate stage and,
+      with --judge, by a model that reads each two in both orders
 
     Contexts longer than the spans of its training are cut into such spans.
+    Without --texts, --answers alone is done, by jobs that go on where they
+    were stopped.
     """
-    from pipeline.memory.evaluated import Asked, check
+    from dataclasses import replace
+
+    from pipeline.memory.evaluated import Asked, Evaluation, check
     from pipeline.models import encoders, resolve
     from pipeline.models.folder import window_of
 
     if dtype not in ("float32", "bfloat16"):
         fail(f"--dtype {dtype}: float32 or bfloat16", USAGE)
     files, given = _files(texts or []), settings()
+    if answers is None and (summaries or judge or most or input_):
+        fail("--judge, --most, --summaries and --input are about answers: name questions by --answers", USAGE)
     folder = encoders.find(encoder, given.cache)
     manifest = encoders.read_manifest(folder)
     learned = manifest.figures
     asked = Asked(
         tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.ratio]),
         span=learned.tokens, rows=rows, continued=continued, batch_tokens=batch_tokens, half=dtype == "bfloat16",
-        seed=seed,
+        seed=seed, forms=_forms(precision or ["float16", "int8", "int4"]),
     )  # fmt: skip
     model = base or manifest.base
     check(asked, window_of(resolve(model, given).folder), manifest.spec["slots"])
     curve = _curve(folder, html) if html else []
+    told = None
+    if answers is not None:
+        from pipeline.cli.icae_answering import plan
+
+        with interrupts.in_order():
+            planned = plan(encoder, base, ratio, device, (answers, summaries, judge), output, input_, most, given)
+        told = _answered(planned, workers, json_, given)
     with interrupts.in_order():
-        found = _evaluated(encoder, model, device, asked, files, given)
-        _tell(found, encoder, manifest, json_)
+        found = Evaluation() if told and not files else _evaluated(encoder, model, device, asked, files, given)
+        found = replace(found, answers=told.found if told else None)
+        _tell(found, encoder, manifest, json_, told)
         if html is not None:  # last: what was measured is told, even where no file can be written
             _write(html, found, manifest, encoder, curve)
     if html is not None and not json_:
         out.print(f"report: {html}", soft_wrap=True, markup=False)
+    if told and told.code:
+        raise typer.Exit(told.code)
+
+
+def _answered(planned: Plan, workers: int | None, json_: bool, given: Settings) -> Told:
+    """First of all: its jobs go on where they were stopped, and what is measured here would be lost."""
+    from pipeline.cli.icae_answering import Answering
+
+    questions = planned.questions
+    if questions.left_out and not json_:
+        out.print(f"{questions.left_out} rows are left out, the first: {questions.first}", markup=False, soft_wrap=True)
+    engine, opened = database(given, planned.job.output.path, migrate=True)
+    return Answering(engine, opened, workers or given.workers, json_, "answers", planned).run()
 
 
 def _files(texts: list[str]) -> dict[str, list[str]]:
@@ -107,6 +176,15 @@ def _files(texts: list[str]) -> dict[str, list[str]]:
             fail(f"--texts {text}: {kind} are made up here; call yours otherwise, as KIND=PATH", USAGE)
         found.setdefault(kind, []).append(path if equals else text)
     return found
+
+
+def _forms(names: list[str]) -> tuple[Form, ...]:
+    from pipeline.memory.storing import FORMS
+
+    for name in names:
+        if name not in FORMS:
+            fail(f"--precision {name}: {', '.join(FORMS)}", USAGE)
+    return tuple(FORMS[name] for name in dict.fromkeys(names))
 
 
 def _evaluated(
@@ -159,9 +237,10 @@ def _write(
     write_whole(html, render_encoder(found, encoder, manifest, curve).encode())
 
 
-def _tell(found: Evaluation, encoder: str, manifest: EncoderManifest, json_: bool) -> None:
+def _tell(found: Evaluation, encoder: str, manifest: EncoderManifest, json_: bool, told: Told | None) -> None:
     if json_:
-        print_json({"encoder": encoder, "base": manifest.base, "sha256": manifest.sha256, **found.to_json()})
+        said = {"encoder": encoder, "base": manifest.base, "sha256": manifest.sha256, **found.to_json()}
+        print_json(said | ({"jobs": told.jobs} if told else {}))
         return
     from pipeline.memory.display import print_evaluation
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,26 +146,11 @@ class _Command(Teaching):
     def _written(
         self, what: str, rows: Sequence[Row], columns: Mapping[str, str], codes: list[int], summaries: list[Any]
     ) -> dict[str, Written]:
-        """What the target makes of these rows, by their ids, in a job of its own."""
-        from pipeline.memory import prompting
-        from pipeline.producer import identify
-        from pipeline.storage.filesystem import resolve_path
-        from pipeline.storage.jobs import find_job
-        from pipeline.storage.parts import write_whole
-        from schemas.job import Columns, InputSpec, JobSpec
-
-        data, name = prompting.lines(rows), f"{self.job.name[:55]}-{what}"
-        fs, root = resolve_path(self.job.output.path)
-        folder = f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
-        if not fs.get_file_info(f"{root}/{folder}/{what}.jsonl").is_file:
-            write_whole(fs, f"{root}/{folder}/{what}.jsonl", data)
-        path = f"{self.job.output.path.rstrip('/')}/{folder}/{what}.jsonl"
-        given = InputSpec(path=(path,), columns=Columns(id="id", **columns), max_document_bytes=2**31 - 1)
-        job = JobSpec.model_validate({**self.job.model_dump(), "name": name, "input": given.model_dump()})
-        code, summary = self.run_job(job)
-        codes.append(code)
-        summaries.append(summary)
-        return _read(find_job(self.engine, identify(job).job_id).output)
+        """What the target makes of these rows, by their ids."""
+        ended = self.run_rows(self.job, what, rows, columns)
+        codes.append(ended.code)
+        summaries.append(ended.summary)
+        return self.written(ended.job_id)
 
     def _tell(self, to: Path, contexts: int, asked: int, found: int, rows: int, summaries: list[Any]) -> None:
         specific = found - contexts * self.general
@@ -176,17 +160,3 @@ class _Command(Teaching):
             return
         out.print(f"prompts   {specific} of {asked} are of use, and {found - specific} general ones", markup=False)
         out.print(f"rows      {rows} of {found} prompts are answered to an end: {to}", markup=False, soft_wrap=True)
-
-
-def _read(output: str) -> dict[str, Written]:
-    """What a job that is done wrote, by its documents' ids."""
-    import pyarrow.dataset as pads
-
-    from pipeline.memory.prompting import Written
-    from pipeline.storage.filesystem import resolve_path
-
-    fs, root = resolve_path(output)
-    table = pads.dataset(f"{root}/data", filesystem=fs, format="parquet").to_table(
-        ["doc_id", "generated", "finish_reason"]
-    )
-    return {row["doc_id"]: Written(row["generated"], row["finish_reason"] == "stop") for row in table.to_pylist()}

@@ -1,22 +1,33 @@
-"""What commands that train share: jobs one after the other, whose answers are learned from."""
+"""What commands share that run jobs one after the other, and go on with what these wrote."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from pipeline.cli.shared import DEAD, out, print_json
+from pipeline.cli.shared import DEAD, FAILURE, out, print_json
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from pipeline.memory.prompting import Written
     from schemas.job import JobSpec
     from schemas.settings import Settings
+
+
+class Ended(NamedTuple):
+    """A job that was run to its end: its exit code, and its summary where programs read along."""
+
+    job_id: str
+    code: int
+    summary: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,46 @@ class Teaching:
         if self.json:
             print_json({"jobs": [summary], self.makes: None})
         raise typer.Exit(code)
+
+    def run_rows(
+        self, job: JobSpec, what: str, rows: Sequence[dict[str, Any]], columns: Mapping[str, str],
+        may_be_none: bool = False,
+    ) -> Ended:  # fmt: skip
+        """``job`` over these rows, under its name with ``what`` behind it; they are written beside its output, once.
+        ``may_be_none``: the command goes on, too, where every row was rejected."""
+        from pipeline.memory.prompting import lines
+        from pipeline.producer import identify
+        from pipeline.storage.filesystem import resolve_path
+        from pipeline.storage.jobs import find_job
+        from pipeline.storage.parts import write_whole
+        from schemas.job import Columns, InputSpec, JobSpec
+
+        data, name = lines(rows), f"{job.name[: 63 - len(what)]}-{what}"
+        fs, root = resolve_path(job.output.path)
+        folder = f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+        if not fs.get_file_info(f"{root}/{folder}/{what}.jsonl").is_file:
+            write_whole(fs, f"{root}/{folder}/{what}.jsonl", data)
+        path = f"{job.output.path.rstrip('/')}/{folder}/{what}.jsonl"
+        given = InputSpec(path=(path,), columns=Columns(id="id", **columns), max_document_bytes=2**31 - 1)
+        made = JobSpec.model_validate({**job.model_dump(), "name": name, "input": given.model_dump()})
+        job_id = identify(made).job_id
+        code, summary = self.run_job(made, (FAILURE,) if may_be_none else ())
+        if code == FAILURE and find_job(self.engine, job_id).state != "done":
+            raise typer.Exit(code)
+        return Ended(job_id, code, summary)
+
+    def written(self, job_id: str) -> dict[str, Written]:
+        """What a job that is done wrote, by its documents' ids."""
+        import pyarrow.dataset as pads
+
+        from pipeline.memory.prompting import Written
+        from pipeline.storage.filesystem import resolve_path
+        from pipeline.storage.jobs import find_job
+
+        fs, root = resolve_path(find_job(self.engine, job_id).output)
+        wanted = ["doc_id", "generated", "finish_reason"]
+        rows = pads.dataset(f"{root}/data", filesystem=fs, format="parquet").to_table(wanted).to_pylist()
+        return {row["doc_id"]: Written(row["generated"], row["finish_reason"] == "stop") for row in rows}
 
     def gather(self, jobs: list[JobSpec], output: str, name: str, end: str = "") -> tuple[str, int]:
         """The file of all answers of these jobs, and how many they are; says how many there are not."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
 
 from pipeline.evaluation.bootstrap import difference, interval
 from pipeline.evaluation.costs import cost_per_thousand, price_of_work
+from pipeline.evaluation.judging import Judged
 from pipeline.evaluation.loading import EvaluatedJob, NothingToCompareError, load
 from pipeline.evaluation.pairing import Pairing, pair
 from pipeline.evaluation.results import metrics_of, statistic
 
-__all__ = ["Comparison", "Found", "NothingToCompareError", "Side", "compare"]
+__all__ = ["Comparison", "Found", "NothingToCompareError", "Side", "compare", "lined_up"]
 
 BUDGET = frozenset({"rate", "rates", "target_tokens", "target_token"})
 """Settings of a compress stage that say how much is kept, not how."""
@@ -42,6 +43,7 @@ class Side:
 
     ``tokens`` is the mean prompt as sent. ``ratio`` is original over compressed tokens; without compression, the
     longest mean prompt of such jobs over this one's. ``cost_microusd`` is what 1,000 of its documents cost to make.
+    ``judged``: against the baseline, where a judge was asked.
     """
 
     job_id: str
@@ -55,22 +57,36 @@ class Side:
     ratio: float | None
     cost_microusd: int | None
     metrics: dict[str, Found]
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All sides, the first named first, with the metrics that all of them have."""
+    """All sides, the first named first, with the metrics that all of them have; the name of the ``judge``, if any."""
 
     task: str | None
     metrics: tuple[str, ...]
     sides: tuple[Side, ...]
+    judge: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON values."""
         return asdict(self)
 
 
-def compare(engine: Engine, names: Sequence[str], baseline: str | None = None) -> Comparison:
+class Match(NamedTuple):
+    """A job at one rate, and the one that it is set against: itself, where it is the baseline."""
+
+    job: EvaluatedJob
+    base: EvaluatedJob
+
+    @property
+    def same(self) -> bool:
+        """Whether there is nothing to set against each other."""
+        return self.job.label == self.base.label
+
+
+def lined_up(engine: Engine, names: Sequence[str], baseline: str | None = None) -> list[Match]:
     """Jobs by the beginning of their id, one rate of a job as ``ID@RATE``; the baseline is the first unless named.
 
     A side is set against the baseline at its own rate, where the baseline has it, else against the only one there is.
@@ -79,11 +95,21 @@ def compare(engine: Engine, names: Sequence[str], baseline: str | None = None) -
     bases = load(engine, baseline or names[0])
     found = {job.label: job for name in names for job in load(engine, name)}
     first = [base for base in bases if base.label not in found]
-    jobs = [*first, *found.values()]
+    return [Match(job, _base_of(job, bases)) for job in (*first, *found.values())]
+
+
+def compare(engine: Engine, names: Sequence[str], baseline: str | None = None) -> Comparison:
+    """Those that are ``lined_up``, which says what it raises."""
+    return compared(lined_up(engine, names, baseline))
+
+
+def compared(matches: Sequence[Match]) -> Comparison:
+    """Raises ``NothingToCompareError``."""
+    jobs = [one.job for one in matches]
     metrics = _same_metrics(jobs)
     longest = max((job.tokens or 0.0 for job in jobs if job.compress is None), default=0.0)
     series = _series(jobs)
-    sides = [_side(job, _base_of(job, bases), metrics, longest, series[job.label]) for job in jobs]
+    sides = [_side(*one, metrics, longest, series[one.job.label]) for one in matches]
     return Comparison(jobs[0].evaluated.task, metrics, tuple(sides))
 
 

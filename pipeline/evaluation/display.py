@@ -8,7 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.accounting.wording import count, money, points, ratio, span
+from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.comparing import Comparison, Side
+from pipeline.evaluation.judging import Judged
 
 WIDE = 120
 """Columns of a terminal from which every figure has room."""
@@ -18,10 +20,65 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print each metric in points of 100, with differences to the baseline over the common documents."""
     for metric in comparison.metrics:
         console.print(_table(comparison, metric, console.width >= WIDE))
+    if comparison.judge is not None:
+        print_judged(comparison, console)
     console.print(
         Text("differences: over the documents that both jobs scored; intervals: 95%, bootstrap", style="dim"),
         soft_wrap=True,
     )
+
+
+def print_judged(comparison: Comparison, console: Console) -> None:
+    """Print how each side fared against the baseline, in shares of the pairs that were read."""
+    base = ", ".join(dict.fromkeys(side.name for side in comparison.sides if side.baseline))
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="dim",
+        title=f"against {base}, judged by {comparison.judge}", title_justify="left", title_style="bold",
+    )  # fmt: skip
+    table.add_column("judged", overflow="fold")
+    for heading in JUDGED[:-1] if console.width < WIDE else JUDGED:
+        table.add_column(heading, justify="right", no_wrap=heading != "margin")
+    for side in comparison.sides:
+        if side.judged is not None:
+            table.add_row(_label(side), *judged_row(side.judged)[: len(table.columns) - 1])
+    console.print(table)
+    for side in comparison.sides:
+        if side.judged is not None and (left := _left_out(side.judged)):
+            console.print(_label(side) + Text(f": {left}"), soft_wrap=True)
+    console.print(Text(JUDGED_NOTE, style="dim"), soft_wrap=True)
+
+
+JUDGED = "win", "tie", "lose", "margin", "of", "by order", "intervals of win, tie, lose"
+JUDGED_NOTE = (
+    "win: preferred in both orders; margin: win - lose; of: pairs whose verdicts were read; "
+    "by order: share of them that swapping the answers changed"
+)
+
+
+def judged_row(one: Judged) -> list[str]:
+    """Shares in points of 100."""
+    shares = one.win, one.tie, one.lose
+    margin = f"{points(one.margin.value)} ({_span(one.margin)})" if one.margin else "–"
+    order = points(one.order.value if one.order else None)
+    return [
+        *(points(share.value if share else None) for share in shares), margin, f"{one.read:,} of {one.pairs:,}", order,
+        ", ".join(map(_span, shares)),
+    ]  # fmt: skip
+
+
+def _left_out(one: Judged) -> str:
+    """What is in no share, in words."""
+    unread = f"{one.unread:,} pairs are unread: the judge's verdict is none" if one.unread else ""
+    unanswered = f"{one.unanswered:,} pairs are unanswered: the judge took or wrote nothing" if one.unanswered else ""
+    return "; ".join(filter(None, (unread, unanswered)))
+
+
+def _span(one: Interval | None) -> str:
+    return span(one.low, one.high) if one else "–"
+
+
+def _label(side: Side) -> Text:
+    return Text(side.name + ("" if side.rate is None else f" at {side.rate:g}"))
 
 
 def _table(comparison: Comparison, metric: str, wide: bool) -> Table:
@@ -32,7 +89,7 @@ def _table(comparison: Comparison, metric: str, wide: bool) -> Table:
     for heading in rows[0]:
         table.add_column(heading, justify="right", no_wrap=True)
     for side, row in zip(comparison.sides, rows, strict=True):
-        table.add_row(Text(side.name + ("" if side.rate is None else f" at {side.rate:g}")), *row.values())
+        table.add_row(_label(side), *row.values())
     return table
 
 

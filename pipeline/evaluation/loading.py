@@ -24,10 +24,11 @@ class NothingToCompareError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedJob:
-    """What is read of a done job at one rate; ``rows`` are its rows of SQL by metric."""
+    """What is read of a done job at one rate; ``rows`` are its rows of SQL by metric, ``output`` is its folder."""
 
     id: str
     name: str
+    output: str
     spec: JobSpec
     evaluated: EvaluateSpec
     scores: Scores
@@ -86,4 +87,4 @@ def _job(engine: Engine, row: Any, spec: JobSpec, evaluated: EvaluateSpec, score
     query = select(Evaluation).where(Evaluation.job_id == row.id).order_by(Evaluation.place)
     with reading(engine) as connection:
         rows = {one.metric: one for one in connection.execute(query) if one.rate == scores.rate}
-    return EvaluatedJob(row.id, row.name, spec, evaluated, scores, rows)
+    return EvaluatedJob(row.id, row.name, row.output, spec, evaluated, scores, rows)

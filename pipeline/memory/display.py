@@ -12,13 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.accounting.wording import points, span, visible
+from pipeline.evaluation.display import print_comparison
 
 if TYPE_CHECKING:
     from pipeline.evaluation.bootstrap import Interval
-    from pipeline.memory.evaluated import Continued, Evaluation, Latency, Repeated
+    from pipeline.memory.evaluated import Continued, Evaluation, Latency, Repeated, Stored
     from pipeline.memory.repeating import Repetition
 
 REPEATED = "kind", "tokens", "slots", "BLEU-4", "interval", "prefix", "likeliest", "nats"
+STORED = "kind", "tokens", "slots", "stored", "BLEU-4", "difference", "prefix", "nats"
 CONTINUED = "kind", "tokens", "slots", "alone", "text", "last tokens", "slots", "kept"
 REPETITIONS = "text", "tokens", "bytes", "slots", "their bytes", "BLEU-4", "prefix"
 LATENCIES = "tokens", "slots", "encode, ms", "read slots, ms", "read text, ms"
@@ -26,12 +28,19 @@ LATENCIES = "tokens", "slots", "encode, ms", "read slots, ms", "read text, ms"
 
 def print_evaluation(found: Evaluation, console: Console) -> None:
     """What comes back of contexts, what their slots say of what follows, and what that takes."""
-    console.print(_table("repeated from slots", REPEATED, [repeated_row(one) for one in found.repeated]))
-    if found.continued:
-        console.print(_table("perplexity of what follows", CONTINUED, [continued_row(one) for one in found.continued]))
-    console.print(_table("seconds for one context", LATENCIES, [latency_row(one) for one in found.latencies]))
+    tables = {
+        "repeated from slots": (REPEATED, [repeated_row(one) for one in found.repeated]),
+        "by how slots are stored": (STORED, [stored_row(one) for one in found.stored if found.compares_forms]),
+        "perplexity of what follows": (CONTINUED, [continued_row(one) for one in found.continued]),
+        "seconds for one context": (LATENCIES, [latency_row(one) for one in found.latencies]),
+    }
+    for title, (headings, rows) in tables.items():
+        if rows:
+            console.print(_table(title, headings, rows))
     for kind, size in dict.fromkeys(found.short):
         console.print(f"{kind}: no text has {size} tokens", markup=False, soft_wrap=True)
+    if found.answers is not None:
+        print_comparison(found.answers, console)
 
 
 def repeated_row(one: Repeated) -> list[str]:
@@ -40,6 +49,14 @@ def repeated_row(one: Repeated) -> list[str]:
     said = [points(bleu.value), span(bleu.low, bleu.high)] if bleu else ["–", "–"]
     rest = [points(one.prefix.value), points(one.agreement.value), f"{one.nats.value:.3f}"]
     return [one.kind, f"{one.tokens:,}", f"{one.slots:,}", *said, *rest]
+
+
+def stored_row(one: Stored) -> list[str]:
+    """Scores and their difference to the first form's in points of 100; nats a token."""
+    apart, said = one.difference, points(one.bleu4.value if one.bleu4 else None)
+    gap = f"{points(apart.value)} ({span(apart.low, apart.high)})" if apart else "–"
+    rest = [said, gap, points(one.prefix.value), f"{one.nats.value:.3f}"]
+    return [one.kind, f"{one.tokens:,}", f"{one.slots:,}", one.form, *rest]
 
 
 def continued_row(one: Continued) -> list[str]:
@@ -60,7 +77,8 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
         title=title, title_justify="left", title_style="bold",
     )  # fmt: skip
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place == 0 and heading == "kind" else "right", no_wrap=place > 0)
+        whole = place > 0 and heading != "difference"  # where the terminal is narrow, its interval goes below
+        table.add_column(heading, justify="left" if place == 0 and heading == "kind" else "right", no_wrap=whole)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

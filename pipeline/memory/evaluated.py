@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.evaluation.bootstrap import Interval
+from pipeline.evaluation.comparing import Comparison
 from pipeline.memory.measure import Parts
 from pipeline.memory.spans import cut
+from pipeline.memory.storing import Form
 from pipeline.models import ModelError
 from schemas.memory import slots_of
 
@@ -15,7 +17,8 @@ from schemas.memory import slots_of
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Contexts of ``tokens`` each at every one of ``ratios`` tokens a slot, cut into spans of ``span`` tokens at most:
-    ``rows`` of each kind; ``continued`` tokens behind them; ``half``: passes are autocast to bfloat16."""
+    ``rows`` of each kind; ``continued`` tokens behind them; ``half``: passes are autocast to bfloat16. Slots are read
+    as they come out of the store in each of ``forms``; all but those that are repeated, unpacked."""
 
     tokens: tuple[int, ...]
     ratios: tuple[float, ...]
@@ -25,6 +28,7 @@ class Asked:
     batch_tokens: int
     half: bool
     seed: int = 0
+    forms: tuple[Form, ...] = (Form("float16"),)
 
     def cuts(self) -> list[tuple[int, Parts]]:
         """Every length with every ratio: (tokens, the spans as (tokens, slots))."""
@@ -37,7 +41,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """What comes back of ``rows`` contexts; ``bleu4`` is None without sacrebleu."""
+    """What comes back of ``rows`` contexts from slots as the first form stores them; ``bleu4`` is None without
+    sacrebleu."""
 
     kind: str
     tokens: int
@@ -46,6 +51,24 @@ class Repeated:
     nats: Interval
     agreement: Interval
     bleu4: Interval | None
+    prefix: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The same contexts from slots in a form of the store: ``bytes`` of a slot in its file, ``loss`` as ``encode`` says
+    it; ``difference``: of BLEU-4 to the first form's, paired, None for that itself."""
+
+    kind: str
+    tokens: int
+    slots: int
+    rows: int
+    form: str
+    bytes: float
+    loss: float
+    nats: Interval
+    bleu4: Interval | None
+    difference: Interval | None
     prefix: Interval
 
 
@@ -81,12 +104,20 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All of it. ``short``: kinds of which no text was long enough, and for how many tokens."""
+    """All of it. ``short``: kinds of which no text was long enough, and for how many tokens. ``answers``: what is
+    answered from slots, the first side, and from what that is set against."""
 
-    repeated: list[Repeated]
-    continued: list[Continued]
-    latencies: list[Latency]
-    short: list[tuple[str, int]]
+    repeated: list[Repeated] = field(default_factory=list)
+    continued: list[Continued] = field(default_factory=list)
+    latencies: list[Latency] = field(default_factory=list)
+    short: list[tuple[str, int]] = field(default_factory=list)
+    stored: list[Stored] = field(default_factory=list)
+    answers: Comparison | None = None
+
+    @property
+    def compares_forms(self) -> bool:
+        """Whether slots were stored in more ways than one."""
+        return len(self.stored) > len(self.repeated)
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""

@@ -2,7 +2,8 @@
 them knows of how the text goes on.
 
 Section 3 of the paper: BLEU-4 and exact match of what is repeated (3.2.1), perplexity of continuations (table 6).
-Contexts longer than the spans of the encoder's training are cut into such spans, whose slots are read together.
+Contexts longer than the spans of the encoder's training are cut into such spans, whose slots are read together. Slots
+are what comes out of the slot store.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ import numpy as np
 import torch
 
 from pipeline.batching import run_packed
-from pipeline.evaluation.bootstrap import interval
+from pipeline.evaluation.bootstrap import Floats, Interval, difference, interval, mean
 from pipeline.generation.timing import timed
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.continuing import Continuation, continuation
-from pipeline.memory.evaluated import Asked, Continued, Evaluation, Latency, Repeated
+from pipeline.memory.evaluated import Asked, Continued, Evaluation, Latency, Repeated, Stored
 from pipeline.memory.kinds import GENERATED, Kind
 from pipeline.memory.measure import Measuring, Parts, encoded, plainly
 from pipeline.memory.ragged import pass_tokens
+from pipeline.memory.storing import Storing
 
 TIMED = 5
 """Runs of which a latency is the median, behind one to warm up."""
+
+What = tuple[str, int, int, int]
+"""Kind, tokens, slots and rows of what is repeated."""
+
+Back = tuple[Storing, Floats]
+"""How slots were stored, and a ``Measure`` of each context, ``[rows, 4]``."""
 
 
 def evaluate(
@@ -45,34 +53,35 @@ class _Evaluating:
     asked: Asked
 
     def run(self, told: Callable[[int, int], None]) -> Evaluation:
-        cuts = self.asked.cuts()
-        found = Evaluation([], [], [], [])
+        cuts, forms = self.asked.cuts(), self.asked.forms
+        found = Evaluation()
         every = [(kind, size, parts) for kind in self.kinds for size, parts in cuts]
+        total = len(every) * len(forms)
         for number, (kind, size, parts) in enumerate(every):
-            told(number, len(every))
             if (spans := self._spans(kind, size)) is None:
                 found.short.append((kind.name, size))
                 continue
-            found.repeated.append(self._repeated(kind, spans, parts))
+            what, made = (kind.name, size, sum(many for _, many in parts), len(spans)), []
+            for at, form in enumerate(forms):
+                told(number * len(forms) + at, total)
+                made.append(self._back(spans, parts, Storing(self.coder, form)))
+            found.repeated.append(_repeated(what, made[0][1]))
+            found.stored.extend(_stored(what, one, made[0]) for one in made)
             more = None if kind.name in GENERATED else self._spans(kind, size + self.asked.continued)
             if more is not None:
                 found.continued.append(self._continued(kind, more, parts))
         found.latencies.extend(self._latencies(cuts))
-        told(len(every), len(every))
+        told(total, total)
         return found
 
     def _spans(self, kind: Kind, size: int) -> torch.Tensor | None:
         drawn = kind.spans(self.asked.rows, size, self.asked.seed)
         return None if drawn is None else torch.from_numpy(drawn).to(self.coder.tags.device)
 
-    def _repeated(self, kind: Kind, spans: torch.Tensor, parts: Parts) -> Repeated:
-        slots, asked = sum(many for _, many in parts), self.asked
-        measuring = Measuring(self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half)
-        rows = measuring.measure(len(spans))
-        columns = [interval(np.array(one, np.float64)[:, None]) for one in zip(*rows, strict=True)]
-        nats, agreement, bleu4, prefix = columns
-        known = None if math.isnan(bleu4.value) else bleu4
-        return Repeated(kind.name, spans.shape[1], slots, len(spans), nats, agreement, known, prefix)
+    def _back(self, spans: torch.Tensor, parts: Parts, storing: Storing) -> Back:
+        asked = self.asked
+        passes = Measuring(self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half, kept=storing)
+        return storing, np.array(passes.measure(len(spans)), np.float64)
 
     def _continued(self, kind: Kind, texts: torch.Tensor, parts: Parts) -> Continued:
         size = texts.shape[1] - self.asked.continued
@@ -98,6 +107,22 @@ class _Evaluating:
                     _seconds(partial(self.coder.text_states, ids), tag.device),
                 )
             yield Latency(size, slots.shape[1], *times)
+
+
+def _repeated(what: What, rows: Floats) -> Repeated:
+    nats, agreement, bleu4, prefix = (interval(one[:, None]) for one in rows.T)
+    return Repeated(*what, nats, agreement, _known(bleu4), prefix)
+
+
+def _stored(what: What, one: Back, first: Back) -> Stored:
+    storing, rows = one
+    nats, _, bleu4, prefix = (interval(column[:, None]) for column in rows.T)
+    apart = None if one is first else _known(interval(np.stack([rows[:, 2], first[1][:, 2]], 1), difference(mean)))
+    return Stored(*what, storing.form.name, storing.bytes, storing.loss, nats, _known(bleu4), apart, prefix)
+
+
+def _known(one: Interval) -> Interval | None:
+    return None if math.isnan(one.value) else one
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

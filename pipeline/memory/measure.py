@@ -63,7 +63,7 @@ def mean(measured: Sequence[Measure]) -> Measure:
 class Measuring:
     """Contexts ``[rows, n]`` through the slots of their ``parts``, at most ``batch_tokens`` in a pass, in half
     precision (autocast) or not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its
-    tokens."""
+    tokens. ``kept``: what is read of slots ``[rows, k, d]``."""
 
     coder: Autoencoder
     tokenizer: Any
@@ -73,6 +73,7 @@ class Measuring:
     half: bool
     alive: Callable[[], None] = lambda: None
     passed: Callable[[int], None] = lambda tokens: None
+    kept: Callable[[torch.Tensor], torch.Tensor] = lambda slots: slots
 
     def measure(self, written: int) -> list[Measure]:
         """Of every span; the first ``written`` of them are written out, too."""
@@ -116,4 +117,4 @@ class Measuring:
         return list(zip(scores, prefix_match(found, ids).tolist(), strict=True))
 
     def _encoded(self, ids: torch.Tensor) -> torch.Tensor:
-        return encoded(self.coder, ids, self.parts)
+        return self.kept(encoded(self.coder, ids, self.parts))

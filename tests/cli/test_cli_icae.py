@@ -83,6 +83,9 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(prepa
     assert evaluated.code == 0, evaluated.err
     assert {one["kind"] for one in evaluated.json["repeated"]} == {"prose", "numbers", "patterned", "random"}
     assert [(one["tokens"], one["slots"]) for one in evaluated.json["continued"]] == [(16, 8)]
+    assert [one["form"] for one in evaluated.json["stored"]] == ["float16", "int8", "int4"] * 4
+    odd = prepared.says("icae", "evaluate", "night", "--precision", "int2")
+    assert odd.code == 2 and "--precision int2: float16, int8, int8/32, int4, int4/32" in " ".join(odd.err.split())
     evaluating = "icae", "evaluate", "night", "--rows", "2", "--html", "no/night.html", "-t"
     told = prepared.says(*evaluating, "prose=texts.jsonl")
     assert told.code == 1 and "no/night.html cannot be written (No such file" in " ".join(told.err.split())

@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class FakeOpenAI:
     cached: bool = False  # half of each prompt comes from the cache
     bill_file: Path | None = None
     seed: int = 0
+    says: Callable[[str], str] | None = None  # what it answers to a prompt
     bill: list[dict[str, Any]] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -126,6 +128,8 @@ class FakeOpenAI:
         prompt = "\n".join(m["content"] for m in request["messages"]) if chat else request["prompt"]
         most = request.get("max_tokens") or request["max_completion_tokens"]
         words = ["the", "answer", "is", hashlib.sha256(prompt.encode()).hexdigest()[:8], "indeed"]
+        if self.says is not None:
+            words = self.says(prompt).split()
         text, tokens_in = " ".join(words[:most]), len(prompt.split()) + (7 if chat else 0)
         reason = "content_filter" if fault == "filtered" else "stop" if most >= len(words) else "length"
         cached, tokens_out = (tokens_in // 2 if self.cached else 0), min(most, len(words))

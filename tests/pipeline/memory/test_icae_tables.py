@@ -15,6 +15,7 @@ from pipeline.memory.encoder import load_encoder
 from pipeline.memory.evaluated import Asked
 from pipeline.memory.evaluating import evaluate
 from pipeline.memory.kinds import kinds
+from pipeline.memory.storing import FORMS
 from pipeline.models import ModelPool, load_tokenizer
 from pipeline.models.encoders import Answers, read_manifest
 from pipeline.stages import Run
@@ -30,7 +31,8 @@ def test_tables_of_what_was_measured(
     (encoder / "contextmill.json").write_text(answered.to_json())
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": one.prompt}) + "\n" for one in TEXTS))
     of = kinds({"prose": [str(tmp_path / "texts.jsonl")]}, load_tokenizer(str(tiny_model)), 1024, 0)
-    asked = Asked((16,), (2.0,), span=16, rows=2, continued=8, batch_tokens=512, half=False)
+    forms = FORMS["float16"], FORMS["int4"]
+    asked = Asked((16,), (2.0,), span=16, rows=2, continued=8, batch_tokens=512, half=False, forms=forms)
     found = evaluate(load_encoder(str(encoder), pool), load_tokenizer(str(tiny_model)), of, asked, lambda *_: None)
     said = {"sha256": manifest.sha256, **found.to_json()}
     (tmp_path / "found.json").write_text(json.dumps(said))
@@ -53,6 +55,7 @@ def test_tables_of_what_was_measured(
     assert text.startswith("Before.\n\n<!-- encoder: measured -->\n\n| training |") and text.endswith("\n\nAfter.\n")
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("| encoder, 20 steps | ")][1:], "a row for each training"
+    assert any(line.startswith("| prose | 16 | 8 | int4 | 34 | ") for line in lines)
     assert any(line.startswith("| prose | 16 | 8 | ") for line in lines) and "| 10% | 20% |" in text
     assert "| nats a token | 2.000 | 1.000 | 3.000 | – |" in lines and "| token F1 | 200.0 |" in text
 
