@@ -171,7 +171,8 @@ class Engine:
         for model in self.models:
             model.passes.reserve(size.columns, size.longest)
         device, new = kind.loaded.device, size.new if self.choose.sampled else 0
-        chains = (self.models[0].size, max(kind.plan.room, MOST_COPIED)) if kind.learns else None
+        at_once = max(MOST_COPIED, *(row[-1] for row in kind.plan.matrix))
+        chains = (self.models[0].size, at_once) if kind.learns else None
         self.lines = Lines(size.rows, size.width, new, device, launches(device), chains)
         self._learned: tuple[Earlier, int] | None = None
         self.usual, self.plan = way_of(kind.plan), kind.plan
