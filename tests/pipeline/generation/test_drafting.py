@@ -548,7 +548,7 @@ def test_a_stage_drafts_from_the_original_of_a_compressed_prompt(models: dict[st
         return [outcome.fields for outcome in build(job, 0).run([document], run) if isinstance(outcome, Result)]
 
     (plain,) = rows("x")
-    (elsewhere,), (copied,) = (rows(one, draft_tokens=7) for one in ("x", plain["generated"]))
+    (elsewhere,), (copied,) = (rows(one, draft_tokens=7, draft_earlier=0) for one in ("x", plain["generated"]))
     assert plain["generated"] == elsewhere["generated"] == copied["generated"]
     assert (plain["target_passes"], plain["tokens_drafted"], plain["tokens_accepted"]) == (100, 0, 0)
     assert copied["tokens_accepted"] > elsewhere["tokens_accepted"] + 20
@@ -557,5 +557,6 @@ def test_a_stage_drafts_from_the_original_of_a_compressed_prompt(models: dict[st
 
 
 def test_drafts_change_nothing_that_is_hashed() -> None:
-    one, other = (GenerateSpec(kind="generate", draft_tokens=tokens) for tokens in (0, 7))
-    assert one.output_settings() == other.output_settings()
+    plain, copies = (GenerateSpec(kind="generate", draft_tokens=tokens, draft_earlier=tokens) for tokens in (0, 7))
+    matrix = GenerateSpec(kind="generate", drafters=["a"], draft_matrix=[[2, 1], [3]], draft_lenience="auto")
+    assert plain.output_settings() == copies.output_settings() == matrix.output_settings()
