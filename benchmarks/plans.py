@@ -40,7 +40,7 @@ def chosen(arguments: argparse.Namespace, dtype: str = "float32") -> dict[str, G
 
 def _drafters(settings: Settings, drafters: Sequence[str]) -> Settings:
     """Plans with rounds have drafters; others copy."""
-    return {"drafters": drafters} if "draft_rounds" in settings else {}
+    return {"drafters": drafters} if {"draft_rounds", "draft_matrix"}.intersection(settings) else {}
 
 
 def models(pool: ModelPool, target: str, drafters: Sequence[str], dtype: str) -> tuple[LoadedModel, list[LoadedModel]]:

@@ -48,11 +48,17 @@ def _number_or_auto(value: object) -> object:
     return value
 
 
+def _lenience_or_auto(value: object) -> object:
+    if value != "auto" and (not isinstance(value, int | float) or isinstance(value, bool) or not value >= 1):
+        raise ValueError('must be a number greater than or equal to 1, or "auto"')
+    return value
+
+
 class GenerateSpec(StageBase):
     """Let the target model (``[target]``) answer the prompts, on this machine or behind an OpenAI-compatible API."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {
-        "drafters", "draft_tokens", "draft_rounds", "draft_tail", "draft_lenience",
+        "drafters", "draft_tokens", "draft_rounds", "draft_tail", "draft_matrix", "draft_lenience", "draft_earlier",
         "concurrency", "requests_per_minute", "tokens_per_minute", "deadline_seconds", "max_retries", "budget_usd",
     }  # fmt: skip
 
@@ -76,7 +82,15 @@ class GenerateSpec(StageBase):
     )
     draft_rounds: tuple[Annotated[Whole, Field(ge=1)], ...] = Field((), description="of each drafter; default: 2")
     draft_tail: Whole = Field(0, ge=0, description="tokens copied behind a drafter's")
-    draft_lenience: StrictFloat = Field(1.0, ge=1, description="drafters pass a draft of probability over 1 / this")
+    draft_matrix: tuple[tuple[Annotated[Whole, Field(ge=0)], ...], ...] = Field(
+        (), description="who drafts for whom, in rounds: instead of draft_rounds, draft_tokens and draft_tail"
+    )
+    draft_lenience: Annotated[float | Literal["auto"], BeforeValidator(_lenience_or_auto)] = Field(
+        1.0, description="drafters pass a draft of probability over 1 / this; auto: by what is accepted"
+    )
+    draft_earlier: Whole = Field(
+        2048, ge=0, le=2**16, description="tokens of earlier answers to copy from; 0: neither these nor bigrams of them"
+    )
     # hosted endpoints only
     base_url: str | None = Field(None, description="OpenAI-compatible endpoint; default: the SDK's own")
     concurrency: Whole = Field(8, ge=1, description="calls in flight per worker")
@@ -90,6 +104,8 @@ class GenerateSpec(StageBase):
     def plan(self) -> Plan:
         """What drafts, in numbers; every drafter has two rounds where none are given. ``auto``: the largest as many as
         may be, over a few copies."""
+        if self.draft_matrix:
+            return Plan.of_matrix(self.draft_matrix, self.draft_lenience)
         rounds = self.draft_rounds or (2,) * len(self.drafters)
         if self.draft_tokens != "auto":
             return Plan(self.draft_tokens, rounds, self.draft_tail, self.draft_lenience)
@@ -101,12 +117,28 @@ class GenerateSpec(StageBase):
         return plan
 
     @model_validator(mode="after")
+    def _matrix(self) -> GenerateSpec:
+        """Before ``_drafting``, which needs its plan."""
+        matrix, number = self.draft_matrix, len(self.drafters) + 1
+        if matrix and (self.draft_rounds or self.draft_tokens or self.draft_tail):
+            raise ValueError("draft_matrix says all of draft_rounds, draft_tokens and draft_tail: drop these")
+        if matrix and [len(row) for row in matrix] != list(range(number, 0, -1)):
+            raise ValueError(
+                f"draft_matrix has a row for the target and for each drafter: here {number}, of {number} numbers and "
+                "one less from row to row, rounds of the smaller drafters and tokens that are copied behind these"
+            )
+        if any(not row[0] for row in matrix[:-1]):
+            raise ValueError("draft_matrix: rows begin with rounds of the next smaller drafter, at least 1")
+        return self
+
+    @model_validator(mode="after")
     def _drafting(self) -> GenerateSpec:
         if len(self.plan.rounds) != len(self.drafters):
             raise ValueError(f"draft_rounds names {len(self.draft_rounds)} numbers for {len(self.drafters)} drafters")
         if self.draft_tail and not self.drafters:
             raise ValueError("draft_tail stands behind what drafters draft; without any, raise draft_tokens")
-        if self.draft_lenience > 1 and not (self.drafters and self.draft_tokens):
+        lenient = self.draft_lenience == "auto" or self.draft_lenience > 1
+        if lenient and not (self.drafters and (self.plan.copied or len(self.drafters) > 1)):
             raise ValueError("draft_lenience is a drafter's with what is copied for it: it needs both")
         if self.plan.most > MOST_DRAFTS:
             raise ValueError(

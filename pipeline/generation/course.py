@@ -26,9 +26,12 @@ class Course:
     """Of one batch, by what ``policy`` knows and learns. ``steps`` do the rounds on this ``device``; ``made`` are the
     tokens of each row, in the round that is under way at least: they change from outside."""
 
-    def __init__(self, policy: Policy, steps: Steps, device: torch.device, made: Ints) -> None:
+    def __init__(
+        self, policy: Policy, steps: Steps, device: torch.device, made: Ints, follows: Ints | None = None
+    ) -> None:
+        """``follows``: what mostly comes after each token, if that is drafted."""
         self._policy, self._steps, self._made = policy, steps, made
-        self._shadow = Shadow()
+        self._shadow = Shadow(follows)
         # A GPU goes on while the host does something else: what a round takes is the time from one to the next.
         self._waits = device.type == "cuda"
         self._launched: deque[float] = deque()  # else what it took to launch those that have not arrived

@@ -7,6 +7,7 @@ answer. Passes are packed in half precision on a GPU, and padded anywhere else. 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.generation.course import Course
+from pipeline.generation.earlier import Earlier
 from pipeline.generation.ending import Ending
 from pipeline.generation.engine import Engine, Kind, Passes, Size, engine_for
+from pipeline.generation.leniences import LENIENCES
 from pipeline.generation.numbered import comparable
 from pipeline.generation.paces import Way
 from pipeline.generation.policy import Ahead
@@ -28,6 +31,7 @@ from pipeline.generation.reading import Reader
 from pipeline.generation.tally import Drafts
 from pipeline.generation.texts import Text
 from pipeline.models import LoadedModel
+from pipeline.models.loading import attends_by_itself
 from pipeline.passes.compiling import hasten, read_once
 from pipeline.passes.encodable import can_encode
 from pipeline.passes.encoded import EncodedPasses
@@ -36,6 +40,8 @@ from pipeline.passes.packed import PackedPasses
 from pipeline.passes.padded import PaddedPasses, keeps_columns
 from pipeline.passes.room import Room
 from pipeline.passes.transfers import Fetch, fetch, on_device
+
+log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 
@@ -53,7 +59,9 @@ as often as one of them ends."""
 @dataclass(frozen=True, slots=True)
 class ColumnDecoder(Kind):
     """Answers of a model by ``passes``, the kind that ``passes_for`` found for it and for the ``drafters`` of its
-    ``plan``, if any."""
+    ``plan``, if any. What it copies may come from what was said ``earlier``, to which its answers are added."""
+
+    earlier: Earlier
 
     @property
     def padded(self) -> bool:
@@ -96,6 +104,7 @@ class ColumnDecoder(Kind):
         at_once = min(len(rows), columns // min(needs))
         if self.passes.records:  # in powers of two
             at_once = 1 << (at_once - 1).bit_length()
+        copied += self.spec.draft_earlier if self.learns else 0
         return Size(columns, at_once, longest, longest + copied + 1, self.spec.max_new_tokens)
 
 
@@ -133,7 +142,12 @@ class _Batch:
         self._read_by_drafters = np.zeros_like(lengths)  # so much of each row, while they are not ``current``
         self._prefixes = Prefixes(comparable(self._texts))
         self._engine, self._models, self._lines = engine, engine.models, engine.lines
-        self._course = Course(engine.policy, engine.steps, self._device, self._made) if engine.policy else None
+        self._earlier: Earlier | None = decoder.earlier if decoder.learns else None
+        self._recent = decoder.spec.draft_earlier
+        self._leniences, self._lenience = decoder.leniences, np.zeros_like(lengths)
+        follows = self._earlier.follows if self._earlier else None
+        policy = engine.policy
+        self._course = Course(policy, engine.steps, self._device, self._made, follows) if policy else None
         tokens = min(max(decoder.spec.batch_tokens, _LEAST_TOKENS), PASS_TOKENS)
         self._reader = Reader(engine, self._texts, self._encoded, self._slots, tokens, ending.look)
         self._current = bool(decoder.drafters)  # whether drafters have read what there is
@@ -160,9 +174,16 @@ class _Batch:
         if self._encodes:
             copied = [np.append(one, self._encoded[row].tokens) for one, row in zip(copied, joining, strict=True)]
         copied = [one.clip(0, self._models[0].size - 1) for one in copied]  # what is drafted is read
+        if self._earlier:
+            self._engine.learn(self._earlier)
+            recent = self._earlier.text()
+            copied = [np.concatenate([recent, one]) for one in copied]  # of equal matches the latest is taken
         tokens = [one.tokens for one in read]
         vectors = np.array([len(one) - len(some) for one, some in zip(read, tokens, strict=True)])
         self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, tokens, vectors)
+        if self._leniences:
+            self._lenience[rows] = self._leniences.choose(len(rows))
+            self._lines.allow(slots, LENIENCES[self._lenience[rows]])
         if self._course:
             texts = [np.concatenate(both) for both in zip(copied, tokens, strict=True)]
             self._course.begin(joining, texts, [prompt.new_tokens for prompt in prompts])
@@ -272,6 +293,8 @@ class _Batch:
         if not len(rows):
             return
         self._made[rows] += found[:, -1] - 1
+        if self._leniences and way and way.rounds:
+            self._leniences.saw(self._lenience[rows], found[:, -1] - 1)
         whose = found[:, found.shape[1] // 2 : -1]
         newest = [one[: one[-1]] for one in found.tolist()]
         drafts = Drafts(whose, self._engine.passes_in(way)) if way and way.width > 1 else None
@@ -286,6 +309,8 @@ class _Batch:
         """These have ended."""
         self._ended = np.append(self._ended, self._made[rows])
         for row in rows.tolist():
+            if self._earlier:
+                self._earlier.add(self._ending.tokens[row], self._recent)
             self._prefixes.leave(row)
             self._room.give(int(self._begins[row]), int(self._needs[row]))
             self._free.append(int(self._slots[row]))
@@ -315,7 +340,10 @@ def passes_for(loaded: LoadedModel) -> Passes | None:
     packing = _worth_packing(loaded)
     known: dict[bool, Passes | None] = vars(model).setdefault("contextmill_passes", {})
     if packing not in known:
-        known[packing] = _found(model, packing)
+        why = _carried_by_none(loaded)
+        if why:
+            log.warning("%s writes by transformers' generate, at a fraction of the speed: %s", loaded.ref.name, why)
+        known[packing] = None if why else _found(model, packing)
     return known[packing]
 
 
@@ -324,14 +352,24 @@ def _worth_packing(loaded: LoadedModel) -> bool:
     return loaded.device.type == "cuda" and loaded.model.dtype in (torch.bfloat16, torch.float16)
 
 
+def _carried_by_none(loaded: LoadedModel) -> str:
+    """Why no passes of ours can read such a model, as far as it can be told from what it is."""
+    model: Any = loaded.model
+    if model.config.is_encoder_decoder:
+        return ""
+    if attends_by_itself(loaded):
+        return "it attends in a way of its own, or keeps a state that cannot be taken back"
+    if not hasattr(model, "get_decoder") or model.get_output_embeddings() is None:
+        return "its layers or its head are not where others have them"
+    if not keeps_columns(model.get_decoder().config):
+        return "some of its layers keep a state instead of keys and values, which cannot be taken back"
+    return "" if _is_all(model, model.get_output_embeddings()) else "its logits are scaled or capped behind its head"
+
+
 def _found(model: Any, packing: bool) -> Passes | None:
     if model.config.is_encoder_decoder:
         return EncodedPasses if can_encode(model) else None
-    if not hasattr(model, "get_decoder"):
-        return None
-    trunk, head = model.get_decoder(), model.get_output_embeddings()
-    if head is None or not keeps_columns(trunk.config) or not _is_all(model, head):
-        return None
+    trunk = model.get_decoder()
     if packing and hasattr(trunk, "layers") and attends_plainly(trunk):
         # Nothing is compiled of what our own kernels read.
         ready = reads_wide(trunk) or (hasten(trunk, trunk.layers, lambda: read_once(trunk)) and can_pack(trunk))

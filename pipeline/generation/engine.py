@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,8 +16,10 @@ import torch
 
 from pipeline.batching import RELIEF
 from pipeline.generation.costs import Costs
+from pipeline.generation.earlier import Earlier
 from pipeline.generation.kept_costs import kept_or_measured
 from pipeline.generation.launched import launches
+from pipeline.generation.leniences import Leniences
 from pipeline.generation.lines import Lines
 from pipeline.generation.paces import Way
 from pipeline.generation.policy import Policy
@@ -69,6 +71,11 @@ class Kind:
     plan: Plan
     drafters: Sequence[LoadedModel]
 
+    @property
+    def learns(self) -> bool:
+        """Whether what is copied may come from earlier answers."""
+        return bool(self.plan.copies and self.spec.draft_earlier)
+
     def model(self, loaded: LoadedModel, rows: int) -> Model:
         """The model or one of its drafters, with passes of its own; of a vocabulary only what both know."""
         model: Any = loaded.model
@@ -106,6 +113,14 @@ class Kind:
         return known[self.key]
 
     @property
+    def leniences(self) -> Leniences | None:
+        """What is known of lenience where it is to be found out, kept with the model from batch to batch."""
+        if self.plan.lenience != "auto" or not self.drafters:
+            return None
+        known: dict[Hashable, Leniences] = vars(self.loaded.model).setdefault("contextmill_leniences", {})
+        return known.setdefault(self.key, Leniences())
+
+    @property
     def refused(self) -> set[Hashable]:
         """By drafters, what of the model is not to be recorded."""
         found: set[Hashable] = vars(self.loaded.model).setdefault("contextmill_unrecorded", set())
@@ -119,7 +134,8 @@ class Kind:
     @property
     def key(self) -> Hashable:
         """Equal for equal kinds of one model."""
-        return self.passes, self.plan, self.names, self.spec.temperature, self.spec.top_p, self.spec.top_k
+        sampling = self.spec.temperature, self.spec.top_p, self.spec.top_k
+        return self.passes, self.plan, self.names, *sampling, self.learns
 
 
 def way_of(plan: Plan) -> Way:
@@ -129,12 +145,11 @@ def way_of(plan: Plan) -> Way:
 
 def _calls(plan: Plan, way: Way) -> list[tuple[int, int]]:
     """Of each drafter in a round: its passes, and the tokens of each that it has not read before."""
-    calls, found, under = 1, [], way.width - 1 - plan.tail
-    for rounds in (way.rounds, *plan.rounds[1:]) if way.rounds else [0] * len(plan.rounds):
-        calls *= rounds
-        under = under // rounds - 1 if rounds else 0  # what is drafted for this one
-        found.append((calls, under + 1))
-    return found
+    if not way.rounds:
+        return [(0, 1)] * len(plan.rounds)
+    if not plan.given:
+        plan = replace(plan, rounds=(way.rounds, *plan.rounds[1:]))
+    return [(calls, plan.drafted_for(level) + 1) for level, calls in enumerate(plan.passes, 1)]
 
 
 def _seconds(costs: Sequence[Costs], plan: Plan, rows: int, way: Way) -> float:
@@ -156,7 +171,10 @@ class Engine:
         for model in self.models:
             model.passes.reserve(size.columns, size.longest)
         device, new = kind.loaded.device, size.new if self.choose.sampled else 0
-        self.lines = Lines(size.rows, size.width, new, device, launches(device))
+        at_once = max(MOST_COPIED, *(row[-1] for row in kind.plan.matrix))
+        chains = (self.models[0].size, at_once) if kind.learns else None
+        self.lines = Lines(size.rows, size.width, new, device, launches(device), chains)
+        self._learned: tuple[Earlier, int] | None = None
         self.usual, self.plan = way_of(kind.plan), kind.plan
         self.policy = kind.policy(look) if kind.plan.adaptive else None
         plans = kind.plan.shorter() if kind.plan.adaptive else [kind.plan]
@@ -166,6 +184,13 @@ class Engine:
         least = max(one.passes.least for one in self.models)
         work = Work(partial(_round, targets, self.lines), state, self.lines.idle, least)
         self.steps = Steps(work, kind.passes.records, kind.refused, kind.names)
+
+    def learn(self, earlier: Earlier) -> None:
+        """Copy from what was said earlier, too, as far as it is known now."""
+        known = earlier, earlier.learned
+        if self.lines.chains is not None and self._learned != known:
+            self.lines.learn(earlier.follows)
+            self._learned = known
 
     def passes_in(self, way: Way) -> list[int]:
         """In a round, of all that draft: first of Max-Gram, which needs none."""

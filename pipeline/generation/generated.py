@@ -18,8 +18,12 @@ from pipeline.generation.prompts import Prompt
 from pipeline.generation.sampling import processors
 from pipeline.generation.texts import Text, given, reader_of
 from pipeline.models import LoadedModel
+from pipeline.passes.packable import TOLERANCE
 from pipeline.passes.vectors import Vectors, input_of
 from schemas.stage import GenerateSpec
+
+_EXACTLY = 1e-3
+"""Most that logits in float32 may be off by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,29 @@ def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, texts: Sequence[Tex
     vectors = given(texts, ids.device)[1]
     at = mask.flatten().nonzero()[:, 0]
     return input_of(reader_of(model), ids, vectors and Vectors(at[vectors.at], vectors.states))
+
+
+@torch.inference_mode()
+def minds_company(loaded: LoadedModel) -> bool:
+    """Whether a causal LM says something else of a text beside a longer one, before it padding: transformers' RWKV
+    reads that as text, and mixes up rows. Asked once."""
+    model: Any = loaded.model
+    known: dict[str, bool] = vars(model)
+    if "contextmill_minds_company" not in known:
+        ids = torch.arange(3, 17)
+        alone, beside = (_logits(model, [one.numpy() for one in texts]) for texts in ([ids[:9]], [ids[:9], ids]))
+        apart = float((alone - beside).norm() / alone.norm())
+        known["contextmill_minds_company"] = apart > (_EXACTLY if model.dtype == torch.float32 else TOLERANCE)
+    return known["contextmill_minds_company"]
+
+
+def _logits(model: Any, texts: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+    """Of the first two tokens behind the first of these texts ``[2, v]``."""
+    ids, mask = (one.to(model.device) for one in _padded(texts, 0, False))
+    config = GenerationConfig(max_new_tokens=2, min_new_tokens=2, output_logits=True, return_dict_in_generate=True)
+    with no_defaults(model):
+        found = model.generate(ids, attention_mask=mask, generation_config=config).logits
+    return torch.stack([one[0].float() for one in found])
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], pad: int, right: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,7 +65,8 @@ class _Table:
 def _rounds(plan: Plan, temperature: float, device: torch.device, ours: bool) -> list[torch.Tensor]:
     """Three rounds of lines of few different tokens: all that came of them."""
     drawn, rows = np.random.default_rng(0), len(_LENGTHS)
-    lines = Lines(rows, max(_LENGTHS) + 99, 99, device, ours)
+    lines = Lines(rows, max(_LENGTHS) + 99, 99, device, ours, (_TOKENS, 8))
+    lines.learn(drawn.permutation(_TOKENS))
     nothing = [np.zeros(0, np.int64)] * rows
     lines.begin(np.arange(rows), [0] * rows, nothing, [drawn.integers(0, 4, one) for one in _LENGTHS], np.arange(rows))
     some = lines.of(torch.arange(rows, device=device))  # their first tokens are there

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.generation.maxgram import LONGEST, PADDING
+from pipeline.generation.maxgram import LONGEST, PADDING, chained
 from pipeline.generation.sampling import uniform
 from pipeline.passes.transfers import on_device
 from schemas.stage import MOST_DRAFTS
@@ -31,9 +31,12 @@ class Lines:
     line, and take columns all the same.
     """
 
-    def __init__(self, number: int, width: int, new: int, device: torch.device, launches: bool = False) -> None:
+    def __init__(
+        self, number: int, width: int, new: int, device: torch.device, launches: bool = False,
+        chains: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         """``new`` random numbers for each line, if any. ``launches``: whether kernels of our own may do what they can
-        for them (``launched``)."""
+        for them (``launched``). ``chains``: for how many tokens, and how long (``maxgram.chained``)."""
         self.idle, self.launches, self._device = number, launches, device
         self.tokens = torch.full((number + 1, PADDING + width), -1, device=device)
         self.drafters = torch.zeros_like(self.tokens)
@@ -47,8 +50,13 @@ class Lines:
         self._counted = torch.arange(-_NEAR, _NEAR + 1, device=device)
         self.numbers = torch.zeros(number + 1, new, dtype=torch.float64, device=device)
         self.tokens[self.idle, PADDING:] = 0
+        self.leniences = torch.ones(number + 1, device=device)
         counters = torch.zeros(number + 2, dtype=torch.int64, device=device)
         self.scratch = counters, counters.int()  # of kernels: a row's own
+        self.chains: torch.Tensor | None = None
+        if chains:
+            self.chains = torch.zeros(chains, dtype=torch.int32, device=device)
+            self.learn(np.arange(chains[0]))
 
     def begin(
         self, slots: Ints, seeds: Sequence[int], copied: Sequence[Ints], prompts: Sequence[Ints], vectors: Ints
@@ -66,13 +74,22 @@ class Lines:
         if new := self.numbers.shape[1]:
             self.numbers[at] = uniform(seeds, new, self._device)
 
+    def learn(self, follows: Ints) -> None:
+        """From now on this is what comes after each token where nothing matches, ``[v]``."""
+        assert self.chains is not None
+        chained(on_device(follows, self._device), self.chains)
+
+    def allow(self, slots: Ints, leniences: NDArray[np.float32]) -> None:
+        """How lenient drafters of these lines are."""
+        self.leniences[on_device(slots, self._device)] = on_device(leniences, self._device)
+
     def stay(self) -> None:
         """From now on lengths stay as they are, whatever is kept: a round can be timed again and again."""
         self.known[:, _KEPT_AT] = self.idle + 1
 
     def move(self, source: int, target: int) -> None:
         """A line to another place."""
-        for one in (self.tokens, self.known[:, :_KEPT_AT], self.numbers):
+        for one in (self.tokens, self.known[:, :_KEPT_AT], self.numbers, self.leniences):
             one[target] = one[source]
 
     def counted(self, first: int, end: int) -> torch.Tensor:
@@ -103,6 +120,11 @@ class Some:
     def answer_from(self) -> torch.Tensor:
         """Where the answers begin, ``[rows]``."""
         return self.known[:, _ANSWER_FROM]
+
+    @property
+    def lenience(self) -> torch.Tensor:
+        """Of their drafters, ``[rows]``."""
+        return self.lines.leniences[self.slots]
 
     def columns(self, places: torch.Tensor, blind: bool) -> torch.Tensor:
         """Where a model stores what it reads at ``places`` ``[rows]`` behind the prompts of these lines: behind their

@@ -11,9 +11,10 @@ from typing import Literal
 
 from pipeline.batching import attempted, out_of_memory, run_packed
 from pipeline.generation.decoding import ColumnDecoder, passes_for
+from pipeline.generation.earlier import Earlier
 from pipeline.generation.ending import Ending, end_tokens
 from pipeline.generation.engine import Passes
-from pipeline.generation.generated import GenerateDecoder
+from pipeline.generation.generated import GenerateDecoder, minds_company
 from pipeline.generation.prompts import Prompt, PromptEncoder
 from pipeline.generation.rounds import DrafterFailed
 from pipeline.generation.sampling import document_seed
@@ -56,12 +57,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class LocalGenerator:
-    """Prompts for the fastest decoder that model and device allow, as many at once as memory holds."""
+    """Prompts for the fastest decoder that model and device allow, as many at once as memory holds. Drafts may copy
+    what the model said ``earlier``; without any, what it says to these prompts."""
 
     loaded: LoadedModel
     spec: GenerateSpec
     run: Run
     drafters: Sequence[LoadedModel | None] = ()
+    earlier: Earlier | None = None
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
         """One generation per prompt, in order. Raises ``Stopped`` between batches, or within one, when told to stop;
@@ -73,9 +76,10 @@ class LocalGenerator:
             return self._work(prompts, decoder, work) if prompts else []
         # The room a prompt leaves in the window keys generate's batches: past the window a model with learned positions
         # has no embedding for a row that is dragged along.
+        alone = decoder is None and not self.loaded.start and minds_company(self.loaded)
         return run_packed(
             [decoder.columns_of(one) if decoder else len(one.ids) + one.new_tokens for one in prompts],
-            self.spec.batch_tokens,
+            1 if alone else self.spec.batch_tokens,
             lambda rows: self._batch(decoder, [prompts[row] for row in rows]),
             keys=None if decoder else [prompt.new_tokens for prompt in prompts],
         )
@@ -87,11 +91,10 @@ class LocalGenerator:
             if plan.most:
                 log.warning("%s is decoded by transformers' generate, hence without drafts", self.loaded.ref.name)
             return None
-        fitting = [
-            (one, rounds) for one, rounds in zip(self.drafters, plan.rounds, strict=True) if self._fits(one, passes)
-        ]
-        drafters = [one for one, _ in fitting if one]
-        return ColumnDecoder(self.loaded, self.spec, passes, plan.of(*(rounds for _, rounds in fitting)), drafters)
+        fitting = {place: one for place, one in enumerate(self.drafters) if self._fits(one, passes)}
+        drafters = [one for one in fitting.values() if one]
+        plan, earlier = plan.of(*fitting), self.earlier or Earlier.of(self.loaded.model)
+        return ColumnDecoder(self.loaded, self.spec, passes, plan, drafters, earlier)
 
     def _fits(self, drafter: LoadedModel | None, passes: Passes) -> bool:
         """A drafter reads in the same passes as its target, or the target would have to read in the slower ones."""
@@ -172,13 +175,14 @@ def _decode(decoder: ColumnDecoder, prompts: Sequence[Prompt], ending: Ending, c
 
 def answer(
     documents: Sequence[Document], name: str, loaded: LoadedModel, spec: GenerateSpec, run: Run,
-    drafters: Sequence[LoadedModel | None] = (),
+    drafters: Sequence[LoadedModel | None] = (), earlier: Earlier | None = None,
 ) -> list[Outcome]:  # fmt: skip
-    """The outcome of each document, in order: the answer of the model called ``name``, or why it was not asked."""
+    """The outcome of each document, in order: the answer of the model called ``name``, or why it was not asked. Drafts
+    may copy what it said ``earlier``."""
     asked = prompts_of(documents, name, loaded, spec, run.output)
     prompts = [one for one in asked if isinstance(one, Prompt)]
     run.progress(len(documents) - len(prompts), 0)
-    made = iter(zip(prompts, LocalGenerator(loaded, spec, run, drafters).generate(prompts), strict=True))
+    made = iter(zip(prompts, LocalGenerator(loaded, spec, run, drafters, earlier).generate(prompts), strict=True))
     sizes = {one.ref.name: one.parameters for one in drafters if one} if spec.plan.most else None
     whole = loaded.parameters
     return [one if isinstance(one, Refusal) else _result(name, whole, sizes, *next(made)) for one in asked]
@@ -207,7 +211,7 @@ def _prompt(document: Document, pieces: Pieces, loaded: LoadedModel, spec: Gener
     """Answers may copy words that were cut from a compressed prompt, or are slots: the original is there to draft
     from."""
     seed = document_seed(spec.seed, document.content_hash)
-    copies = (spec.plan.copied or spec.draft_tail) and ("compressed" in document.fields or has_slots(document))
+    copies = spec.plan.copies and ("compressed" in document.fields or has_slots(document))
     original = document.parts.render() if copies else ""
     copied = loaded.tokenizer(original, add_special_tokens=False, verbose=False)["input_ids"] if original else []
     room = loaded.window if loaded.start else loaded.window - sum(map(len, pieces))

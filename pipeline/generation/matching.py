@@ -18,25 +18,26 @@ _CHUNK = 1024
 
 def copy_on(
     tokens: torch.Tensor, slots: torch.Tensor, length: torch.Tensor, count: int,
-    scratch: tuple[torch.Tensor, torch.Tensor],
+    scratch: tuple[torch.Tensor, torch.Tensor], chains: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     """Behind the first ``length`` ``[rows]`` tokens of the lines ``slots`` ``[rows]`` of ``tokens`` ``[lines, width]``
-    come ``count`` more, as ``propose`` has them.
+    come ``count`` more, as ``propose`` has them by ``chains`` ``[v, n]``, if any.
 
     ``scratch``: int64 and int32, zeros before and afterwards, one for each row.
     """
     width = tokens.shape[1]
     with torch.cuda.device_of(tokens):  # type: ignore[no-untyped-call]
         _copy_on[len(slots), triton.cdiv(width - PADDING, _CHUNK)](
-            tokens, slots, length, *scratch, width, length.stride(0), count,
+            tokens, slots, length, *scratch, tokens if chains is None else chains, width, length.stride(0), count,
+            CHAINED=0 if chains is None else chains.shape[1],
             LONGEST=LONGEST, PADDING=PADDING, CHUNK=_CHUNK, COUNT=triton.next_power_of_2(count),
         )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _copy_on(  # type: ignore[no-untyped-def]
-    tokens, slots, length, best, arrived, width, stride, count,
-    LONGEST: tl.constexpr, PADDING: tl.constexpr, CHUNK: tl.constexpr, COUNT: tl.constexpr,
+    tokens, slots, length, best, arrived, chains, width, stride, count,
+    CHAINED: tl.constexpr, LONGEST: tl.constexpr, PADDING: tl.constexpr, CHUNK: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0), tl.program_id(1)
     line = tokens + tl.load(slots + row) * width
@@ -67,4 +68,7 @@ def _copy_on(  # type: ignore[no-untyped-def]
         tl.store(arrived + row, 0)
     begin, new = found % width, tl.arange(0, COUNT)
     drafts = tl.load(line + begin + new % (end - begin), mask=new < count, other=0)
+    if CHAINED:  # what nothing matched, the last token's own place, is less than a width
+        after = tl.load(chains + tl.load(line + last) * CHAINED + new, mask=new < count, other=0)
+        drafts = tl.where(found < width, after.to(tl.int64), drafts)
     tl.store(line + end + new, drafts, mask=new < count)

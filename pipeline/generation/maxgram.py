@@ -1,4 +1,5 @@
-"""Max-Gram: what followed the last tokens when they came before (Chen et al., arXiv 2312.11462, section 3.3).
+"""Max-Gram: what followed the last tokens when they came before (Chen et al., arXiv 2312.11462, section 3.3); where
+they never did, what mostly follows by a table of bigrams.
 
 Copies are free to propose, and right wherever a text repeats its prompt, another text, or itself. All on the device:
 looking at every place of every line takes less than a look from the host.
@@ -17,12 +18,13 @@ PADDING = LONGEST - 1
 """Places before a line's first token, none of which matches anything."""
 
 
-def propose(tokens: torch.Tensor, length: torch.Tensor, count: int) -> torch.Tensor:
+def propose(tokens: torch.Tensor, length: torch.Tensor, count: int, chains: torch.Tensor | None = None) -> torch.Tensor:
     """``count`` tokens after the first ``length`` of each line, int64 ``[lines, count]``.
 
     They follow the longest earlier match of the line's last tokens, the latest of equal ones; a match that overlaps
-    its own continuation goes on in circles. Where nothing matches, the last token is repeated. ``tokens`` is
-    ``[lines, width]``, lines begin with ``PADDING`` places that hold no token.
+    its own continuation goes on in circles. Where nothing matches, ``chains`` ``[v, n]`` has what comes after each
+    token (``chained``); without any the last token is repeated. ``tokens`` is ``[lines, width]``, lines begin with
+    ``PADDING`` places that hold no token.
     """
     width, ends = tokens.shape[1], length[:, None]
     counted, back, weights = _numbers(width.bit_length(), tokens.device)
@@ -33,8 +35,21 @@ def propose(tokens: torch.Tensor, length: torch.Tensor, count: int) -> torch.Ten
     following = counted[PADDING + 1 : width + 1]
     rank = torch.add(following, apart, alpha=-(width + 1))
     none = PADDING - (LONGEST + 1) * (width + 1)
-    best = torch.where(following < ends, rank, none).amax(1, keepdim=True) % (width + 1)
-    return tokens.gather(1, best + counted[:count] % (ends - best))
+    longest = torch.where(following < ends, rank, none).amax(1, keepdim=True)
+    best = longest % (width + 1)
+    copied = tokens.gather(1, best + counted[:count] % (ends - best))
+    if chains is None:
+        return copied
+    return torch.where(longest < -(LONGEST - 1) * (width + 1), chains[last[:, -1], :count], copied)
+
+
+def chained(follows: torch.Tensor, chains: torch.Tensor) -> None:
+    """Write into ``chains`` int32 ``[v, n]`` the ``n`` tokens after each, one after the other as ``follows`` ``[v]``
+    has them: looked up in a round, each would be a kernel of its own."""
+    found = follows
+    for place in range(chains.shape[1]):
+        chains[:, place] = found
+        found = follows[found]
 
 
 @functools.cache

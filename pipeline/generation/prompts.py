@@ -36,7 +36,7 @@ class Prompt:
 
     In place of every ``VECTOR`` among the ids the next of ``vectors`` ``[k, d]`` is read, as if it were the embedding
     of a token: what transformers calls ``inputs_embeds``. Memory slots are such. Raises ``ValueError`` where there are
-    more of one than of the other.
+    more of one than of the other, nothing to be continued, or nothing to continue it by.
     """
 
     ids: list[int]
@@ -46,6 +46,10 @@ class Prompt:
     vectors: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not self.ids or self.new_tokens < 1:
+            raise ValueError(
+                f"a prompt of {len(self.ids)} tokens to be continued by {self.new_tokens}: each must be at least 1"
+            )
         places, given = self.ids.count(VECTOR), 0 if self.vectors is None else len(self.vectors)
         if places != given or VECTOR in self.copied:
             raise ValueError(f"a prompt has {places} places for vectors and {given} of these, and none to copy from")

@@ -2,7 +2,7 @@
 
 Speculative decoding (Leviathan et al., arXiv 2211.17192) and its cascade (Chen et al., arXiv 2312.11462): whoever
 drafts for the target may have its own drafts checked by a smaller model, down to Max-Gram, which copies (the vertical
-cascade), and where a round may check more than was drafted, copies fill up the rest (the horizontal one).
+cascade), and behind its drafts those of smaller models may follow, and copies (the horizontal one).
 
 The target's own choice decides, greedy or drawn at the document's own number for that place, and a draft counts where
 it is the same: answers are those of plain decoding, word for word, whatever drafts. A draft is thereby accepted with
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -76,9 +76,10 @@ class Copying:
         if some.lines.launches:
             from pipeline.generation.matching import copy_on  # where there is no GPU there is no Triton
 
-            copy_on(some.lines.tokens, some.slots, length, self.most, some.lines.scratch)
+            copy_on(some.lines.tokens, some.slots, length, self.most, some.lines.scratch, some.lines.chains)
         else:
-            some.put(places[:, :-1], propose(some.lines.tokens[some.slots], length, self.most))
+            lines = some.lines
+            some.put(places[:, :-1], propose(lines.tokens[some.slots], length, self.most, lines.chains))
         if self.marked:
             some.mark(places[:, :-1], COPIES)
         return places[:, -1]
@@ -123,8 +124,9 @@ class Checking:
 
     ``behind``: so many of the last tokens written it may not have read, but for the very last: the one that it said
     last, what came from above, and what was copied behind its drafts. ``lenience`` l: it lets a draft pass to which it
-    gives a probability over 1 / l, though it would say something else (the paper's, section 3.3); 1 is off. ``number``:
-    its own, from 1 on, by which lines know its drafts; they are ``marked`` where others draft as well.
+    gives a probability over 1 / l, though it would say something else (the paper's, section 3.3); 1 is off, "auto" is
+    each line's own. ``number``: its own, from 1 on, by which lines know its drafts; they are ``marked`` where others
+    draft as well.
     """
 
     model: Model
@@ -134,7 +136,7 @@ class Checking:
     number: int
     marked: bool
     behind: int = 1
-    lenience: float = 1.0
+    lenience: float | Literal["auto"] = 1.0
 
     @property
     def most(self) -> int:
@@ -150,7 +152,8 @@ class Checking:
             written = places[:, behind + 1 :]
             drafts, logits = self._read(some, places, written, behind, most)
             number = self.number if self.marked else None
-            length = write(some, logits, length, written, drafts, self.choose, self.lenience, number)
+            lenience = some.lenience if self.lenience == "auto" else self.lenience
+            length = write(some, logits, length, written, drafts, self.choose, lenience, number)
         return length
 
     def _read(
@@ -170,20 +173,36 @@ class Checking:
 
 
 @dataclass(frozen=True, slots=True)
+class Following:
+    """Some that draft one behind the other, cheaper ones for later places (the horizontal cascade)."""
+
+    parts: Sequence[Drafting]
+
+    @property
+    def most(self) -> int:
+        """As in ``Drafting``."""
+        return sum(one.most for one in self.parts)
+
+    def draft(self, some: Some, length: torch.Tensor, most: int) -> torch.Tensor:
+        """As in ``Drafting``."""
+        for one in self.parts:
+            length = one.draft(some, length, most)
+        return length
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
-    """The model whose answers these are, what drafts for it, and how many more tokens are copied behind such drafts.
-    ``only``: who drafts, if it is one alone."""
+    """The model whose answers these are, and what drafts for it. ``only``: who drafts, if it is one alone."""
 
     model: Model
     under: Drafting
     choose: Choosing
-    tail: int = 0
     only: int | None = None
 
     @property
     def most(self) -> int:
         """Drafts that it checks at once."""
-        return self.under.most + self.tail
+        return self.under.most
 
     def round(self, lines: Lines, slots: torch.Tensor, width: int, most: int) -> Output:
         """At most ``width - 1`` drafts for each of these lines, and what comes of them.
@@ -195,7 +214,6 @@ class Target:
         end = some.length
         if width > 1:
             end = self.under.draft(some, end, most)
-            end = Copying(self.tail, self.only is None).draft(some, end, most)
         places = some.places(some.length, -1, width)
         read, written = some.at(places[:, :-1]), places[:, 1:]
         # Only drafters write fewer than they might, and tokens that the target does not know.
@@ -206,16 +224,23 @@ class Target:
 
 
 def cascade(target: Model, drafters: Sequence[Model], plan: Plan, choose: Choosing) -> Target:
-    """The target above ``drafters``, the largest first; what is copied is copied for the last, or the target itself."""
+    """The target above ``drafters``, the largest first, as the ``plan``'s matrix has them."""
     only = None
     if not drafters:
         only = COPIES
-    elif len(drafters) == 1 and not plan.copied and not plan.tail:
+    elif len(drafters) == 1 and not plan.copies:
         only = 1
-    under: Drafting = Copying(plan.copied, only is None)
-    for level in reversed(range(len(drafters))):
-        # From above comes a token for each level, that of the target's included.
-        behind = 1 + level + plan.tail
-        model, rounds = drafters[level], plan.rounds[level]
-        under = Checking(model, under, rounds, choose, 1 + level, only is None, behind, plan.lenience)
-    return Target(target, under, choose, plan.tail, only)
+    matrix = plan.matrix if drafters else ((plan.copied,),)
+    under: list[Drafting] = []  # of the smallest first
+    for level in reversed(range(len(matrix))):
+        *rounds, copied = matrix[level]
+        parts: list[Drafting] = [
+            # From above comes a token of each model, that of the target included.
+            Checking(drafters[one - 1], under[-at], number, choose, one, only is None, one + plan.behind(one),
+                     plan.lenience)
+            for at, (one, number) in enumerate(zip(range(level + 1, len(matrix)), rounds, strict=True), 1) if number
+        ]  # fmt: skip
+        if copied or not parts:
+            parts.append(Copying(copied, only is None))
+        under.append(parts[0] if len(parts) == 1 else Following(parts))
+    return Target(target, under[-1], choose, only)

@@ -23,7 +23,9 @@ _LOOKS = 2
 class Shadow:
     """Rounds of ``MOST_COPIED`` copies that never were, row by row, each where the one before it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, follows: Ints | None = None) -> None:
+        """``follows``: what mostly comes after each token, if that is drafted where nothing matches."""
+        self._follows = follows
         self._texts: dict[int, Ints] = {}
         self._lengths: dict[int, int] = {}
         self._drafts: dict[int, list[int]] = {}  # of rows that are looked at
@@ -54,7 +56,7 @@ class Shadow:
             waiting = [row for row in rows if row not in self._drafts]
             self._turn = (self._turn + _LOOKS) % max(1, len(waiting))  # each has its turn
             for row in waiting[self._turn : self._turn + _LOOKS] or waiting[:_LOOKS]:
-                self._drafts[row] = copied(self._texts[row], self._lengths[row], MOST_COPIED)
+                self._drafts[row] = copied(self._texts[row], self._lengths[row], MOST_COPIED, self._follows)
                 self._passed[row] = 0
         return found
 
@@ -74,9 +76,11 @@ class Shadow:
             del self._drafts[row]
 
 
-def copied(text: Ints, length: int, count: int) -> list[int]:
+def copied(text: Ints, length: int, count: int, follows: Ints | None = None) -> list[int]:
     """``count`` tokens that would be copied behind the first ``length`` of ``text``: as ``maxgram.propose`` has it."""
     ends = np.flatnonzero(text[: length - 1] == text[length - 1])
+    if not len(ends) and follows is not None:
+        return _chain(follows, int(text[length - 1]), count)
     for back in range(1, LONGEST):
         longer = ends[ends >= back]
         longer = longer[text[longer - back] == text[length - 1 - back]] if length > back else longer[:0]
@@ -85,4 +89,12 @@ def copied(text: Ints, length: int, count: int) -> list[int]:
         ends = longer
     begin = int(ends[-1]) + 1 if len(ends) else length - 1
     found: list[int] = text[begin + np.arange(count) % (length - begin)].tolist()
+    return found
+
+
+def _chain(follows: Ints, token: int, count: int) -> list[int]:
+    found = []
+    for _ in range(count):
+        token = int(follows[token])
+        found.append(token)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ class Generate:
             from pipeline.generation.hosted import HostedGenerator
 
             return HostedGenerator(self.spec, self.target, Settings().api_key).run(documents, run)
+        from pipeline.generation.kept_bigrams import earlier_answers
         from pipeline.generation.kept_policies import noted
         from pipeline.generation.local import answer
 
@@ -75,8 +77,12 @@ class Generate:
             if isinstance(one, str):
                 log.warning("%s", one)
         useful = [None if isinstance(one, str) else one for one in drafters]
-        with noted(loaded, [one for one in useful if one], run.folder if self.spec.plan.adaptive else None):
-            return answer(documents, self.target.model, loaded, self.spec, run, useful)
+        learns = self.spec.plan.copies and self.spec.draft_earlier
+        with (
+            noted(loaded, [one for one in useful if one], run.folder if self.spec.plan.adaptive else None),
+            earlier_answers(loaded) if learns else nullcontext() as earlier,
+        ):
+            return answer(documents, self.target.model, loaded, self.spec, run, useful, earlier)
 
     def check(self) -> None:
         """Drafters are looked at when a job is submitted: a worker that lacks one does without."""

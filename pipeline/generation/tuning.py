@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.generation.decoding import passes_for
+from pipeline.generation.earlier import Earlier
 from pipeline.generation.local import Generation, LocalGenerator, misfit, prompts_of
 from pipeline.generation.policy import GAIN
 from pipeline.generation.prompts import Prompt
@@ -25,7 +26,7 @@ from schemas.stage import GenerateSpec
 
 PLAIN = "plain"
 
-DRAFTING = ("drafters", "draft_rounds", "draft_tokens", "draft_tail", "draft_lenience")
+DRAFTING = ("drafters", "draft_rounds", "draft_tokens", "draft_tail", "draft_matrix", "draft_lenience")
 """The settings of a generate stage that make its plan of drafting."""
 
 ALL_AT_ONCE = 2**20
@@ -52,7 +53,7 @@ def plans(spec: GenerateSpec) -> dict[str, Settings]:
 
 def own_plan(spec: GenerateSpec) -> Settings:
     """What the stage says of drafting, and how many rounds its drafters have even where it does not."""
-    rounds = {"draft_rounds": spec.plan.rounds} if spec.drafters else {}
+    rounds = {"draft_rounds": spec.plan.rounds} if spec.drafters and not spec.draft_matrix else {}
     fields = GenerateSpec.model_fields
     return {name: getattr(spec, name) for name in DRAFTING if getattr(spec, name) != fields[name].default} | rounds
 
@@ -101,10 +102,11 @@ def decoding(
     pool: ModelPool,
 ) -> Decode:  # fmt: skip
     """Of the prompts, ``rows`` at once, as ``spec`` says (``planned``)."""
-    generator = LocalGenerator(target, spec, Run(pool), drafters)
     groups = [prompts[at : at + rows] for at in range(0, len(prompts), rows)]
 
     def work(new: int | None = None) -> list[Generation]:
+        # What was said to the same prompts before is no measure of what other answers will repeat.
+        generator = LocalGenerator(target, spec, Run(pool), drafters, Earlier.of(target.model))
         shown = [[replace(one, new_tokens=new or one.new_tokens) for one in group] for group in groups]
         return [one for group in shown for one in generator.generate(group)]
 

@@ -52,26 +52,28 @@ def settle(
 
 def write(
     some: Some, logits: torch.Tensor, length: torch.Tensor, written: torch.Tensor, drafts: torch.Tensor,
-    choose: Choosing, lenience: float, number: int | None,
+    choose: Choosing, lenience: float | torch.Tensor, number: int | None,
 ) -> torch.Tensor:  # fmt: skip
     """What a drafter says at the places that are ``written``, from ``length`` ``[rows]`` on, is drafted in place of the
     ``drafts`` that it checks -> the length with it. Its own are marked by its ``number``, if any.
 
-    With a ``lenience`` over 1 it passes drafts of a probability over 1 / lenience. Also what it would say behind a
-    draft that did not pass is written: the next round writes over it.
+    With a ``lenience`` over 1, or ``[rows]`` of them, it passes drafts of a probability over 1 / lenience. Also what it
+    would say behind a draft that did not pass is written: the next round writes over it.
     """
     lines, width = some.lines, written.shape[1]
-    if lines.launches and lenience == 1 and width <= _MOST:
+    lenient = isinstance(lenience, torch.Tensor) or lenience > 1
+    if lines.launches and not lenient and width <= _MOST:
         from pipeline.generation import settling
 
         where, marks = (lines.tokens, some.slots, length), None if number is None else lines.drafters
         return settling.write(*_peaks(some, logits, written, choose), *where, width, marks, number or 0)
     said = _chosen(some, logits, written, choose)
     passed = said[:, :-1] == drafts
-    if lenience > 1:
+    if lenient:
+        least = 1 / lenience[:, None] if isinstance(lenience, torch.Tensor) else 1 / lenience
         known, chances = drafts.clamp(0, logits.shape[1] - 1), logits.view(*written.shape, -1)[:, :-1]
         chances = chances.softmax(-1, dtype=torch.float32).gather(-1, known[..., None])[..., 0]
-        passed = passed | ((chances > 1 / lenience) & (known == drafts))
+        passed = passed | ((chances > least) & (known == drafts))
         said = torch.cat([torch.where(passed, drafts, said[:, :-1]), said[:, -1:]], 1)
     some.put(written, said)
     length = length + _agreed(passed, lines)

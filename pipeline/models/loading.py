@@ -51,12 +51,11 @@ def load(ref: ModelRef, dtype: str, device: str, tokenizer: PreTrainedTokenizerF
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    # Of encoder-decoders some know no other attention than one of their own, and are read by ``generate``.
-    kind, attention = (AutoModelForSeq2SeqLM, None) if is_encoder_decoder(ref) else (AutoModelForCausalLM, "sdpa")
-    options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
-    options |= {"local_files_only": True, "use_safetensors": True}
+    kind: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(ref) else AutoModelForCausalLM
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
     try:
         with quiet():
+            options["attn_implementation"] = _attention(ref)
             model, report = kind.from_pretrained(
                 ref.folder, dtype=getattr(torch, dtype), output_loading_info=True, **options
             )
@@ -84,6 +83,24 @@ def without_weights(ref: ModelRef) -> Any:
     config = AutoConfig.from_pretrained(ref.folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _attention(ref: ModelRef) -> str | None:
+    """torch's where transformers has it for such a model, as our passes need it. Else an attention of its own, if it
+    has any at all: such a model is read by transformers alone."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    if is_encoder_decoder(ref):
+        return None
+    kind = type(AutoConfig.from_pretrained(ref.folder, local_files_only=True, trust_remote_code=False))
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    return "eager" if known and not known._supports_sdpa else "sdpa"
+
+
+def attends_by_itself(loaded: LoadedModel) -> bool:
+    """Whether only transformers can read it: masks of ours would be taken for something else."""
+    model: Any = loaded.model
+    return not model.config.is_encoder_decoder and model.config._attn_implementation == "eager"
 
 
 def _told(error: Exception) -> str:

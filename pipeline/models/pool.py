@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.models.classifiers import load_classifier
 from pipeline.models.kinds import check_causal, check_classifier, check_target
-from pipeline.models.loading import LoadedModel, load
+from pipeline.models.loading import LoadedModel, attends_by_itself, load
 from pipeline.models.ref import ModelError, ModelRef
 from pipeline.models.resolve import resolve
 from pipeline.models.soundness import checked
@@ -65,14 +65,15 @@ class ModelPool:
     ) -> LoadedModel:
         """The model called ``name``, loaded unless it is resident. ``auto`` is the pool's own device.
 
-        Raises what ``resolve`` raises, and ``ModelDamaged`` if weights that the config declares are missing.
+        Raises what ``resolve`` raises, ``ModelDamaged`` if weights that the config declares are missing, and
+        ``ModelError`` for one that only transformers can read.
         """
-        return self._resident(load, name, dtype, device, check_causal, beside)
+        return _readable(self._resident(load, name, dtype, device, check_causal, beside))
 
     def target(
         self, name: str, dtype: str = "float32", device: str = "auto", beside: Beside | None = None
     ) -> LoadedModel:
-        """``causal_lm``, or else an encoder-decoder."""
+        """``causal_lm``, or else an encoder-decoder, or what only transformers can read."""
         return self._resident(load, name, dtype, device, check_target, beside)
 
     def token_classifier(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
@@ -120,7 +121,7 @@ class ModelPool:
         ref = resolve(name, self._settings)
         check_causal(ref)
         _relieve()
-        return checked(load(ref, dtype, where, load_tokenizer(name, self._settings)))
+        return _readable(checked(load(ref, dtype, where, load_tokenizer(name, self._settings))))
 
     def close(self) -> None:
         """Let go of all models and their memory."""
@@ -147,6 +148,15 @@ class ModelPool:
         gc.collect()  # compiled layers refer to themselves
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _readable(loaded: LoadedModel) -> LoadedModel:
+    if attends_by_itself(loaded):
+        raise ModelError(
+            f"{loaded.ref.name}: transformers reads {loaded.model.config.model_type} by an attention of its own, or by "
+            "none: it can answer as a job's target, and neither score nor draft nor be trained; name another model"
+        )
+    return loaded
 
 
 def _relieve() -> None:

@@ -298,8 +298,8 @@ def rounds(spoilt: bool) -> Off:
 
 
 def matches(rows: int, width: int, words: int, count: int, chunk: int) -> Off:
-    """Copies of what followed the last tokens of lines of any length, in which there are so many ``words``: how many
-    lie elsewhere, and what is left in the counters."""
+    """Copies of what followed the last tokens of lines of any length, in which there are so many ``words``, or what a
+    table has: how many lie elsewhere, and what is left in the counters."""
     drawn = torch.Generator().manual_seed(0)
     length = PADDING + torch.randint(1, width - count + 1, (rows + 3,), generator=drawn)
     tokens = torch.randint(0, words, (rows + 3, PADDING + width), generator=drawn)
@@ -307,11 +307,12 @@ def matches(rows: int, width: int, words: int, count: int, chunk: int) -> Off:
     slots = torch.randperm(rows + 3, generator=drawn)[:rows]
     places = length[slots][:, None] + torch.arange(count)
     expected, scratch = tokens.clone(), (torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int32))
-    expected[slots[:, None], places] = propose(tokens[slots], length[slots], count)
+    chains = torch.randint(0, words, (words, count + 2), generator=drawn, dtype=torch.int32)
+    expected[slots[:, None], places] = propose(tokens[slots], length[slots], count, chains)
     known = torch.stack([length, length], 1)[slots]
     with mock.patch.object(matching, "_CHUNK", chunk):
         for _ in range(2):
-            matching.copy_on(tokens, slots, known[:, 0], count, scratch)
+            matching.copy_on(tokens, slots, known[:, 0], count, scratch, chains)
     return float((tokens != expected).sum()), sum(int(one.abs().sum()) for one in scratch)
 
 

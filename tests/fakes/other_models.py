@@ -10,7 +10,7 @@ WINDOW = 160
 """Tokens that each of them reads at most."""
 
 
-def save_other(folder: Path, name: str) -> Path:
+def save_other(folder: Path, name: str, seed: int = 1) -> Path:
     """Same tokenizer, same size; GPT-2 has learned positions, and no place past its window."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -24,6 +24,6 @@ def save_other(folder: Path, name: str) -> Path:
     vocabulary = save_tokenizer(folder)
     config = AutoConfig.for_model(name, vocab_size=vocabulary, max_position_embeddings=WINDOW, **sizes, **ends)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

@@ -18,6 +18,7 @@ from pipeline.generation import engine
 from pipeline.generation.costs import Costs
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.ending import Ending
+from pipeline.generation.leniences import Leniences
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import LONGEST, PADDING, propose
 from pipeline.generation.paces import Way
@@ -28,6 +29,7 @@ from pipeline.passes.packed import SPARE
 from pipeline.passes.padded import PaddedPasses
 from pipeline.stages import Result, Run, Stopped, build, check, stage_hashes
 from schemas.document import Document, PromptParts
+from schemas.drafting import Plan
 from schemas.job import JobSpec
 from schemas.stage import MOST_DRAFTS, GenerateSpec
 
@@ -150,6 +152,10 @@ PLANS: list[tuple[list[int], dict[str, Any]]] = [
     ([1, 2], {"draft_tokens": 2, "draft_rounds": (2, 2)}),
     ([1, 3], {"draft_tokens": 1, "draft_rounds": (2, 3), "draft_tail": 2, "draft_lenience": 2.0}),
     ([0, 1, 2], {"draft_tokens": 1, "draft_rounds": (1, 2, 2)}),
+    ([2], {"draft_tokens": 3, "draft_rounds": (2,), "draft_lenience": "auto"}),
+    ([1], {"draft_matrix": ((3, 4), (2,))}),
+    ([1, 2], {"draft_matrix": ((2, 1, 3), (2, 1), (2,))}),
+    ([0, 1, 2], {"draft_matrix": ((1, 2, 1, 2), (1, 1, 1), (2, 0), (1,)), "draft_lenience": "auto"}),
 ]
 
 
@@ -258,16 +264,26 @@ def test_a_drafter_that_is_the_target_is_always_right_whatever_it_missed(
 
 
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("tail", [0, 4])
+@pytest.mark.parametrize(
+    ("number", "plan", "most"),
+    [
+        (1, {"draft_rounds": (5,)}, 5),
+        (1, {"draft_rounds": (5,), "draft_tail": 4}, 5),
+        (2, {"draft_rounds": (2, 2)}, 6),
+        (2, {"draft_rounds": (2, 2), "draft_tail": 4}, 6),
+        (2, {"draft_matrix": ((2, 3, 0), (2, 0), (0,))}, 9),  # the smaller one drafts behind the larger one, too
+        (2, {"draft_matrix": ((2, 3, 4), (2, 1), (2,))}, 2),
+        (3, {"draft_matrix": ((2, 2, 1, 3), (1, 2, 0), (1, 0), (0,))}, 15),
+    ],
+)
 def test_a_drafter_that_says_the_same_is_always_right(
-    relatives: list[LoadedModel], settings: dict[str, Any], tail: int
+    relatives: list[LoadedModel], settings: dict[str, Any], number: int, plan: dict[str, Any], most: int
 ) -> None:
-    """Whatever was accepted of its drafts and of copies behind them, it knows what it has read: one wrong column, and
-    it would say something else."""
-    for which, plan, most in (([0], (5,), 5), ([0, 0], (2, 2), 6)):
-        found = generate(relatives[0], [relatives[at] for at in which], draft_rounds=plan, draft_tail=tail, **settings)
-        for one in found:
-            assert one.passes <= 1 + -(-(len(one.tokens) - 1) // (most + 1))
+    """Whatever was accepted of its drafts and of what came behind them, it knows what it has read: one wrong column,
+    and it would say something else."""
+    found = generate(relatives[0], [relatives[0]] * number, **plan, **settings)
+    for one in found:
+        assert one.passes <= 1 + -(-(len(one.tokens) - 1) // (most + 1))
 
 
 def test_the_more_alike_the_more_is_accepted(relatives: list[LoadedModel]) -> None:
@@ -287,6 +303,58 @@ def test_a_lenient_drafter_passes_more_of_what_is_copied_for_it(relatives: list[
     )
     copying = sum(one.passes for one in generate(relatives[0], draft_tokens=5))
     assert strict < lenient <= copying
+
+
+def test_lenience_goes_by_what_is_accepted(relatives: list[LoadedModel]) -> None:
+    """The drafter is the target: what it would not say is never accepted. A stranger's own words are not, either."""
+    for drafter, best in ((relatives[0], 0), (relatives[3], None)):
+        vars(relatives[0].model).pop("contextmill_leniences", None)
+        for _ in range(4):
+            generate(relatives[0], [drafter], draft_tokens=5, draft_rounds=(1,), draft_lenience="auto")
+        (known,) = vars(relatives[0].model)["contextmill_leniences"].values()
+        assert (known._rounds > 24).all() and (best is None or known.accepted.argmax() == best)
+
+
+def test_rows_mostly_have_the_best_lenience_once_it_is_known() -> None:
+    some = Leniences()
+    assert set(some.choose(40).tolist()) == {0, 1, 2, 3}  # nothing is known yet
+    for lenience, accepted in enumerate((1, 5, 2, 0)):
+        some.saw(np.full(30, lenience), [accepted] * 30)
+    chosen = np.bincount(some.choose(4000), minlength=4)
+    assert chosen[1] > 3400 and chosen.min() > 50
+    for _ in range(200):
+        some.saw(np.repeat(np.arange(4), 50), np.repeat([1, 0, 2, 0], 50))  # it no longer is
+    assert np.bincount(some.choose(400)).argmax() == 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "drafted", "behind", "passes"),
+    [
+        (Plan(3, (2,), 4), [12, 3], [4], [2]),
+        (Plan(1, (2, 3), 2), [16, 6, 1], [2, 2], [2, 6]),
+        (Plan.of_matrix(((2, 1, 4), (2, 5), (3,)), 1.0), [36, 13, 3], [8, 9], [2, 5]),
+    ],
+)
+def test_a_plan_counts_what_is_drafted(plan: Plan, drafted: list[int], behind: list[int], passes: list[int]) -> None:
+    assert [plan.drafted_for(level) for level in range(len(drafted))] == drafted and plan.most == drafted[0]
+    assert [plan.behind(level + 1) for level in range(len(behind))] == behind and plan.passes == passes
+    assert plan.of(*range(len(passes))) == plan
+
+
+def test_what_is_not_there_leaves_a_matrix() -> None:
+    plan = Plan.of_matrix(((2, 1, 4), (2, 5), (3,)), 2.0)
+    assert plan.of(0) == Plan.of_matrix(((2, 4), (5,)), 2.0)  # copies drafted for it, behind those of the other
+    assert plan.of(1) == Plan.of_matrix(((1, 4), (3,)), 2.0)
+    assert plan.of() == Plan(3)
+
+
+def test_each_model_of_a_matrix_is_counted(relatives: list[LoadedModel]) -> None:
+    matrix = ((2, 1, 2), (2, 1), (2,))
+    found = generate(relatives[0], relatives[1:3], draft_matrix=matrix)
+    for one in found:
+        *_, larger, smaller = one.drafts.values()
+        assert (larger.passes, smaller.passes) == (2 * (one.passes - 1), 5 * (one.passes - 1))
+    assert sum(one.drafts["max-gram"].drafted for one in found)
 
 
 def test_a_drafter_that_fails_is_given_up_and_answers_go_on(
@@ -342,6 +410,13 @@ def test_a_drafter_that_is_not_on_this_machine_is_done_without(
         ({"drafters": ["a"], "draft_rounds": [1, 2]}, "draft_rounds names 2 numbers for 1 drafters"),
         ({"draft_tail": 3}, "without any, raise draft_tokens"),
         ({"draft_lenience": 2.0, "draft_tokens": 3}, "it needs both"),
+        ({"draft_lenience": "auto", "drafters": ["a"]}, "it needs both"),
+        ({"draft_lenience": "much", "drafters": ["a"]}, 'or "auto"'),
+        ({"drafters": ["a"], "draft_matrix": [[1, 1], [1]], "draft_rounds": [1]}, "drop these"),
+        ({"drafters": ["a"], "draft_matrix": [[1, 1]]}, "here 2, of 2 numbers"),
+        ({"drafters": ["a"], "draft_matrix": [[1], [1]]}, "here 2, of 2 numbers"),
+        ({"drafters": ["a", "b"], "draft_matrix": [[0, 1, 1], [1, 1], [1]]}, "at least 1"),
+        ({"drafters": ["a"], "draft_matrix": [[7, 7], [5]]}, "49 drafts at once"),
         ({"draft_tokens": 3, "backend": "openai"}, 'drafts need backend = "local"'),
         ({"drafters": ["a", "b", "c", "d"]}, "at most 3 items"),
         ({"drafters": ["a"], "draft_rounds": [0]}, "greater than or equal to 1"),
@@ -473,7 +548,7 @@ def test_a_stage_drafts_from_the_original_of_a_compressed_prompt(models: dict[st
         return [outcome.fields for outcome in build(job, 0).run([document], run) if isinstance(outcome, Result)]
 
     (plain,) = rows("x")
-    (elsewhere,), (copied,) = (rows(one, draft_tokens=7) for one in ("x", plain["generated"]))
+    (elsewhere,), (copied,) = (rows(one, draft_tokens=7, draft_earlier=0) for one in ("x", plain["generated"]))
     assert plain["generated"] == elsewhere["generated"] == copied["generated"]
     assert (plain["target_passes"], plain["tokens_drafted"], plain["tokens_accepted"]) == (100, 0, 0)
     assert copied["tokens_accepted"] > elsewhere["tokens_accepted"] + 20
@@ -482,5 +557,6 @@ def test_a_stage_drafts_from_the_original_of_a_compressed_prompt(models: dict[st
 
 
 def test_drafts_change_nothing_that_is_hashed() -> None:
-    one, other = (GenerateSpec(kind="generate", draft_tokens=tokens) for tokens in (0, 7))
-    assert one.output_settings() == other.output_settings()
+    plain, copies = (GenerateSpec(kind="generate", draft_tokens=tokens, draft_earlier=tokens) for tokens in (0, 7))
+    matrix = GenerateSpec(kind="generate", drafters=["a"], draft_matrix=[[2, 1], [3]], draft_lenience="auto")
+    assert plain.output_settings() == copies.output_settings() == matrix.output_settings()

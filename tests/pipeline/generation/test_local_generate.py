@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
 from tokenizers import Tokenizer, processors
 from transformers import GenerationConfig
 
@@ -160,6 +161,14 @@ def test_empty_prompts_are_refused_and_the_rest_answered(models: dict[str, Path]
     assert [outcome.code if isinstance(outcome, Refusal) else "" for outcome in outcomes] == ["empty", "", "empty"]
     assert sum(counted) == 3
     assert run_stage(models["llama"], run, []) == []
+
+
+def test_nothing_to_continue_and_nothing_to_continue_by_are_no_prompts() -> None:
+    for ids, new_tokens in (([], 4), ([5, 6], 0), ([5], -1)):
+        with pytest.raises(ValueError, match=rf"{len(ids)} tokens to be continued by {new_tokens}: each must be"):
+            Prompt(ids, new_tokens)
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        GenerateSpec(kind="generate", max_new_tokens=0)
 
 
 def test_stop_strings_across_tokens_end_the_answer_at_once(models: dict[str, Path], pool: ModelPool) -> None:

@@ -21,11 +21,11 @@ from schemas.stage import GenerateSpec
 
 ROUNDS = {
     "plain": (Plan(), 12, 6),
-    "copies": (Plan(copied=7), 31, 7),
+    "copies": (Plan(copied=7), 34, 7),
     "a drafter": (Plan(rounds=(4,)), 64, 36),
-    "a drafter over copies": (Plan(copied=3, rounds=(2,)), 90, 29),
-    "the same, and a tail": (Plan(copied=3, rounds=(2,), tail=4), 108, 32),
-    "a cascade": (Plan(copied=3, rounds=(2, 2)), 197, 70),
+    "a drafter over copies": (Plan(copied=3, rounds=(2,)), 96, 29),
+    "the same, and a tail": (Plan(copied=3, rounds=(2,), tail=4), 117, 32),
+    "a cascade": (Plan(copied=3, rounds=(2, 2)), 209, 70),
 }
 """Launches of torch's kernels alone, and with our own."""
 
@@ -85,7 +85,7 @@ class Kernel:
 @torch.inference_mode()
 def counted(plan: Plan, ours: bool, sampled: bool = False) -> Counter[str]:
     launches, choose = Launches(), Choosing(GenerateSpec(kind="generate", temperature=float(sampled)))
-    lines = Lines(4, 200, 30, torch.device("cpu"), False)
+    lines = Lines(4, 200, 30, torch.device("cpu"), False, (64, 8))
     texts = [np.arange(9)] * 4
     lines.begin(np.arange(4), range(4), [np.zeros(0, np.int64)] * 4, texts, np.zeros(4, np.int64))
     lines.length[:4] += 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.generation.maxgram import PADDING, propose
+from pipeline.generation.maxgram import PADDING, chained, propose
 from pipeline.generation.shadow import Shadow, copied
 
 
@@ -18,6 +18,11 @@ def test_it_copies_what_would_be_drafted(words: int) -> None:
         line = torch.from_numpy(np.concatenate([np.full(PADDING, -1), text]))[None]
         expected = propose(line, torch.tensor([PADDING + length]), 15)[0].tolist()
         assert copied(text, length, 15) == expected, length
+        follows = drawn.permutation(words)
+        chains = torch.empty(words, 15, dtype=torch.int32)
+        chained(torch.from_numpy(follows), chains)
+        expected = propose(line, torch.tensor([PADDING + length]), 15, chains)[0].tolist()
+        assert copied(text, length, 15, follows) == expected, length
 
 
 def test_rounds_that_never_were_end_where_those_that_are_would() -> None:
