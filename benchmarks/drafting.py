@@ -189,12 +189,8 @@ def _swi(
     known where drafters come and go."""
     if spec.plan.adaptive and drafters:
         return None
-    costs = [one.parameters for one in drafters]
-    each, calls = float(target.parameters), 1
-    unit = each
-    for cost, rounds in zip(costs, spec.plan.rounds, strict=True):
-        calls *= rounds
-        each += calls * cost
+    unit = float(target.parameters)
+    each = unit + sum(calls * one.parameters for calls, one in zip(spec.plan.passes, drafters, strict=True))
     return tokens * unit / (passes * each)
 
 
