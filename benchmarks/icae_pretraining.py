@@ -54,15 +54,15 @@ def main() -> None:
         coder.load_state_dict(weights, strict=False)
     else:
         first = batch_of(train, spec, 0, loaded.device)
-        with torch.autocast(loaded.device.type, torch.bfloat16, enabled=arguments.half):
-            coder.calibrate(first.contexts[:64], first.slots)
+        with torch.no_grad(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=arguments.half):
+            coder.resize(coder.encode(first.contexts[:64], first.slots))
     if arguments.compile:
         coder.hasten()
     found = _run(coder, spec, train, valid, arguments, loaded.tokenizer, loaded.device)
     save(arguments.json, {"facts": facts(loaded.device, "bfloat16" if arguments.half else "float32"), **found})
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        kept = {name: one.detach().half().cpu().contiguous() for name, one in coder.trained().items()}
+        kept = {name: one.detach().half().cpu().contiguous() for name, one in coder.kept().items()}
         save_file(kept, arguments.out / "encoder.safetensors", {"spec": spec.encoder.model_dump_json()})
 
 

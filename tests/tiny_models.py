@@ -115,7 +115,9 @@ def save_tiny_encoder(folder: Path, model: Path, **spec: Any) -> Path:
         for name, one in coder.trained().items():
             if name.endswith("lora_B"):
                 torch.nn.init.normal_(one, 0.0, 0.05)
-        coder.calibrate(torch.randint(3, 900, (8, 16)), 4)
+        spans = torch.randint(3, 900, (8, 16))
+        coder.resize(coder.encode(spans, 4))
+        coder.describe(coder.encode(spans, 4).flatten(0, 1))
     unknown = (None, None)
     figures = Figures(0, 0, 16, 4, 4.0, unknown, unknown, unknown, unknown)
     manifest = EncoderManifest(str(model), digest_of(str(model)), given.model_dump(mode="json"), 0, figures, "")

@@ -57,6 +57,8 @@ class Autoencoder(nn.Module):
         self.first = nn.Parameter(torch.randn(1, size, device=table.device) * spread)
         self.map = nn.Linear(size, size, bias=False, device=table.device)
         nn.init.eye_(self.map.weight)
+        self.typical: torch.Tensor
+        self.register_buffer("typical", torch.stack([torch.zeros(size), torch.ones(size)]).to(table.device))
         self.wide: Wide | None = None
         """Reads the encoder's layers where that was seen to say the same (``widening``)."""
 
@@ -75,14 +77,24 @@ class Autoencoder(nn.Module):
         return [one for trunk in {self.encoder, self.decoder} for one in getattr(trunk, "layers", [trunk])]
 
     @torch.no_grad()
-    def calibrate(self, ids: torch.Tensor, slots: int) -> None:
-        """Slots of these spans ``[rows, n]`` get the size of embeddings: the map was to leave them as they are."""
-        self.resize(self.encode(ids, slots))
+    def resize(self, found: torch.Tensor) -> None:
+        """Slots like those that were ``found`` get the size of embeddings: the map was to leave them as they are."""
+        self.map.weight.mul_(self.scale / found.float().square().mean().sqrt())
 
     @torch.no_grad()
-    def resize(self, found: torch.Tensor) -> None:
-        """Slots like those that were ``found`` get the size of embeddings."""
-        self.map.weight.mul_(self.scale / found.float().square().mean().sqrt())
+    def describe(self, found: torch.Tensor) -> None:
+        """Slots are like those that were ``found`` ``[n, d]``: what is ``typical`` of them, mean and deviation of each
+        number ``[2, d]``, as float16 has them.
+
+        Three quarters of a slot may be what all have in common, most of it in a few numbers that are hundreds of times
+        as large as the others: the bits of a stored slot are for the rest (``packing``)."""
+        some, least = found.float(), float(torch.finfo(torch.float16).tiny)
+        self.typical.copy_(torch.stack([some.mean(0), some.std(0, correction=0).clamp(min=least)]).half())
+
+    @property
+    def common(self) -> torch.Tensor:
+        """What all slots that are asked about have, ``[3, d]``: ``[FT]`` behind them, and what is ``typical``."""
+        return torch.cat([self.tags[TAGS.index("FT")][None].detach(), self.typical])
 
     def encode(self, ids: torch.Tensor, slots: int) -> torch.Tensor:
         """Spans ``[rows, n]`` -> ``[rows, slots, d]``."""
@@ -142,6 +154,10 @@ class Autoencoder(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {name: one for name, one in self.named_parameters() if one.requires_grad}
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """What an encoder's file has: that, and what is typical of its slots."""
+        return {**self.trained(), "typical": self.typical}
 
     def _read(self, trunk: Any, words: torch.Tensor, encoding: bool) -> torch.Tensor:
         if self.switch is None:

@@ -22,6 +22,13 @@ def is_half(spec: EncoderTraining) -> bool:
     return spec.dtype == "bfloat16"
 
 
+@torch.no_grad()
+def some_slots(spec: EncoderTraining, plan: Plan, coder: Autoencoder) -> torch.Tensor:
+    """``[n, d]``, of what is learned first, by passes as the training's."""
+    with torch.autocast(coder.tags.device.type, torch.bfloat16, enabled=is_half(spec)):
+        return plan.slots(coder)
+
+
 def begun(spec: EncoderTraining, loaded: LoadedModel, plan: Plan, found: Path | None) -> Autoencoder:
     """Over the model, which is its own from now on, compiled on a GPU where that pays: as trained before, in the folder
     ``found``; or weights drawn by the seed alone, and slots of the size of embeddings by what is learned first.
@@ -38,8 +45,7 @@ def begun(spec: EncoderTraining, loaded: LoadedModel, plan: Plan, found: Path | 
     if found is not None:
         fill(coder, found)
     else:
-        with torch.autocast(device.type, torch.bfloat16, enabled=is_half(spec)):
-            plan.calibrate(coder)
+        coder.resize(some_slots(spec, plan, coder))
     if device.type == "cuda" and spec.steps >= COMPILED_FROM:
         plan.hasten(coder)
     return coder

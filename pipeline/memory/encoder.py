@@ -43,9 +43,9 @@ def rounded(coder: Autoencoder) -> None:
 
 
 def write_encoder(coder: Autoencoder, curve: Sequence[Row], manifest: EncoderManifest, folder: str) -> None:
-    """Write trained tensors in float16, the curve, and at last the manifest with the tensors' sha256 into ``folder``
+    """Write its tensors in float16, the curve, and at last the manifest with the tensors' sha256 into ``folder``
     (local or s3). Raises ``OSError``."""
-    tensors = {name: one.detach().half().cpu().contiguous() for name, one in coder.trained().items()}
+    tensors = {name: one.detach().half().cpu().contiguous() for name, one in coder.kept().items()}
     weights, drawn = save(tensors, {"format": "pt"}), io.BytesIO()
     rows = [dict(zip(CURVE_SCHEMA.names, row, strict=True)) for row in curve]
     pq.write_table(pa.Table.from_pylist(rows, CURVE_SCHEMA), drawn, compression="zstd")
@@ -68,12 +68,12 @@ def read_curve(folder: Path) -> list[tuple[int, float]]:
 @torch.no_grad()
 def fill(coder: Autoencoder, folder: Path) -> None:
     """What is trained becomes what lies in ``folder``. Raises ``ModelDamaged`` for tensors of another encoder."""
-    tensors, trained = load_file(folder / WEIGHTS), coder.trained()
-    if {key: one.shape for key, one in tensors.items()} != {key: one.shape for key, one in trained.items()}:
+    tensors, kept = load_file(folder / WEIGHTS), coder.kept()
+    if {key: one.shape for key, one in tensors.items()} != {key: one.shape for key, one in kept.items()}:
         raise ModelDamaged(
             f"{folder}: its tensors are not those of such an encoder over its base; {encoders.again(folder)}"
         )
-    for key, one in trained.items():
+    for key, one in kept.items():
         one.copy_(tensors[key])
 
 

@@ -15,7 +15,6 @@ import torch
 
 from pipeline.batching import run_packed
 from pipeline.compression.tokens import Tokenising
-from pipeline.memory.autoencoder import TAGS
 from pipeline.memory.encode_stage import Encode
 from pipeline.memory.encoded import Whole, outcome_of, whole_of
 from pipeline.memory.outlines import Outline, Span, outlines_of
@@ -108,7 +107,7 @@ class _Passes:
 
     def __init__(self, there: Resident, spec: EncodeSpec, revision: str, run: Run, putting: ThreadPoolExecutor) -> None:
         self._coder, self._device, self._spec, self._run = there.coder, there.base.device, spec, run
-        self._tag, self._revision, self._putting = there.coder.tags[TAGS.index("FT")].detach(), revision, putting
+        self._common, self._revision, self._putting = there.coder.common, revision, putting
         self._most, self._padded = pass_tokens(spec.batch_tokens, self._device), there.coder.wide is None
         self._spans: list[Span] = []
         self._counts: list[int] = []  # of spans, by document, and those that are there until all are
@@ -163,7 +162,7 @@ class _Passes:
             self._settle()
         some = [self._spans[rows[0]] for rows in groups]
         slots = torch.cat(encode_spans(self._coder, [one.ids for one in some], [one.slots for one in some]))
-        self._launched.append((groups, measuring(slots, self._tag, self._spec.precision, self._spec.group)))
+        self._launched.append((groups, measuring(slots, self._common, self._spec.precision, self._spec.group)))
 
     def _settle(self) -> None:
         """Wait for the slots of the first pass that was launched, and put documents together that are whole by then."""

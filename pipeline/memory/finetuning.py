@@ -26,8 +26,8 @@ from schemas.memory import FinetuneSpec
 
 log = logging.getLogger(__name__)
 
-CALIBRATED = 32
-"""Examples by whose spans the size of slots is set."""
+SHOWN = 32
+"""Examples whose slots show what an encoder's are like."""
 
 TRIED = 4
 """Steps whose passes are compiled, and set beside those that are not."""
@@ -62,12 +62,10 @@ class Finetuning:
         """The remedy where memory ran out."""
         return f"batch_tokens is {self._spec.batch_tokens}: halve it, or take shorter lessons"
 
-    def calibrate(self, coder: Autoencoder) -> None:
-        """By spans of the first examples."""
-        rows = [Question.of(one, self._spec.lessons[0]) for one in self.trained[:CALIBRATED]]
-        with torch.no_grad():
-            found = slots_of_all(coder, rows)
-        coder.resize(torch.cat([one for row in found for each in row for one in each]))
+    def slots(self, coder: Autoencoder) -> torch.Tensor:
+        """Of the first examples."""
+        rows = [Question.of(one, self._spec.lessons[0]) for one in self.trained[:SHOWN]]
+        return torch.cat([one for row in slots_of_all(coder, rows) for each in row for one in each])
 
     def hasten(self, coder: Autoencoder) -> None:
         """Hardly two passes are of one shape: for any, then, as the first steps' are read."""

@@ -1,7 +1,8 @@
 """Slots in fewer bytes: half precision, or whole numbers of 8 or 4 bits with a scale for every few of them.
 
-Symmetric and group-wise: of ``group`` neighbours along a slot the largest has the largest whole number, and all are
-multiples of one scale in float16. Nothing is off by more than half a scale.
+Whole numbers are of a slot without what is typical of its encoder's, each of its numbers less their mean and over their
+deviation. Symmetric and group-wise: of ``group`` neighbours along a slot the largest has the largest whole number, and
+all are multiples of one scale in float16. Nothing is off by more than half a scale, times that deviation.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ _HALF = torch.finfo(torch.float16).max
 class Packed:
     """Slots ``[k, d]``. ``values``: float16 or int8 ``[k, d]``, or uint8 ``[k, ceil(d / 2)]``, two numbers a byte, the
     first in the lower half and each plus 8. ``scales``: float16 ``[k, ceil(d / group)]``, ``[k, 0]`` for float16.
-    ``tag``: float16 ``[d]``, the vector that is read behind them where they are asked about."""
+    ``common``: float16 ``[3, d]``, what all slots of their encoder have: the vector that is read behind them where they
+    are asked about, and of each number mean and deviation."""
 
     precision: Precision
     group: int
     size: int
     values: NDArray[Any]
     scales: NDArray[np.float16]
-    tag: NDArray[np.float16]
+    common: NDArray[np.float16]
 
     @property
     def bytes(self) -> int:
@@ -54,13 +56,13 @@ class Packed:
         """Of these slots as those of the encoder ``revision``: what they are, then what they hold."""
         said = [revision, self.precision, self.group, self.size, len(self.values)]
         found = hashlib.sha256(json.dumps(said).encode())
-        for one in (self.values, self.scales, self.tag):
+        for one in (self.values, self.scales, self.common):
             found.update(np.ascontiguousarray(one).data)
         return found.hexdigest()
 
     def told(self) -> torch.Tensor:
         """The tag, ``[1, d]``, float32 on the CPU."""
-        return torch.from_numpy(np.array(self.tag))[None].float()
+        return torch.from_numpy(np.array(self.common[:1])).float()
 
 
 class Made(NamedTuple):
@@ -84,23 +86,24 @@ Measured = tuple[Packed, NDArray[np.float64]]
 """Slots, and of each the sums of squares of what packing lost, and of the slot, ``[k, 2]``."""
 
 
-def pack(slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int) -> Packed:
-    """``[k, d]``, finite, on any device, and their tag ``[d]``. What is too large for float16 becomes the largest it
-    has."""
-    return measuring(slots, tag, precision, group)()[0]
+def pack(slots: torch.Tensor, common: torch.Tensor, precision: Precision, group: int) -> Packed:
+    """``[k, d]``, finite, on any device, and what they have in ``common`` (``Autoencoder.common``). What is too large
+    for float16 becomes the largest it has."""
+    return measuring(slots, common, precision, group)()[0]
 
 
-def measuring(slots: torch.Tensor, tag: torch.Tensor, precision: Precision, group: int) -> Callable[[], Measured]:
+def measuring(slots: torch.Tensor, common: torch.Tensor, precision: Precision, group: int) -> Callable[[], Measured]:
     """``pack``, and what that lost, once the device is done with these slots: it may be given more to do before."""
-    wide = slots.detach().float()
+    wide, common = slots.detach().float(), common.detach().half()
     if precision == "float16":
         group = UNGROUPED
         values, scales = wide.clamp(-_HALF, _HALF).half(), wide.new_zeros(len(wide), 0, dtype=torch.float16)
     else:
-        values, scales = _whole(wide, precision, group)
-    back = _unpacked(values, scales, precision, group, wide.shape[1])
+        _, mean, deviation = common.float().unbind()
+        values, scales = _whole((wide - mean) / deviation, precision, group)
+    back = _unpacked(values, scales, common, precision, group)
     sums = torch.stack([(back - wide).square().sum(1), wide.square().sum(1)], 1)
-    coming = [fetch(one) for one in (values, scales, tag.detach().half(), sums.double())]
+    coming = [fetch(one) for one in (values, scales, common, sums.double())]
 
     def there() -> Measured:
         # Copies: what comes into pinned memory must not stay there, it is the next pass's.
@@ -128,24 +131,28 @@ def _whole(wide: torch.Tensor, precision: Precision, group: int) -> tuple[torch.
 
 def unpack(packed: Packed) -> torch.Tensor:
     """``[k, d]``, float32 on the CPU."""
-    values, scales = (torch.from_numpy(np.array(one)) for one in (packed.values, packed.scales))
-    return _unpacked(values, scales, packed.precision, packed.group, packed.size)
+    values, scales, common = (torch.from_numpy(np.array(one)) for one in (packed.values, packed.scales, packed.common))
+    return _unpacked(values, scales, common, packed.precision, packed.group)
 
 
 def vectors(packed: Packed) -> torch.Tensor:
     """Slots, and behind them their tag, ``[k + 1, d]`` on the CPU: in float16 what lies in float16, for which a copy in
     float32 would be twice as much to move, else in float32."""
     if packed.precision == "float16":
-        return torch.from_numpy(np.concatenate([packed.values, packed.tag[None]]))
+        return torch.from_numpy(np.concatenate([packed.values, packed.common[:1]]))
     return torch.cat([unpack(packed), packed.told()])
 
 
-def _unpacked(values: torch.Tensor, scales: torch.Tensor, precision: Precision, group: int, size: int) -> torch.Tensor:
+def _unpacked(
+    values: torch.Tensor, scales: torch.Tensor, common: torch.Tensor, precision: Precision, group: int
+) -> torch.Tensor:
     if precision == "float16":
         return values.float()
+    _, mean, deviation = common.float().unbind()
+    size = len(mean)
     if precision == "int4":
         values = torch.stack([values & 15, values >> 4], 2).flatten(1)[:, :size].to(torch.int8) - 8
-    return values.float() * scales.float().repeat_interleave(group, 1)[:, :size]
+    return values.float() * scales.float().repeat_interleave(group, 1)[:, :size] * deviation + mean
 
 
 def joined(parts: Sequence[Packed]) -> Packed:

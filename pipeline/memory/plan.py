@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.training import Part
 from pipeline.models.encoders import Answers, Figures
@@ -67,8 +69,8 @@ class Plan(Protocol):
         """Digests of the others, in an order that their place in the job does not change."""
         ...
 
-    def calibrate(self, coder: Autoencoder) -> None:
-        """Give a new encoder's slots the size of embeddings."""
+    def slots(self, coder: Autoencoder) -> torch.Tensor:
+        """Some, of what is learned first, ``[n, d]``."""
         ...
 
     def hasten(self, coder: Autoencoder) -> None:

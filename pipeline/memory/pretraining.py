@@ -26,8 +26,8 @@ from schemas.memory import PretrainSpec
 
 log = logging.getLogger(__name__)
 
-CALIBRATED = 64
-"""Spans by which the size of slots is set."""
+SHOWN = 64
+"""Spans whose slots show what an encoder's are like."""
 
 
 class Pretraining:
@@ -57,10 +57,10 @@ class Pretraining:
         """The remedy where memory ran out."""
         return f"tokens_per_step is {self._spec.tokens_per_step}: halve it, or take shorter lessons"
 
-    def calibrate(self, coder: Autoencoder) -> None:
-        """By the first step's spans."""
+    def slots(self, coder: Autoencoder) -> torch.Tensor:
+        """Of the first step's spans."""
         first = self.parts(0)[0]
-        coder.calibrate(first.contexts[:CALIBRATED], first.slots)
+        return coder.encode(first.contexts[:SHOWN], first.slots).flatten(0, 1)
 
     def hasten(self, coder: Autoencoder) -> None:
         """For the shapes of each lesson by itself: any-shape programs are slower."""

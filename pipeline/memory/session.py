@@ -13,7 +13,7 @@ from pipeline.batching import out_of_memory
 from pipeline.checkpoints import Checkpoints
 from pipeline.holding_out import in_order
 from pipeline.memory.attempt import Attempt
-from pipeline.memory.beginning import begun, is_half
+from pipeline.memory.beginning import begun, is_half, some_slots
 from pipeline.memory.encoder import rounded, write_encoder
 from pipeline.memory.lessons import rate
 from pipeline.memory.peers import shared
@@ -89,11 +89,16 @@ class _Session:
         except Diverged as error:
             raise Halt(self._diverged(error)) from error
         attempt.save_last()
-        rounded(self.coder)
+        self._finish()
         after = self.measurer.after(self.signs)
         self._write(ENCODER, self.spec.steps, after)
         self.meter.finish()
         return self.plan.outcomes(attempt.before, after, attempt.seconds)
+
+    def _finish(self) -> None:
+        """The encoder is what will be read, to be measured."""
+        rounded(self.coder)
+        self.coder.describe(some_slots(self.spec, self.plan, self.coder))
 
     def _write(self, name: str, steps: int, after: Sequence[Numbers]) -> str | None:
         """The encoder as it is after so many steps, in the folder ``name``: where that is, if anywhere."""
@@ -133,7 +138,7 @@ class _Session:
     def _last_good(self, steps: int) -> str | None:
         """What was learned before, as an encoder: its checkpoints are no other training's, and this one would diverge
         again. None where it is none, or nobody keeps it."""
-        rounded(self.coder)
+        self._finish()
         if not steps or not all(bool(one.isfinite().all()) for one in self.coder.trained().values()):
             return None
         return self._write(LAST_GOOD, steps, self.measurer.after(self.signs))

@@ -23,8 +23,8 @@ from pipeline.models.ref import ModelError
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import write_pieces
 
-SCALES, TAG = ".scales", ".tag"
-"""Behind a key: the scales of what lies under it. By itself: the tag of all slots of the file."""
+SCALES, COMMON = ".scales", ".common"
+"""Behind a key: the scales of what lies under it. By itself: what all slots of the file have in common."""
 
 MOST_HEADER = 100 * 2**20
 """Bytes, as the safetensors library has it."""
@@ -41,9 +41,9 @@ class SlotsError(ModelError):
 def write_slots(fs: pafs.FileSystem, path: str, slots: Mapping[str, Packed], revision: str) -> None:
     """Write slots by key, whole or not at all. Raises ``OSError``."""
     one = next(iter(slots.values()))
-    arrays = {name: array for key, each in slots.items() for name, array in _arrays(key, each).items()} | {TAG: one.tag}
+    arrays = {name: array for key, each in slots.items() for name, array in _arrays(key, each).items()}
     said = {"encoder": revision, "precision": one.precision, "group": str(one.group), "size": str(one.size)}
-    write_pieces(fs, path, _pieces(arrays, {"format": "contextmill.slots", **said}))
+    write_pieces(fs, path, _pieces({**arrays, COMMON: one.common}, {"format": "contextmill.slots", **said}))
 
 
 def _arrays(key: str, packed: Packed) -> dict[str, NDArray[Any]]:
@@ -109,13 +109,13 @@ class SlotFiles:
             header = self._headers.get(path) or _header(file)
             self._headers[path] = header
             said = header.said
-            values, scales, tag = (_array(file, header, name) for name in (key, key + SCALES, TAG))
-        if values is None or tag is None:
+            values, scales, common = (_array(file, header, name) for name in (key, key + SCALES, COMMON))
+        if values is None or common is None:
             raise LookupError(f"there are no slots {key} in it")
         if scales is None:
             scales = np.zeros((len(values), 0), np.float16)
         precision: Any = said["precision"]
-        return Packed(precision, int(said["group"]), int(said["size"]), values, scales, tag)
+        return Packed(precision, int(said["group"]), int(said["size"]), values, scales, common)
 
 
 def _header(file: pa.NativeFile) -> _Header:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.packing import Packed, measuring, unpack
 from pipeline.memory.store import SlotFiles, write_slots
 from pipeline.storage.filesystem import resolve_path
@@ -37,7 +37,7 @@ class Storing:
     """Slots ``[rows, k, d]`` -> what comes back of them, in their dtype and on their device. Adds up what that took."""
 
     def __init__(self, coder: Autoencoder, form: Form) -> None:
-        self._tag, self.form = coder.tags[TAGS.index("FT")], form
+        self._common, self.form = coder.common, form
         self._slots = self._bytes = 0
         self._sums = np.zeros(2)
 
@@ -63,7 +63,7 @@ class Storing:
         return torch.stack(found).to(slots)
 
     def _packed(self, slots: torch.Tensor) -> Packed:
-        packed, sums = measuring(slots, self._tag, *self.form)()
+        packed, sums = measuring(slots, self._common, *self.form)()
         self._slots, self._bytes = self._slots + len(slots), self._bytes + packed.bytes
         self._sums += sums.sum(0)
         return packed

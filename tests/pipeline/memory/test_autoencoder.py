@@ -42,12 +42,17 @@ def spans(rows: int = 3, tokens: int = 13) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_encoded_as_it_is_alone_and_at_the_size_of_embeddings(base: LoadedModel, kind: str) -> None:
     coder, ids = made(base, kind), spans()
-    coder.calibrate(ids, 4)
+    coder.resize(coder.encode(ids, 4))
     found = coder.encode(ids, 4)
     assert found.shape == (3, 4, base.model.config.hidden_size)
     torch.testing.assert_close(found[1:2], coder.encode(ids[1:2], 4))
     sizes = found.square().mean().sqrt(), coder.embed.weight.square().mean().sqrt()
     torch.testing.assert_close(*sizes)
+    coder.describe(found.flatten(0, 1))
+    mean, deviation = coder.typical
+    left = (found.flatten(0, 1) - mean) / deviation
+    torch.testing.assert_close(left.mean(0), torch.zeros_like(mean), atol=0.02, rtol=0)
+    torch.testing.assert_close(left.square().mean(0), torch.ones_like(mean), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["interleaved", "whole"])
@@ -128,7 +133,7 @@ def test_models_of_other_makes(kind: str) -> None:
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
     coder = Autoencoder(model, EncoderSpec(rank=4))
-    coder.calibrate(ids, 3)
+    coder.resize(coder.encode(ids, 3))
     words = coder.embed(ids).square().mean().sqrt()
     assert 0.8 < coder.encode(ids, 3).square().mean().sqrt() / words < 1.25
     assert 0.8 < coder.tags.square().mean().sqrt() / words < 1.25

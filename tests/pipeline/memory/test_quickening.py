@@ -28,7 +28,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Autoencoder, list[Q
     stage, loaded = finetuning_jobs.stage(model, batch_tokens=400), ModelPool("cpu").own_copy(str(model))
     plan = Finetuning(stage.spec, finetuning_jobs.ROWS, loaded, lambda: None)
     coder = Autoencoder(loaded.model, stage.spec.encoder)
-    plan.calibrate(coder)
+    coder.resize(plan.slots(coder))
     return coder, [*plan.parts(0), *plan.parts(1)]
 
 
