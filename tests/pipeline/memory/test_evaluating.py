@@ -131,7 +131,7 @@ def test_what_the_store_loses_shows_in_what_comes_back(
     with torch.inference_mode():
         slots = encoded(coder, spans, ((12, 6), (12, 6)))
         for one, form in zip(made.stored, forms, strict=True):
-            back = torch.stack([unpack(pack(row, coder.tags[2], *form)) for row in slots])
+            back = torch.stack([unpack(pack(row, coder.common, *form)) for row in slots])
             states = coder.states(back, torch.zeros(5, dtype=torch.int64), spans)
             assert one.nats.value == pytest.approx(float(nats_of(states, head, spans).mean()), abs=1e-5)
             assert one.loss == pytest.approx(float((back - slots).norm() / slots.norm()), rel=1e-4)

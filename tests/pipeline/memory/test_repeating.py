@@ -46,7 +46,7 @@ def test_texts_of_any_length_come_back_as_each_does_alone(
         for span in spans_of(ids.numpy(), 12):
             with torch.inference_mode():
                 slots = there.coder.encode(torch.from_numpy(span)[None], -(-len(span) // 4))
-            stored = unpack(pack(slots[0], there.coder.tags[2], encode.spec.precision, 64))
+            stored = unpack(pack(slots[0], there.coder.common, encode.spec.precision, 64))
             written += reconstructed(there.coder, stored[None], len(span))[0].tolist()
         assert one.found == there.base.tokenizer.decode(written)
         assert (one.tokens, one.spans, one.bytes) == (len(ids), -(-len(ids) // 12), one.slots * bytes_)

@@ -20,7 +20,7 @@ PRECISIONS: tuple[Precision, ...] = ("float16", "int8", "int4")
 
 
 def packed(slots: torch.Tensor, precision: Precision) -> Packed:
-    return pack(slots, torch.linspace(-1, 1, 96), precision, 64)
+    return pack(slots, torch.linspace(-1, 1, 96) + torch.tensor([[0.0], [2.0], [3.0]]), precision, 64)
 
 
 def written(folder: Path, precision: Precision = "int8", keys: int = 3) -> list[dict[str, Any]]:

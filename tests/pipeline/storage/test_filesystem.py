@@ -175,7 +175,7 @@ def test_parts_in_a_bucket(bucket: Any) -> None:
 def test_slots_in_a_bucket(bucket: Any) -> None:
     output = f"s3://{bucket.name}/runs/job-1"
     fs, root = resolve_path(output)
-    given = pack(torch.randn(5, 64), torch.zeros(64), "int8", 32)
+    given = pack(torch.randn(5, 64), torch.ones(3, 64), "int8", 32)
     path = slots_path("_parts/s0-a1-0.parquet")
     write_slots(fs, f"{root}/{path}", {"key": given}, "r")
     write_slots(fs, f"{root}/{slots_path('_parts/lost.parquet')}", {"key": given}, "r")
