@@ -84,7 +84,7 @@ def tokens_a_pass(answers: Sequence[Answer], count: int, way: Way) -> float:
 
 
 def _passes(answers: Sequence[Answer], count: int, way: Way, earlier: Earlier) -> int:
-    before = earlier.text().tolist()
+    before = earlier.text(way.earlier).tolist() if way.earlier else []
     known = [[*before, *(one.original if way.whole else ()), *one.prompt, one.tokens[0]] for one in answers]
     width = max(len(text) + len(one.tokens) for text, one in zip(known, answers, strict=True)) + count
     lines = torch.full((len(answers), PADDING + width), -1)

@@ -101,7 +101,9 @@ class Plan:
         if which and self.given:
             kept = [0, *(one + 1 for one in which)]
             rows = [[row[one - at - 1] for one in kept if one > at] + [row[-1]] for at, row in enumerate(self.given)]
+            for at in kept[:-1]:  # who is left drafts as often as who is gone: fewer tokens than that one did
+                rows[at][0] = rows[at][0] or self.given[at][0]
             return self.of_matrix(tuple(tuple(rows[one]) for one in kept), self.lenience)
         if which:
             return replace(self, rounds=tuple(self.rounds[one] for one in which))
-        return Plan(MOST_COPIED if self.adaptive else self.copied, adaptive=self.adaptive)
+        return Plan(MOST_COPIED if self.adaptive else max(self.copied, self.tail), adaptive=self.adaptive)

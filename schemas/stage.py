@@ -89,7 +89,7 @@ class GenerateSpec(StageBase):
         1.0, description="drafters pass a draft of probability over 1 / this; auto: by what is accepted"
     )
     draft_earlier: Whole = Field(
-        2048, ge=0, le=2**16, description="tokens of earlier answers to copy from; 0: neither these nor bigrams of them"
+        2048, ge=0, le=2**14, description="tokens of earlier answers to copy from; 0: neither these nor bigrams of them"
     )
     # hosted endpoints only
     base_url: str | None = Field(None, description="OpenAI-compatible endpoint; default: the SDK's own")

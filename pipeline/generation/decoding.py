@@ -176,7 +176,7 @@ class _Batch:
         copied = [one.clip(0, self._models[0].size - 1) for one in copied]  # what is drafted is read
         if self._earlier:
             self._engine.learn(self._earlier)
-            recent = self._earlier.text()
+            recent = self._earlier.text(self._recent)
             copied = [np.concatenate([recent, one]) for one in copied]  # of equal matches the latest is taken
         tokens = [one.tokens for one in read]
         vectors = np.array([len(one) - len(some) for one, some in zip(read, tokens, strict=True)])

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
+_MOST_VOTES = 64
+"""What was said a thousand times is outvoted no later than this, once it is said no longer."""
+
 
 class Earlier:
     """Answers of one target with a head of ``size`` tokens. ``follows`` ``[size]``: what mostly came after each, itself
@@ -49,18 +52,18 @@ class Earlier:
 
     def _vote(self, token: int, following: int) -> None:
         if self.follows[token] == following:
-            self.votes[token] += 1
+            self.votes[token] = min(self.votes[token] + 1, _MOST_VOTES)
         elif self.votes[token] > 0:
             self.votes[token] -= 1
         else:
             self.follows[token], self.votes[token] = following, 1
 
-    def text(self) -> Ints:
-        """The last answers, the latest behind."""
-        return np.concatenate(self._said) if self._said else np.zeros(0, np.int64)
+    def text(self, most: int) -> Ints:
+        """The last ``most`` tokens of answers, 1 at least, the latest behind: another job may have kept more."""
+        return np.concatenate(self._said)[-most:] if self._said else np.zeros(0, np.int64)
 
     def learn(self, follows: Ints, votes: Ints) -> None:
         """A table that was kept: of each token it counts where it has more votes than what is known here."""
         better = votes > self.votes
-        self.follows[better], self.votes[better] = follows[better], votes[better]
+        self.follows[better], self.votes[better] = follows[better], np.minimum(votes[better], _MOST_VOTES)
         self.learned += 1

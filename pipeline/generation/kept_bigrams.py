@@ -7,13 +7,12 @@ that writes it is read.
 from __future__ import annotations
 
 import contextlib
-import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -31,9 +30,11 @@ def earlier_answers(loaded: LoadedModel) -> Iterator[Earlier]:
         earlier = known["contextmill_earlier"] = Earlier.of(loaded.model)
         _learn(earlier, _path(loaded))
     before = earlier.learned
-    yield earlier
-    if earlier.learned != before:
-        _keep(earlier, _path(loaded))
+    try:
+        yield earlier
+    finally:
+        if earlier.learned != before:
+            _keep(earlier, _path(loaded))
 
 
 def _path(loaded: LoadedModel) -> Path:
@@ -45,7 +46,7 @@ def _learn(earlier: Earlier, path: Path) -> None:
     try:
         with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as found:
             follows, votes = found["follows"], found["votes"]
-    except (OSError, ValueError, LookupError, EOFError, BadZipFile):
+    except Exception:  # noqa: BLE001  zip, zlib and numpy have dozens for a damaged file
         return
     size = len(earlier.follows)
     fits = follows.shape == votes.shape == (size,) and follows.dtype == votes.dtype == np.int32
@@ -58,7 +59,10 @@ def _keep(earlier: Earlier, path: Path) -> None:
     tables: Any = {"follows": earlier.follows.astype(np.int32), "votes": earlier.votes.astype(np.int32)}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **tables)
-        partial.replace(path)
+        partial = path.with_suffix(f".{uuid.uuid4().hex}")
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **tables)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -9,8 +9,15 @@ from other_models import WINDOW, save_other
 from sqlalchemy import Engine
 from tiny_models import save_tiny_llama
 
-from pipeline.generation import shard
+from pipeline.generation import kept_bigrams, shard
 from pipeline.storage.sql import open_engine
+
+
+@pytest.fixture(autouse=True)
+def _own_bigrams(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What earlier tests had answered must not draft in this one, unless it looks for it in a ``cache`` of its own."""
+    if "cache" not in request.fixturenames:
+        monkeypatch.setattr(kept_bigrams, "_path", lambda loaded: tmp_path / f"bigrams-{loaded.ref.digest}.npz")
 
 
 @pytest.fixture

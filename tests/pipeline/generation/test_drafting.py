@@ -19,11 +19,14 @@ from pipeline.generation.costs import Costs
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.ending import Ending
 from pipeline.generation.leniences import Leniences
+from pipeline.generation.lines import Lines
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import LONGEST, PADDING, propose
 from pipeline.generation.paces import Way
 from pipeline.generation.policy import COPYING, Policy
 from pipeline.generation.prompts import Prompt
+from pipeline.generation.sampling import Choosing
+from pipeline.generation.verifying import write
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.passes.packed import SPARE
 from pipeline.passes.padded import PaddedPasses
@@ -313,6 +316,27 @@ def test_lenience_goes_by_what_is_accepted(relatives: list[LoadedModel]) -> None
             generate(relatives[0], [drafter], draft_tokens=5, draft_rounds=(1,), draft_lenience="auto")
         (known,) = vars(relatives[0].model)["contextmill_leniences"].values()
         assert (known._rounds > 24).all() and (best is None or known.accepted.argmax() == best)
+        if best is not None:
+            assert known.accepted[0] > known.accepted[1:].max()
+
+
+def test_a_row_has_a_lenience_of_its_own() -> None:
+    """The same draft, to which a drafter gives a fifth: the strict row says something else, the lenient one passes."""
+    lines = Lines(3, 64, 0, torch.device("cpu"))
+    texts = [np.arange(5)] * 2
+    lines.begin(np.array([0, 1]), [0, 0], [np.zeros(0, np.int64)] * 2, texts, np.zeros(2, np.int64))
+    lines.allow(np.array([0, 1]), np.array([1, 30], np.float32))
+    lines.move(1, 2)
+    chances = torch.tensor([0.1, 0.6, 0.2, 0.1]).log().repeat(6, 1)
+    some = lines.of(torch.tensor([0, 1, 2]))
+    some.length[2] = some.length[1]
+    written = some.places(some.length, 0, 2)
+    drafts = torch.full((3, 1), 2)
+    some.put(written[:, :1], drafts)
+    greedily = Choosing(GenerateSpec(kind="generate"))
+    length = write(some, chances, some.length, written, drafts, greedily, some.lenience, None)
+    assert (length - some.length).tolist() == [1, 2, 2]
+    assert some.at(written).tolist() == [[1, 1], [2, 1], [2, 1]]
 
 
 def test_rows_mostly_have_the_best_lenience_once_it_is_known() -> None:
@@ -345,7 +369,9 @@ def test_what_is_not_there_leaves_a_matrix() -> None:
     plan = Plan.of_matrix(((2, 1, 4), (2, 5), (3,)), 2.0)
     assert plan.of(0) == Plan.of_matrix(((2, 4), (5,)), 2.0)  # copies drafted for it, behind those of the other
     assert plan.of(1) == Plan.of_matrix(((1, 4), (3,)), 2.0)
-    assert plan.of() == Plan(3)
+    assert plan.of() == Plan(4)
+    plan = Plan.of_matrix(((2, 0, 0), (2, 0), (3,)), 1.0)  # as rounds of 2 and 2 over 3 copies
+    assert plan.of(1).matrix == Plan(3, (2, 2)).of(1).matrix == ((2, 0), (3,))
 
 
 def test_each_model_of_a_matrix_is_counted(relatives: list[LoadedModel]) -> None:

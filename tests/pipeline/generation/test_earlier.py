@@ -47,14 +47,14 @@ def test_a_table_speaks_where_nothing_matches(tokens: list[int], expected: list[
 
 def test_the_last_answers_are_kept_and_a_majority_decides_what_follows() -> None:
     earlier = Earlier(9)
-    assert not len(earlier.text()) and earlier.follows.tolist() == list(range(9))
+    assert not len(earlier.text(2048)) and earlier.follows.tolist() == list(range(9))
     for answer in ([1, 2, 3], [1, 2], [], [7], [1, 4, 1, 2]):
         earlier.add(answer, 6)
-    assert earlier.text().tolist() == [7, 1, 4, 1, 2]  # whole answers
+    assert earlier.text(2048).tolist() == [7, 1, 4, 1, 2]  # whole answers
     assert earlier.follows.tolist() == [0, 2, 3, 3, 1, 5, 6, 7, 8]
     assert earlier.votes[1] == 2  # 2, 2, not 4, 2
     earlier.add(list(range(8)), 6)
-    assert earlier.text().tolist() == [2, 3, 4, 5, 6, 7]  # or the end of one
+    assert earlier.text(2048).tolist() == [2, 3, 4, 5, 6, 7]  # or the end of one
     for _ in range(4):
         earlier.add([1, 5], 6)
     assert earlier.follows[1] == 5  # what is said no longer is forgotten
@@ -95,7 +95,14 @@ def test_nothing_is_learned_where_nothing_copies(loaded: LoadedModel) -> None:
     earlier = Earlier.of(loaded.model)
     generate(loaded, earlier)
     generate(loaded, earlier, draft_tokens=5, draft_earlier=0)
-    assert earlier.learned == 0 and not len(earlier.text())
+    assert earlier.learned == 0 and not len(earlier.text(2048))
+
+
+def test_a_job_copies_no_more_than_it_says_of_what_another_kept(loaded: LoadedModel) -> None:
+    earlier = Earlier.of(loaded.model)
+    first, second = (generate(loaded, earlier, draft_tokens=3, draft_earlier=most) for most in (2048, 8))
+    assert said(first) == said(second)
+    assert len(earlier.text(2048)) <= 8 and len(earlier.text(3)) == 3
 
 
 def test_each_answer_helps_the_next_one_of_its_shard(loaded: LoadedModel) -> None:
@@ -152,6 +159,13 @@ def test_tables_of_another_vocabulary_or_none_are_not_read(loaded: LoadedModel, 
     size = len(Earlier.of(loaded.model).follows)
     follows, votes = np.roll(np.arange(size, dtype=np.int32), 1), np.ones(size, np.int32)
     assert (kept(follows=follows, votes=votes).follows == follows).all()
+    file = cache / f"{loaded.ref.digest}.npz"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 60)):  # a flipped byte costs drafts at most
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        vars(loaded.model).pop("contextmill_earlier", None)
+        with earlier_answers(loaded) as found:
+            assert ((found.follows >= 0) & (found.follows < size)).all()
     untold = [
         {"follows": follows}, {"follows": follows[1:], "votes": votes[1:]}, {"follows": follows + 1, "votes": votes},
         {"follows": follows - 1, "votes": votes}, {"follows": follows.astype(float), "votes": votes},
@@ -162,7 +176,7 @@ def test_tables_of_another_vocabulary_or_none_are_not_read(loaded: LoadedModel, 
     vars(loaded.model).pop("contextmill_earlier", None)
 
 
-def test_vectors_and_originals_stand_beside_them(loaded: LoadedModel) -> None:
+def test_originals_stand_beside_them(loaded: LoadedModel) -> None:
     """The latest of equal matches is taken: the document's own."""
     earlier = Earlier.of(loaded.model)
     earlier.add(list(range(5, 300)), 2048)
