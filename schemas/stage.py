@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -49,7 +50,7 @@ def _number_or_auto(value: object) -> object:
 
 
 def _lenience_or_auto(value: object) -> object:
-    if value != "auto" and (not isinstance(value, int | float) or isinstance(value, bool) or not value >= 1):
+    if value != "auto" and (not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < math.inf):
         raise ValueError('must be a number greater than or equal to 1, or "auto"')
     return value
 

@@ -143,6 +143,7 @@ def work_until_done(
     ``unread`` is what it has to be submitted from, where it is not yet, or only in part.
     """
     from pipeline.display import follow
+    from pipeline.producer import SubmissionStoppedError
     from pipeline.storage.reaping import unring
     from workers.embedded import Embedded
 
@@ -152,7 +153,8 @@ def work_until_done(
     with interrupts.in_order(), Embedded(settings, workers, log_dir) as embedded, _stopping():
         if unread is not None:
             spec, identity = unread
-            submit(engine, embedded.settings, spec, workers, quiet=json_, identity=identity)
+            with contextlib.suppress(SubmissionStoppedError):  # quick workers reach a budget: ``finish`` says so
+                submit(engine, embedded.settings, spec, workers, quiet=json_, identity=identity)
 
         def check() -> None:
             interrupts.check()

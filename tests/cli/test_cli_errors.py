@@ -207,10 +207,10 @@ def test_a_device_that_is_not_there_stops_a_job_that_goes_on_with_another(user: 
 
 def test_a_full_disk_is_named_with_the_file_and_the_same_command_goes_on(user: User) -> None:
     """While the corpus is read: there are no workers yet that could stop the job."""
-    rows = [{"id": str(number), "text": os.urandom(2_000).hex()} for number in range(600)]
+    rows = [{"id": str(number), "text": os.urandom(2_000).hex()} for number in range(1200)]
     user.write("large.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     words = "run", "job.toml", "-i", "large.jsonl", "-o", "small/o"
-    with small_disk(user.folder / "small", "1m") as disk:
+    with small_disk(user.folder / "small", "2m") as disk:
         full = user.says(*words)
         assert full.code == 1
         assert re.search(r"No space left on device: \S+/small/o/t-\w+/_input/\S+; make room there, then", full.err)

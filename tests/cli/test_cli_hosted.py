@@ -80,6 +80,21 @@ def test_a_reached_budget_is_exit_4_and_a_higher_one_goes_on(user: User) -> None
     assert f"budget     ${total:.6f} spent of $1.00" in second.out
 
 
+def test_a_budget_that_is_reached_while_the_input_is_still_read_is_exit_4_too(user: User) -> None:
+    """A shard for each document: workers are done with the money before the last one is cut, on most machines."""
+    rows = [{"id": f"d{number}", "text": f"What is {number} and one?"} for number in range(2500)]
+    user.write("many.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    small = "stages.0.concurrency=1", "stages.0.seconds_per_shard=0.01", "input.path='many.jsonl'"
+    server = FakeOpenAI()
+    with Served(server) as url:
+        first = run(user, url, "stages.0.budget_usd='0.004'", *small)
+        paid = len(server.bill)
+        second = run(user, url, "stages.0.budget_usd='0.006'", *small)
+    for said in (first, second):
+        assert said.code == 4 and "budget reached" in said.out, said.err
+    assert 0 < paid < len(server.bill) < 10
+
+
 def test_a_wrong_key_is_named_and_not_repeated(user: User) -> None:
     server = FakeOpenAI(api_key="another-key-altogether")
     with Served(server) as url:
