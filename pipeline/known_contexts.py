@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, and_, func, select
 
 from pipeline.reuse import CANDIDATES, LOOKUP, read_results
 from pipeline.storage.sql import reading
@@ -40,17 +40,27 @@ def known_contexts(engine: Engine, stage_hash: str, contexts: Sequence[str]) -> 
 
 
 def _candidates(engine: Engine, stage_hash: str, hashes: Sequence[str], rank: int) -> list[Any]:
-    """Where the slots of each lie: in the newest part (``rank`` 1) that has them, the second newest, and so on."""
-    newest = (Job.created_at.desc(), Job.id, ContextRow.part)
-    ranked = func.row_number().over(partition_by=ContextRow.context_hash, order_by=newest).label("rank")
+    """Where the slots of each lie: in a part of the newest job (``rank`` 1) that has them, the second newest, and so
+    on. Ranked are jobs, as in ``reuse``: many parts of one must not hide an older job that has them, too."""
+    newest = func.row_number().over(partition_by=ContextRow.context_hash, order_by=(Job.created_at.desc(), Job.id))
+    one_a_job = (
+        select(Job.id, Job.output, func.min(ContextRow.part).label("part"), newest.label("rank"))
+        .join(Job, Job.id == ContextRow.job_id)
+        .where(ContextRow.stage_hash == stage_hash)
+        .group_by(ContextRow.context_hash, Job.id)
+    )
     columns = ContextRow.job_id, ContextRow.part, ContextRow.context_hash, ContextRow.row, ContextRow.place
-    all_of = select(Job.output, *columns, ranked).join(Job, Job.id == ContextRow.job_id)
     found: list[Any] = []
     with reading(engine) as connection:
         for first in range(0, len(hashes), LOOKUP):
             some = ContextRow.context_hash.in_(hashes[first : first + LOOKUP])
-            query = all_of.where(ContextRow.stage_hash == stage_hash, some).subquery()
-            found += connection.execute(select(query).where(query.c.rank == rank))
+            jobs = one_a_job.add_columns(ContextRow.context_hash).where(some).subquery().c
+            its = and_(
+                ContextRow.job_id == jobs.id,
+                ContextRow.part == jobs.part,
+                ContextRow.context_hash == jobs.context_hash,
+            )
+            found += connection.execute(select(jobs.output, *columns).where(its, jobs.rank == rank))
     return found
 
 
@@ -67,5 +77,6 @@ def _of(job: str, output: str, part: str, wanted: Sequence[Any]) -> dict[str, Ma
         except (SlotsError, OSError) as error:
             log.warning("slots of job %s cannot be taken over: %s", job, error)
             continue
-        found |= {one.context_hash: made[one.place] for one in wanted if one.row == number}
+        here = {one.context_hash: made[one.place] for one in wanted if one.row == number}
+        found |= {key: one._replace(packed=one.packed.alone()) for key, one in here.items()}
     return found

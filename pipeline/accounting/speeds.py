@@ -27,7 +27,8 @@ def measured(engine: Engine, stage_hashes: Sequence[str]) -> dict[int, Measured]
     found: dict[int, Measured] = {}
     with reading(engine) as connection:
         for index, stage_hash in enumerate(stage_hashes):
-            query = select(*totals).where(Usage.stage_hash == stage_hash, Usage.reused_from.is_(None))
+            worked = Usage.reused_from.is_(None), Usage.seconds > 0  # what was known already took none
+            query = select(*totals).where(Usage.stage_hash == stage_hash, *worked)
             documents, tokens_in, tokens_out, seconds = connection.execute(query).one()
             if documents and tokens_in:
                 found[index] = Measured(documents, int(tokens_in), int(tokens_out), float(seconds))

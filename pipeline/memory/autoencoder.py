@@ -26,6 +26,9 @@ Tag = Literal["AE", "LM", "FT"]
 TAGS: tuple[Tag, ...] = ("AE", "LM", "FT")
 """What the decoder is told to do with slots: repeat them, go on, or answer what is asked."""
 
+SUPPOSED = 8
+"""Slots of the usual deviation, beside those that show what slots are like."""
+
 
 class Autoencoder(nn.Module):
     """Over ``model``, a causal LM of transformers', which is this module's own from now on.
@@ -87,9 +90,16 @@ class Autoencoder(nn.Module):
         number ``[2, d]``, as float16 has them.
 
         Three quarters of a slot may be what all have in common, most of it in a few numbers that are hundreds of times
-        as large as the others: the bits of a stored slot are for the rest (``packing``)."""
-        some, least = found.float(), float(torch.finfo(torch.float16).tiny)
-        self.typical.copy_(torch.stack([some.mean(0), some.std(0, correction=0).clamp(min=least)]).half())
+        as large as the others: the bits of a stored slot are for the rest (``packing``). A few slots may hardly differ
+        in a number that others do differ in, and one number would take all bits of its group: deviations are drawn
+        towards the usual one, as if ``SUPPOSED`` slots more had it."""
+        some, half = found.float(), torch.finfo(torch.float16)
+        spread = some.var(0, correction=0)
+        usual = spread.median()
+        usual = torch.where(usual == 0, some.square().mean(), usual)  # a single slot differs from none
+        deviation = ((len(some) * spread + SUPPOSED * usual) / (len(some) + SUPPOSED)).sqrt()
+        known = some.mean(0).clamp(half.min, half.max), deviation.clamp(half.tiny, half.max)
+        self.typical.copy_(torch.stack(known).half())
 
     @property
     def common(self) -> torch.Tensor:

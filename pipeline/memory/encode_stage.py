@@ -16,7 +16,7 @@ from schemas.job import TargetSpec
 from schemas.memory import EncodeSpec, slots_of
 from schemas.settings import Settings
 
-VERSION = 1
+VERSION = 2
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 _CHARACTERS_PER_SECOND = {"cpu": 3_000, "cuda": 600_000}

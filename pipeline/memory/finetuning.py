@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections import Counter
@@ -30,7 +31,7 @@ SHOWN = 32
 """Examples whose slots show what an encoder's are like."""
 
 TRIED = 4
-"""Steps whose passes are compiled, and set beside those that are not."""
+"""Passes that are compiled, and set beside what they are without."""
 
 
 class Finetuning:
@@ -50,7 +51,7 @@ class Finetuning:
         if codes:
             log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(found), why)
         self.trained, self.held = divide(self.examples, spec)
-        self._spec, self._loaded = spec, loaded
+        self._spec, self._loaded, self._alive = spec, loaded, alive
 
     @property
     def corpus(self) -> list[str]:
@@ -63,13 +64,14 @@ class Finetuning:
         return f"batch_tokens is {self._spec.batch_tokens}: halve it, or take shorter lessons"
 
     def slots(self, coder: Autoencoder) -> torch.Tensor:
-        """Of the first examples."""
+        """Of the first examples, one by one: together they may be more than ``batch_tokens``."""
         rows = [Question.of(one, self._spec.lessons[0]) for one in self.trained[:SHOWN]]
-        return torch.cat([one for row in slots_of_all(coder, rows) for each in row for one in each])
+        return torch.cat([one for row in rows for each in slots_of_all(coder, [row])[0] for one in each])
 
     def hasten(self, coder: Autoencoder) -> None:
-        """Hardly two passes are of one shape: for any, then, as the first steps' are read."""
-        quicken(coder, [one for step in range(TRIED) for one in self.parts(step)], is_half(self._spec))
+        """Hardly two passes are of one shape: for any, then, as the first steps' longest and shortest are read."""
+        ends = (one for step in range(TRIED) for one in _ends(self.parts(step)))
+        quicken(coder, list(itertools.islice(ends, TRIED)), is_half(self._spec), self._alive)
 
     def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Questions]:
         """The step's questions, or a share of them, in as many passes as they take."""
@@ -129,6 +131,11 @@ class Finetuning:
             "finetune_seconds": seconds,
         }
         return Result(fields, one.tokens, slots, seconds=seconds, latency_seconds=latency)
+
+
+def _ends(parts: Sequence[Questions]) -> Sequence[Questions]:
+    """The first and the last, or the only one."""
+    return parts[:: max(1, len(parts) - 1)]
 
 
 def _columns(answers: dict[str, Answer]) -> Iterator[tuple[str, float | None]]:

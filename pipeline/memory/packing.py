@@ -52,6 +52,10 @@ class Packed:
         """The slots from ``begin`` to ``end``."""
         return replace(self, values=self.values[begin:end], scales=self.scales[begin:end])
 
+    def alone(self) -> Packed:
+        """With memory of their own, as a part has not: it keeps all that it is of."""
+        return replace(self, values=self.values.copy(), scales=self.scales.copy())
+
     def sha256(self, revision: str) -> str:
         """Of these slots as those of the encoder ``revision``: what they are, then what they hold."""
         said = [revision, self.precision, self.group, self.size, len(self.values)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.training import Part
 from pipeline.passes.packable import doubt
+from pipeline.stages import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +29,20 @@ class _Tried(NamedTuple):
     seconds: float
 
 
-def quicken(coder: Autoencoder, parts: Sequence[Part], half: bool) -> bool:
+def quicken(coder: Autoencoder, parts: Sequence[Part], half: bool, alive: Callable[[], None] = lambda: None) -> bool:
     """Compile what ``coder`` learns with, tried on ``parts``. False, and all is as before, where that cannot be, says
-    something else or takes longer, which is logged. Raises what learning from them raises as it is."""
-    _try(coder, parts, half)  # once for whatever comes but once
-    plain = _try(coder, parts, half)
+    something else or takes longer, which is logged. Raises what learning from them raises as it is, and what ``alive``
+    does, which is called between passes."""
+    _try(coder, parts, half, alive)  # once for whatever comes but once
+    plain = _try(coder, parts, half, alive)
     settings: Any = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, _PROGRAMS)
     coder.hasten(dynamic=True)
     try:
-        _try(coder, parts, half)  # compiles
-        fast = _try(coder, parts, half)
+        _try(coder, parts, half, alive)  # compiles
+        fast = _try(coder, parts, half, alive)
+    except Stopped:
+        raise
     except Exception as error:  # noqa: BLE001  compilers fail in ways of their own
         coder.zero_grad(set_to_none=True)
         why = " ".join(str(error).split())[:300] or type(error).__name__
@@ -62,12 +66,13 @@ def _doubt(fast: _Tried, plain: _Tried) -> str:
     return ""
 
 
-def _try(coder: Autoencoder, parts: Sequence[Part], half: bool) -> _Tried:
+def _try(coder: Autoencoder, parts: Sequence[Part], half: bool, alive: Callable[[], None]) -> _Tried:
     """``slopes``: of all that is trained by its size, and of what stands beside the layers whole."""
     device, losses = coder.tags.device, []
     coder.zero_grad(set_to_none=True)
     began = _now(device)
     for part in parts:
+        alive()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss = part.loss(coder)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -132,14 +132,22 @@ class _Session:
             f"{self.spec.kind}: {error}. Nothing was learned from that step, and {kept}. Lower learning_rate, which is "
             f"{self.spec.learning_rate:g}, or raise warmup, and run the job again"
         )
-        folder = self._last_good(error.number)
-        return f'{said}; begin = "{folder}" goes on from what was learned in {error.number} steps' if folder else said
+        try:
+            folder = self._last_good(error.number)
+        except OSError as full:  # as a disk may be, and the divergence is what is to be mended
+            return f"{said}; what was learned in {error.number} steps cannot be written: {full}"
+        if folder is None:
+            return said
+        where = f"a copy of {folder} on this machine" if "://" in folder else f'"{folder}"'
+        return f"{said}; begin = {where} goes on from what was learned in {error.number} steps"
 
     def _last_good(self, steps: int) -> str | None:
         """What was learned before, as an encoder: its checkpoints are no other training's, and this one would diverge
         again. None where it is none, or nobody keeps it."""
+        if not steps or self.run.folder is None:
+            return None
         self._finish()
-        if not steps or not all(bool(one.isfinite().all()) for one in self.coder.trained().values()):
+        if not all(bool(one.isfinite().all()) for one in self.coder.kept().values()):
             return None
         return self._write(LAST_GOOD, steps, self.measurer.after(self.signs))
 

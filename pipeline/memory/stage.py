@@ -14,7 +14,7 @@ from pipeline.models.folder import window_of
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
-from schemas.memory import EncoderTraining, FinetuneSpec, PretrainSpec
+from schemas.memory import EncoderSpec, EncoderTraining, FinetuneSpec, PretrainSpec
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 ENCODER = "encoder"
@@ -62,7 +62,7 @@ class Training(ABC):
         base, cache = self.target.model, Settings().cache
         found = encoders.find(self.spec.begin, cache)
         manifest = encoders.check(found, base, digest_of(base), cache)
-        if manifest.spec != self.spec.encoder.model_dump(mode="json"):
+        if EncoderSpec.model_validate(manifest.spec) != self.spec.encoder:
             said = ", ".join(f"{key} = {value!r}" for key, value in sorted(manifest.spec.items()))
             raise ModelError(f"begin: {self.spec.begin} has {said}: say the same in [stages.encoder]")
         return found

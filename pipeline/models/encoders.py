@@ -27,8 +27,8 @@ SHIPPED = Path(str(files("pipeline.memory"))) / "encoders"
 LICENCE = "Apache-2.0"
 """Theirs, as contextmill's; whoever trains another says himself what others may do with it."""
 
-FORMAT = 2
-"""Of encoders: since 2 something stands before spans and slots."""
+FORMAT = 3
+"""Of encoders: since 2 something stands before spans and slots, since 3 they say what is typical of their slots."""
 
 Both = tuple[float | None, float | None]
 """Before the training and after it; None: not measured."""
@@ -148,8 +148,9 @@ def _check_values(found: EncoderManifest) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"spec {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if whole != found.spec:
-        raise ValueError("its spec is not whole")
+    # Its own names alone: one that was written before a setting was there has the default of it.
+    if any(whole[name] != value for name, value in found.spec.items()):
+        raise ValueError("its spec is not as it was written")
     figures = found.figures
     if figures.tokens < 1 or not 1 <= figures.slots <= figures.tokens or not figures.ratio >= 1:
         raise ValueError(f"spans of {figures.tokens} tokens in {figures.slots} slots, one for {figures.ratio}")

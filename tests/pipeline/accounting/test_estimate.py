@@ -171,6 +171,7 @@ def test_measurements_come_from_the_work_done_not_from_what_was_taken_over(engin
         usage(0, 0, (100, 50, 50), 1.0),
         usage(0, 1, (300, 50, 40), 2.0),
         usage(0, 2, (500, 50, 50), 0.0, reused_from="j0"),
+        usage(0, 3, (4_000, 50, 50), 0.0),  # its contexts were known: nothing was done
     ]
     with engine.begin() as connection:
         connection.execute(insert(Job), [job_values()])

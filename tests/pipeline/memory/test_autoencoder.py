@@ -14,6 +14,7 @@ from pipeline.memory import lowrank
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.lowrank import LowRank, Switch
+from pipeline.memory.packing import pack, unpack
 from pipeline.models import LoadedModel, ModelPool
 from schemas.memory import EncoderSpec
 
@@ -48,11 +49,32 @@ def test_a_row_is_encoded_as_it_is_alone_and_at_the_size_of_embeddings(base: Loa
     torch.testing.assert_close(found[1:2], coder.encode(ids[1:2], 4))
     sizes = found.square().mean().sqrt(), coder.embed.weight.square().mean().sqrt()
     torch.testing.assert_close(*sizes)
-    coder.describe(found.flatten(0, 1))
+    some = found.flatten(0, 1).repeat(400, 1)
+    coder.describe(some)
     mean, deviation = coder.typical
-    left = (found.flatten(0, 1) - mean) / deviation
+    left = (some - mean) / deviation
     torch.testing.assert_close(left.mean(0), torch.zeros_like(mean), atol=0.02, rtol=0)
     torch.testing.assert_close(left.square().mean(0), torch.ones_like(mean), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("number", "same"), [(1, 0), (2, 0), (4, 0), (64, 1)])
+def test_few_slots_and_numbers_that_hardly_varied_leave_bits_for_the_others(
+    base: LoadedModel, number: int, same: int
+) -> None:
+    """By what was seen alone 98% of slots were lost in int4 after two, and 35% by one number that was constant."""
+    coder, random = made(base, "interleaved"), torch.Generator().manual_seed(3)
+    shown, stored = (torch.randn(rows, base.model.config.hidden_size, generator=random) for rows in (number, 50))
+    shown[:, :same] = 0.5
+    coder.describe(shown)
+    lost = (unpack(pack(stored, coder.common, "int4", 64)) - stored).norm() / stored.norm()
+    assert lost < 0.25
+
+
+def test_what_is_typical_is_what_float16_has(base: LoadedModel) -> None:
+    coder = made(base, "interleaved")
+    for size in (0.0, 1e-9, 1e6):
+        coder.describe(torch.randn(20, base.model.config.hidden_size) * size + size)
+        assert coder.typical.isfinite().all() and (coder.typical[1] > 0).all()
 
 
 @pytest.mark.parametrize("kind", ["interleaved", "whole"])

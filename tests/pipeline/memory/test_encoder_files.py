@@ -113,6 +113,16 @@ def test_a_training_goes_on_from_it(made: Path, tiny_model: Path, pool: ModelPoo
         stage(tiny_model, begin="nowhere").identity()
 
 
+def test_a_setting_that_was_not_there_yet_has_its_default(made: Path, tiny_model: Path, pool: ModelPool) -> None:
+    said = json.loads((made / MANIFEST).read_text())
+    assert said["spec"].pop("layout") == "interleaved"
+    (made / MANIFEST).write_text(json.dumps(said))
+    assert load_encoder(str(made), pool).spec.layout == "interleaved"
+    assert stage(tiny_model, begin=str(made)).beginning() == made
+    with pytest.raises(ModelError, match="say the same"):
+        stage(tiny_model, begin=str(made), encoder={"rank": 4, "alpha": 8.0, "layout": "pooled"}).beginning()
+
+
 def test_another_base_is_refused(made: Path, pool: ModelPool, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = save_tiny_llama(tmp_path / "other", seed=1)
@@ -144,9 +154,10 @@ def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -
     (made / MANIFEST).write_text(json.dumps({**said, "spec": {**said["spec"], "rank": 2}}))
     with pytest.raises(ModelDamaged, match="its tensors are not those of such an encoder"):
         load_encoder(str(made), pool)
-    (made / MANIFEST).write_text(json.dumps({name: one for name, one in said.items() if name != "format"}))
-    with pytest.raises(ModelDamaged, match="was made by another release of contextmill; make the encoder again"):
-        load_encoder(str(made), pool)
+    for older in ({name: one for name, one in said.items() if name != "format"}, {**said, "format": 2}):
+        (made / MANIFEST).write_text(json.dumps(older))
+        with pytest.raises(ModelDamaged, match="was made by another release of contextmill; make the encoder again"):
+            load_encoder(str(made), pool)
     for part, odd in ODD:
         (made / MANIFEST).write_text(json.dumps({**said, part: {**said[part], **odd}}))
         with pytest.raises(ModelDamaged, match=r"contextmill\.json: .*make the encoder again"):
@@ -154,6 +165,6 @@ def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -
     (made / MANIFEST).write_text(json.dumps({**said, "spec": None}))
     with pytest.raises(ModelDamaged, match="not an encoder's manifest"):
         load_encoder(str(made), pool)
-    (made / MANIFEST).write_text('{"format": 2}')
+    (made / MANIFEST).write_text(json.dumps({"format": encoders.FORMAT}))
     with pytest.raises(ModelDamaged, match="not an encoder's manifest"):
         load_encoder(str(made), pool)

@@ -16,8 +16,11 @@ from finetuning_jobs import ROWS, SETTINGS, row, stage
 from pretraining_jobs import stage as pretraining
 from pretraining_jobs import text, written
 
+from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.beginning import begun
+from pipeline.memory.finetuning import SHOWN, Finetuning
 from pipeline.memory.plan import Signs
+from pipeline.memory.ragged import encode_spans
 from pipeline.memory.training import Trainer
 from pipeline.models import ModelError, ModelPool
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, read_manifest
@@ -147,6 +150,23 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_what_was_good(
     said = r"finetune: step 5: the loss is nan.*the checkpoint after 5 steps is kept. Lower learning_rate"
     with pytest.raises(Halt, match=said):
         stage(tiny_model).run(ROWS, Run(pool, folder=str(tmp_path)))
+
+
+def test_what_slots_are_like_is_seen_one_example_at_a_time(
+    tiny_model: Path, pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together they took more memory than any pass of the training."""
+    read: list[int] = []
+
+    def counted(coder: Autoencoder, spans: Any, counts: Any) -> list[torch.Tensor]:
+        read.append(sum(map(len, spans)))
+        return encode_spans(coder, spans, counts)
+
+    one, loaded = stage(tiny_model), pool.own_copy(str(tiny_model))
+    plan, coder = Finetuning(one.spec, ROWS, loaded, lambda: None), Autoencoder(loaded.model, one.spec.encoder)
+    monkeypatch.setattr("pipeline.memory.questions.encode_spans", counted)
+    plan.slots(coder)
+    assert read == [example.tokens for example in plan.trained[:SHOWN]]
 
 
 def test_memory_that_runs_out_is_said_with_the_remedy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from encoding_jobs import TEXTS, done, encoder_of, root_of, rows_of, spec
 from safetensors.numpy import load_file
 from sqlalchemy import Engine, select, update
 
+from pipeline.known_contexts import known_contexts
+from pipeline.memory.packing import unpack
 from pipeline.memory.ragged import encode_spans
 from pipeline.memory.store import read_slots
+from pipeline.reuse import CANDIDATES
+from pipeline.storage.jobs import find_job
 from schemas.tables import ContextRow, Usage
 
 TOLD = {"group": 32, "keep_text": 4}
@@ -67,17 +72,20 @@ def test_only_what_is_new_is_encoded(
 
 
 def test_answers_behind_known_slots_are_those_behind_new_ones(engine: Engine, tmp_path: Path, tiny_model: Path) -> None:
-    def answers(folder: Path) -> list[str]:
-        job = spec(folder, tiny_model, DAY, **TOLD)
+    def answers(folder: Path) -> tuple[list[str], list[int]]:
+        rows = [{**row, "id": f"{folder.name}-{row['id']}"} for row in DAY]  # else it would be the same job
+        job = spec(folder, tiny_model, rows, **TOLD)
         generate = {"kind": "generate", "max_new_tokens": 8, "draft_tokens": 2}
         job = job.model_validate({**job.model_dump(mode="json"), "stages": [job.stages[0].model_dump(), generate]})
-        return [row["generated"] for row in rows_of(root_of(engine, done(engine, job)))]
+        rows = rows_of(root_of(engine, done(engine, job)))
+        return [row["generated"] for row in rows], [row["tokens_known"] for row in rows]
 
-    new = answers(tmp_path / "new")
+    new, _ = answers(tmp_path / "new")
     with engine.begin() as connection:
         assert len(set(connection.scalars(select(ContextRow.context_hash)))) == 5
         connection.execute(update(Usage).values(content_hash="of no prompt"))
-    assert answers(tmp_path / "again") == new
+    again, known = answers(tmp_path / "again")
+    assert again == new and all(number > 0 for number in known)
 
 
 def test_slots_that_are_gone_are_made_anew(
@@ -95,6 +103,30 @@ def test_slots_that_are_gone_are_made_anew(
             path.unlink()
     anew = root_of(engine, done(engine, spec(tmp_path / "anew", tiny_model, asked(TEXTS[1::-1]), **TOLD)))
     assert encoded and [row["tokens_known"] for row in rows_of(anew)] == [0]
+
+
+def test_many_parts_of_a_job_that_is_gone_do_not_hide_an_older_one(
+    engine: Engine, tmp_path: Path, tiny_model: Path, encoded: list[int]
+) -> None:
+    done(engine, spec(tmp_path / "old", tiny_model, texts(2), **TOLD))
+    rows = asked(*[TEXTS[:2]] * 24)
+    new = root_of(engine, done(engine, spec(tmp_path / "new", tiny_model, rows, **TOLD, seconds_per_shard=0.1)))
+    assert len([*(new / "slots").iterdir()]) > CANDIDATES
+    shutil.rmtree(new)
+    encoded.clear()
+    day = root_of(engine, done(engine, spec(tmp_path / "day", tiny_model, asked(TEXTS[1::-1]), **TOLD)))
+    assert not encoded and all(row["tokens_known"] for row in rows_of(day))
+
+
+def test_a_known_context_keeps_no_more_than_its_own_slots(engine: Engine, tmp_path: Path, tiny_model: Path) -> None:
+    job = done(engine, spec(tmp_path, tiny_model, asked(TEXTS[:8]), **TOLD, precision="int8"))
+    (hashed,) = find_job(engine, job).stage_hashes
+    (made,) = known_contexts(engine, hashed, TEXTS[3:4]).values()
+    row = rows_of(root_of(engine, job))[0]
+    begin = sum(row["context_slots"][:3])
+    expected = read_slots(str(root_of(engine, job)), row)[begin : begin + row["context_slots"][3]]
+    assert torch.equal(unpack(made.packed), expected) and len(expected) > 0
+    assert made.packed.values.base is None and made.packed.scales.base is None
 
 
 def test_questions_about_the_same_contexts_share_a_tensor(

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from pretraining_jobs import SETTINGS, TEXTS, stage, text, written
 from pydantic import ValidationError
 from small_disks import small_disk
 
+from pipeline.checkpoints import Checkpoints
+from pipeline.memory import session
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.stage import Pretrain
 from pipeline.memory.training import Diverged, Trainer
 from pipeline.memory.windows import Batch
 from pipeline.models import ModelError, ModelPool
@@ -136,6 +141,65 @@ def test_what_was_learned_before_is_begun_with(
     before, learned = read_manifest(folder).figures.nats
     assert before and learned and learned < before
     assert np.mean([row["nll_before"] for row in rows if row["nll_before"]]) == pytest.approx(learned, abs=1e-4)
+
+
+@pytest.fixture
+def diverging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The step that diverges."""
+    step, at = Trainer.step, [2]
+
+    def diverge(self: Trainer, number: int, *parts: Any) -> torch.Tensor:
+        if number == at[0]:
+            raise Diverged(number, float("nan"), float("nan"))
+        return step(self, number, *parts)
+
+    monkeypatch.setattr(Trainer, "step", diverge)
+    yield at
+
+
+def halted(stage: Pretrain, run: Run) -> str:
+    with pytest.raises(Halt, match=r"step \d: the loss is nan.*Lower learning_rate") as found:
+        stage.run(TEXTS, run)
+    return str(found.value)
+
+
+def test_a_disk_that_is_full_hides_no_divergence(
+    diverging: list[int], tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(session, "write_encoder", full)
+    said = halted(stage(tiny_model, steps=4), Run(pool, folder=str(tmp_path)))
+    assert "what was learned in 2 steps cannot be written: " in said and "No space left" in said
+
+
+def test_an_encoder_on_s3_is_to_be_copied_first(
+    diverging: list[int], tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(session, "write_encoder", lambda *given: written.append(given[-1]))
+    monkeypatch.setattr(session, "Checkpoints", lambda folder, key: Checkpoints(str(tmp_path), key))
+    said = halted(stage(tiny_model, steps=4), Run(pool, folder="s3://bucket/job"))
+    assert written == ["s3://bucket/job/last-good"]
+    assert "begin = a copy of s3://bucket/job/last-good on this machine goes on" in said
+
+
+@pytest.mark.parametrize("case", ["no step", "no folder", "no numbers"])
+def test_where_nothing_can_be_begun_with_nothing_is_written(
+    case: str, diverging: list[int], tiny_model: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[bool] = []
+
+    def describe(self: Autoencoder, found: torch.Tensor) -> None:
+        described.append(True)
+        self.typical.fill_(float("nan"))
+
+    monkeypatch.setattr(Autoencoder, "describe", describe)
+    diverging[0] = 0 if case == "no step" else 2
+    run = Run(pool) if case == "no folder" else Run(pool, folder=str(tmp_path))
+    assert "begin" not in halted(stage(tiny_model, steps=4), run)
+    assert bool(described) is (case == "no numbers") and not (tmp_path / "last-good").exists()
 
 
 def test_a_full_disk_stops_a_training_that_goes_on_where_there_is_room(

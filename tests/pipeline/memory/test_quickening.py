@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import finetuning_jobs
@@ -11,11 +12,12 @@ import pytest
 import torch
 from tiny_models import save_tiny_llama
 
-from pipeline.memory import quickening
+from pipeline.memory import finetuning, quickening
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.finetuning import Finetuning
 from pipeline.memory.questions import Questions
 from pipeline.models import ModelPool
+from pipeline.stages import Stopped
 
 Compile = Callable[..., None]
 CLOCK = 0, 9, 10, 18, 20, 40, 50, 51
@@ -108,6 +110,35 @@ def test_where_it_does_not_pay_all_is_as_before(
     assert f"passes are not compiled: {said}" in caplog.text
     assert losses(coder, parts) == pytest.approx(expected, rel=1e-5)
     assert all(one.grad is None for one in coder.trained().values())
+
+
+def test_a_worker_that_is_stopping_blames_no_compiler(
+    tried: tuple[Autoencoder, list[Questions]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder, parts = tried
+    monkeypatch.setattr(torch.nn.Module, "compile", _slow)
+    left = iter(range(2 * len(parts)))
+
+    def alive() -> None:
+        if next(left, None) is None:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        quickening.quicken(coder, parts, False, alive)
+    coder.slow_down()
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 400, 100_000])
+def test_a_few_passes_of_several_shapes_are_tried_however_many_a_step_has(
+    batch_tokens: int, tried: tuple[Autoencoder, list[Questions]], monkeypatch: pytest.MonkeyPatch, pool: ModelPool,
+    tiny_model: Path,
+) -> None:  # fmt: skip
+    found: list[list[Questions]] = []
+    monkeypatch.setattr(finetuning, "quicken", lambda coder, parts, half, alive: found.append(parts))
+    one = finetuning_jobs.stage(tiny_model, batch_tokens=batch_tokens)
+    Finetuning(one.spec, finetuning_jobs.ROWS, pool.causal_lm(str(tiny_model)), lambda: None).hasten(tried[0])
+    (parts,) = found
+    assert len(parts) == finetuning.TRIED and len({part.rows[0].width for part in parts}) > 2
 
 
 def test_what_fails_as_it_is_is_not_the_compilers(
