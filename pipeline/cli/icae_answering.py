@@ -102,8 +102,11 @@ def _spec(job: JobSpec, file: Path, encoder: str, ratio: Sequence[float] | None,
     own = next((stage for stage in job.stages if isinstance(stage, EncodeSpec)), None)
     if own is not None and own.keep_text:
         fail(f"{file}: keep_text leaves contexts as they are, and budgets would not be equal: leave it out", USAGE)
+    if own is not None and own.slots and not ratio:
+        fail(f"{file}: slots are so many whatever a span's length, and budgets would not be equal: name a ratio", USAGE)
     said = own.model_dump() if own else {"kind": "encode", "device": device}
-    return EncodeSpec.model_validate({**said, "encoder": encoder, **({"ratio": ratio[0]} if ratio else {})})
+    named = {"ratio": ratio[0], "slots": None} if ratio else {}
+    return EncodeSpec.model_validate({**said, "encoder": encoder, **named})
 
 
 @dataclass(frozen=True, slots=True)
