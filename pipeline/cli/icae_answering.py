@@ -128,13 +128,13 @@ class Answering(Teaching):
             if (job_id := self._side(f"{number} of {len(SIDES)}", side, known, jobs, codes))
         ]  # fmt: skip
         matches = lined_up(self.engine, found)
-        comparison = compared(matches)
+        comparison, code = compared(matches), 0
         if self.plan.judge is not None:
             judging = Judging(self.engine, self.settings, self.workers, self.json, self.makes, self.plan.judge)
             comparison, summary, code = judging.judged(comparison, all_pairs(matches, self.plan.most))
             jobs.append(summary)
             codes.append(code)
-        return Told(comparison, jobs, DEAD if DEAD in codes else 0)
+        return Told(comparison, jobs, code or (DEAD if DEAD in codes else 0))
 
     def _side(self, number: str, side: str, known: dict[str, int], jobs: list[Any], codes: list[int]) -> str | None:
         """The job that answers so; None where it has no answer to any row."""
