@@ -102,8 +102,11 @@ def _spec(job: JobSpec, file: Path, encoder: str, ratio: Sequence[float] | None,
     own = next((stage for stage in job.stages if isinstance(stage, EncodeSpec)), None)
     if own is not None and own.keep_text:
         fail(f"{file}: keep_text leaves contexts as they are, and budgets would not be equal: leave it out", USAGE)
+    if own is not None and own.slots and not ratio:
+        fail(f"{file}: slots are so many whatever a span's length, and budgets would not be equal: name a ratio", USAGE)
     said = own.model_dump() if own else {"kind": "encode", "device": device}
-    return EncodeSpec.model_validate({**said, "encoder": encoder, **({"ratio": ratio[0]} if ratio else {})})
+    named = {"ratio": ratio[0], "slots": None} if ratio else {}
+    return EncodeSpec.model_validate({**said, "encoder": encoder, **named})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +128,13 @@ class Answering(Teaching):
             if (job_id := self._side(f"{number} of {len(SIDES)}", side, known, jobs, codes))
         ]  # fmt: skip
         matches = lined_up(self.engine, found)
-        comparison = compared(matches)
+        comparison, code = compared(matches), 0
         if self.plan.judge is not None:
             judging = Judging(self.engine, self.settings, self.workers, self.json, self.makes, self.plan.judge)
             comparison, summary, code = judging.judged(comparison, all_pairs(matches, self.plan.most))
             jobs.append(summary)
             codes.append(code)
-        return Told(comparison, jobs, DEAD if DEAD in codes else 0)
+        return Told(comparison, jobs, code or (DEAD if DEAD in codes else 0))
 
     def _side(self, number: str, side: str, known: dict[str, int], jobs: list[Any], codes: list[int]) -> str | None:
         """The job that answers so; None where it has no answer to any row."""

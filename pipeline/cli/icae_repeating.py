@@ -83,7 +83,8 @@ def _stage(encoder: str, base: str | None, said: dict[str, Any], given: Settings
         spec = EncodeSpec.model_validate({"kind": "encode", "encoder": encoder, **said})
     except ValidationError as error:
         wrong = error.errors()[0]
-        fail(f"--{'.'.join(map(str, wrong['loc']))} {wrong['input']}: {wrong['msg']}", USAGE)
+        named = f"--{'.'.join(map(str, wrong['loc']))} {wrong['input']}: " if wrong["loc"] else ""  # none: of several
+        fail(named + wrong["msg"].removeprefix("Value error, "), USAGE)
     return Encode(spec, TargetSpec(model=base or model))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.shared import USAGE, fail, out, print_json
+from pipeline.cli.shared import FAILURE, USAGE, fail, out, print_json
 from pipeline.cli.teaching import Teaching
 
 if TYPE_CHECKING:
@@ -59,15 +59,17 @@ class Judging(Teaching):
 
     def judged(self, found: Comparison, pairs: Sequence[list[Pair]]) -> tuple[Comparison, Any, int]:
         """``found`` with verdicts on the ``pairs`` of each side; the judge's summary, where programs read along, and
-        its exit code. Ends in ``typer.Exit`` where the judge's job fails, or its budget is reached."""
+        its exit code: ``FAILURE`` where it rejected every prompt, and all are unanswered. Ends in ``typer.Exit`` where
+        the judge's job is stopped, as by its budget."""
         from pipeline.evaluation.judging import asks, judged
 
         rows = [row for number, some in enumerate(pairs) for row in asks(some, str(number))]
         said, summary, code = dict[str, str](), None, 0
         if rows:
             self.say(f"{self.judge.target.model} judges {len(rows) // 2} pairs of answers, each in both orders")
-            job_id, code, summary = self.run_rows(self.judge, "verdicts", rows, {})
-            said = {name: one.text for name, one in self.written(job_id).items()}
+            job_id, code, summary = self.run_rows(self.judge, "verdicts", rows, {}, may_be_none=True)
+            if code != FAILURE:
+                said = {name: one.text for name, one in self.written(job_id).items()}
         sides = [
             side if side.baseline else replace(side, judged=judged(some, str(number), said))
             for number, (side, some) in enumerate(zip(found.sides, pairs, strict=True))

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -53,8 +53,12 @@ class Teaching:
             except typer.Exit as ended:
                 code = ended.exit_code
         summary = json.loads(kept.getvalue()) if kept.getvalue().strip() else None
-        if code in (0, DEAD, *go_on):
-            return code, summary
+        if code not in (0, DEAD, *go_on):
+            self._leave(code, summary)
+        return code, summary
+
+    def _leave(self, code: int, summary: Any) -> NoReturn:
+        """Nothing is made; programs are told which job it was."""
         if self.json:
             print_json({"jobs": [summary], self.makes: None})
         raise typer.Exit(code)
@@ -83,7 +87,7 @@ class Teaching:
         job_id = identify(made).job_id
         code, summary = self.run_job(made, (FAILURE,) if may_be_none else ())
         if code == FAILURE and find_job(self.engine, job_id).state != "done":
-            raise typer.Exit(code)
+            self._leave(code, summary)
         return Ended(job_id, code, summary)
 
     def written(self, job_id: str) -> dict[str, Written]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.evaluation.answers import references
@@ -24,8 +24,8 @@ def pairs_of(job: EvaluatedJob, base: EvaluatedJob, most: int | None) -> list[Pa
     """
     paired = pair(job.scores, base.scores)
     ids = [job.scores.ids[place] for place in paired.ours.tolist()]
-    ours, theirs = _rows(job), _rows(base)
     chosen = sorted(ids, key=lambda one: hashlib.sha256(one.encode()).digest())[:most]
+    ours, theirs = _rows(job, chosen), _rows(base, chosen)
     return [_pair(one, ours[one], theirs[one]) for one in chosen]
 
 
@@ -41,13 +41,14 @@ def _said(row: Mapping[str, Any]) -> str:
     return said
 
 
-def _rows(job: EvaluatedJob) -> dict[str, dict[str, Any]]:
-    """By the corpus' own ids, at the job's rate."""
+def _rows(job: EvaluatedJob, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of these documents alone, by the corpus' own ids, at the job's rate: all texts of a corpus fit no memory."""
+    import pyarrow as pa
     import pyarrow.dataset as pads
 
     fs, root = resolve_path(job.output)
     dataset = pads.dataset(f"{root}/data", filesystem=fs, format="parquet")
-    table = dataset.to_table(columns=[name for name in COLUMNS if name in dataset.schema.names])
     ending = "" if job.scores.rate is None else suffix(job.scores.rate)
-    rows = table.to_pylist()
-    return {row["doc_id"].removesuffix(ending): row for row in rows if row["doc_id"].endswith(ending)}
+    wanted = pads.field("doc_id").isin(pa.array([one + ending for one in ids], pa.string()))
+    table = dataset.to_table([name for name in COLUMNS if name in dataset.schema.names], wanted)
+    return {row["doc_id"].removesuffix(ending): row for row in table.to_pylist()}

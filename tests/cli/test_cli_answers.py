@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from command import User
 from openai_server import FakeOpenAI, Served
-from tiny_models import lines, save_tiny_encoder
+from tiny_models import lines, save_tiny_encoder, save_tiny_llama
 
 JOB = """name = "asked"
 [input]
@@ -62,6 +62,11 @@ def test_slots_stand_beside_the_text_and_what_has_as_many_tokens(prepared: User)
         paid = len(server.bill)
         ended = prepared.says(*words, "--ratio", "4", "--json", seconds=300, CONTEXTMILL_API_KEY=key)
         assert ended.code == 0 and len(server.bill) == paid > 0, "nothing is asked twice"
+    narrow = save_tiny_llama(prepared.folder / "narrow", window=64)
+    stage = f'[target]\nmodel = {json.dumps(str(narrow))}\n[[stages]]\nkind = "generate"\nmax_new_tokens = 4\n'
+    prepared.write("narrow.toml", stage)
+    unjudged = prepared.says(*words[:5], "--judge", "narrow.toml", "-o", "o", "--ratio", "4", seconds=300)
+    assert unjudged.code == 1 and "pairs are unanswered" in unjudged.out and "were rejected" in unjudged.err
     assert "1 rows are left out, the first: rows.jsonl:7 has no context" in told.out
     assert "against asked-slots, judged by gpt-4" in told.out and "repeated from slots" not in told.out
     html = (prepared.folder / "r.html").read_text()

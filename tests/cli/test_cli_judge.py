@@ -125,7 +125,7 @@ def test_what_is_wrong_with_a_judge_is_said_before_it_is_asked(user: User, jobs:
             2,
             'one stage of kind = "generate", not copy',
         ),
-        (HOSTED + ends, [], 1, "cannot be reached: connection refused"),
+        (HOSTED + ends, ["--json"], 1, "cannot be reached: connection refused"),
         (HOSTED, ["--html", "no/c.html"], 1, "no/c.html cannot be written"),
     ):
         user.write("judge.toml", text.format(url=nobody))

@@ -86,6 +86,7 @@ def test_the_demo_from_slots_to_what_is_shown(user: User, tiny_model: Path) -> N
         (["nowhere", str(CORPUS)], 1, "no encoder 'nowhere'"),
         (["encoder", "empty.jsonl"], 2, "none of its rows is a text"),
         (["encoder", str(CORPUS), "--precision", "int2"], 2, "--precision int2"),
+        (["encoder", str(CORPUS), "--slots", "2", "--ratio", "4"], 2, "error: a span has either so many slots"),
     ],
 )
 def test_what_cannot_be_repeated_is_said_at_once(

@@ -15,6 +15,7 @@ import pytest
 from jobs_by_hand import EXACT, GENERATE, Row, data, questions, with_answers, worked
 from rich.console import Console
 from sqlalchemy import Engine
+from tiny_models import save_tiny_llama
 
 from pipeline.accounting.console import print_summary
 from pipeline.accounting.report import render_comparison, render_html
@@ -217,3 +218,16 @@ def test_the_command_compares_writes_the_page_and_refuses_in_a_sentence(jobs: Jo
     refused = command(jobs, f"{jobs.full}@0.5")
     assert refused.returncode == 2
     assert "has no rate 0.5; it has only its one budget" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_judge_that_reads_none_of_the_answers_leaves_them_unanswered(jobs: Jobs) -> None:
+    """Its window is shorter than any pair: the comparison stands, and the exit code says that nobody judged."""
+    judge = save_tiny_llama(jobs.folder / "narrow", window=64)
+    stage = '[[stages]]\nkind = "generate"\nmax_new_tokens = 4\n'
+    (jobs.folder / "judge.toml").write_text(f"[target]\nmodel = {json.dumps(str(judge))}\n{stage}")
+    page = jobs.folder / "unanswered.html"
+    words = "--judge", str(jobs.folder / "judge.toml"), "--html", str(page)
+    done = command(jobs, jobs.full, f"{jobs.rates}@0.5", *words)
+    assert done.returncode == 1 and "no document came through: all 24 were rejected" in done.stderr
+    assert "exact_match" in done.stdout and f"0 of {QUESTIONS}" in done.stdout
+    assert f"{QUESTIONS} pairs are unanswered" in done.stdout and "Judged by" in page.read_text(encoding="utf-8")

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from tiny_models import lines
 
+from pipeline.cli.icae_answering import _spec
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.encode_stage import Cut
 from pipeline.memory.prompting import Written
@@ -114,3 +116,16 @@ def test_each_side_is_the_same_job_but_for_what_it_reads() -> None:
     alone = JobSpec.model_validate({**given, "stages": [GENERATE]})
     (short,) = summary_job(alone, 20).stages
     assert short.model_dump() == {**alone.stages[0].model_dump(), "max_new_tokens": 20, "stop": ()}
+
+
+def test_a_fixed_number_of_slots_gives_way_to_a_ratio_or_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """No other side has such a budget: slots of a long span would be set against a quarter of its tokens."""
+    encode = {"kind": "encode", "encoder": "day", "slots": 2, "precision": "int8"}
+    given = {"input": {"path": "rows.jsonl"}, "target": {"model": "some"}}
+    job = JobSpec.model_validate({**given, "stages": [encode, GENERATE, {"kind": "evaluate", "task": "qa"}]})
+    with pytest.raises(typer.Exit) as refused:
+        _spec(job, Path("rows.toml"), "night", None, "cpu")
+    said = " ".join(capsys.readouterr().err.split())
+    assert refused.value.exit_code == 2 and "rows.toml: slots are so many" in said and "name a ratio" in said
+    spec = _spec(job, Path("rows.toml"), "night", [3.0], "cpu")
+    assert (spec.encoder, spec.ratio, spec.slots, spec.precision) == ("night", 3.0, None, "int8")
