@@ -50,6 +50,7 @@ def test_one_program_serves_passes_of_all_shapes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As torch traces it, whose programs are as they were written: making them fast takes minutes here."""
+    torch._dynamo.reset()  # what other tests have compiled of the same code counts, too
     compile_: Compile = torch.nn.Module.compile
     programs = []
 
