@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,11 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file
 from sqlalchemy import Engine, select, update
 
-from pipeline.memory.ragged import encode_spans
 from pipeline.memory.store import SlotsError, read_slots
 from pipeline.models.encoders import read_manifest
 from pipeline.producer import submit
 from schemas.job import JobSpec
 from schemas.tables import Shard, Usage
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many spans were encoded, pass by pass."""
-    spans: list[int] = []
-
-    def counted(coder: Any, ids: Any, counts: Any) -> Any:
-        spans.append(len(ids))
-        return encode_spans(coder, ids, counts)
-
-    monkeypatch.setattr("pipeline.memory.encoding.encode_spans", counted)
-    yield spans
 
 
 def corpus(number: int = 8) -> list[dict[str, Any]]:

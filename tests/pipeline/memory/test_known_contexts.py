@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,12 @@ from sqlalchemy import Engine, select, update
 
 from pipeline.known_contexts import known_contexts
 from pipeline.memory.packing import unpack
-from pipeline.memory.ragged import encode_spans
 from pipeline.memory.store import read_slots
 from pipeline.reuse import CANDIDATES
 from pipeline.storage.jobs import find_job
 from schemas.tables import ContextRow, Usage
 
 TOLD = {"group": 32, "keep_text": 4}
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many spans were encoded, pass by pass."""
-    spans: list[int] = []
-
-    def counted(coder: Any, ids: Any, counts: Any) -> Any:
-        spans.append(len(ids))
-        return encode_spans(coder, ids, counts)
-
-    monkeypatch.setattr("pipeline.memory.encoding.encode_spans", counted)
-    yield spans
 
 
 def texts(number: int) -> list[dict[str, Any]]:
