@@ -64,7 +64,7 @@ def test_rows_that_cannot_be_used_are_named_with_file_and_line(user: User) -> No
     user.write("bad.jsonl", bad.splitlines(keepends=True)[1])
     began = time.monotonic()
     none = user.says("run", "job.toml", "-o", "o", "-i", "bad.jsonl")
-    assert time.monotonic() - began < 30 + 3 * whole
+    assert time.monotonic() - began < min(90, 30 + 3 * whole)
     assert none.code == 1
     assert "bad.jsonl:1: " in none.out
     assert "no document came through" in none.err
