@@ -155,8 +155,9 @@ class Embedded:
         made["CONTEXTMILL_SOFT_SHUTDOWN_SECONDS"] = str(min(STOP_SECONDS - 5, self.settings.soft_shutdown_seconds))
         made.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
         devices = made.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(_gpus())))).split(",")
-        if devices != [""]:
-            made["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]  # several GPUs = several workers
+        if devices != [""]:  # a share each: several GPUs are for several workers, or for one that trains on all
+            share = devices[number :: self.workers] or [devices[number % len(devices)]]
+            made["CUDA_VISIBLE_DEVICES"] = ",".join(share)
         return made
 
     def _stop(self) -> None:

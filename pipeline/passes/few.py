@@ -27,6 +27,9 @@ _PROGRAMS = 264
 _PARTS = 32
 """Most parts of a row's columns: one program puts them together."""
 
+_LEAST = tl.constexpr(96)
+"""Columns of a part, at least: of fewer, putting the parts together takes longer than finding them."""
+
 _AT_ONCE = tl.constexpr(8192)
 """Entries of parts that are put together at once: they are held in registers."""
 
@@ -43,6 +46,11 @@ class _Grid:
     queries: int
     blocks: int
     parts: int
+
+    @property
+    def warps(self) -> int:
+        """Of a program."""
+        return 8 if self.queries * self.width >= 8192 else 4
 
     @classmethod
     def of(cls, rows: int, new: int, heads: int, key_heads: int, size: int) -> _Grid:
@@ -76,7 +84,7 @@ def attend_few(
         query, keys, values, out, first, stored, arrived, sums, scales, new, grid.parts,
         query.stride(0), query.stride(1), keys.stride(0), keys.stride(1), out.stride(0), out.stride(1), scale * LOG2E,
         GROUP=grid.group, BLOCKS=grid.blocks, SIZE=size, WIDTH=grid.width, QUERIES=grid.queries,
-        COLUMNS=max(16, _BLOCK // grid.width),
+        COLUMNS=max(16, _BLOCK // grid.width), num_warps=grid.warps,
     )  # fmt: skip
     return out
 
@@ -101,7 +109,7 @@ def attend_new(
         keys.stride(0), keys.stride(1), scale * LOG2E,
         HEADS=heads, KEY_HEADS=key_heads, GROUP=grid.group, BLOCKS=grid.blocks, SIZE=size, WIDTH=grid.width,
         QUERIES=grid.queries, COLUMNS=max(16, _BLOCK // grid.width), NEW=max(16, triton.next_power_of_2(new)),
-        EARLY=early, launch_pdl=early,
+        EARLY=early, num_warps=grid.warps, launch_pdl=early,
     )  # fmt: skip
     return out
 
@@ -120,7 +128,7 @@ def _attend(  # type: ignore[no-untyped-def]
     there = token < new
     before = tl.load(stored + row)
     all_columns = before + new
-    each = tl.cdiv(tl.cdiv(all_columns, COLUMNS), parts) * COLUMNS
+    each = tl.cdiv(tl.maximum(tl.cdiv(all_columns, parts), _LEAST), COLUMNS) * COLUMNS
     working = tl.cdiv(all_columns, each)
     begin = part * each
     if begin >= all_columns:
@@ -166,7 +174,7 @@ def _attend_new(  # type: ignore[no-untyped-def]
     token, mine = place // GROUP, head * GROUP + place % GROUP
     there = token < new
     before = tl.load(stored + row)
-    each = tl.cdiv(tl.cdiv(tl.maximum(before, 1), COLUMNS), parts) * COLUMNS
+    each = tl.cdiv(tl.maximum(tl.cdiv(before, parts), _LEAST), COLUMNS) * COLUMNS
     working = tl.maximum(tl.cdiv(before, each), 1)
     if part >= working:
         return

@@ -14,10 +14,6 @@ import triton.language as tl
 
 from pipeline.passes.early import beckon, comes_early, follow
 
-_WARPS = 4
-"""Of a program."""
-
-
 @dataclass(frozen=True, slots=True)
 class Stream:
     """What layers add to, ``states`` ``[tokens, d]``, and what an RMS norm (arXiv 1910.07467) makes of it, in two:
@@ -40,19 +36,21 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a product is shared out: a program makes ``features`` of one of ``parts`` of the depth, ``depth`` at a
-    time."""
+    """How a product is shared out: a program of so many ``warps`` makes ``features`` of one of ``parts`` of the depth,
+    ``depth`` at a time, of which ``stages`` are on their way."""
 
     features: int
     depth: int
     parts: int = 1
+    warps: int = 4
+    stages: int = 4
 
 
 def tiles(features: int, depth: int, paired: bool, splits: bool) -> Tiles:
     """As many programs as keep a large GPU busy; only what ``splits`` may be cut along its depth, if that is long."""
-    if paired:
-        return Tiles(32 if features > 4096 else 16, 128)
-    return Tiles(32, 128, min(8, depth // 1024)) if splits and depth >= 4096 else Tiles(16, 256)
+    if paired and features <= 4096:
+        return Tiles(16, 128, stages=5)
+    return Tiles(16, 256, 3 if splits and depth >= 4096 else 1)
 
 
 def product(
@@ -101,7 +99,7 @@ def _launch(
         tokens, features, depth, each, scales, 0.0 if stream is None else stream.epsilon,
         TOKENS=width, FEATURES=how.features, DEPTH=how.depth, SCALES=triton.next_power_of_2(scales) if scales else 0,
         BIAS=bias is not None, PAIRED=paired, ADDED=added is not None, PARTS=parts, EARLY=early,
-        WARPS=_WARPS, num_warps=_WARPS, num_stages=4, launch_pdl=early,
+        WARPS=how.warps, num_warps=how.warps, num_stages=how.stages, launch_pdl=early,
     )  # fmt: skip
 
 
