@@ -113,4 +113,4 @@ def test_a_single_answer_is_too_few(capsys: pytest.CaptureFixture[str]) -> None:
         _check_enough(1)
     _check_enough(FEW)
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 answers are too few" in said and "(-i)" in said and str(FEW) not in said
+    assert "1 answer: too few" in said and "(-i)" in said and str(FEW) not in said
