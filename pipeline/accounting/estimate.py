@@ -92,7 +92,10 @@ def _copies(job: JobSpec) -> list[str]:
 def _reuse(job: JobSpec) -> list[str]:
     if all(stage.kind in ANSWER_DECIDES for stage in job.stages):
         return []
-    return ["documents that an earlier job has done are taken over, for no time and no money"]
+    taken = ["documents that an earlier job has done are taken over, for no time and no money"]
+    if any(stage.kind == "encode" for stage in job.stages):
+        taken.append("so are the slots of contexts that were encoded for other prompts; all contexts are counted here")
+    return taken
 
 
 def _savings(job: JobSpec, stages: Sequence[StageEstimate], day: date, table: Path | None) -> tuple[Saving, ...]:
