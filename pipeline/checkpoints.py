@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -43,6 +45,7 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint, kept: int = KEPT) -> None:
         """Write it, then let go of all but the last ``kept``. Raises ``OSError``."""
         said = {"key": self._key, "step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
+        said["sha256"] = _sha256(said, checkpoint.tensors)
         write_whole(self._fs, f"{self._root}/step-{checkpoint.step:08}{SUFFIX}", save(checkpoint.tensors, said))
         for path in self._paths()[kept:]:
             delete(self._fs, path)
@@ -63,6 +66,8 @@ class Checkpoints:
     def _read(self, data: bytes) -> Checkpoint | None:
         tensors = load(data)  # checks that the file is as long as its header says
         said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if said.pop("sha256", None) != _sha256(said, tensors):
+            raise ValueError("it does not hold what was written")
         if said["key"] != self._key:
             return None
         return Checkpoint(int(said["step"]), float(said["seconds"]), tensors)
@@ -71,3 +76,12 @@ class Checkpoints:
         """Latest first."""
         found = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
         return sorted((info.path for info in found if info.base_name.startswith("step-")), reverse=True)
+
+
+def _sha256(said: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of all that a checkpoint holds, in whatever order its file does: safetensors writes what is said in any."""
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, one in sorted(tensors.items()):
+        found.update(f"{name} {one.dtype} {list(one.shape)}".encode())
+        found.update(one.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -15,6 +15,7 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from pipeline.accounting.figures import Summary
+from pipeline.accounting.wording import counted
 from pipeline.watching import Snapshot, StageProgress, watch
 
 LINE_SECONDS = 10.0  # between lines of progress where there is no terminal to draw on
@@ -50,7 +51,8 @@ def print_snapshot(shot: Snapshot, console: Console) -> None:
 
 def _stage_text(stage: StageProgress) -> str:
     left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
-    return ", ".join(filter(None, (f"{stage.kind} {stage.documents:,}/{stage.total:,} documents", _rate(stage), left)))
+    done = f"{stage.kind} {stage.documents:,}/{counted(stage.total, 'document')}"
+    return ", ".join(filter(None, (done, _rate(stage), left)))
 
 
 def _rate(stage: StageProgress) -> str:
@@ -75,7 +77,7 @@ def _bars(shot: Snapshot) -> Group:
         bar.add_task("", total=stage.total or 1, completed=stage.documents)
         left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
         table.add_row(Text(stage.kind, style="bold"), bar, f"{stage.documents:,}/{stage.total:,}", _rate(stage), left)
-    head = Text(f"job {shot.job_id}: {shot.state}, {shot.shards_working} shards in work")
+    head = Text(f"job {shot.job_id}: {shot.state}, {counted(shot.shards_working, 'shard')} in work")
     return Group(head, table, *(Text(text, style="yellow") for text in _last_call(shot)))
 
 

@@ -153,12 +153,14 @@ def _explain(path: Path, text: str, said: Places, error: Any, spec: type[BaseMod
     if where is None:
         line = _line(text, keys)
         where = f"{path}:{line}" if line else str(path)
+    named = where == f"--set {name}"
     if unknown:
-        return f"{where}: unknown key {name}{_nearest(error['loc'], spec)}"
+        return f"{where}: unknown key{'' if named else f' {name}'}{_nearest(error['loc'], spec)}"
     if error["type"] == "missing":
-        return f"{where}: {name} is missing"
+        return f"{where}: {'it' if named else name} is missing"
     message = words or error["msg"].removeprefix("Value error, ")
-    return f"{where}: {name}: {message.replace('Input should', 'must', 1)}{_not(name, given)}"
+    place = where if named else f"{where}: {name}"
+    return f"{place}: {message.replace('Input should', 'must', 1)}{_not(name, given)}"
 
 
 def _unknown_kind(stage: Mapping[str, Any]) -> tuple[str, str]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,6 @@ from schemas.tables import ContextRow, Job
 
 if TYPE_CHECKING:
     from pipeline.memory.packing import Made
-
-log = logging.getLogger(__name__)
 
 
 def known_contexts(engine: Engine, stage_hash: str, contexts: Sequence[str]) -> Mapping[str, Made]:
@@ -66,17 +63,15 @@ def _candidates(engine: Engine, stage_hash: str, hashes: Sequence[str], rank: in
 
 def _of(job: str, output: str, part: str, wanted: Sequence[Any]) -> dict[str, Made]:
     """By the hash of the context."""
-    from pipeline.memory.store import SlotFiles, SlotsError
+    from pipeline.memory.store import SlotFiles
     from pipeline.memory.taking import contexts_of
 
     found: dict[str, Made] = {}
     rows, files = read_results(job, output, part, "encode") or [], SlotFiles(output)
     for number in sorted({one.row for one in wanted if one.row < len(rows)}):
-        try:
-            made = contexts_of(rows[number], files)
-        except (SlotsError, OSError) as error:
-            log.warning("slots of job %s cannot be taken over: %s", job, error)
+        if (packed := files.taken(rows[number], job)) is None:
             continue
+        made = contexts_of(rows[number], packed)
         here = {one.context_hash: made[one.place] for one in wanted if one.row == number}
         found |= {key: one._replace(packed=one.packed.alone()) for key, one in here.items()}
     return found

@@ -71,16 +71,13 @@ def _with_slots(other: str, output: str, made: dict[str, tuple[Result, str]]) ->
     """The results with the slots that they name, less those whose slots cannot be read."""
     if not any(result.fields.get("slots") for result, _ in made.values()):
         return made
-    from pipeline.memory.store import SlotFiles, SlotsError
+    from pipeline.memory.store import SlotFiles
 
     files, whole = SlotFiles(output), {}
     for key, (result, maker) in made.items():
-        try:
-            slots = files.packed(result.fields) if result.fields["slots"] else None
-        except (SlotsError, OSError) as error:
-            log.warning("slots of job %s cannot be taken over: %s", other, error)
-            continue
-        whole[key] = replace(result, slots=slots), maker
+        slots = files.taken(result.fields, other) if result.fields["slots"] else None
+        if slots is not None or not result.fields["slots"]:
+            whole[key] = replace(result, slots=slots), maker
     return whole
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, func, select
 from pipeline.accounting.estimate import Estimate, estimate
 from pipeline.accounting.speeds import measured
 from pipeline.accounting.stage_estimate import CALL_RATE, CPU_RATES, GPU_RATES, REFERENCE_PARAMETERS, StageEstimate
+from pipeline.accounting.wording import counted
 from pipeline.opening import open_database
 from pipeline.producer import SAMPLE, SAMPLE_CHARACTERS, copies
 from pipeline.stages import stage_hashes
@@ -108,7 +109,7 @@ def _measured_in(engine: Engine, stage_hash: str) -> str:
     )
     with reading(engine) as connection:
         runs = connection.execute(query).scalar_one()
-    return f"time measured in {runs} run{'' if runs == 1 else 's'} with this database"
+    return f"time measured in {counted(runs, 'run')} with this database"
 
 
 def _assumed(stage: StageEstimate) -> str:

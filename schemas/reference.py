@@ -61,8 +61,8 @@ class ReferenceOptions(Strict):
     structured: StrictBool = False
     json_config: dict[StrictStr, JsonKey] | None = None
     rate: Share = Field(0.5, description="share of the tokens that is kept where target_token is -1")
-    target_token: Number = Field(-1, ge=-1, description="tokens of the contexts alone; -1: by rate")
-    iterative_size: Whole = Field(200, ge=2, description="tokens in a window of token-level compression")
+    target_token: Number = Field(-1, description="tokens of the contexts alone; -1: by rate")
+    iterative_size: Whole = Field(200, ge=1, description="tokens in a window of token-level compression")
     force_context_ids: tuple[Annotated[StrictInt, Field(ge=0)], ...] | None = None
     force_context_number: StrictInt | None = Field(None, description="0 ends the choice after one; else ignored")
     use_sentence_level_filter: StrictBool = False
@@ -124,6 +124,11 @@ class ReferenceOptions(Strict):
     def tagged(self) -> bool:
         """Whether contexts are segmented by tags: structured prompts, and JSON, which is turned into them."""
         return self.structured or self.json_config is not None
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens that ``target_token`` asks for, and less than none are none; None: by rate."""
+        return None if self.target_token == -1 else max(0, int(self.target_token))
 
     def context_limit(self, target: float) -> float:
         """``target`` after the steps of ``context_budget``: products before sums, as Python reads them."""

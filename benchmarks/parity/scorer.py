@@ -63,7 +63,7 @@ class Scoring:
         """
         parts, options = case.parts, case.options
         fixed = self._count(PromptParts(parts.instruction, (), parts.question).render())
-        asked = options.target_token if options.target_token >= 0 else self._count(parts.render()) * options.rate
+        asked = self._count(parts.render()) * options.rate if options.tokens is None else options.tokens
         most = max(asked, fixed)
         if not text.strip() and most >= 1:
             return "no text"

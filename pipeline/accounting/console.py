@@ -12,7 +12,7 @@ from rich.text import Text
 from pipeline.accounting.estimate import Estimate
 from pipeline.accounting.figures import DraftingFigures, EvaluationFigures, RateFigures, StageFigures, Summary
 from pipeline.accounting.savings import Saving
-from pipeline.accounting.wording import amount, count, duration, money, percent, points, ratio, size, span
+from pipeline.accounting.wording import amount, count, counted, duration, money, percent, points, ratio, size, span
 
 SHOWN = 5
 """Reasons of failure that are named; the report has them all."""
@@ -53,7 +53,8 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def print_estimate(made: Estimate, console: Console) -> None:
     """Print what a job would take: tokens, worker time, peak memory and money, and what each of them rests on."""
-    head = f"{made.documents:,} documents, {made.characters:,} characters, about {made.tokens:,} tokens"
+    head = f"{counted(made.documents, 'document')}, {counted(made.characters, 'character')}"
+    head += f", about {counted(made.tokens, 'token')}"
     console.print(Text(head, style="bold"))
     table = _table("stage", "tokens in", "tokens out", "on", "time", "memory")
     table.columns[0].no_wrap = True
@@ -186,7 +187,7 @@ def _money(summary: Summary) -> list[str]:
 
 def _copied(summary: Summary) -> list[str]:
     return [
-        f"copied     {stage.copied:,} of {stage.documents:,} documents, which are no longer than asked for"
+        f"copied     {stage.copied:,} of {counted(stage.documents, 'document')}: no longer than asked for"
         for stage in summary.stages
         if stage.copied
     ]

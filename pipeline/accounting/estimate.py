@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.accounting.savings import Removed, Saving, savings, targets_of
 from pipeline.accounting.speeds import Measured
 from pipeline.accounting.stage_estimate import Flow, StageEstimate, estimate_stage
+from pipeline.accounting.wording import counted
 from pipeline.models.ref import ModelError
 from schemas.job import JobSpec
 from schemas.records import ANSWER_DECIDES, SHORTENING
@@ -91,7 +92,10 @@ def _copies(job: JobSpec) -> list[str]:
 def _reuse(job: JobSpec) -> list[str]:
     if all(stage.kind in ANSWER_DECIDES for stage in job.stages):
         return []
-    return ["documents that an earlier job has done are taken over, for no time and no money"]
+    taken = ["documents that an earlier job has done are taken over, for no time and no money"]
+    if any(stage.kind == "encode" for stage in job.stages):
+        taken.append("so are the slots of contexts that were encoded for other prompts; all contexts are counted here")
+    return taken
 
 
 def _savings(job: JobSpec, stages: Sequence[StageEstimate], day: date, table: Path | None) -> tuple[Saving, ...]:
@@ -127,4 +131,5 @@ def _characters_per_token(job: JobSpec, sample: Sequence[str], settings: Setting
     except Exception as error:  # noqa: BLE001 - it raises bare ones; the job itself stops with what is wrong
         return CHARACTERS_PER_TOKEN, f"{default[1]}: the tokenizer of {name} cannot be read ({error})"
     ratio = sum(map(len, sample)) / max(1, tokens)
-    return ratio, f"{ratio:.2f} characters per token, counted on {len(sample)} documents with the tokenizer of {name}"
+    on = counted(len(sample), "document")
+    return ratio, f"{ratio:.2f} characters per token, counted on {on} with the tokenizer of {name}"

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from pipeline.accounting.figures import BINS, DraftingFigures, Ratios, RejectionFigures, StageFigures
 from pipeline.accounting.savings import Saving
-from pipeline.accounting.wording import MINUS, duration, money
+from pipeline.accounting.wording import MINUS, counted, duration, money
 
 INK, MUTED, GRID = "#1f2933", "#52606d", "#dde3ea"
 BLUE, AMBER, GREEN, RED, GREY = "#1d4ed8", "#b45309", "#15803d", "#b91c1c", "#94a3b8"
@@ -79,7 +79,7 @@ def ratio_plot(ratios: Ratios) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         _finish(figure, axes, "y")
         total = sum(achieved)
-        text = f"{total:,} documents; {ratios.over_budget:,} came out over their budget."
+        text = f"{counted(total, 'document')}; {ratios.over_budget:,} came out over their budget."
         return _svg(figure, "ratios", "Achieved against asked ratio", text)
 
 

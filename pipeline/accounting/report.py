@@ -117,6 +117,7 @@ def _tools() -> tuple[Any, Any]:
     for name in (
         "money",
         "count",
+        "counted",
         "duration",
         "percent",
         "size",

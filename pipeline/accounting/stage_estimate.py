@@ -110,8 +110,8 @@ def estimate_stage(
 
 def _kept(spec: CompressBase, flow: Flow) -> int:
     if isinstance(spec, ReferenceSpec):
-        asked = int(spec.options.target_token)
-        return int(spec.options.rate * flow.tokens) if asked < 0 else min(flow.tokens, asked * flow.documents)
+        asked = spec.options.tokens
+        return int(spec.options.rate * flow.tokens) if asked is None else min(flow.tokens, asked * flow.documents)
     assert isinstance(spec, CompressSpec)
     rates = spec.rates or ((spec.rate,) if spec.rate is not None else ())
     if rates:

@@ -22,6 +22,11 @@ def count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of what, thousands apart: 1 document, 1,204 documents."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as 0.42 s, 12.3 s, 4 min 05 s or 3 h 20 min."""
     if seconds is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     BUDGET,
@@ -143,7 +144,7 @@ class _Command(Teaching):
             summaries.append(summary)
         path, pairs = self.gather(jobs, self.spec.output.path, self.spec.name)
         training = self.spec.training_job(path)
-        self.say(f"{len(jobs) + 1} of {len(jobs) + 1}: {self.spec.align.model} learns from {pairs} answers")
+        self.say(f"{len(jobs) + 1} of {len(jobs) + 1}: {self.spec.align.model} learns from {counted(pairs, 'answer')}")
         code, trained = self.run_job(training)
         self._install(identify(training).job_id, recipe, replace_, [*summaries, trained])
         if DEAD in (*codes, code):

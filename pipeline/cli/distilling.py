@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli.shared import (
     DEAD,
     EXIT_CODES,
@@ -139,7 +140,9 @@ class _Command(Teaching):
         code, answered = self.run_job(self.spec.job)
         path, pairs = self.gather([self.spec.job], self.spec.output.path, self.name, self._end())
         _check_enough(pairs)
-        self.say(f"2 of 2: drafts are learned from {pairs} answers, beginning from {distill.beginning(target)}")
+        self.say(
+            f"2 of 2: drafts are learned from {counted(pairs, 'answer')}, beginning from {distill.beginning(target)}"
+        )
         training = self.spec.training_job(self.name, self.answers, path)
         code_of_training, trained = self.run_job(training)
         self._install(identify(training).job_id, recipe, [answered, trained])
@@ -172,16 +175,18 @@ class _Command(Teaching):
 
 def _check_enough(pairs: int) -> None:
     if pairs < LEAST:
-        fail(f"{pairs} answers are too few to learn from and to measure by: give the job more documents (-i)", FAILURE)
+        few = f"{counted(pairs, 'answer')}: too few to learn from and to measure by"
+        fail(f"{few}; give the job more documents (-i)", FAILURE)
     if pairs < FEW:
         err.print(f"{pairs} answers teach little: some hundred, better some thousand, are worth training on (-i)")
 
 
 def _print(name: str, folder: Path, figures: Figures) -> None:
     (was, now), (before, after) = figures.nats, figures.agreement
-    out.print(f"{figures.answers} held-out answers: {was:.3f} -> {now:.3f} nats a token", markup=False)
+    out.print(f"{counted(figures.answers, 'held-out answer')}: {was:.3f} -> {now:.3f} nats a token", markup=False)
     out.print(f"their likeliest tokens: {before:.1%} -> {after:.1%}", markup=False)
-    said = f"{figures.answered} of them answered anew, {figures.rounds} tokens drafted at a time: {figures.gain}"
+    drafted = counted(figures.rounds, "token")
+    said = f"{figures.answered} of them answered anew, {drafted} drafted at a time: {figures.gain}"
     out.print(said, markup=False, soft_wrap=True)
     out.print(f'draft with   drafters = ["{name}"]   in the generate stage', markup=False, soft_wrap=True)
     out.print(f"elsewhere    the drafter's folder stands for its name: {folder}", markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import icae_evaluating, icae_repeating, prompting
 from pipeline.cli.shared import (
     EXIT_CODES,
@@ -182,8 +183,8 @@ class _Command(Teaching):
             said |= {"answers": asdict(manifest.answers)} if manifest.answers else {}
             print_json({"jobs": [summary], "encoder": said})
             return
-        out.print(f"{figures.texts} held-out texts, {figures.told()}", markup=False, soft_wrap=True)
+        out.print(f"{counted(figures.texts, 'held-out text')}, {figures.told()}", markup=False, soft_wrap=True)
         if answers := manifest.answers:
-            out.print(f"{answers.rows} held-out answers, {answers.told()}", markup=False, soft_wrap=True)
+            out.print(f"{counted(answers.rows, 'held-out answer')}, {answers.told()}", markup=False, soft_wrap=True)
         out.print(f"encoder   {self.job.name}, for {manifest.base}: {folder}", markup=False, soft_wrap=True)
         out.print("          its curve lies there, too: curve.parquet (step, loss, rate, seconds)", markup=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli.judging import Judging, all_pairs, load_model
 from pipeline.cli.shared import DEAD, FAILURE, USAGE, fail
 from pipeline.cli.teaching import Teaching
@@ -143,7 +144,7 @@ class Answering(Teaching):
         rows = [*self.plan.questions.rows]
         if side == "summary":
             rows = self._summarised(known, jobs, codes)
-        self.say(f"{number}: {len(rows)} questions, {SAID[side]}")
+        self.say(f"{number}: {counted(len(rows), 'question')}, {SAID[side]}")
         if not rows:
             return None
         job = job_of(side, self.plan.job, self.plan.spec, self.plan.cut.ratio)
@@ -168,7 +169,7 @@ class Answering(Teaching):
         written = {} if ended.code == FAILURE else self.written(ended.job_id)
         rows = summarised(self.plan.questions.rows, known, written, self.plan.tokeniser)
         if lacking := len(self.plan.questions.rows) - len(rows):
-            self.say(f"{lacking} questions have a context without a summary, and are left out there")
+            self.say(f"{counted(lacking, 'question')} left out there: a context has no summary")
         return rows
 
 

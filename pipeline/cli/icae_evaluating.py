@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.icae_answering import Answers, Summaries
 from pipeline.cli.judging import Judge, Most
@@ -157,7 +158,8 @@ def _answered(planned: Plan, workers: int | None, json_: bool, given: Settings) 
 
     questions = planned.questions
     if questions.left_out and not json_:
-        out.print(f"{questions.left_out} rows are left out, the first: {questions.first}", markup=False, soft_wrap=True)
+        said = f"{counted(questions.left_out, 'row')} left out, the first: {questions.first}"
+        out.print(said, markup=False, soft_wrap=True)
     engine, opened = database(given, planned.job.output.path, migrate=True)
     return Answering(engine, opened, workers or given.workers, json_, "answers", planned).run()
 

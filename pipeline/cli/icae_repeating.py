@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.shared import USAGE, Json, err, examples, fail, out, print_json, settings
 
@@ -63,7 +64,7 @@ def reconstruct(
     if not found.texts:
         fail(f"{', '.join(texts)}: none of its rows is a text ({found.first_bad or 'there are none'})", USAGE)
     stage.check()
-    shown = err.status(f"{min(most, len(found.texts))} texts into slots, and back")
+    shown = err.status(f"{counted(min(most, len(found.texts)), 'text')} into slots, and back")
     with interrupts.in_order(), shown if err.is_terminal else nullcontext():
         repeated = _repeated(stage, found.texts[:most], given)
     _tell(repeated, encoder, None if all_ else HEAD, json_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     EXIT_CODES,
@@ -90,7 +91,8 @@ def submit(
     else:
         word = "submitted" if made.created else "is there already"
         follow = follow_up("status --watch", made.job_id, f"{spec.output.path}/{made.job_id}")
-        out.print(f"job {made.job_id} {word}: {made.documents} documents. {follow}", markup=False, soft_wrap=True)
+        what = counted(made.documents, "document")
+        out.print(f"job {made.job_id} {word}: {what}. {follow}", markup=False, soft_wrap=True)
 
 
 @commands.command(epilog=examples("contextmill resume 3f2a", "contextmill resume 3f2a -o runs/night --workers 4"))
@@ -145,7 +147,8 @@ def retry_dead_command(job: JobId, output: Output = None, workers: Workers = Non
     count = retry_dead(engine, row.id, opened.max_attempts)
     interrupts.say(f"interrupted; {follow_up('resume', row.id, row.output)} goes on from here")
     if not json_:
-        out.print(f"job {row.id}: {count or 'no'} dead documents{' are tried again' if count else ''}")
+        said = f"{counted(count, 'dead document')} tried again" if count else "no dead documents"
+        out.print(f"job {row.id}: {said}")
     if count and opened.broker_url is None:
         work_until_done(engine, opened, workers or opened.workers, row.id, parent(row.output), json_)
     elif json_:

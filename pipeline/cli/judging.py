@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli.shared import FAILURE, USAGE, fail, out, print_json
 from pipeline.cli.teaching import Teaching
 
@@ -66,7 +67,9 @@ class Judging(Teaching):
         rows = [row for number, some in enumerate(pairs) for row in asks(some, str(number))]
         said, summary, code = dict[str, str](), None, 0
         if rows:
-            self.say(f"{self.judge.target.model} judges {len(rows) // 2} pairs of answers, each in both orders")
+            self.say(
+                f"{self.judge.target.model} judges {counted(len(rows) // 2, 'pair')} of answers, each in both orders"
+            )
             job_id, code, summary = self.run_rows(self.judge, "verdicts", rows, {}, may_be_none=True)
             if code != FAILURE:
                 said = {name: one.text for name, one in self.written(job_id).items()}
@@ -97,7 +100,6 @@ def print_ahead(judge: JobSpec, given: Settings, pairs: Sequence[list[Pair]], js
             {"judge": judge.target.model, "pairs": sum(map(len, pairs)), "asked": len(texts), **as_json(*forecast)}
         )
         return
-    out.print(
-        f"{judge.target.model} would be asked {len(texts)} times about {sum(map(len, pairs))} pairs", markup=False
-    )
+    about = counted(sum(map(len, pairs)), "pair")
+    out.print(f"{judge.target.model} would be asked {counted(len(texts), 'time')} about {about}", markup=False)
     print_forecast(*forecast)

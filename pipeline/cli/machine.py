@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.shared import FAILURE, LOG_LEVELS, USAGE, Json, Output, err, examples, fail, out, print_json, settings
 
@@ -120,7 +121,7 @@ def models_shorten(
     from pipeline.models.shorten import shorten
 
     shorten(resolve(name, settings()).folder, folder, layers)
-    out.print(f"{folder}: {layers} layers of {name}", soft_wrap=True, markup=False)
+    out.print(f"{folder}: {counted(layers, 'layer')} of {name}", soft_wrap=True, markup=False)
 
 
 @models.command("verify", epilog=examples("contextmill models verify smollm2-135m-instruct"))

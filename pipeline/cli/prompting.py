@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     DEAD,
@@ -121,18 +122,19 @@ class _Command(Teaching):
 
         contexts = self.read.texts
         if self.read.bad:
-            self.say(f"{self.read.bad} rows cannot be read and are left out, the first: {self.read.first_bad}")
+            self.say(f"{counted(self.read.bad, 'row')} left out that cannot be read, the first: {self.read.first_bad}")
         asked = [*prompting.asks(contexts, self.specific)]
         codes: list[int] = []
         summaries: list[Any] = []
         written: dict[str, Written] = {}
         if asked:
-            self.say(f"1 of 2: {self.job.target.model} writes {len(asked)} prompts about {len(contexts)} contexts")
+            about = f"{counted(len(asked), 'prompt')} about {counted(len(contexts), 'context')}"
+            self.say(f"1 of 2: {self.job.target.model} writes {about}")
             written = self._written("prompts", asked, {}, codes, summaries)
         found = [*prompting.prompts(contexts, written, self.specific, self.general)]
         if not found:
             fail("no prompt was written that is of use: name a better target, or raise max_new_tokens", FAILURE)
-        self.say(f"2 of 2: {self.job.target.model} answers {len(found)} prompts")
+        self.say(f"2 of 2: {self.job.target.model} answers {counted(len(found), 'prompt')}")
         columns = {"contexts": "input", "question": "prompt"}
         answers = self._written("answers", found, columns, codes, summaries)
         rows = [*prompting.answered(found, answers)]
@@ -159,4 +161,6 @@ class _Command(Teaching):
             print_json({"jobs": summaries, "rows": {"file": str(to), **counts}})
             return
         out.print(f"prompts   {specific} of {asked} are of use, and {found - specific} general ones", markup=False)
-        out.print(f"rows      {rows} of {found} prompts are answered to an end: {to}", markup=False, soft_wrap=True)
+        out.print(
+            f"rows      {rows} of {counted(found, 'prompt')} answered to an end: {to}", markup=False, soft_wrap=True
+        )

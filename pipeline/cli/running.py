@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.ending import finish, report_existing
 from pipeline.cli.shared import FAILURE, err, fail
@@ -183,7 +184,7 @@ def _reading(quiet: bool) -> Iterator[Callable[[int], None]]:
     def progress(documents: int) -> None:
         interrupts.check()
         if shown is not None:
-            shown.update(f"reading the corpus: {documents:,} documents")
+            shown.update(f"reading the corpus: {counted(documents, 'document')}")
 
     with shown or contextlib.nullcontext():
         yield progress

@@ -85,10 +85,10 @@ def _print(cut: Cut, most: int | None) -> None:
 
 
 def _head(cut: Cut) -> list[str]:
-    from pipeline.accounting.wording import count, percent, visible
+    from pipeline.accounting.wording import count, counted, percent, visible
 
     share = percent(cut.tokens_compressed, cut.tokens_original)
-    tokens = f"{count(cut.tokens_original)} tokens, {count(cut.tokens_asked)} asked for"
+    tokens = f"{counted(cut.tokens_original, 'token')}, {count(cut.tokens_asked)} asked for"
     lines = [
         f"{visible(cut.doc_id)} in job {cut.job_id}, by {cut.method}",
         f"{tokens}, {count(cut.tokens_compressed)} kept ({share})",
@@ -99,11 +99,10 @@ def _head(cut: Cut) -> list[str]:
     if cut.kept is None:
         return [*lines, "no map of what was kept: this is the compressed prompt"]
     characters = sum(end - begin for begin, end in cut.removed)
-    gaps = len(cut.removed)
     added = [] if cut.listed is None else [f"added: {visible(cut.compressed[slice(*cut.listed)].strip())}"]
     return [
         *lines,
-        f"{count(characters)} of {count(len(cut.text))} characters cut, at {count(gaps)} place{'s' * (gaps != 1)}",
+        f"{count(characters)} of {counted(len(cut.text), 'character')} cut, at {counted(len(cut.removed), 'place')}",
         *added,
     ]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli.shared import DEAD, FAILURE, out, print_json
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Teaching:
 
         gathered = gather(self.engine, [identify(job).job_id for job in jobs], output, name, end)
         if gathered.unanswered:
-            self.say(f"{gathered.unanswered} prompts have no answer and are left out")
+            self.say(f"{counted(gathered.unanswered, 'prompt')} without an answer left out")
         return gathered.path, gathered.pairs
 
     def say(self, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     FAILURE,
@@ -125,7 +126,7 @@ def _tuned(asked: _Asked, documents: list[Document]) -> Tuned:
     given = settings()
     run = Run(ModelPool(limit=given.resident_models, settings=given))
     with _progress() as progress:
-        progress(0, 0, f"{len(documents)} documents through the stages before generate")
+        progress(0, 0, f"{counted(len(documents), 'document')} through the stages before generate")
         going, refused = prepare(asked.job, asked.index, documents, run)
         _say_left_out((document.source, refusal.reason) for document, refusal in refused)
         if not going:
@@ -223,7 +224,7 @@ def _print(asked: _Asked, tuned: Tuned) -> None:
     from pipeline.display import UNCUT
 
     mean, machine = tuned.prompt_tokens / tuned.documents, f"{tuned.device}, {asked.generate.dtype}"
-    prompts = f"{tuned.documents} documents of {mean:,.0f} tokens, up to {asked.limit} new ones each"
+    prompts = f"{counted(tuned.documents, 'document')} of {mean:,.0f} tokens, up to {asked.limit} new ones each"
     out.print(f"{prompts}; {machine}", markup=False, soft_wrap=True)
     Console(file=out.file, width=UNCUT).print(_table(tuned))
     batch = f"batch_tokens = {asked.generate.batch_tokens}"

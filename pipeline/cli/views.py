@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
 from pipeline.cli.shared import (
     FAILURE,
@@ -102,7 +103,7 @@ def export(
         fail(f"job {row.id} is {row.state}: rows are exported once it is done", FAILURE)
     with interrupts.in_order():
         count = export_rows(row.output, to)
-    out.print(f"{count} rows: {to}", soft_wrap=True, markup=False)
+    out.print(f"{counted(count, 'row')}: {to}", soft_wrap=True, markup=False)
 
 
 def print_dry_run(spec: JobSpec, given: Settings, json_: bool) -> None:
@@ -130,4 +131,5 @@ def print_forecast(made: Estimate, seen: Survey, bases: dict[str, str]) -> None:
     for kind, basis in bases.items():
         out.print(f"basis: {kind}: {escape(basis)}")
     if seen.rejected:
-        out.print(f"{seen.rejected} rows would be rejected, the first: {escape(seen.first_rejection or '')}")
+        rows = counted(seen.rejected, "row")
+        out.print(f"{rows} would be rejected, the first: {escape(seen.first_rejection or '')}")

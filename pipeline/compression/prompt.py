@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.accounting.wording import counted
 from pipeline.compression.layout import Layout
 from pipeline.compression.quota import Quota
 from pipeline.stages import Refusal
@@ -106,6 +107,5 @@ Ready = Prompt | Copied | Refusal
 
 def too_small(budget: int, least: int, what: str = "what must stay") -> Refusal:
     """The refusal of a budget that cannot hold ``what``."""
-    return Refusal(
-        "budget_too_small", f"the budget is {budget} tokens, but {what} takes {least}: ask for at least {least} tokens"
-    )
+    said = f"the budget is {counted(budget, 'token')}, but {what} takes {least}"
+    return Refusal("budget_too_small", f"{said}: ask for at least {least}")

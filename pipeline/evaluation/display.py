@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.accounting.wording import count, money, points, ratio, span
+from pipeline.accounting.wording import count, counted, money, points, ratio, span
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.comparing import Comparison, Side
 from pipeline.evaluation.judging import Judged
@@ -68,8 +68,10 @@ def judged_row(one: Judged) -> list[str]:
 
 def _left_out(one: Judged) -> str:
     """What is in no share, in words."""
-    unread = f"{one.unread:,} pairs are unread: the judge's verdict is none" if one.unread else ""
-    unanswered = f"{one.unanswered:,} pairs are unanswered: the judge took or wrote nothing" if one.unanswered else ""
+    unread = f"{counted(one.unread, 'pair')} unread: the judge's verdict is none" if one.unread else ""
+    unanswered = (
+        f"{counted(one.unanswered, 'pair')} unanswered: the judge took or wrote nothing" if one.unanswered else ""
+    )
     return "; ".join(filter(None, (unread, unanswered)))
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import SecretStr
 
 from pipeline.accounting.prices import cost_microusd
+from pipeline.accounting.wording import counted
 from pipeline.generation.answers import Done, accept, outcomes
 from pipeline.generation.bounds import call_price, no_price, token_bound, worst_microusd
 from pipeline.generation.endpoint import Answer, Endpoint, read_answer
@@ -275,7 +276,7 @@ class HostedShard:
         spent, limit = self.ledger.money() or (0, 0)
         return BudgetReached(
             f"budget reached: {_usd(spent)} of {_usd(limit)} dollars are spent and the rest is less than the next call "
-            f"may cost; {left} documents of this shard are unanswered. Run it again with a higher budget_usd"
+            f"may cost; {counted(left, 'document')} of this shard unanswered. Run it again with a higher budget_usd"
         )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.accounting.wording import points, span, visible
+from pipeline.accounting.wording import counted, points, span, visible
 from pipeline.evaluation.display import print_comparison
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def print_repetitions(repeated: Sequence[Repetition], console: Console, most: in
         more = Text(" ..." if most is not None and len(one.text) > most else "", "dim")
         found = marked(visible(one.text), visible(one.found), console.is_terminal)
         console.print(Text(f"text {number}", "bold"), Text(visible(one.text[:most])) + more, sep="\n")
-        console.print(Text(f"from its {one.slots:,} slots", "bold"), found[:most] + more, sep="\n")
+        console.print(Text(f"from its {counted(one.slots, 'slot')}", "bold"), found[:most] + more, sep="\n")
         console.print()
         rows.append(repetition_row(number, one))
     console.print(_table("repeated from slots alone", REPETITIONS, rows))

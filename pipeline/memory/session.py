@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from pipeline.accounting.wording import counted
 from pipeline.batching import out_of_memory
 from pipeline.checkpoints import Checkpoints
 from pipeline.holding_out import in_order
@@ -127,19 +128,20 @@ class _Session:
 
     def _diverged(self, error: Diverged) -> str:
         steps = self.attempt.kept
-        kept = f"the checkpoint after {steps} steps is kept" if steps else "there is no checkpoint yet"
+        kept = f"the checkpoint after {counted(steps, 'step')} is kept" if steps else "there is no checkpoint yet"
         said = (
             f"{self.spec.kind}: {error}. Nothing was learned from that step, and {kept}. Lower learning_rate, which is "
             f"{self.spec.learning_rate:g}, or raise warmup, and run the job again"
         )
+        learned = f"what was learned in {counted(error.number, 'step')}"
         try:
             folder = self._last_good(error.number)
         except OSError as full:  # as a disk may be, and the divergence is what is to be mended
-            return f"{said}; what was learned in {error.number} steps cannot be written: {full}"
+            return f"{said}; {learned} cannot be written: {full}"
         if folder is None:
             return said
         where = f"a copy of {folder} on this machine" if "://" in folder else f'"{folder}"'
-        return f"{said}; begin = {where} goes on from what was learned in {error.number} steps"
+        return f"{said}; begin = {where} goes on from {learned}"
 
     def _last_good(self, steps: int) -> str | None:
         """What was learned before, as an encoder: its checkpoints are no other training's, and this one would diverge

@@ -7,6 +7,7 @@ sha256 and revision: nothing else is handed to a model.
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from pipeline.models.ref import ModelError
 from pipeline.storage.filesystem import resolve_path
 from pipeline.storage.parts import write_pieces
 
+log = logging.getLogger(__name__)
+
 SCALES, COMMON = ".scales", ".common"
 """Behind a key: the scales of what lies under it. By itself: what all slots of the file have in common."""
 
@@ -32,6 +35,7 @@ MOST_HEADER = 100 * 2**20
 _DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "I8": np.dtype("i1"), "U8": np.dtype("u1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _AGAIN = "bring the job's folder back as it was, or run the job anew with another output folder and database"
+_told: set[str] = set()  # files already complained of in the log, once per process: each has the slots of many rows
 
 
 class SlotsError(ModelError):
@@ -103,6 +107,17 @@ class SlotFiles:
         if found.sha256(made_by) != row["slots_sha256"] or len(found.values) != row["slots"]:
             raise SlotsError(f"{path}: the slots {row['slots_key']} are not what was written: {_AGAIN}")
         return found
+
+    def taken(self, row: Mapping[str, Any], job: str) -> Packed | None:
+        """``packed`` of a row of ``job``; where that raises None, and a warning for the first such row of a file."""
+        try:
+            return self.packed(row)
+        except (SlotsError, OSError) as error:
+            path = f"{self._root}/{row['slots_file']}"
+            if path not in _told:
+                _told.add(path)
+                log.warning("slots of job %s cannot be taken over: %s", job, error)
+            return None
 
     def _read(self, path: str, key: str) -> Packed:
         with self._fs.open_input_file(path) as file:

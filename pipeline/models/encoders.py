@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.accounting.wording import counted
 from pipeline.models import placing
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import check_whole, read_json
@@ -63,7 +64,7 @@ class Figures:
         ]
         if self.bleu4[0] is not None and self.bleu4[1] is not None:
             parts.append(f"BLEU-4 {100 * self.bleu4[0]:.1f} -> {100 * self.bleu4[1]:.1f}")
-        return f"{self.tokens} tokens in {self.slots} slots: {', '.join(parts)}"
+        return f"{counted(self.tokens, 'token')} in {counted(self.slots, 'slot')}: {', '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)

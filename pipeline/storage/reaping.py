@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Engine, Update, and_, delete, exists, func
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.orm import aliased
 
+from pipeline.accounting.wording import counted
 from pipeline.storage.shards import ACTIVE, OPEN, PUBLISH, REOPENED, Claim, shard_row
 from pipeline.storage.sql import db_now, insert_ignore, reading
 from schemas.align import WHOLE_CORPUS
@@ -92,7 +93,7 @@ def bury(engine: Engine, max_attempts: int) -> int:
 def _bury_one(connection: Connection, shard: Row[Any], max_attempts: int) -> None:
     this = and_(Shard.job_id == shard.job_id, Shard.id == shard.id)
     if whole := _indivisible(connection, shard):
-        reason = f"{whole} failed {shard.attempt} times: {shard.error or WORKER_DIED}"
+        reason = f"{whole} failed {counted(shard.attempt, 'time')}: {shard.error or WORKER_DIED}"
         stopped = {"state": "stopped", "stop_code": "error", "error": reason}
         connection.execute(update(Job).where(Job.id == shard.job_id).values(**stopped))
         connection.execute(update(Shard).where(this).values(attempt_limit=shard.attempt + max_attempts))
@@ -130,7 +131,7 @@ def _bury_document(connection: Connection, shard: Row[Any]) -> None:
         "doc_id": document.doc_id,
         "status": "dead",
         "code": "worker_lost",
-        "reason": f"{reason}; tried {shard.attempt} times",
+        "reason": f"{reason}; tried {counted(shard.attempt, 'time')}",
     }
     insert_ignore(connection, Rejection, [row])
     connection.execute(update(DocumentRow).where(where).values(status="dead"))

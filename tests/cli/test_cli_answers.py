@@ -66,8 +66,8 @@ def test_slots_stand_beside_the_text_and_what_has_as_many_tokens(prepared: User)
     stage = f'[target]\nmodel = {json.dumps(str(narrow))}\n[[stages]]\nkind = "generate"\nmax_new_tokens = 4\n'
     prepared.write("narrow.toml", stage)
     unjudged = prepared.says(*words[:5], "--judge", "narrow.toml", "-o", "o", "--ratio", "4", seconds=300)
-    assert unjudged.code == 1 and "pairs are unanswered" in unjudged.out and "were rejected" in unjudged.err
-    assert "1 rows are left out, the first: rows.jsonl:7 has no context" in told.out
+    assert unjudged.code == 1 and "pairs unanswered" in unjudged.out and "were rejected" in unjudged.err
+    assert "1 row left out, the first: rows.jsonl:7 has no context" in told.out
     assert "against asked-slots, judged by gpt-4" in told.out and "repeated from slots" not in told.out
     html = (prepared.folder / "r.html").read_text()
     assert "Judged by gpt-4" in html and "asked-lingua" in html and "Repeated from slots" not in html

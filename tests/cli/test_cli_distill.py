@@ -97,7 +97,7 @@ def test_what_is_wrong_is_said_before_anything_is_answered(user: User, tiny_mode
         (["--layers", "9"], 1, "has 2 layers: name fewer"),
         (["--layers", "1", "--drafter", str(tiny_model)], 2, "one of them"),
         (["--drafter", "nowhere"], 1, "no model 'nowhere'"),
-        (["--layers", "1", "--set", "distill.epoch=2"], 2, "unknown key distill.epoch"),
+        (["--layers", "1", "--set", "distill.epoch=2"], 2, "--set distill.epoch: unknown key"),
         (["--layers", "1", "--set", "distill.answers.temperature=1.0"], 2, "leave distill.answers out"),
         (["--layers", "1", "--set", 'stages.1.backend="openai"'], 2, "an endpoint drafts by itself"),
     ):
@@ -113,4 +113,4 @@ def test_a_single_answer_is_too_few(capsys: pytest.CaptureFixture[str]) -> None:
         _check_enough(1)
     _check_enough(FEW)
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 answers are too few" in said and "(-i)" in said and str(FEW) not in said
+    assert "1 answer: too few" in said and "(-i)" in said and str(FEW) not in said

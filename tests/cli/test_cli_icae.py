@@ -134,7 +134,7 @@ def test_what_is_wrong_is_said(prepared: User) -> None:
     prepared.write("one.jsonl", json.dumps({"text": "\n".join(lines()[:6])}) + "\n")
     for words, code, said in (
         (["--set", 'stages=[{kind="copy"}]'], 2, 'one stage of kind = "pretrain" is wanted here, not copy'),
-        (["--set", "stages.0.step=4"], 2, "unknown key stages.0.step; did you mean steps?"),
+        (["--set", "stages.0.step=4"], 2, "--set stages.0.step: unknown key; did you mean steps?"),
         (["--set", "stages.0.encoder.ranks=4"], 2, "did you mean rank?"),
         (["--set", "stages.0.lessons.0.tokens=4000"], 2, "raise ratio or encoder.slots"),
         (

@@ -11,6 +11,8 @@ import pytest
 from command import User
 from openai_server import FakeOpenAI, Served
 
+from pipeline.accounting.wording import counted
+
 JOB = """name = "{name}"
 [input]
 path = "{name}.jsonl"
@@ -109,7 +111,7 @@ def test_a_judge_of_this_machine_that_cannot_judge_is_said_to_be_none(
     assert one["order"] is None and ended.json["jobs"][0]["state"] == "done"
     told = user.says(*words)
     assert "nothing is done twice" in told.out and f"{one['equal']} of 4" in told.out
-    assert f"cut: {one['unread']} pairs are unread: the judge's verdict is none" in told.out
+    assert f"cut: {counted(one['unread'], 'pair')} unread: the judge's verdict is none" in told.out
 
 
 def test_what_is_wrong_with_a_judge_is_said_before_it_is_asked(user: User, jobs: list[str], tiny_model: Path) -> None:

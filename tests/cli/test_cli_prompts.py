@@ -41,7 +41,7 @@ def test_contexts_become_rows_and_nothing_is_asked_twice(prepared: User) -> None
     before = (prepared.folder / "rows.jsonl").read_bytes()
     again = prepared.says(*words)
     assert again.code == 0 and again.out.count("nothing is done twice") == 2
-    assert f"{counts['rows']} of {counts['prompts']} prompts are answered to an end: rows.jsonl" in again.out
+    assert f"{counts['rows']} of {counts['prompts']} prompts answered to an end: rows.jsonl" in again.out
     assert (prepared.folder / "rows.jsonl").read_bytes() == before
 
 

@@ -128,6 +128,8 @@ class _Batch:
             for row in rows[self._end[rows] > most_positions(self._how.scorer)].tolist():
                 self._make_room(row)
         rows = rows[~self._done[rows]]
+        self._done[rows] = self._end[rows] - self._read.cached[rows] == 1  # a token alone has no loss: that ends it
+        rows = rows[~self._done[rows]]
         rows = self._readable(self._read, rows, self._end[rows])
         if self._alone is not None:
             rows = self._readable(self._alone, rows, self._end[rows] - self._start[rows])
@@ -144,7 +146,7 @@ class _Batch:
         """The rows whose pass fits the model's window and meets the losses there are; the library fails on others."""
         cached, scored = reading.cached[rows], reading.scored[rows]
         fits = ends - cached <= most_positions(self._how.scorer)
-        meets = (ends - self._how.size >= cached) & (scored >= cached) & (ends - cached >= 2)
+        meets = (ends - self._how.size >= cached) & (scored >= cached) & (ends > cached)
         self._crash(rows[~(fits & meets)], "a window that the model has no room for")
         return rows[fits & meets]
 

@@ -75,7 +75,7 @@ def _rows(spec: ReferenceSpec, done: Done[Made], documents: Sequence[Document]) 
             "compress_method": spec.method,
             "kept": None,  # the library decodes its text from tokens
             "listed": None,
-            "rate_asked": spec.options.rate if spec.options.target_token < 0 else None,
+            "rate_asked": spec.options.rate if spec.options.tokens is None else None,
             "tokens_original": original,
             "tokens_asked": asked,
             "tokens_compressed": tokens,
@@ -88,4 +88,4 @@ def _rows(spec: ReferenceSpec, done: Done[Made], documents: Sequence[Document]) 
 
 def asked_of(options: ReferenceOptions, original: int) -> int:
     """What the options ask for: tokens of the whole prompt by rate, of the contexts alone by ``target_token``."""
-    return int(options.target_token) if options.target_token >= 0 else int(original * options.rate)
+    return int(original * options.rate) if options.tokens is None else options.tokens

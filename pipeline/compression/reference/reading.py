@@ -105,8 +105,8 @@ class Reading:
     def read_on(self, rows: Ints, ids: torch.Tensor, ends: Ints, keep: Ints) -> None:
         """The tokens from ``cached`` to ``ends`` of these rows of ``ids``, after those that are cached.
 
-        Their losses are computed anew; keys and values up to place ``keep`` are kept. Every row has at least two
-        tokens to be read.
+        Their losses are computed anew, of all but the last; keys and values up to place ``keep`` are kept. Every row
+        has at least one token to be read.
         """
         device, cached = self._scorer.device, self.cached[rows]
         feed = ends - cached

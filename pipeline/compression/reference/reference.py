@@ -180,8 +180,8 @@ class Reference:
     def _fallback(self, source: PromptParts) -> str:
         options = self._options
         question = source.question if options.concate_question else ""
-        budget = int(options.target_token)
-        if budget < 0:
+        budget = options.tokens
+        if budget is None:
             (whole,) = self._codec.encode([source.render()])
             budget = int(len(whole) * options.rate)
         if options.json_config is not None:

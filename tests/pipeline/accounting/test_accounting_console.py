@@ -53,7 +53,7 @@ def test_the_summary_says_what_counts_at_any_width(summary: Summary, width: int)
     assert rows["generate"][-2:] == ["≥", "$0.000484"]
     assert "unknown for 1 of the answers" in text
     assert "1 lost: nobody saw their end; perhaps billed, at most $0.000700" in text
-    assert "copied     1 of 5 documents, which are no longer than asked for" in text
+    assert "copied     1 of 5 documents: no longer than asked for" in text
     assert rows["parquet"][1] == "/data/runs/night-j1/data"
     assert rows["report"][1] == "/data/runs/night-j1/report.html"
     assert "estimate   compress: worker time 8.00 s, was 4.00 s" in text
@@ -88,6 +88,13 @@ def test_an_estimate_names_its_unknowns() -> None:
     assert "4 characters per token are assumed" in text
 
 
+def test_an_estimate_of_one_document_says_so() -> None:
+    console = Console(file=io.StringIO(), width=110)
+    print_estimate(estimate(spec(model="no-such-model"), 1, 4_000, when=DAY), console)
+    assert isinstance(console.file, io.StringIO)
+    assert "1 document, 4,000 characters, about 1,000 tokens" in console.file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("microusd", "text"),
     [(None, "unknown"), (0, "$0.00"), (1, "$0.000001"), (812, "$0.000812"), (42_100, "$0.0421"),
@@ -104,6 +111,10 @@ def test_money_reads_with_the_digits_it_deserves(microusd: int | None, text: str
 )  # fmt: skip
 def test_durations(seconds: float | None, text: str) -> None:
     assert wording.duration(seconds) == text
+
+
+def test_one_is_not_several() -> None:
+    assert [wording.counted(n, "row") for n in (0, 1, 1204)] == ["0 rows", "1 row", "1,204 rows"]
 
 
 def test_sizes_and_shares() -> None:

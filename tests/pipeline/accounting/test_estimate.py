@@ -60,6 +60,7 @@ def test_slots_are_what_is_read_behind_encode(tiny_model: Path, tmp_path: Path) 
         assert (first.tokens_in, first.tokens_out, second.tokens_in) == (100_000, slots, slots)
         assert first.seconds and first.memory_bytes
     lost = guess(job([{"kind": "encode", "encoder": "nowhere"}, local], model=str(tiny_model)), 100, 400_000)
+    assert "all contexts are counted here" in " ".join(lost.notes)
     assert "slots are unknown: no encoder 'nowhere'" in " ".join(lost.stages[0].notes)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.compression.reference.outcomes import asked_of
 from schemas.reference import ReferenceOptions
 
 numbers = st.one_of(
@@ -34,9 +35,8 @@ def test_a_context_budget_is_arithmetic_and_nothing_else(budget: str) -> None:
     [
         {"rate": 1.1},
         {"rate": -0.1},
-        {"target_token": -2},
         {"target_token": "200"},
-        {"iterative_size": 1},
+        {"iterative_size": 0},
         {"rank_method": "bm25"},
         {"condition_in_question": "behind"},
         {"reorder_context": "best"},
@@ -49,6 +49,12 @@ def test_a_context_budget_is_arithmetic_and_nothing_else(budget: str) -> None:
 def test_what_the_library_has_not_or_fails_on_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ReferenceOptions(**options)
+
+
+@pytest.mark.parametrize(("target", "tokens"), [(-1, None), (-1.0, None), (-2, 0), (0, 0), (7.5, 7)])
+def test_only_a_target_of_minus_one_is_none(target: float, tokens: int | None) -> None:
+    options = ReferenceOptions(target_token=target)
+    assert options.tokens == tokens and asked_of(options, 100) == (50 if tokens is None else tokens)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from pipeline.display import print_models, print_snapshot
+from pipeline.display import _bars, print_models, print_snapshot
 from pipeline.models import ModelStatus
 from pipeline.watching import Snapshot, StageProgress
 
@@ -20,6 +20,16 @@ def test_a_stage_that_is_through_has_no_speed() -> None:
     assert isinstance(said.file, io.StringIO)
     text = "j running: compress 24/24 documents; generate 18/24 documents, 219 tokens/s, 0:03 left\n"
     assert said.file.getvalue() == text
+
+
+def test_one_of_a_thing_is_one() -> None:
+    shot = Snapshot("j", "running", None, (StageProgress("copy", 0, 1, 0, 0.0, None),), 1, 1)
+    line, live = Console(file=io.StringIO(), width=200), Console(file=io.StringIO(), width=200, force_terminal=True)
+    print_snapshot(shot, line)
+    live.print(_bars(shot))
+    assert isinstance(line.file, io.StringIO) and isinstance(live.file, io.StringIO)
+    assert line.file.getvalue() == "j running: copy 0/1 document\n"
+    assert "1 shard in work" in live.file.getvalue()
 
 
 def test_a_model_that_cannot_be_used_says_why() -> None:

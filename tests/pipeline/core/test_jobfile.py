@@ -190,12 +190,18 @@ FLOATS = {"seconds_per_shard", "rate", "granular_k", "temperature", "top_p", "dr
 
 
 def test_what_a_flag_or_the_environment_set_is_not_blamed_on_the_file(job: Path) -> None:
-    with pytest.raises(JobFileError, match=r"^--set stages\.0\.rate: stages\.0\.rate: .*, not 2$"):
+    with pytest.raises(JobFileError, match=r"^--set stages\.0\.rate: must be .*, not 2$"):
         load_job(job, ["stages.0.rate=2"], {"CONTEXTMILL_JOB__STAGES__0__RATE": "3"})
     with pytest.raises(JobFileError, match=r"^CONTEXTMILL_JOB__STAGES__0__RATE: stages\.0\.rate: .*, not 3$"):
         load_job(job, [], {"CONTEXTMILL_JOB__STAGES__0__RATE": "3"})
     with pytest.raises(JobFileError, match=r"^--set inputs\.path: unknown key inputs; did you mean input"):
         load_job(job, ["inputs.path=c"], {})
+    with pytest.raises(JobFileError, match=r"^--set stages\.0\.rats: unknown key; did you mean rates\?$"):
+        load_job(job, ["stages.0.rats=c"], {})
+    with pytest.raises(JobFileError, match=r"^--set input\.path: it is missing$"):
+        load_job(job, ["input.path="], {})
+    with pytest.raises(JobFileError, match=r"^--set input: unknown key input\.paths; did you mean path"):
+        load_job(job, ["input={path='c', paths=1}"], {})
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "true"])

@@ -230,4 +230,4 @@ def test_a_judge_that_reads_none_of_the_answers_leaves_them_unanswered(jobs: Job
     done = command(jobs, jobs.full, f"{jobs.rates}@0.5", *words)
     assert done.returncode == 1 and "no document came through: all 24 were rejected" in done.stderr
     assert "exact_match" in done.stdout and f"0 of {QUESTIONS}" in done.stdout
-    assert f"{QUESTIONS} pairs are unanswered" in done.stdout and "Judged by" in page.read_text(encoding="utf-8")
+    assert f"{QUESTIONS} pairs unanswered" in done.stdout and "Judged by" in page.read_text(encoding="utf-8")

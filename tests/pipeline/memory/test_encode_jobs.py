@@ -79,7 +79,7 @@ def test_a_group_that_groups_nothing_tells_no_slots_apart(engine: Engine, tmp_pa
 
 
 def test_slots_that_were_lost_or_damaged_are_made_again(
-    engine: Engine, tmp_path: Path, tiny_model: Path, encoded: list[int]
+    engine: Engine, tmp_path: Path, tiny_model: Path, encoded: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = root_of(engine, done(engine, spec(tmp_path / "a", tiny_model, corpus(8))))
     one, other, *_ = sorted((first / "slots").iterdir())
@@ -88,6 +88,7 @@ def test_slots_that_were_lost_or_damaged_are_made_again(
     other.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     encoded.clear()
     second = root_of(engine, done(engine, spec(tmp_path / "b", tiny_model, corpus(9))))
+    assert [caplog.text.count(str(path)) for path in (one, other)] == [1, 1], "and said once, of whatever many rows"
     fresh = [row for row in rows_of(second) if row["encode_reused_from"] is None]
     assert len(fresh) > 2 and 0 < sum(encoded) <= sum(row["slot_spans"] for row in fresh)  # equal contexts once
     assert all(len(read_slots(str(second), row)) == row["slots"] for row in rows_of(second))

@@ -113,6 +113,16 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, left: int) -> None
             read_slots(str(tmp_path), row)
 
 
+def test_a_damaged_file_is_complained_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However many rows it has, and shards ask for them."""
+    rows = written(tmp_path)
+    file(tmp_path).write_bytes(file(tmp_path).read_bytes()[:-1])
+    for files in (SlotFiles(str(tmp_path)), SlotFiles(str(tmp_path))):
+        assert [files.taken(row, "night") for row in rows] == [None] * 3
+    (said,) = caplog.messages
+    assert f"slots of job night cannot be taken over: {file(tmp_path)} is no slot file" in said
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (row,) = written(tmp_path, keys=1)
     with pytest.raises(SlotsError, match="there are no slots another in it"):
