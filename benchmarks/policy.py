@@ -8,7 +8,8 @@ FOLDER is that of ``benchmarks.drafting``; its task noise has prompts of random 
 of 2, of which hardly a copy passes (greedy ones go in circles). Plain decoding and drafting take turns, so that what
 else the machine does meets both. Tokens a second over plain decoding's, median and range over the pairs: of whole runs,
 and while writing (the time of one token is subtracted). ``first``: the same of the first run, in which the policy knows
-nothing and ways are recorded. Exits 1 where a median is below --bar.
+nothing and ways are recorded; before every later one the same is done once, untimed. Exits 1 where a median is below
+--bar.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _compared(
     works["auto"](2)  # what passes take is measured once on a machine, and no part of the first run
     read = {name: statistics.median(timed(partial(work, 1), target.device)[1] for _ in range(runs))
             for name, work in works.items()}  # fmt: skip
-    found = [_pair(works, read, number % 2 == 1, target) for number in range(1 + runs)]
+    found = [_pair(works, read, number % 2 == 1, number > 0, target) for number in range(1 + runs)]
     (first_plain, first), *pairs = found
     whole = [auto.rate / plain.rate for plain, auto in pairs]
     writing = [auto.writing / plain.writing for plain, auto in pairs if auto.writing and plain.writing]
@@ -124,10 +125,14 @@ def _compared(
     }  # fmt: skip
 
 
-def _pair(works: dict[str, Decode], read: dict[str, float], turned: bool, target: LoadedModel) -> tuple[Timed, Timed]:
+def _pair(
+    works: dict[str, Decode], read: dict[str, float], turned: bool, warm: bool, target: LoadedModel
+) -> tuple[Timed, Timed]:
     """(plain, auto), one after the other, the second first if ``turned``."""
     found: dict[str, Timed] = {}
     for name in ("auto", "plain") if turned else ("plain", "auto"):
+        if warm:
+            works[name](None)  # an engine is kept for the last kind of decoding alone
         made, seconds = timed(partial(works[name], None), target.device)
         found[name] = Timed(sum(len(one.tokens) for one in made), seconds, read[name], made)
     return found["plain"], found["auto"]

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from pipeline.passes.early import beckon, comes_early, follow
 
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """What layers add to, ``states`` ``[tokens, d]``, and what an RMS norm (arXiv 1910.07467) makes of it, in two:

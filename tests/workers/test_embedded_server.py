@@ -57,6 +57,19 @@ def test_nobody_gets_in_without_the_password(tmp_path: Path, monkeypatch: pytest
     assert said == {b"-NOPERM"}
 
 
+@pytest.mark.parametrize(
+    ("visible", "workers", "expected"),
+    [("0,1,2,3", 1, ["0,1,2,3"]), ("4,5,6", 2, ["4,6", "5"]), ("0,1", 3, ["0", "1", "0"]), ("GPU-a", 1, ["GPU-a"])],
+)
+def test_workers_share_the_gpus(
+    visible: str, workers: int, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them: a training on several needs them in one worker."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    fleet = Embedded(Settings(), workers, tmp_path)
+    assert [fleet._environment(number)["CUDA_VISIBLE_DEVICES"] for number in range(workers)] == expected
+
+
 RUN = """
 import time
 from pathlib import Path
