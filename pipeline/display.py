@@ -9,7 +9,17 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
@@ -129,3 +139,23 @@ def download_bar(name: str, console: Console) -> Iterator[Callable[[int, int | N
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def measuring(console: Console) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar, or where there is no terminal a line now and then: a call with what is done, of what, and what is next."""
+    if not console.is_terminal:
+        said = -LINE_SECONDS
+
+        def line(done: int, total: int, what: str) -> None:
+            nonlocal said
+            if time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                console.print(f"{done} of {total} measured: {what}" if total else what, markup=False, soft_wrap=True)
+
+        yield line
+        return
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total or None, description=escape(what))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -192,6 +190,7 @@ def _forms(names: list[str]) -> tuple[Form, ...]:
 def _evaluated(
     encoder: str, model: str, device: str, asked: Asked, files: dict[str, list[str]], given: Settings
 ) -> Evaluation:
+    from pipeline.display import measuring
     from pipeline.memory.encoder import load_encoder
     from pipeline.memory.evaluating import evaluate as evaluate_
     from pipeline.memory.kinds import kinds
@@ -201,24 +200,13 @@ def _evaluated(
     pool = ModelPool(device, settings=given)
     coder = load_encoder(encoder, pool, model, "bfloat16" if asked.half else "float32", device, given)
     found = kinds(files, tokenizer, coder.embed.weight.shape[0], asked.seed)
-    with _progress() as told:
-        return evaluate_(coder, tokenizer, found, asked, told)
+    with measuring(err) as shown:
 
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """How many measurements are done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("")
-
-        def told(done: int, total: int) -> None:
+        def told(done: int, total: int, what: str) -> None:
             interrupts.check()
-            progress.update(task, completed=done, total=total)
+            shown(done, total, what)
 
-        yield told
+        return evaluate_(coder, tokenizer, found, asked, told)
 
 
 def _curve(folder: Path, html: Path) -> list[tuple[int, float]]:

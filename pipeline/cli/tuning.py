@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,6 +116,7 @@ def _read(spec: JobSpec, documents: int) -> list[Document]:
 
 def _tuned(asked: _Asked, documents: list[Document]) -> Tuned:
     """Here a signal ends the process at once: nothing has been started that would have to be stopped."""
+    from pipeline.display import measuring
     from pipeline.generation.stage import Generate
     from pipeline.generation.tuning import prepare, tune
     from pipeline.models import ModelPool
@@ -125,7 +124,7 @@ def _tuned(asked: _Asked, documents: list[Document]) -> Tuned:
 
     given = settings()
     run = Run(ModelPool(limit=given.resident_models, settings=given))
-    with _progress() as progress:
+    with measuring(err) as progress:
         progress(0, 0, f"{counted(len(documents), 'document')} through the stages before generate")
         going, refused = prepare(asked.job, asked.index, documents, run)
         _say_left_out((document.source, refusal.reason) for document, refusal in refused)
@@ -141,31 +140,6 @@ def _say_left_out(rows: Iterable[tuple[str, str]]) -> None:
     more = [f"and {len(lines) - LEFT_OUT:,} more"] if len(lines) > LEFT_OUT else []
     for line in [*lines[:LEFT_OUT], *more]:
         err.print(line, markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar, or where there is no terminal a line now and then: a call with what is done, of what, and what begins."""
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from pipeline.display import LINE_SECONDS
-
-    if not err.is_terminal:
-        said = -LINE_SECONDS
-
-        def line(done: int, total: int, what: str) -> None:
-            nonlocal said
-            if time.monotonic() - said >= LINE_SECONDS:
-                said = time.monotonic()
-                err.print(f"{done} of {total} measured: {what}" if total else what, markup=False, soft_wrap=True)
-
-        yield line
-        return
-    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total or None, description=escape(what))
 
 
 def _json(asked: _Asked, tuned: Tuned) -> dict[str, Any]:

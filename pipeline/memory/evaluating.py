@@ -34,14 +34,15 @@ TIMED = 5
 What = tuple[str, int, int, int]
 """Kind, tokens, slots and rows of what is repeated."""
 
+Told = Callable[[int, int, str], None]
+"""(measurements done, of how many, what is next); called again and again meanwhile, and may raise."""
+
 Back = tuple[Storing, Floats]
 """How slots were stored, and a ``Measure`` of each context, ``[rows, 4]``."""
 
 
-def evaluate(
-    coder: Autoencoder, tokenizer: Any, kinds: Sequence[Kind], asked: Asked, told: Callable[[int, int], None]
-) -> Evaluation:
-    """``told`` of how many measurements are done, of how many."""
+def evaluate(coder: Autoencoder, tokenizer: Any, kinds: Sequence[Kind], asked: Asked, told: Told) -> Evaluation:
+    """What is asked of an encoder, kind by kind."""
     return _Evaluating(coder, tokenizer, kinds, asked).run(told)
 
 
@@ -52,7 +53,7 @@ class _Evaluating:
     kinds: Sequence[Kind]
     asked: Asked
 
-    def run(self, told: Callable[[int, int], None]) -> Evaluation:
+    def run(self, told: Told) -> Evaluation:
         cuts, forms = self.asked.cuts(), self.asked.forms
         found = Evaluation()
         every = [(kind, size, parts) for kind in self.kinds for size, parts in cuts]
@@ -63,24 +64,26 @@ class _Evaluating:
                 continue
             what, made = (kind.name, size, sum(many for _, many in parts), len(spans)), []
             for at, form in enumerate(forms):
-                told(number * len(forms) + at, total)
-                made.append(self._back(spans, parts, Storing(self.coder, form)))
+                now = partial(told, number * len(forms) + at, total, f"{kind.name}, {size} tokens, {form.name}")
+                made.append(self._back(spans, parts, Storing(self.coder, form), now))
             found.repeated.append(_repeated(what, made[0][1]))
             found.stored.extend(_stored(what, one, made[0]) for one in made)
             more = None if kind.name in GENERATED else self._spans(kind, size + self.asked.continued)
             if more is not None:
                 found.continued.append(self._continued(kind, more, parts))
+        told(total, total, "seconds for one context")
         found.latencies.extend(self._latencies(cuts))
-        told(total, total)
         return found
 
     def _spans(self, kind: Kind, size: int) -> torch.Tensor | None:
         drawn = kind.spans(self.asked.rows, size, self.asked.seed)
         return None if drawn is None else torch.from_numpy(drawn).to(self.coder.tags.device)
 
-    def _back(self, spans: torch.Tensor, parts: Parts, storing: Storing) -> Back:
+    def _back(self, spans: torch.Tensor, parts: Parts, storing: Storing, now: Callable[[], None]) -> Back:
         asked = self.asked
-        passes = Measuring(self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half, kept=storing)
+        passes = Measuring(
+            self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half, alive=now, kept=storing
+        )
         return storing, np.array(passes.measure(len(spans)), np.float64)
 
     def _continued(self, kind: Kind, texts: torch.Tensor, parts: Parts) -> Continued:

@@ -62,8 +62,8 @@ def mean(measured: Sequence[Measure]) -> Measure:
 @dataclass(frozen=True, slots=True)
 class Measuring:
     """Contexts ``[rows, n]`` through the slots of their ``parts``, at most ``batch_tokens`` in a pass, in half
-    precision (autocast) or not. ``alive`` is called before each pass, and may raise; ``passed`` after it, with its
-    tokens. ``kept``: what is read of slots ``[rows, k, d]``."""
+    precision (autocast) or not. ``alive`` is called before each pass and each token that is written, and may raise;
+    ``passed`` after a pass, with its tokens. ``kept``: what is read of slots ``[rows, k, d]``."""
 
     coder: Autoencoder
     tokenizer: Any
@@ -110,7 +110,7 @@ class Measuring:
         return list(zip(nats.tolist(), (likely == ids).float().mean(1).tolist(), strict=True))
 
     def _back(self, ids: torch.Tensor) -> list[tuple[float, float]]:
-        found = reconstructed(self.coder, self._encoded(ids), ids.shape[1])
+        found = reconstructed(self.coder, self._encoded(ids), ids.shape[1], alive=self.alive)
         texts = zip(*(self.tokenizer.batch_decode(one) for one in (found, ids)), strict=True)
         bleu = Bleu() if find_spec("sacrebleu") else None
         scores = [bleu(came, [expected])[0] if bleu else NAN for came, expected in texts]

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from pipeline.generation.generated import no_defaults
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 
 
+class _Alive(StoppingCriteria):  # type: ignore[misc]
+    """Stops at nothing, but calls something after each token, which may raise."""
+
+    def __init__(self, alive: Callable[[], None]) -> None:
+        self._alive = alive
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self._alive()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 @torch.inference_mode()
-def reconstructed(coder: Autoencoder, slots: torch.Tensor, size: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+def reconstructed(
+    coder: Autoencoder, slots: torch.Tensor, size: int, mask: torch.Tensor | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> torch.Tensor:  # fmt: skip
     """Slots ``[rows, k, d]`` -> ``size`` token ids a row, greedily; how long a span was is known. ``mask`` ``[rows,
-    k]``: which of them there are, where rows have different numbers of them; all."""
+    k]``: which of them there are, where rows have different numbers of them; all. ``alive`` is called for each token
+    that is written, and may raise."""
     tags = torch.full((len(slots),), TAGS.index("AE"), device=slots.device)
     begun = coder.told(slots, tags).to(coder.embed.weight.dtype)
     there = torch.ones(begun.shape[:2], dtype=torch.int64, device=slots.device)
@@ -25,6 +41,7 @@ def reconstructed(coder: Autoencoder, slots: torch.Tensor, size: int, mask: torc
         found: torch.Tensor = model.generate(
             inputs_embeds=begun, attention_mask=there,
             max_new_tokens=size, min_new_tokens=size, do_sample=False, pad_token_id=0,
+            stopping_criteria=StoppingCriteriaList([_Alive(alive)]),
         )  # fmt: skip
     return found
 

@@ -95,7 +95,7 @@ def _written(
         alive()
         some = [tasks[row] for row in rows]
         slots, mask = padded([one.slots.to(coder.tags.device) for one in some])
-        found = reconstructed(coder, slots, max(one.size for one in some), mask)
+        found = reconstructed(coder, slots, max(one.size for one in some), mask, alive)
         return [ids[: one.size] for ids, one in zip(found.tolist(), some, strict=True)]
 
     most = pass_tokens(batch_tokens, coder.tags.device)

@@ -96,7 +96,7 @@ def test_a_long_context_is_cut_as_it_is_when_encoded(coder: Autoencoder, found: 
     """And one span says what the training's own measurement says of it."""
     tokenizer = load_tokenizer(str(tiny_model))
     seen: list[tuple[int, int]] = []
-    made = evaluate(coder, tokenizer, found, ASKED, lambda done, total: seen.append((done, total)))
+    made = evaluate(coder, tokenizer, found, ASKED, lambda done, total, what: seen.append((done, total)))
     assert [(one.tokens, one.slots) for one in made.repeated if one.kind == "prose"] == [
         (16, 8), (16, 4), (24, 12), (24, 6),
     ]  # fmt: skip
@@ -121,10 +121,12 @@ def test_what_the_store_loses_shows_in_what_comes_back(
     """By hand: the slots of each context packed and unpacked, and the nats behind these."""
     forms = tuple(FORMS[name] for name in ("float16", "int8", "int4/32"))
     asked = replace(ASKED, tokens=(24,), ratios=(2.0,), forms=forms)
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, str]] = []
     tokenizer = load_tokenizer(str(tiny_model))
-    made = evaluate(coder, tokenizer, found[:1], asked, lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    made = evaluate(coder, tokenizer, found[:1], asked, lambda *now: seen.append(now))
+    told = [(at, 3, f"prose, 24 tokens, {one.name}") for at, one in enumerate(forms)]
+    assert list(dict.fromkeys(seen)) == [*told, (3, 3, "seconds for one context")]
+    assert all(seen.count(one) > 24 for one in told)  # at every token that is written: Ctrl-C need not wait for all
     assert [(one.form, one.bytes) for one in made.stored] == [("float16", 128), ("int8", 66), ("int4/32", 36)]
     spans = torch.from_numpy(found[0].spans(5, 24, 0))
     head = coder.model.get_output_embeddings().weight
@@ -147,14 +149,14 @@ def test_what_the_store_loses_shows_in_what_comes_back(
     screen = io.StringIO()
     print_evaluation(made, Console(file=screen, width=120))
     assert "by how slots are stored" in screen.getvalue() and "int4/32" in screen.getvalue()
-    alone = evaluate(coder, tokenizer, found[:1], replace(asked, forms=(FORMS["int8"],)), lambda done, total: None)
+    alone = evaluate(coder, tokenizer, found[:1], replace(asked, forms=(FORMS["int8"],)), lambda *_: None)
     assert alone.repeated[0].nats == int8.nats and not alone.compares_forms
 
 
 def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path, folder: Path) -> None:
     short = Asked(tokens=(16, 20_000), ratios=(2.0,), span=16, rows=2, continued=8, batch_tokens=64, half=False)
     tokenizer = load_tokenizer(str(tiny_model))
-    made = evaluate(coder, tokenizer, found[:1], short, lambda done, total: None)
+    made = evaluate(coder, tokenizer, found[:1], short, lambda *_: None)
     assert made.short == [("prose", 20_000)]
     html = render_encoder(made, "<night>", read_manifest(folder), [(0, 7.0), (1, 6.5), (2, 6.0)])
     assert html.lstrip().startswith("<!DOCTYPE html>") and "&lt;night&gt;" in html and "<night>" not in html
