@@ -44,7 +44,9 @@ def plans(spec: GenerateSpec) -> dict[str, Settings]:
     for rounds in (2, 4) if spec.drafters else ():
         cascade = {"drafters": spec.drafters, "draft_rounds": (rounds, *[2] * (len(spec.drafters) - 1))}
         found[f"drafter {rounds}"] = cascade
-        found[f"cascade {rounds} over 3"] = {**cascade, "draft_tokens": 3}
+        if rounds == 2:  # with 7 behind the 8, as many are checked as short steps read at the cost of one
+            found["cascade 2 over 3"] = over = {**cascade, "draft_tokens": 3}
+            found["cascade 2 over 3, 7 behind"] = {**over, "draft_tail": 7}
     if spec.drafters:
         found["drafts as pay"] = own_plan(GenerateSpec(kind="generate", drafters=spec.drafters, draft_tokens="auto"))
     own = own_plan(spec)

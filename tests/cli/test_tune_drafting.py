@@ -26,7 +26,7 @@ max_new_tokens = 12
 """
 COMPRESS = '[[stages]]\nkind = "compress"\nmethod = "random"\nrates = [0.5, 0.25]\n'
 COPIES = ["plain", "copies 3", "copies 7", "copies 15", "copies as pay"]
-DRAFTED = ["drafter 2", "cascade 2 over 3", "drafter 4", "cascade 4 over 3", "drafts as pay"]
+DRAFTED = ["drafter 2", "cascade 2 over 3", "cascade 2 over 3, 7 behind", "drafter 4", "drafts as pay"]
 
 
 def write(user: User, model: Path, *, compress: str = "", settings: str = "") -> None:
