@@ -118,7 +118,7 @@ def built(trunk: Any, find: Find = joined) -> Built | None:
         return None
     layers = [_layer(one, find) for one in getattr(trunk, "layers", [])]
     known = tuple(one for one in layers if one is not None)
-    alike = all(hasattr(trunk, name) for name in ("embed_tokens", "rotary_emb"))
+    alike = type(getattr(trunk, "embed_tokens", None)) is nn.Embedding and hasattr(trunk, "rotary_emb")
     norm: Any = getattr(trunk, "norm", None)
     if not alike or not known or len(known) != len(layers) or not hasattr(norm, "variance_epsilon"):
         return None

@@ -39,9 +39,8 @@ class Fused:
         from pipeline.passes import few, products  # where there is no GPU there is no Triton
 
         model, arrived = self._model, self._arrived
-        hidden = model.trunk.embed_tokens(ids)
-        turns = model.turns(hidden, at, step.keys[0].shape[-1])
-        stream = products.Stream.of(hidden, *model.layers[0].before)
+        stream = products.stream_of(ids, model.trunk.embed_tokens.weight, *model.layers[0].before)
+        turns = model.turns(stream.states, at, step.keys[0].shape[-1])
         following = [layer.before for layer in model.layers[1:]] + [model.last]
         for layer, keys, values, norm in zip(model.layers, step.keys, step.values, following, strict=True):
             projected = products.product(stream, layer.queries.weight, arrived, layer.queries.bias)

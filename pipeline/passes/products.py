@@ -28,12 +28,6 @@ class Stream:
     squares: torch.Tensor
     epsilon: float
 
-    @classmethod
-    def of(cls, states: torch.Tensor, norm: torch.Tensor, epsilon: float) -> Stream:
-        """Of ``states`` that are to be added to, before a norm of these weights."""
-        squares = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32).square()
-        return cls(states, states * norm, squares[None], epsilon)
-
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
@@ -52,6 +46,19 @@ def tiles(features: int, depth: int, paired: bool, splits: bool) -> Tiles:
     if paired and features <= 4096:
         return Tiles(16, 128, stages=5)
     return Tiles(16, 256, 3 if splits and depth >= 4096 else 1)
+
+
+def stream_of(ids: torch.Tensor, embeddings: torch.Tensor, norm: torch.Tensor, epsilon: float) -> Stream:
+    """The stream of tokens ``ids`` ``[tokens]``, whose ``embeddings`` ``[v, d]`` have these, before a ``norm``."""
+    size = embeddings.shape[1]
+    states = embeddings.new_empty(len(ids), size)
+    weighted, squares = torch.empty_like(states), states.new_empty(1, len(ids), dtype=torch.float32)
+    early = comes_early(ids)
+    _open[len(ids),](
+        ids, embeddings, norm, states, weighted, squares, size, WIDTH=triton.next_power_of_2(size), EARLY=early,
+        launch_pdl=early,
+    )  # fmt: skip
+    return Stream(states, weighted, squares, epsilon)
 
 
 def product(
@@ -102,6 +109,24 @@ def _launch(
         BIAS=bias is not None, PAIRED=paired, ADDED=added is not None, PARTS=parts, EARLY=early,
         WARPS=how.warps, num_warps=how.warps, num_stages=how.stages, launch_pdl=early,
     )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _open(  # type: ignore[no-untyped-def]
+    ids, embeddings, norm, states, weighted, squares, size, WIDTH: tl.constexpr, EARLY: tl.constexpr
+):
+    token, at = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    mask = at < size
+    if EARLY:
+        follow()
+    given = tl.load(embeddings + tl.load(ids + token).to(tl.int64) * size + at, mask=mask, other=0.0)
+    weights = tl.load(norm + at, mask=mask, other=0.0)
+    if EARLY:
+        beckon()
+    wide = given.to(tl.float32)
+    tl.store(states + token * size + at, given, mask=mask)
+    tl.store(weighted + token * size + at, (wide * weights.to(tl.float32)).to(given.dtype), mask=mask)
+    tl.store(squares + token, tl.sum(wide * wide, 0))
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]

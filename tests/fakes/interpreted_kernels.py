@@ -32,7 +32,7 @@ from pipeline.passes.heads import reads_logits_once
 from pipeline.passes.joined import join
 from pipeline.passes.packable import can_pack, can_step, reads_wide
 from pipeline.passes.packed import PackedPasses, Step, read_packed
-from pipeline.passes.products import Stream, add_product, product
+from pipeline.passes.products import add_product, product, stream_of
 from pipeline.passes.sums import add
 from pipeline.passes.surprisal import surprisal
 
@@ -109,13 +109,13 @@ def products(tokens: int, features: int, depth: int, around: str) -> Off:
     differences = []
     for _ in range(2):
         if "added" in around:
-            to = Stream.of(states.clone(), next_norm, 1e-5)
+            to = stream_of(torch.arange(tokens), states, next_norm, 1e-5)
             to = add_product(given, weight, arrived, to, next_norm, 1e-5)
             scales = (to.squares.sum(0) / features + to.epsilon).rsqrt()
             sums = states + expected
             differences += [to.states - sums, to.weighted * scales[:, None] - normed(sums, next_norm)]
         else:
-            source = Stream.of(given, norm, 1e-5) if "norm" in around else given
+            source = stream_of(torch.arange(tokens), given, norm, 1e-5) if "norm" in around else given
             found = product(source, weight, arrived, bias if "bias" in around else None, paired)
             differences.append(found - expected)
     return max(float(one.abs().max()) for one in differences), int(arrived.abs().sum())

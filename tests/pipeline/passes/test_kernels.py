@@ -118,53 +118,109 @@ def test_kernels_say_what_they_stand_for() -> None:
         assert 0 <= off < most and not counted, (case, off, counted)
 
 
-@pytest.mark.parametrize(("kind", "loads"), [("fp16", 1), ("bf16", 1), ("fp32", 2)])
-@pytest.mark.parametrize("cap", [None, 30.0])
-def test_logits_are_loaded_16_bytes_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, loads: int, cap: float | None
-) -> None:
-    """Compiled for an H100, which needs none: what the interpreter lets pass the compiler may not."""
-    triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], divisible: Sequence[str], **options: Any
+) -> Any:
+    """For an H100, which compiling needs none of: what the interpreter lets pass the compiler may not."""
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    place = {name: at for at, name in enumerate(kernel.arg_names)}
+    source = ASTSource(
+        kernel, {name: types.get(name, "constexpr") for name in place},
+        {(place[name],): value for name, value in constants.items()},
+        {(place[name],): [["tt.divisibility", 16]] for name in divisible},
+    )  # fmt: skip
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+@pytest.fixture
+def compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("compiles")
+@pytest.mark.parametrize(("kind", "loads"), [("fp16", 1), ("bf16", 1), ("fp32", 2)])
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_logits_are_loaded_16_bytes_at_once(kind: str, loads: int, cap: float | None) -> None:
     from pipeline.passes import surprisal
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"logits": f"*{kind}", "targets": "*i64", "nats": "*fp32", "vocabulary": "i32"}
     constants = {"CAP": cap, "DEEP": surprisal._DEEP, "LANES": surprisal._LANES}
-    names = [*types, *constants]
-    aligned: Any = {(names.index(name),): [["tt.divisibility", 16]] for name in ("logits", "nats", "vocabulary")}
-    source = ASTSource(
-        surprisal._surprisal.kernel, types | dict.fromkeys(constants, "constexpr"),
-        {(names.index(name),): value for name, value in constants.items()}, aligned,
-    )  # fmt: skip
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": surprisal._WARPS})
+    aligned = ["logits", "nats", "vocabulary"]
+    made = compiled(surprisal._surprisal.kernel, types, constants, aligned, num_warps=surprisal._WARPS)
     assert len(re.findall(r"ld\.global\.v4\.b32", made.asm["ptx"])) == loads * surprisal._DEEP
     assert made.metadata.shared <= 1024
 
 
+@pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
-def test_low_rank_weights_are_multiplied_by_tensor_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """Compiled for an H100, as above, with and without alignment."""
-    triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def test_low_rank_weights_are_multiplied_by_tensor_cores(kind: str) -> None:
+    """With and without alignment."""
     from pipeline.passes import sums
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tensors = ["weight", "up", "down", "into"]
     types = {**dict.fromkeys(tensors, f"*{kind}"), **dict.fromkeys(["rows", "columns", "rank"], "i32"), "scale": "fp32"}
     constants = {"ROWS": sums._ROWS, "COLUMNS": sums._COLUMNS, "DEPTH": sums._DEPTH}
-    names = [*types, *constants]
     for divisible in (["rows", "columns", "rank", *tensors], []):
-        source = ASTSource(
-            sums._add.kernel, types | dict.fromkeys(constants, "constexpr"),
-            {(names.index(name),): value for name, value in constants.items()},
-            {(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
-        )  # fmt: skip
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        made = compiled(sums._add.kernel, types, constants, divisible, num_warps=4)
         assert re.search(r"wgmma|mma\.sync", made.asm["ptx"]) and made.metadata.shared <= 48 * 1024
+
+
+SHARED = 227 * 1024
+"""Bytes of shared memory that a program on an H100 may have."""
+
+
+@pytest.mark.usefixtures("compiles")
+@pytest.mark.parametrize("features", [8960, 1536])
+@pytest.mark.parametrize("tokens", [8, 16])
+@pytest.mark.parametrize("around", ["PAIRED", "ADDED"])
+def test_short_products_are_by_tensor_cores_and_come_early(around: str, tokens: int, features: int) -> None:
+    from pipeline.passes import products
+
+    how = products.tiles(features, 8960, around == "PAIRED", around == "ADDED")
+    tensors = ["given", "weight", "out", "bias", "norm", "weighted"]
+    numbers = ["tokens", "features", "depth", "each", "scales"]
+    types = {**dict.fromkeys(tensors, "*bf16"), **dict.fromkeys(numbers, "i32"), "epsilon": "fp32", "arrived": "*i32"}
+    types |= dict.fromkeys(["squares", "new_squares", "sums"], "*fp32")
+    constants = {
+        "TOKENS": tokens, "FEATURES": how.features, "DEPTH": how.depth, "PARTS": how.parts, "WARPS": how.warps,
+        "SCALES": 64 * (around == "PAIRED"), "BIAS": False, "PAIRED": False, "ADDED": False, "EARLY": True,
+        around: True,
+    }  # fmt: skip
+    launch = {"num_warps": how.warps, "num_stages": how.stages, "launch_pdl": True}
+    aligned = [*tensors, "features", "depth", "each"]
+    made = compiled(products._product, types, constants, aligned, **launch)
+    assert re.search(r"mma\.sync", made.asm["ptx"]) and len(re.findall("griddepcontrol", made.asm["ptx"])) == 2
+    assert made.metadata.shared <= SHARED // 3  # so that several programs have room on a processor
+
+
+@pytest.mark.usefixtures("compiles")
+@pytest.mark.parametrize(("new", "size"), [(1, 64), (1, 128), (8, 128), (16, 256)])
+def test_attention_of_few_tokens_fits_and_comes_early(new: int, size: int) -> None:
+    from pipeline.passes import few
+
+    grid = few._Grid.of(1, new, 12, 2, size)
+    tensors = ["projected", "cosines", "sines", "keys", "values", "out"]
+    types = {**dict.fromkeys(tensors, "*bf16"), **dict.fromkeys(["first", "stored"], "*i64"), "arrived": "*i32"}
+    types |= dict.fromkeys(["sums", "scales"], "*fp32") | {"scale": "fp32"}
+    types |= dict.fromkeys(["new", "parts", "column_stride", "head_stride"], "i32")
+    constants = {
+        "HEADS": 12, "KEY_HEADS": 2, "GROUP": grid.group, "BLOCKS": grid.blocks, "SIZE": size, "WIDTH": grid.width,
+        "QUERIES": grid.queries, "COLUMNS": max(16, few._BLOCK // grid.width), "NEW": 16, "EARLY": True,
+    }  # fmt: skip
+    aligned = [*tensors, "column_stride", "head_stride"]
+    made = compiled(few._attend_new, types, constants, aligned, num_warps=grid.warps, launch_pdl=True)
+    assert len(re.findall("griddepcontrol", made.asm["ptx"])) == 2 and made.metadata.shared <= SHARED
+
+
+@pytest.mark.usefixtures("compiles")
+def test_a_stream_begins_early() -> None:
+    from pipeline.passes import products
+
+    tensors = ["embeddings", "norm", "states", "weighted"]
+    types = {**dict.fromkeys(tensors, "*bf16"), "ids": "*i64", "squares": "*fp32", "size": "i32"}
+    made = compiled(products._open, types, {"WIDTH": 2048, "EARLY": True}, [*tensors, "size"], launch_pdl=True)
+    assert len(re.findall("griddepcontrol", made.asm["ptx"])) == 2
