@@ -173,5 +173,6 @@ class _Session:
     def _show(self, step: int) -> None:
         if step % max(1, self.spec.steps // SAMPLES) or not log.isEnabledFor(logging.INFO):
             return
+        self.trainer.settle()  # a sample would wait for who is gone
         loss, sample = self.attempt.curve[-1][1], self.measurer.sample()
         log.info("%s: step %d of %d, loss %.3f; %s", self.spec.kind, step, self.spec.steps, loss, sample)

@@ -4,9 +4,10 @@ all take the same step of the optimiser. Data parallel, as accelerate and DDP do
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ ENDING_SECONDS = 1.0
 
 HERE = "127.0.0.1"
 """All are on one machine."""
+
+GO_ON = {"cuda"}
+"""Devices that go on with what all do together by themselves, while the host does something else."""
 
 KEPT = 2
 """Announcements that some may not have heard yet."""
@@ -47,6 +51,9 @@ class Alone:
         """The loss is all of it, and the gradients are."""
         return loss
 
+    def settle(self) -> None:
+        """There is nobody to wait for."""
+
 
 def meeting(port: int, world: int) -> Any:
     """Where others meet the first one, which is at the ``port``."""
@@ -66,6 +73,7 @@ class Group(Alone):
     ) -> None:  # fmt: skip
         self.rank, self.world, self._device, self._lost = rank, world, device, lost
         self._board, self._announced = board or store, 0
+        self._under_way: Any = None
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -76,11 +84,13 @@ class Group(Alone):
         data = torch.frombuffer(bytearray(save(tensors())), dtype=torch.uint8).to(self._device)
         self.announce(len(data))
         self._all(dist.broadcast, data)
+        self.settle()
 
     def begun(self) -> dict[str, torch.Tensor]:
         """What the first one gave."""
         data = torch.empty(self.heard(), dtype=torch.uint8, device=self._device)
         self._all(dist.broadcast, data)
+        self.settle()
         return load(data.cpu().numpy().tobytes())
 
     def announce(self, number: int) -> None:
@@ -98,24 +108,45 @@ class Group(Alone):
 
     def summed(self, weights: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
         """The loss over all processes, after every gradient has become the sum of theirs. One that none has is none."""
-        known = on_device(torch.tensor([float(one.grad is not None) for one in weights]), self._device)
+        there = [one.grad is not None for one in weights]
+        known = on_device(torch.tensor(there, dtype=torch.float32), self._device)
         grads = [torch.zeros_like(one).flatten() if one.grad is None else one.grad.flatten() for one in weights]
         flat = torch.cat([*grads, known, loss.detach().float()[None]])
         self._all(dist.all_reduce, flat)
         *sums, known, loss = torch.split(flat, [*(one.numel() for one in weights), len(weights), 1])
-        for one, found, of in zip(weights, sums, known.tolist(), strict=True):
+        if not all(there):  # else no other need be asked, nor waited for
+            self.settle()
+            there = [of > 0 for of in known.tolist()]
+        for one, found, of in zip(weights, sums, there, strict=True):
             one.grad = found.view_as(one).clone() if of else None
         return loss[0]
 
-    def _all(self, what: Callable[..., Any], tensor: torch.Tensor) -> None:
-        """Together with all others. Never waits for one that is gone."""
-        given = (tensor, 0) if what is dist.broadcast else (tensor,)
-        try:
-            work = what(*given, async_op=True)
-            while not work.is_completed():
+    def settle(self) -> None:
+        """Wait until what all do together is done. Never waits for one that is gone."""
+        work, self._under_way = self._under_way, None
+        with self._theirs():
+            while work is not None and not work.is_completed():
                 self._lost()
                 time.sleep(LOOK_SECONDS)
-            work.wait()
+            if work is not None:
+                work.wait()
+
+    def _all(self, what: Callable[..., Any], tensor: torch.Tensor) -> None:
+        """Together with all others, once what was begun before is done."""
+        given, goes_on = (tensor, 0) if what is dist.broadcast else (tensor,), self._device.type in GO_ON
+        self.settle()
+        with self._theirs():
+            self._under_way = what(*given, async_op=True)
+            if goes_on:
+                self._under_way.wait()  # what follows on the device, that is
+        if not goes_on:
+            self.settle()
+
+    @contextlib.contextmanager
+    def _theirs(self) -> Iterator[None]:
+        """Whoever is gone is why what all do together fails."""
+        try:
+            yield
         except RuntimeError:
             time.sleep(ENDING_SECONDS)
             self._lost()

@@ -79,6 +79,7 @@ class Trainer:
 
     def settle(self) -> None:
         """Wait until it is known of the last step that it counts. Raises ``Diverged``."""
+        self._sharing.settle()
         latest, self._latest = self._latest, None
         _check(latest)
 

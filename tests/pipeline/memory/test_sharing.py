@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from pipeline.memory import peers
+from pipeline.memory import peers, sharing
 from pipeline.memory.training import Trainer
 from pipeline.models import ModelPool
 from pipeline.models.encoders import CURVE, WEIGHTS
@@ -32,6 +32,14 @@ def learned(folder: Path) -> tuple[dict[str, torch.Tensor], list[float]]:
     return load_file(folder / "encoder" / WEIGHTS), losses
 
 
+@pytest.fixture(params=["waits", "goes on"])
+def first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process does as on a CPU, or as on a GPU."""
+    if request.param == "goes on":
+        monkeypatch.setattr(sharing, "GO_ON", {"cpu"})
+
+
+@pytest.mark.usefixtures("first")
 @pytest.mark.parametrize("kind", JOBS)
 def test_two_processes_take_the_steps_of_one_and_go_on(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     """The same weights but for the order in which gradients were summed, and what float16 makes of that."""
@@ -52,6 +60,7 @@ def _after(path: Path) -> Any:
     return path.exists
 
 
+@pytest.mark.usefixtures("first")
 def test_one_that_is_gone_ends_the_attempt(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started, others, step = peers._started, [], Trainer.step
 
