@@ -2,14 +2,15 @@
 
     python -m benchmarks.layer_kernels --model FOLDER --tokens 1 8 16        # a GPU; FOLDER has config.json
 
-Each kernel alone, once for every layer of the model with weights of its own (random ones), as a CUDA graph: no weight
-is still in the cache. Microseconds a layer, the median of five; ``floor``: the same bytes at ``--bandwidth``. Attention
-is of one row behind ``--stored`` columns. The head is torch's.
+Each kernel alone, one after the other over as much as no cache holds, weights (or keys and values) of its own each
+time, as a CUDA graph. Microseconds, the median of five; ``floor``: the same bytes at ``--bandwidth``. Attention is of
+one row behind ``--stored`` columns. The head is torch's.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,12 @@ import torch
 
 from benchmarks.measuring import facts, save, table
 from pipeline.generation.timing import timed
+from pipeline.passes.fused import MOST
 
 REPEATED = 30
-HEADS = 3
-"""Heads, one after the other: enough not to be in the cache."""
+EACH = 2  # bytes of a number
+UNCACHED = 2**28
+"""Bytes of which the first are in no cache any more when the last are read."""
 
 
 def main() -> None:
@@ -44,55 +47,51 @@ def _kernels(config: Any, tokens: int, stored: int) -> dict[str, tuple[Callable[
     """By name: what is run, how often it does its work, and bytes that it reads each time."""
     from pipeline.passes import few, products
 
-    d, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    d, inner, heads, key_heads = (
+        config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads
+    )  # fmt: skip
     size = getattr(config, "head_dim", None) or d // heads
     made = torch.Generator("cuda").manual_seed(0)
 
-    def drawn(*shape: int, number: int = layers) -> list[torch.Tensor]:
+    def drawn(*shape: int) -> torch.Tensor:
         every: dict[str, Any] = {"generator": made, "device": "cuda", "dtype": torch.bfloat16}
-        return [0.02 * torch.randn(shape, **every) for _ in range(number)]
+        return 0.02 * torch.randn(shape, **every)
+
+    def many(*shape: int) -> list[torch.Tensor]:
+        return [drawn(*shape) for _ in range(-(-UNCACHED // (EACH * math.prod(shape))))]
 
     arrived = torch.zeros(max(4096, config.vocab_size), dtype=torch.int32, device="cuda")
-    (states, weighted), (norm,) = drawn(tokens, d, number=2), drawn(d, number=1)
-    stream = products.Stream(states, weighted, torch.rand(-(-d // 16), tokens, device="cuda"), 1e-6)
-    queries, gates = drawn((heads + 2 * key_heads) * size, d), drawn(2 * inner, d)
-    out, down, (attended,), (gated,) = (
-        drawn(d, heads * size), drawn(d, inner), drawn(tokens, heads * size, number=1), drawn(tokens, inner, number=1)
-    )  # fmt: skip
-    keys, values = (drawn(stored + tokens, key_heads, size) for _ in range(2))
-    (projected,), turns = drawn(tokens, (heads + 2 * key_heads) * size, number=1), drawn(tokens, size, number=2)
-    first = torch.zeros(1, dtype=torch.int64, device="cuda")
-    before, (last,), vocabularies = (
-        first + stored,
-        drawn(tokens, d, number=1),
-        drawn(config.vocab_size, d, number=HEADS),
-    )
+    stream = products.Stream(drawn(tokens, d), drawn(tokens, d), torch.rand(-(-d // 16), tokens, device="cuda"), 1e-6)
+    norm, first = drawn(d), torch.zeros(1, dtype=torch.int64, device="cuda")
+    projected, turns = drawn(tokens, (heads + 2 * key_heads) * size), (drawn(tokens, size), drawn(tokens, size))
+    row = first, first + stored, arrived, tokens, heads, size**-0.5
 
-    def attend() -> None:
-        for key, value in zip(keys, values, strict=True):
-            where = first, before, arrived, tokens, heads, size**-0.5
-            few.attend_new(projected, (turns[0], turns[1]), key, value, *where)
+    def read(weights: list[torch.Tensor], paired: bool = False) -> Any:
+        return (lambda: [products.product(stream, one, arrived, paired=paired) for one in weights]), weights
 
-    def add(given: torch.Tensor, weights: list[torch.Tensor]) -> None:
-        to = stream
-        for one in weights:
-            to = products.add_product(given, one, arrived, to, norm, 1e-6)
+    def add(given: torch.Tensor, weights: list[torch.Tensor]) -> Any:
+        def run() -> None:
+            to = stream
+            for one in weights:
+                to = products.add_product(given, one, arrived, to, norm, 1e-6)
 
-    each = 2  # bytes of a number
-    return {
-        "queries, keys, values": (
-            lambda: [products.product(stream, one, arrived) for one in queries], layers, each * queries[0].numel()
-        ),
-        "attention": (attend, layers, each * 2 * stored * key_heads * size),
-        "out": (lambda: add(attended, out), layers, each * out[0].numel()),
-        "gates": (
-            lambda: [products.product(stream, one, arrived, paired=True) for one in gates], layers,
-            each * gates[0].numel(),
-        ),
-        "down": (lambda: add(gated, down), layers, each * down[0].numel()),
-        "head": (lambda: [last @ one.T for one in vocabularies], HEADS, each * vocabularies[0].numel()),
-    }  # fmt: skip
+        return run, weights
+
+    def attend(stores: list[torch.Tensor]) -> Any:
+        return (lambda: [few.attend_new(projected, turns, one[0], one[1], *row) for one in stores]), stores
+
+    def say(given: torch.Tensor, vocabularies: list[torch.Tensor]) -> Any:
+        return (lambda: [given @ one.T for one in vocabularies]), vocabularies
+
+    kernels = {
+        "queries, keys, values": read(many((heads + 2 * key_heads) * size, d)),
+        "attention": attend(many(2, stored + tokens, key_heads, size)),
+        "out": add(drawn(tokens, heads * size), many(d, heads * size)),
+        "gates": read(many(2 * inner, d), paired=True),
+        "down": add(drawn(tokens, inner), many(d, inner)),
+        "head": say(drawn(tokens, d), many(config.vocab_size, d)),
+    }
+    return {name: (run, len(over), EACH * over[0].numel()) for name, (run, over) in kernels.items()}
 
 
 def _seconds(run: Callable[[], Any]) -> float:
@@ -117,7 +116,8 @@ def _replay(graph: torch.cuda.CUDAGraph) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 16], help="of a step; at most 16")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 16], choices=range(1, MOST + 1), metavar="N",
+                        help=f"of a step, {MOST} or fewer")  # fmt: skip
     parser.add_argument("--stored", type=int, default=700)
     parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes a second")
     parser.add_argument("--json", type=Path)

@@ -106,8 +106,7 @@ def _compared(
         works[name] = decoding(target, spec, some, prompts, rows, pool)
     works["plain"](None)
     works["auto"](2)  # what passes take is measured once on a machine, and no part of the first run
-    read = {name: statistics.median(timed(partial(work, 1), target.device)[1] for _ in range(runs))
-            for name, work in works.items()}  # fmt: skip
+    read = {name: _reading(work, runs, target) for name, work in works.items()}
     found = [_pair(works, read, number % 2 == 1, number > 0, target) for number in range(1 + runs)]
     (first_plain, first), *pairs = found
     whole = [auto.rate / plain.rate for plain, auto in pairs]
@@ -123,6 +122,12 @@ def _compared(
         "first": first.rate / first_plain.rate, "tokens a pass": pairs[-1][1].tokens / passes,
         "drafted": drafted, "same answers": same,
     }  # fmt: skip
+
+
+def _reading(work: Decode, runs: int, target: LoadedModel) -> float:
+    """Seconds until the first tokens are there, by an engine that is there."""
+    work(1)
+    return statistics.median(timed(partial(work, 1), target.device)[1] for _ in range(runs))
 
 
 def _pair(

@@ -41,24 +41,34 @@ class Checkpoints:
     def __init__(self, folder: str, key: str) -> None:
         self._fs, self._root = resolve_path(folder)
         self._key = key
+        self._useless: set[str] = set()  # by their names later than those that are written now, perhaps
 
     def save(self, checkpoint: Checkpoint, kept: int = KEPT) -> None:
         """Write it, then let go of all but the last ``kept``. Raises ``OSError``."""
         said = {"key": self._key, "step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
         said["sha256"] = _sha256(said, checkpoint.tensors)
-        write_whole(self._fs, f"{self._root}/step-{checkpoint.step:08}{SUFFIX}", save(checkpoint.tensors, said))
-        for path in self._paths()[kept:]:
-            delete(self._fs, path)
+        path = f"{self._root}/step-{checkpoint.step:08}{SUFFIX}"
+        write_whole(self._fs, path, save(checkpoint.tensors, said))
+        self._useless.discard(path)
+        last = [one for one in self._paths() if one not in self._useless][:kept]
+        for one in self._paths():
+            if one not in last:
+                delete(self._fs, one)
 
     def latest(self) -> Checkpoint | None:
         """The last one that is whole and of this training."""
         for path in self._paths():
+            found = None
             try:
                 with self._fs.open_input_file(path) as file:
-                    found = self._read(file.read())
-            except (SafetensorError, ValueError, KeyError, OSError) as error:
-                log.warning("checkpoint %s cannot be read, the one before it is taken: %s", path, error)
-                continue
+                    data = file.read()
+                found = self._read(data)
+                self._useless.update(() if found else (path,))
+            except OSError as error:
+                _warn(path, error)
+            except (SafetensorError, ValueError, KeyError) as error:
+                _warn(path, error)
+                self._useless.add(path)
             if found is not None:
                 return found
         return None
@@ -66,7 +76,9 @@ class Checkpoints:
     def _read(self, data: bytes) -> Checkpoint | None:
         tensors = load(data)  # checks that the file is as long as its header says
         said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        if said.pop("sha256", None) != _sha256(said, tensors):
+        if (written := said.pop("sha256", None)) is None:
+            raise ValueError("it is of an earlier release, which did not write what it holds")
+        if written != _sha256(said, tensors):
             raise ValueError("it does not hold what was written")
         if said["key"] != self._key:
             return None
@@ -76,6 +88,10 @@ class Checkpoints:
         """Latest first."""
         found = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
         return sorted((info.path for info in found if info.base_name.startswith("step-")), reverse=True)
+
+
+def _warn(path: str, error: Exception) -> None:
+    log.warning("checkpoint %s cannot be read, the one before it is taken: %s", path, error)
 
 
 def _sha256(said: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:

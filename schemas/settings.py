@@ -23,7 +23,12 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="key of the hosted endpoint")
     cache_dir: Path = Field(Path("~/.cache/contextmill"), description="models are kept here")
     price_table: Path | None = Field(None, description="TOML file of your own prices, before the published ones")
-    workers: int = Field(1, ge=1, le=1_024, description="worker processes of `run`; one GPU each where there are any")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=1_024,
+        description="worker processes of `run`, which share the GPUs: all for one, one each for as many",
+    )
 
     resident_models: int = Field(2, ge=1, description="models a worker keeps, besides their drafters and encoders")
     lease_seconds: float = Field(60.0, gt=0, description="a worker silent this long has lost its shard")

@@ -57,7 +57,7 @@ class _Evaluating:
         cuts, forms = self.asked.cuts(), self.asked.forms
         found = Evaluation()
         every = [(kind, size, parts) for kind in self.kinds for size, parts in cuts]
-        total = len(every) * len(forms)
+        total = len(every) * len(forms) + 1
         for number, (kind, size, parts) in enumerate(every):
             if (spans := self._spans(kind, size)) is None:
                 found.short.append((kind.name, size))
@@ -70,8 +70,9 @@ class _Evaluating:
             found.stored.extend(_stored(what, one, made[0]) for one in made)
             more = None if kind.name in GENERATED else self._spans(kind, size + self.asked.continued)
             if more is not None:
-                found.continued.append(self._continued(kind, more, parts))
-        told(total, total, "seconds for one context")
+                now = partial(told, (number + 1) * len(forms), total, f"{kind.name}, {size} tokens, what follows")
+                found.continued.append(self._continued(kind, more, parts, now))
+        told(total - 1, total, "seconds for one context")
         found.latencies.extend(self._latencies(cuts))
         return found
 
@@ -86,10 +87,11 @@ class _Evaluating:
         )
         return storing, np.array(passes.measure(len(spans)), np.float64)
 
-    def _continued(self, kind: Kind, texts: torch.Tensor, parts: Parts) -> Continued:
+    def _continued(self, kind: Kind, texts: torch.Tensor, parts: Parts, now: Callable[[], None]) -> Continued:
         size = texts.shape[1] - self.asked.continued
 
         def some(numbers: list[int]) -> list[Continuation]:
+            now()
             return continuation(self.coder, texts[numbers, :size], texts[numbers, size:], parts)
 
         most = pass_tokens(self.asked.batch_tokens, texts.device)

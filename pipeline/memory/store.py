@@ -35,7 +35,7 @@ MOST_HEADER = 100 * 2**20
 _DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "I8": np.dtype("i1"), "U8": np.dtype("u1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _AGAIN = "bring the job's folder back as it was, or run the job anew with another output folder and database"
-_told: set[str] = set()  # files already complained of in the log, once per process: each has the slots of many rows
+_told: set[tuple[str, type]] = set()  # what was complained of in the log, once per process: a file has many rows' slots
 
 
 class SlotsError(ModelError):
@@ -113,10 +113,10 @@ class SlotFiles:
         try:
             return self.packed(row)
         except (SlotsError, OSError) as error:
-            path = f"{self._root}/{row['slots_file']}"
-            if path not in _told:
-                _told.add(path)
-                log.warning("slots of job %s cannot be taken over: %s", job, error)
+            why = f"{self._root}/{row['slots_file']}", type(error)
+            if why not in _told:
+                _told.add(why)
+                log.warning("slots of job %s cannot be taken over, and perhaps others of their file: %s", job, error)
             return None
 
     def _read(self, path: str, key: str) -> Packed:

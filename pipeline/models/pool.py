@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.accounting.wording import counted
 from pipeline.models.classifiers import load_classifier
 from pipeline.models.kinds import check_causal, check_classifier, check_target
 from pipeline.models.loading import LoadedModel, attends_by_itself, load
@@ -180,7 +181,9 @@ def resolve_device(device: str = "auto") -> str:
     if kind != "cuda" or not (index or "0").isdigit():
         raise ModelError(f"device {device!r}: auto, cpu, cuda or cuda:N")
     if int(index or 0) >= count:
-        raise ModelError(f"device {device!r}: this machine shows {count} GPUs; use auto or cpu, or mend the driver")
+        raise ModelError(
+            f"device {device!r}: this machine shows {counted(count, 'GPU')}; use auto or cpu, or mend the driver"
+        )
     return f"cuda:{int(index or 0)}"
 
 

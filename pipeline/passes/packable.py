@@ -163,19 +163,22 @@ def _after_stored(trunk: Any, expected: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _token_by_token(trunk: Any, kind: Any, width: int, some: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``some`` tokens of three rows after what was stored of them, in a store laid out for them; then one of two."""
+    """``some`` tokens of three rows after what was stored of them, in a store laid out for them; then one of two, and
+    three times as many of one: of more tokens kernels are others."""
     ids, rows = ids_for(trunk, width), np.arange(3)
     width = ids.shape[1]
     some = max(2, min(some, width // 8))
     stored = np.array([width - some - 1, 4, width // 2])
     whole = _whole(trunk, ids).view(3, width, -1)
-    passes, ends = kind(trunk, 3, 2**31 - 1), np.cumsum(stored + some + 1)
+    many = min(3 * some, width // 2 - some)
+    ends = np.cumsum(needs := stored + some + np.array([1, 1, many]))
+    passes = kind(trunk, 3, 2**31 - 1)
     passes.reserve(int(ends[-1]), width)
-    passes.place(rows, ends - stored - some - 1)
+    passes.place(rows, ends - needs)
     begun = torch.cat([ids[row, : stored[row]] for row in rows])
     passes.run(rows, begun, np.zeros_like(stored), stored)
     found, expected = [], []
-    for which, skip, new in (([2, 0, 1], 0, some), ([2, 0], some, 1)):
+    for which, skip, new in (([2, 0, 1], 0, some), ([2, 0], some, 1), ([2], some, many)):
         slots, begins = (torch.tensor(one, device=ids.device) for one in (which, (stored[which] + skip).tolist()))
         columns = begins[:, None] + torch.arange(new, device=ids.device)
         found.append(passes.read_on(slots, ids[slots[:, None], columns], begins, width))

@@ -14,6 +14,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from pipeline.accounting.wording import counted
 from pipeline.storage.filesystem import PathError, is_local, resolve_path
 from pipeline.storage.readers.base import BadRow, Compression, Format, InputError, InputFile
 from pipeline.storage.readers.decompress import reason_of
@@ -82,7 +83,7 @@ def kind_of(name: str) -> tuple[Format | None, Compression | None]:
 def _skipped(named: str, left: list[tuple[str, str]]) -> BadRow:
     first = "; ".join(f"{name} ({why})" for name, why in left[:10])
     more = f"; and {len(left) - 10} more" if len(left) > 10 else ""
-    return BadRow(named, "skipped_files", f"{len(left)} files were not read: {first}{more}")
+    return BadRow(named, "skipped_files", f"{counted(len(left), 'file')} not read: {first}{more}")
 
 
 class _Named:

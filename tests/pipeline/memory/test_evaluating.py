@@ -101,7 +101,7 @@ def test_a_long_context_is_cut_as_it_is_when_encoded(coder: Autoencoder, found: 
         (16, 8), (16, 4), (24, 12), (24, 6),
     ]  # fmt: skip
     assert {one.kind for one in made.continued} == {"prose"} and not made.short
-    assert seen[0] == (0, 16) and seen[-1] == (16, 16)
+    assert seen[0] == (0, 17) and seen[-1] == (16, 17)
     assert all(one.kept is None or one.none > one.full for one in made.continued)
     assert all(min(one.encode, one.read_slots, one.read_text) > 0 for one in made.latencies)
 
@@ -124,9 +124,10 @@ def test_what_the_store_loses_shows_in_what_comes_back(
     seen: list[tuple[int, int, str]] = []
     tokenizer = load_tokenizer(str(tiny_model))
     made = evaluate(coder, tokenizer, found[:1], asked, lambda *now: seen.append(now))
-    told = [(at, 3, f"prose, 24 tokens, {one.name}") for at, one in enumerate(forms)]
-    assert list(dict.fromkeys(seen)) == [*told, (3, 3, "seconds for one context")]
-    assert all(seen.count(one) > 24 for one in told)  # at every token that is written: Ctrl-C need not wait for all
+    told = [(at, 4, f"prose, 24 tokens, {one.name}") for at, one in enumerate(forms)]
+    others = "prose, 24 tokens, what follows", "seconds for one context"
+    assert list(dict.fromkeys(seen)) == [*told, *((3, 4, one) for one in others)]
+    assert all(seen.count(one) > 24 for one in told)  # at every token that is written
     assert [(one.form, one.bytes) for one in made.stored] == [("float16", 128), ("int8", 66), ("int4/32", 36)]
     spans = torch.from_numpy(found[0].spans(5, 24, 0))
     head = coder.model.get_output_embeddings().weight

@@ -120,7 +120,10 @@ def test_a_damaged_file_is_complained_of_once(tmp_path: Path, caplog: pytest.Log
     for files in (SlotFiles(str(tmp_path)), SlotFiles(str(tmp_path))):
         assert [files.taken(row, "night") for row in rows] == [None] * 3
     (said,) = caplog.messages
-    assert f"slots of job night cannot be taken over: {file(tmp_path)} is no slot file" in said
+    assert (
+        f"slots of job night cannot be taken over, and perhaps others of their file: {file(tmp_path)} is no slot file"
+        in said
+    )
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ ATTENTION = {
     "more rows than programs: one part": (1, 4, 4, 16, [20] * 70),
     "heads and tokens share a key": (8, 12, 2, 32, [1, 300, 64]),
     "more queries than a program takes, a size that is no power of two": (17, 8, 1, 80, [70, 63]),
-    "at a part's border, and nothing stored": (2, 3, 3, 32, [0, 1, 126, 127, 128]),
-    "large heads": (2, 4, 2, 128, [94, 95, 96, 400]),
+    "at a part's border, and nothing stored": (2, 3, 3, 32, [0, 1, 126, 127, 128, 129]),
+    "large heads": (2, 4, 2, 128, [94, 95, 96, 97, 400]),
+    "as many queries as eight warps take": (8, 12, 2, 128, [300]),
 }
 PRODUCTS = {
     "behind a norm, with a bias": (2, 48, 128, "norm bias"),

@@ -76,7 +76,7 @@ def test_a_folder_is_read_in_the_order_of_names_each_by_its_ending(tmp_path: Pat
     assert isinstance(skipped, BadRow)
     assert (skipped.source, skipped.code) == (str(tmp_path), "skipped_files")
     assert skipped.reason == (
-        "2 files were not read: README (unknown ending); _temporary/x.jsonl (in a folder whose name begins with _)"
+        "2 files not read: README (unknown ending); _temporary/x.jsonl (in a folder whose name begins with _)"
     )
 
 
