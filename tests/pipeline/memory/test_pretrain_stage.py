@@ -78,7 +78,7 @@ def test_killed_anywhere_and_continued_is_the_same(
         attempts += 1
         assert attempts < 40, "no attempt gets anywhere"
         with contextlib.suppress(Stopped, Killed):
-            outcomes = stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path), stopping=Fate(random, 4, 15)))
+            outcomes = stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path), stopping=Fate(random, 19, 30)))
     assert attempts > 2
     assert written(outcomes) == whole[1]
     assert (tmp_path / "encoder" / WEIGHTS).read_bytes() == (whole[0] / "encoder" / WEIGHTS).read_bytes()
@@ -89,8 +89,9 @@ def test_killed_anywhere_and_continued_is_the_same(
 def test_a_damaged_checkpoint_is_passed_over(
     whole: Whole, tiny_model: Path, pool: ModelPool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    third = tmp_path / "checkpoints" / "step-00000003.safetensors"
     with pytest.raises(Stopped):
-        stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path), stopping=iter([False] * 9 + [True]).__next__))
+        stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path), stopping=third.exists))
     *_, last = sorted((tmp_path / "checkpoints").iterdir())
     last.write_bytes(last.read_bytes()[:-9])
     assert written(stage(tiny_model).run(TEXTS, Run(pool, folder=str(tmp_path)))) == whole[1]
