@@ -16,6 +16,7 @@ from pipeline.producer import DoorbellSilentError
 from pipeline.storage.reaping import Bell, mark_rung, unrung
 from pipeline.storage.shards import Claim
 from workers.app import PREFIX, RUN_SHARD, bells, queue_name
+from workers.heartbeat import UNACKED_INDEX
 
 # kombu tries for six seconds: a corpus of ten thousand shards, submitted while the broker is away, would take a day.
 SILENT_SECONDS = 5.0
@@ -57,11 +58,14 @@ def backlog(client: redis.Redis) -> int:
     return int(in_hand) + _waiting(client).total()
 
 
-def held(client: redis.Redis) -> Counter[Bell]:
-    """Messages waiting or in some worker's hands, queue by queue."""
-    in_hand: Any = client.hvals(UNACKED)
+def held(client: redis.Redis, seconds: float) -> Counter[Bell]:
+    """Messages waiting or in some worker's hands, queue by queue. Whoever has one renews it (``heartbeat``): one that
+    was not renewed for so many ``seconds`` is in nobody's, as where a worker was killed before it claimed its shard."""
+    renewed: Any = client.zrangebyscore(UNACKED_INDEX, time.time() - seconds, "+inf")
+    in_hand: Any = client.hmget(UNACKED, renewed) if renewed else []
     names = {queue_name(*bell): bell for bell in bells()}
-    return _waiting(client) + Counter(names[name] for name in map(_queue_of, in_hand) if name in names)
+    queues = map(_queue_of, filter(None, in_hand))
+    return _waiting(client) + Counter(names[name] for name in queues if name in names)
 
 
 def _waiting(client: redis.Redis) -> Counter[Bell]:

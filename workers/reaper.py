@@ -108,7 +108,7 @@ class Reaper:
         are the oldest. Never more than are missing, for a guess that was wrong costs a message without effect.
         """
         should = owed(self._engine)  # counted first: a shard rung for meanwhile then hides a loss, and feigns none
-        missing = should - held(self._client)
+        missing = should - held(self._client, self._settings.lease_seconds)
         for bell, number in (missing & self._missing).items():
             # Where shards go by fast, both looks may have been wrong: no warning.
             log.info("%d messages for %s of %s priority seem lost: ringing for as many again", number, *bell)

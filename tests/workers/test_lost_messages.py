@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from pipeline.storage.reaping import lead, owed, resign
 from pipeline.storage.shards import shard_row
 from schemas.tables import Shard
 from workers.app import PREFIX, queue_name
-from workers.doorbell import CeleryDoorbell, held, ring_due
+from workers.doorbell import UNACKED, CeleryDoorbell, held, ring_due
+from workers.heartbeat import UNACKED_INDEX
 from workers.processes import owner
 from workers.reaper import TASK, Reaper
 
@@ -31,11 +33,12 @@ def waiting(fleet: Fleet) -> Counter[str]:
     return Counter(json.loads(entry)["headers"]["argsrepr"].split("'")[3] for entry in entries)
 
 
-def lose(fleet: Fleet, shard: str) -> None:
-    """The broker forgets the message of this shard."""
+def lose(fleet: Fleet, shard: str) -> Any:
+    """The broker forgets the message of this shard, which is given."""
     entries: list[Any] = list(fleet.client.lrange(BULK, 0, -1))
     (message,) = [entry for entry in entries if f"'{shard}'" in json.loads(entry)["headers"]["argsrepr"]]
     assert fleet.client.lrem(BULK, 1, message) == 1
+    return json.loads(message)
 
 
 def test_a_lost_message_is_rung_again_though_many_others_wait(each_fleet: Fleet, tmp_path: Path) -> None:
@@ -46,8 +49,12 @@ def test_a_lost_message_is_rung_again_though_many_others_wait(each_fleet: Fleet,
     fleet.submit(job_spec(high, tmp_path / "out", ONE, priority="high"))
     for number in range(20):
         fleet.client.lpush(f"{PREFIX}{queue_name('generate', 'bulk')}", f"of another application {number}")
-        fleet.client.hset(f"{PREFIX}unacked", f"in hand {number}", json.dumps([{}, "", "contextmill.generate.bulk"]))
-        fleet.client.hset(f"{PREFIX}unacked", f"odd {number}", "odd")
+        others: dict[Any, Any] = {
+            f"in hand {number}": json.dumps([{}, "", "contextmill.generate.bulk"]),
+            f"odd {number}": "odd",
+        }
+        fleet.client.hset(UNACKED, mapping=others)
+        fleet.client.zadd(UNACKED_INDEX, dict.fromkeys(others, time.time()))
     lose(fleet, "0-0-1")
     reaper = Reaper(fleet.engine, fleet.app, fleet.settings)
     reaper.reap()
@@ -56,6 +63,19 @@ def test_a_lost_message_is_rung_again_though_many_others_wait(each_fleet: Fleet,
         reaper.reap()
         assert waiting(fleet) == {f"0-{n}-{n + 1}": 1 for n in range(12)}, "again, and only that one"
     assert len(fleet.shards(job)) == 12
+
+
+def test_a_message_in_the_hands_of_the_dead_is_rung_again(fleet: Fleet, tmp_path: Path) -> None:
+    """Of a worker that was killed between its message and its claim: the broker would wait for quarter of an hour."""
+    fleet.submit(job_spec(write_corpus(tmp_path / "c.jsonl", 3), tmp_path / "out", ONE))
+    message = lose(fleet, "0-0-1")
+    fleet.client.hset(UNACKED, "tag", json.dumps([message, "", queue_name("copy", "bulk")]))
+    reaper = Reaper(fleet.engine, fleet.app, fleet.settings)
+    for seconds, rung in ((fleet.settings.lease_seconds - 10, False), (fleet.settings.lease_seconds + 10, True)):
+        fleet.client.zadd(UNACKED_INDEX, {"tag": time.time() - seconds})
+        reaper.reap()
+        reaper.reap()
+        assert ("0-0-1" in waiting(fleet)) is rung
 
 
 def test_looks_with_another_leader_between_them_are_no_two_in_a_row(fleet: Fleet, tmp_path: Path) -> None:
@@ -108,19 +128,18 @@ def test_a_big_backlog_is_rung_for_once(fleet: Fleet, tmp_path: Path) -> None:
     for _ in range(3):
         reaper.reap()
         other.reap()
-    assert held(fleet.client) == owed(fleet.engine) == {("copy", "bulk"): number}
+    assert held(fleet.client, 60.0) == owed(fleet.engine) == {("copy", "bulk"): number}
     fleet.client.delete(BULK)  # all of it lost
     for _ in range(4):
         reaper.reap()
         other.reap()
-    assert held(fleet.client)["copy", "bulk"] == number
+    assert held(fleet.client, 60.0)["copy", "bulk"] == number
     with fleet.engine.begin() as connection:  # many are worked on, more were only just taken from the queue
         connection.execute(update(Shard).where(Shard.start < 500).values(state="leased", lease_until=2e9))
     for taken in range(700):
         message: Any = fleet.client.rpop(BULK)
-        fleet.client.hset(
-            f"{PREFIX}unacked", str(taken), json.dumps([json.loads(message), "", "contextmill.copy.bulk"])
-        )
+        fleet.client.hset(UNACKED, str(taken), json.dumps([json.loads(message), "", "contextmill.copy.bulk"]))
+        fleet.client.zadd(UNACKED_INDEX, {str(taken): time.time()})
     for _ in range(3):
         reaper.reap()
     assert fleet.client.llen(BULK) == number - 700
