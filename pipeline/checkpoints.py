@@ -50,27 +50,25 @@ class Checkpoints:
         path = f"{self._root}/step-{checkpoint.step:08}{SUFFIX}"
         write_whole(self._fs, path, save(checkpoint.tensors, said))
         self._useless.discard(path)
-        last = [one for one in self._paths() if one not in self._useless][:kept]
-        for one in self._paths():
+        paths = self._paths()
+        last = [one for one in paths if one not in self._useless][:kept]
+        for one in paths:
             if one not in last:
                 delete(self._fs, one)
 
     def latest(self) -> Checkpoint | None:
         """The last one that is whole and of this training."""
         for path in self._paths():
-            found = None
             try:
                 with self._fs.open_input_file(path) as file:
                     data = file.read()
-                found = self._read(data)
-                self._useless.update(() if found else (path,))
-            except OSError as error:
-                _warn(path, error)
-            except (SafetensorError, ValueError, KeyError) as error:
-                _warn(path, error)
+                if (found := self._read(data)) is not None:
+                    return found
                 self._useless.add(path)
-            if found is not None:
-                return found
+            except (SafetensorError, ValueError, KeyError, OSError) as error:
+                log.warning("checkpoint %s cannot be read, the one before it is taken: %s", path, error)
+                if not isinstance(error, OSError):  # which may read well another time
+                    self._useless.add(path)
         return None
 
     def _read(self, data: bytes) -> Checkpoint | None:
@@ -88,10 +86,6 @@ class Checkpoints:
         """Latest first."""
         found = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
         return sorted((info.path for info in found if info.base_name.startswith("step-")), reverse=True)
-
-
-def _warn(path: str, error: Exception) -> None:
-    log.warning("checkpoint %s cannot be read, the one before it is taken: %s", path, error)
 
 
 def _sha256(said: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:

@@ -42,13 +42,26 @@ def follow(engine: Engine, job_id: str, console: Console, *, check: Callable[[],
                 check()
                 live.update(_bars(shot))
             return shot
-    said = -LINE_SECONDS
+    due = _now_and_then()
     for shot in watch(engine, job_id):
         check()
-        if time.monotonic() - said >= LINE_SECONDS:
-            said = time.monotonic()
+        if due():
             print_snapshot(shot, console)
     return shot
+
+
+def _now_and_then() -> Callable[[], bool]:
+    """Whether it is time for a line of progress: at once, and then every ``LINE_SECONDS``."""
+    last = -LINE_SECONDS
+
+    def due() -> bool:
+        nonlocal last
+        if time.monotonic() - last < LINE_SECONDS:
+            return False
+        last = time.monotonic()
+        return True
+
+    return due
 
 
 def print_snapshot(shot: Snapshot, console: Console) -> None:
@@ -145,12 +158,10 @@ def download_bar(name: str, console: Console) -> Iterator[Callable[[int, int | N
 def measuring(console: Console) -> Iterator[Callable[[int, int, str], None]]:
     """A bar, or where there is no terminal a line now and then: a call with what is done, of what, and what is next."""
     if not console.is_terminal:
-        said = -LINE_SECONDS
+        due = _now_and_then()
 
         def line(done: int, total: int, what: str) -> None:
-            nonlocal said
-            if time.monotonic() - said >= LINE_SECONDS:
-                said = time.monotonic()
+            if due():
                 console.print(f"{done} of {total} measured: {what}" if total else what, markup=False, soft_wrap=True)
 
         yield line

@@ -41,13 +41,13 @@ def plans(spec: GenerateSpec) -> dict[str, Settings]:
     found: dict[str, Settings] = {PLAIN: {}}
     found |= {f"copies {tokens}": {"draft_tokens": tokens} for tokens in (3, 7, 15)}
     found["copies as pay"] = {"draft_tokens": "auto"}
-    for rounds in (2, 4) if spec.drafters else ():
-        cascade = {"drafters": spec.drafters, "draft_rounds": (rounds, *[2] * (len(spec.drafters) - 1))}
-        found[f"drafter {rounds}"] = cascade
-        if rounds == 2:  # with 7 behind the 8, as many are checked as short steps read at the cost of one
-            found["cascade 2 over 3"] = over = {**cascade, "draft_tokens": 3}
-            found["cascade 2 over 3, 7 behind"] = {**over, "draft_tail": 7}
     if spec.drafters:
+        two, four = (
+            {"drafters": spec.drafters, "draft_rounds": (rounds, *[2] * (len(spec.drafters) - 1))} for rounds in (2, 4)
+        )
+        found |= {"drafter 2": two, "cascade 2 over 3": {**two, "draft_tokens": 3}}
+        # With 7 behind its 8, as many drafts are checked as short steps read at the cost of one.
+        found |= {"cascade 2 over 3, 7 behind": {**two, "draft_tokens": 3, "draft_tail": 7}, "drafter 4": four}
         found["drafts as pay"] = own_plan(GenerateSpec(kind="generate", drafters=spec.drafters, draft_tokens="auto"))
     own = own_plan(spec)
     return found if own in found.values() else {**found, "the job's own": own}

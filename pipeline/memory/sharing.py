@@ -123,13 +123,14 @@ class Group(Alone):
 
     def settle(self) -> None:
         """Wait until what all do together is done. Never waits for one that is gone."""
-        work, self._under_way = self._under_way, None
+        if (work := self._under_way) is None:
+            return
+        self._under_way = None
         with self._theirs():
-            while work is not None and not work.is_completed():
+            while not work.is_completed():
                 self._lost()
                 time.sleep(LOOK_SECONDS)
-            if work is not None:
-                work.wait()
+            work.wait()
 
     def _all(self, what: Callable[..., Any], tensor: torch.Tensor) -> None:
         """Together with all others, once what was begun before is done."""
