@@ -118,6 +118,8 @@ def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, jso
             err.print(said, markup=False, soft_wrap=True)
         elif found.state in ENDED:
             report_existing(engine, found, json_)
+        elif retune(engine, spec, found.id):  # it was interrupted, perhaps for their sake
+            err.print(f"job {found.id} goes on with the new settings of the job file", markup=False, soft_wrap=True)
     work_until_done(engine, settings, workers, identity.job_id, spec.output.path, json_, unread=(spec, identity))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -117,6 +118,27 @@ def test_a_signal_that_is_ignored_stays_ignored(user: User) -> None:
     script = f"trap '' INT; {words} & sleep 0.3; kill -INT $!; wait $!"
     done = subprocess.run(["bash", "-c", script], cwd=user.folder, env=dict(os.environ), check=False)
     assert done.returncode == 0
+
+
+def test_an_interrupted_run_goes_on_with_the_settings_of_now(user: User) -> None:
+    """Those that make no other job: it may have been interrupted for their sake."""
+    user.write("in.jsonl", "".join(json.dumps({"id": f"d{n}", "text": f"text {n}"}) + "\n" for n in range(20_000)))
+    for words in (), ("--set", "stages.0.batch_tokens=64"):
+        shards = "run", "job.toml", "-o", "o", "--set", "stages.0.seconds_per_shard=0.0001", *words
+        with subprocess.Popen(
+            user.command(*shards), cwd=user.folder, env=user.environment(), stderr=subprocess.PIPE, text=True
+        ) as process:
+            while not list(user.folder.glob("o/t-*/_parts/*.parquet")):
+                assert process.poll() is None
+                time.sleep(0.05)
+            assert process.stderr is not None
+            said = process.stderr.readline() if words else ""
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=60)[1].endswith(GOES_ON)
+    assert said.endswith("goes on with the new settings of the job file\n")
+    with sqlite3.connect(user.folder / "o" / "contextmill.db") as connection:
+        (spec,) = connection.execute("select spec from jobs").fetchone()
+    assert json.loads(spec)["stages"][0]["batch_tokens"] == 64
 
 
 def test_a_second_signal_does_not_wait_for_the_workers(user: User) -> None:
