@@ -71,7 +71,9 @@ class GenerateSpec(StageBase):
     top_p: StrictFloat = Field(1.0, gt=0, le=1)
     top_k: Whole = Field(0, ge=0, description="0 is off")
     seed: Whole = Field(0, ge=0, description="with the document's content hash it seeds that document's samples")
-    stop: tuple[str, ...] = Field((), description="strings that end an answer; the string itself is cut off")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="strings that end an answer; the string itself is cut off"
+    )
     system: str | None = Field(None, description="system message, where the chat template has one")
     chat: StrictBool = Field(True, description="apply the model's chat template; off for plain completion")
     # local models only

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s\"']*@")
+_USERINFO = re.compile(r"(?<=://)[^/?#\s\"']*@")
 _PARAMETER = re.compile(
     r"(?i)((?:password|passwd|secret|(?:access|auth|session|security)[_-]?token|api[_-]?key|access[_-]?key|signature)[a-z_-]*=)[^&\s\"',;]+"
 )
@@ -14,7 +14,7 @@ _KEY = re.compile(r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}\b")
 
 def redact(text: str) -> str:
     """The text without ``user:password@`` in URLs, secret parameters and API keys."""
-    text = _USERINFO.sub(r"\1***@", text)
+    text = _USERINFO.sub("***@", text)
     return _KEY.sub("***", _PARAMETER.sub(r"\1***", text))
 
 

@@ -115,6 +115,7 @@ def _recipe(spec: DistillFile, answers: GenerateSpec, name: str, given: Settings
     from pipeline.stages import build, check
     from schemas.job import digest
 
+    distilled.check_word(name)  # which is to be a job's name, too
     training = spec.training_job(name, answers, "answers")
     check(training)
     made_by = [identify(spec.job).job_id, training.stages[0].output_settings(), build(training, 0).identity()]

@@ -102,5 +102,8 @@ def _keep(path: Path, about: dict[str, Any], costs: Costs) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"about": about, "seconds": rows}), encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps({"about": about, "seconds": rows}), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

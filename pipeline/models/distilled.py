@@ -98,13 +98,18 @@ def find(name: str, cache: Path) -> Path | None:
     return folder if manifest else None
 
 
-def check_name(name: str, cache: Path, recipe: str, *, replace: bool) -> None:
-    """Raise ``ModelError`` unless a drafter made by ``recipe`` may be called ``name``."""
+def check_word(name: str) -> None:
+    """Raise ``ModelError`` unless a drafter may be called ``name``."""
     if not NAME.fullmatch(name) or name in BUNDLED or Path(name).exists():
         raise ModelError(
             f"a drafter cannot be called {name!r}: a name has at most 56 letters, digits, dots, dashes and "
             "underscores, and is neither a bundled model's nor that of a file or folder here"
         )
+
+
+def check_name(name: str, cache: Path, recipe: str, *, replace: bool) -> None:
+    """Raise ``ModelError`` unless a drafter made by ``recipe`` may be called ``name``, which no other is."""
+    check_word(name)
     STORE.check_name(name, cache, recipe, replace=replace)
 
 

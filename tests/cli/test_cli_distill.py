@@ -108,6 +108,13 @@ def test_what_is_wrong_is_said_before_anything_is_answered(user: User, tiny_mode
     assert dry.code == 0 and not list(user.folder.glob("runs/*"))
 
 
+def test_a_name_that_no_drafter_can_have_is_blamed_on_the_name(user: User, tiny_model: Path) -> None:
+    """Not on a setting of the environment: it would be a job's name, too."""
+    prepared(user, tiny_model)
+    ended = user.says("distill", "night.toml", "../swift", "-o", "o", "--layers", "1")
+    assert ended.code == 1 and "a drafter cannot be called '../swift'" in ended.err and "CONTEXTMILL_" not in ended.err
+
+
 def test_a_single_answer_is_too_few(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit):
         _check_enough(1)

@@ -150,6 +150,13 @@ def test_a_line_is_found_under_its_own_table(tmp_path: Path) -> None:
         load_job(path, environment={})
 
 
+def test_an_empty_stop_string_which_would_end_every_answer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text('[input]\npath = "c"\n[[stages]]\nkind = "generate"\nstop = ["Q:", ""]\n')
+    with pytest.raises(JobFileError, match=r"job\.toml:5: stages\.0\.stop\.1: must not be empty"):
+        load_job(path, environment={})
+
+
 def test_a_missing_file_and_impossible_overrides(job: Path) -> None:
     with pytest.raises(JobFileError, match="No such file"):
         load_job(job.with_name("none.toml"), environment={})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_disks import small_disk
 from test_drafting import generate
 from test_other_vocabularies import smaller
 
@@ -99,6 +100,13 @@ def test_costs_that_no_longer_hold_are_measured_anew(
     assert clock.since() == len(costs._SPOTS) + again * MEASURED
     answered(models["llama"])
     assert clock.since() == len(costs._SPOTS)  # the new ones are kept
+
+
+def test_a_full_cache_keeps_nothing_not_even_half_a_file(models: dict[str, Path], clock: Clock, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "cache", "8k") as disk:
+        (disk / "full").write_bytes(bytes(8192))
+        answered(models["llama"])
+        assert clock.since() == MEASURED and not list((disk / "costs").iterdir())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"about": {}, "seconds": [[1.0]]}'])
