@@ -256,7 +256,7 @@ def test_texts_that_are_too_short_are_left_out_and_counted(
         outcomes = stage(tiny_model, steps=1).run([*short, *TEXTS], Run(pool))
     assert [one.code for one in outcomes if isinstance(one, Refusal)] == ["too_short"] * 3
     assert "3 of 23 texts are left out" in caplog.text and "comes back as" in caplog.text
-    with pytest.raises(Halt, match="none of 3 texts is long enough: give longer texts, or shorter lessons"):
+    with pytest.raises(Halt, match="none of 3 texts has the 12 tokens that a lesson takes: give longer"):
         stage(tiny_model).run(short, Run(pool))
 
 
