@@ -13,7 +13,7 @@ from pipeline.accounting.stage_estimate import CALL_RATE, CPU_RATES, GPU_RATES, 
 from pipeline.accounting.wording import counted
 from pipeline.opening import open_database
 from pipeline.producer import SAMPLE, SAMPLE_CHARACTERS, copies
-from pipeline.stages import stage_hashes
+from pipeline.stages import check, stage_hashes
 from pipeline.storage.readers import BadRow, read_corpus
 from pipeline.storage.sql import DatabaseError, reading
 from schemas.document import Document
@@ -78,8 +78,9 @@ def first_documents(spec: JobSpec, most: int) -> tuple[list[Document], list[BadR
 def estimate_job(spec: JobSpec, settings: Settings, seen: Survey | None = None) -> Forecast:
     """What ``--dry-run`` says. ``seen`` is what the job is to read where its input is not there yet.
 
-    Raises ``InputError``, ``ModelError``.
+    Raises ``InputError``, and ``ModelError`` for what submission would refuse.
     """
+    check(spec)
     seen = seen or survey(spec.input)
     hashes = stage_hashes(spec)
     engine = _database(spec, settings)

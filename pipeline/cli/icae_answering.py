@@ -81,7 +81,7 @@ def plan(
     stage = Encode(spec, job.target)
     stage.check()
     cut = stage.cut(stage.found()[1])
-    stage_hashes(job_of("slots", job, spec, cut.ratio))
+    stage_hashes(job_of("slots", job, spec, cut))
     alone = job.model_copy(update={"stages": tuple(one for one in job.stages if one.kind == "generate")})
     writer = alone if summaries is None else load_model(summaries, "a writer of summaries", output, given, asks=True)
     said = None if judge is None else load_model(judge, "a judge", output, given, asks=True)
@@ -147,7 +147,7 @@ class Answering(Teaching):
         self.say(f"{number}: {counted(len(rows), 'question')}, {SAID[side]}")
         if not rows:
             return None
-        job = job_of(side, self.plan.job, self.plan.spec, self.plan.cut.ratio)
+        job = job_of(side, self.plan.job, self.plan.spec, self.plan.cut)
         ended = self.run_rows(job, side, rows, columns_of(side), side != "slots")
         jobs.append(ended.summary)
         codes.append(ended.code)

@@ -16,6 +16,7 @@ EXIT = 1
 SIGNALS = signal.SIGINT, signal.SIGTERM
 GOES_ON = "run", "submit", "resume", "align", "distill", "icae"
 ONCE = ["icae", "evaluate"], ["icae", "reconstruct"]
+BY_JOBS = "--answers", "--judge"  # of what is done once, and of `compare`, what goes on
 SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"  # behind a progress display, which hides it
 
 
@@ -32,6 +33,8 @@ class _State:
 
 def goes_on(words: list[str]) -> bool:
     """Whether the command of these words, given again, does not begin anew."""
+    if any(word.partition("=")[0] in BY_JOBS for word in words):
+        return True
     return any(word in words[:1] for word in GOES_ON) and words[:2] not in ONCE
 
 

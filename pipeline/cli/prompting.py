@@ -138,6 +138,9 @@ class _Command(Teaching):
         columns = {"contexts": "input", "question": "prompt"}
         answers = self._written("answers", found, columns, codes, summaries)
         rows = [*prompting.answered(found, answers)]
+        if not rows:
+            why = f"no answer to {counted(len(found), 'prompt')} came to an end, and {to} is left as it was"
+            fail(f"{why}: name a better target, or raise max_new_tokens", DEAD if DEAD in codes else FAILURE)
         building = to.with_name(f".{to.name}.building")
         building.write_bytes(prompting.lines(rows))
         building.replace(to)

@@ -175,12 +175,13 @@ class PromptEncoder:
         return too_long(len(ids), self.name, self.window) or ids
 
 
-def too_long(places: int, name: str, window: int) -> Refusal | None:
-    """Why a prompt of so many tokens and vectors cannot be sent to the model called ``name``, if it cannot."""
+def too_long(places: int, name: str, window: int, fewer: str = "compress it before this stage") -> Refusal | None:
+    """Why a prompt of so many tokens and vectors cannot be sent to the model called ``name``, if it cannot; and how it
+    gets ``fewer``."""
     if places < window:
         return None
     return Refusal(
         "prompt_too_long",
         f"the prompt has {places} tokens and {name} holds {window}, one of them for the answer: "
-        "shorten it, compress it before this stage, or choose a target with a larger window",
+        f"shorten it, {fewer}, or choose a target with a larger window",
     )

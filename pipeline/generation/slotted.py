@@ -53,7 +53,8 @@ class Slotted:
         if isinstance(runs, Refusal):
             return runs
         places = sum(map(len, runs)) + sum(counts) + 1
-        if why := too_long(places, self.encoder.name, self.encoder.window):
+        fewer = "encode it into fewer slots (a higher ratio)"
+        if why := too_long(places, self.encoder.name, self.encoder.window, fewer):
             return why
         *blocks, tag = torch.split(vectors(self._packed(document)), [*counts, 1])
         return [*_alternating(runs, blocks), tag, runs[-1]]

@@ -60,7 +60,8 @@ def _numbers(random: np.random.Generator) -> tuple[Any, Any]:
 
 def _texts(name: str, paths: Sequence[str]) -> list[str]:
     rows = list(read_corpus(InputSpec(path=tuple(paths))))
+    bad = [row for row in rows if isinstance(row, BadRow)]
     texts = [row.parts.render() for row in rows if not isinstance(row, BadRow)]
     if not texts:
-        raise InputError(f"{name}: none of the {len(rows)} rows of {', '.join(paths)} is a text")
+        raise InputError(f"{name}: no row of {', '.join(paths)} is a text, the first: {bad[0].source}: {bad[0].reason}")
     return texts

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.accounting.wording import counted
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.beginning import is_half
 from pipeline.memory.corpus import Corpus
@@ -16,7 +17,7 @@ from pipeline.memory.lessons import lesson
 from pipeline.memory.measure import Measure, Measuring
 from pipeline.memory.plan import Numbers, Signs
 from pipeline.memory.results import figures_of, results
-from pipeline.memory.texts import divide, refusal, tokenised
+from pipeline.memory.texts import divide, least_of, refusal, tokenised
 from pipeline.memory.windows import Batch, batch_of, rows_of
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Figures
@@ -40,7 +41,10 @@ class Pretraining:
         self.refused: dict[int, Refusal] = {one.document.seq: why for one in texts if (why := refusal(one, spec))}
         self.texts = [one for one in texts if one.document.seq not in self.refused]
         if not self.texts:
-            raise Halt(f"pretrain: none of {len(texts)} texts is long enough: give longer texts, or shorter lessons")
+            raise Halt(
+                f"pretrain: none of {counted(len(texts), 'text')} has the {least_of(spec)} tokens that a lesson takes: "
+                "give longer texts, or shorter lessons"
+            )
         if self.refused:
             log.info("pretrain: %d of %d texts are left out, empty or too short", len(self.refused), len(texts))
         trained, self.held = divide(self.texts, spec)

@@ -90,16 +90,24 @@ class _Session:
         except Diverged as error:
             raise Halt(self._diverged(error)) from error
         attempt.save_last()
-        self._finish()
+        if not self._finish():
+            raise Halt(
+                f"{self.spec.kind}: after {counted(self.spec.steps, 'step')} there are weights or slots that float16, "
+                f"in which an encoder is kept, cannot hold. {self._lower()}"
+            )
         after = self.measurer.after(self.signs)
         self._write(ENCODER, self.spec.steps, after)
         self.meter.finish()
         return self.plan.outcomes(attempt.before, after, attempt.seconds)
 
-    def _finish(self) -> None:
-        """The encoder is what will be read, to be measured."""
+    def _finish(self) -> bool:
+        """The encoder is what will be read, to be measured. Says whether that is all numbers."""
         rounded(self.coder)
         self.coder.describe(some_slots(self.spec, self.plan, self.coder))
+        return all(bool(one.isfinite().all()) for one in self.coder.kept().values())
+
+    def _lower(self) -> str:
+        return f"Lower learning_rate, which is {self.spec.learning_rate:g}, or raise warmup, and run the job again"
 
     def _write(self, name: str, steps: int, after: Sequence[Numbers]) -> str | None:
         """The encoder as it is after so many steps, in the folder ``name``: where that is, if anywhere."""
@@ -129,10 +137,7 @@ class _Session:
     def _diverged(self, error: Diverged) -> str:
         steps = self.attempt.kept
         kept = f"the checkpoint after {counted(steps, 'step')} is kept" if steps else "there is no checkpoint yet"
-        said = (
-            f"{self.spec.kind}: {error}. Nothing was learned from that step, and {kept}. Lower learning_rate, which is "
-            f"{self.spec.learning_rate:g}, or raise warmup, and run the job again"
-        )
+        said = f"{self.spec.kind}: {error}. Nothing was learned from that step, and {kept}. {self._lower()}"
         learned = f"what was learned in {counted(error.number, 'step')}"
         try:
             folder = self._last_good(error.number)
@@ -148,8 +153,7 @@ class _Session:
         again. None where it is none, or nobody keeps it."""
         if not steps or self.run.folder is None:
             return None
-        self._finish()
-        if not all(bool(one.isfinite().all()) for one in self.coder.kept().values()):
+        if not self._finish():
             return None
         return self._write(LAST_GOOD, steps, self.measurer.after(self.signs))
 

@@ -112,10 +112,11 @@ def columns_of(side: str) -> dict[str, str]:
     return {name: name for name in (*PARTS, "answer") if side != "nothing" or name != "contexts"}
 
 
-def job_of(side: str, job: JobSpec, spec: EncodeSpec, ratio: float) -> JobSpec:
+def job_of(side: str, job: JobSpec, spec: EncodeSpec, cut: Cut) -> JobSpec:
     """``job`` answers and is scored; here as this side does, whose ``spec`` encodes."""
     last = [stage.model_dump() for stage in job.stages if stage.kind != "encode"]
     generate = next(stage for stage in job.stages if isinstance(stage, GenerateSpec))
+    ratio = min(cut.ratio, cut.span)  # a span has one slot at least
     equal = {"kind": "compress", "rate": round(1 / ratio, 6), "budget": "contexts"}
     here = {"model": job.target.model, "dtype": generate.dtype, "device": generate.device}
     first: dict[str, list[Row]] = {

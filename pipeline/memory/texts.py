@@ -38,12 +38,16 @@ def tokenised(documents: Sequence[Document], loaded: LoadedModel, each: Callable
             yield Text(document, np.asarray(tokens.ids, np.int32))
 
 
+def least_of(spec: PretrainSpec) -> int:
+    """Tokens of the shortest text that some lesson can be learned from."""
+    return min(min(windows_of(spec, one)) for one in spec.lessons)
+
+
 def refusal(text: Text, spec: PretrainSpec) -> Refusal | None:
     """Why nothing can be learned from a text; None where something can."""
     if not text.document.prompt.strip():
         return Refusal("empty", "the text is empty or only whitespace; there is nothing to be learned from it")
-    least = min(min(windows_of(spec, one)) for one in spec.lessons)
-    if len(text.ids) < least:
+    if len(text.ids) < (least := least_of(spec)):
         return Refusal(
             "too_short",
             f"the text has {len(text.ids)} tokens, and a lesson takes {least} that follow each other: give longer "

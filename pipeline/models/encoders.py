@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.accounting.wording import counted
 from pipeline.models import placing
 from pipeline.models.digest import file_sha256
-from pipeline.models.folder import check_whole, read_json
+from pipeline.models.folder import check_whole
 from pipeline.models.ref import ModelDamaged, ModelError, ModelNotFound
 from schemas.job import digest
 from schemas.memory import EncoderSpec
@@ -125,7 +125,7 @@ class EncoderManifest:
 def read_manifest(folder: Path) -> EncoderManifest:
     """Raises ``ModelDamaged`` for one that is none."""
     try:
-        said = read_json(folder / MANIFEST)
+        said = json.loads((folder / MANIFEST).read_bytes())  # not fetched, so not to be fetched again
         if said.get("format", 1) != FORMAT:
             raise ModelDamaged(f"{folder} was made by another release of contextmill; {again(folder)}")
         figures = said["figures"]

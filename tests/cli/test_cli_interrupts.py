@@ -51,8 +51,10 @@ def _sigterm(pid: int, mask: str) -> bool:
 
 def test_only_what_goes_on_is_said_to() -> None:
     assert goes_on(["run", "job.toml"]) and goes_on(["icae", "pretrain", "job.toml"]) and goes_on(["icae", "prompts"])
+    assert goes_on(["icae", "evaluate", "night", "--answers", "rows.toml"]) and goes_on(["compare", "--judge=j.toml"])
     assert not (
-        goes_on(["icae", "evaluate", "night"])
+        goes_on(["icae", "evaluate", "night", "-t", "prose.txt"])
+        or goes_on(["compare", "one", "other"])
         or goes_on(["icae", "reconstruct", "night"])
         or goes_on(["report", "run"])
         or goes_on([])

@@ -74,6 +74,15 @@ def test_a_dry_run_says_what_both_jobs_would_take_and_asks_nothing(prepared: Use
     assert done["stages"][0]["tokens_in"] == pytest.approx(first["tokens"], rel=0.3)
 
 
+def test_where_no_answer_ends_there_are_no_rows(prepared: User) -> None:
+    prepared.write("rows.jsonl", "of before")
+    words = "--specific", "0", "--general", "1", "--set", "stages.0.stop=[]", "--set", "stages.0.max_new_tokens=1"
+    ended = prepared.says("icae", "prompts", "prompts.toml", "rows.jsonl", "-o", "o", *words)
+    told = " ".join(ended.err.split())
+    assert ended.code == 1 and "no answer to 2 prompts came to an end, and rows.jsonl is left as it was" in told, told
+    assert (prepared.folder / "rows.jsonl").read_text() == "of before"
+
+
 def test_a_dry_run_of_a_hosted_model_needs_no_key_and_says_its_price(prepared: User) -> None:
     sets = 'stages.0.backend="openai"', 'target.model="gpt-4o-mini"', 'stages.0.budget_usd="1"'
     words = "icae", "prompts", "prompts.toml", "rows.jsonl", "-o", "o", "--specific", "1", "--dry-run"

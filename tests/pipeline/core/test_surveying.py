@@ -11,6 +11,7 @@ from by_hand import Silent
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from pipeline.models import ModelError
 from pipeline.producer import Submission, submit
 from pipeline.stages import stage_hashes
 from pipeline.storage.schema import migrate
@@ -62,6 +63,18 @@ def test_times_are_measured_or_said_to_be_assumed(
     assert known["compress"] == "time measured in 2 runs with this database"
     assert known["generate"] == assumed["generate"]
     assert estimate.stages[0].seconds == pytest.approx(estimate.stages[0].tokens_in * 4.0 / 100)
+
+
+def test_what_submission_would_refuse_is_said_before_it(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "one"}\n')
+    raw = {
+        "input": {"path": str(tmp_path / "c.jsonl")},
+        "output": {"path": str(tmp_path)},
+        "target": {"model": str(tiny_model)},
+        "stages": [{"kind": "pretrain", "lessons": [{"tokens": 4000, "ratio": 4.0, "share": 1.0}]}],
+    }
+    with pytest.raises(ModelError, match="a lesson of 4000 tokens takes 5001 places with its slots"):
+        estimate_job(JobSpec.model_validate(raw), Settings())
 
 
 def test_a_stage_that_does_nothing_has_no_speed(tmp_path: Path) -> None:

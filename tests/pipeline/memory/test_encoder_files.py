@@ -165,6 +165,7 @@ def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -
     (made / MANIFEST).write_text(json.dumps({**said, "spec": None}))
     with pytest.raises(ModelDamaged, match="not an encoder's manifest"):
         load_encoder(str(made), pool)
-    (made / MANIFEST).write_text(json.dumps({"format": encoders.FORMAT}))
-    with pytest.raises(ModelDamaged, match="not an encoder's manifest"):
-        load_encoder(str(made), pool)
+    for wrong in (json.dumps({"format": encoders.FORMAT}), '{"format": 3', "[]", ""):
+        (made / MANIFEST).write_text(wrong)
+        with pytest.raises(ModelDamaged, match=r"not an encoder's manifest \(.*\); make the encoder again"):
+            load_encoder(str(made), pool)

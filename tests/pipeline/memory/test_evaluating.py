@@ -29,6 +29,7 @@ from pipeline.memory.storing import FORMS
 from pipeline.models import ModelError, ModelPool, load_tokenizer
 from pipeline.models.encoders import Answers, read_manifest
 from pipeline.stages import Run
+from pipeline.storage.readers import InputError
 
 ASKED = Asked(tokens=(16, 24), ratios=(2.0, 4.0), span=16, rows=5, continued=8, batch_tokens=64, half=False)
 
@@ -64,6 +65,12 @@ def test_kinds_of_text(found: list[Kind], tiny_model: Path) -> None:
     assert not np.isin(random, tokenizer.all_special_ids).any()
     assert all(set(tokenizer.decode(row)) <= set("0123456789. ") for row in numbers)
     assert found[0].spans(3, 10**6, seed=4) is None, "no text is so long"
+
+
+def test_what_holds_no_text_says_why(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bytes.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"prose: no row of .*bytes.txt is a text, the first: .*not UTF-8"):
+        kinds({"prose": [str(tmp_path / "bytes.txt")]}, load_tokenizer(str(tiny_model)), 1024, seed=0)
 
 
 @torch.inference_mode()

@@ -203,6 +203,14 @@ def test_where_nothing_can_be_begun_with_nothing_is_written(
     assert bool(described) is (case == "no numbers") and not (tmp_path / "last-good").exists()
 
 
+def test_an_encoder_that_float16_cannot_hold_is_none(tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
+    """Each step's loss may be a number all the same."""
+    wild = stage(tiny_model, steps=3, warmup=0, learning_rate=1e5)
+    with pytest.raises(Halt, match=r"after 3 steps .*float16.* cannot hold. Lower learning_rate, which is 100000,"):
+        wild.run(TEXTS, Run(pool, folder=str(tmp_path)))
+    assert not (tmp_path / "encoder").exists()
+
+
 def test_a_full_disk_stops_a_training_that_goes_on_where_there_is_room(
     whole: Whole, tiny_model: Path, pool: ModelPool, tmp_path: Path
 ) -> None:
@@ -256,7 +264,7 @@ def test_texts_that_are_too_short_are_left_out_and_counted(
         outcomes = stage(tiny_model, steps=1).run([*short, *TEXTS], Run(pool))
     assert [one.code for one in outcomes if isinstance(one, Refusal)] == ["too_short"] * 3
     assert "3 of 23 texts are left out" in caplog.text and "comes back as" in caplog.text
-    with pytest.raises(Halt, match="none of 3 texts is long enough: give longer texts, or shorter lessons"):
+    with pytest.raises(Halt, match="none of 3 texts has the 12 tokens that a lesson takes: give longer"):
         stage(tiny_model).run(short, Run(pool))
 
 

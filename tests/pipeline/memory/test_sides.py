@@ -102,7 +102,7 @@ def test_each_side_is_the_same_job_but_for_what_it_reads() -> None:
     encode = {"kind": "encode", "encoder": "night", "precision": "int8"}
     given = {"input": {"path": "rows.jsonl"}, "target": {"model": "some"}, "stages": [encode, GENERATE, evaluate]}
     job, spec = JobSpec.model_validate(given), EncodeSpec.model_validate({**encode, "ratio": 3.0})
-    made = {side: job_of(side, job, spec, 3.0) for side in SIDES}
+    made = {side: job_of(side, job, spec, Cut(128, 3.0)) for side in SIDES}
     assert {side: len(one.stages) for side, one in made.items()} == {
         "slots": 3, "text": 2, "cut": 3, "summary": 2, "lingua": 3, "nothing": 2,
     }  # fmt: skip
@@ -111,6 +111,8 @@ def test_each_side_is_the_same_job_but_for_what_it_reads() -> None:
     first = {side: made[side].stages[0].model_dump() for side in ("cut", "lingua")}
     assert all((one["rate"], one["budget"]) == (0.333333, "contexts") for one in first.values())
     assert (first["cut"]["method"], first["lingua"]["method"]) == ("truncation", "llmlingua")
+    (cut, *_) = job_of("cut", job, spec, Cut(128, 1e9)).stages
+    assert cut.model_dump()["rate"] == round(1 / 128, 6), "as a span has one slot at least"
     assert [first["lingua"][name] for name in ("model", "dtype", "device")] == ["some", "bfloat16", "cpu"]
     assert "contexts" not in columns_of("nothing") and columns_of("text")["contexts"] == "contexts"
     alone = JobSpec.model_validate({**given, "stages": [GENERATE]})

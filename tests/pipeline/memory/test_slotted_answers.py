@@ -168,6 +168,7 @@ def test_a_prompt_that_does_not_fit_is_refused_and_no_other(tmp_path: Path, pool
     documents = after_encoding([long, MIXED[0]], model, pool, tmp_path, ratio=2.0)
     refused, answered = generate(model).run(documents, Run(pool, output=str(tmp_path)))
     assert isinstance(refused, Refusal) and refused.code == "prompt_too_long" and isinstance(answered, Result)
+    assert "shorten it, encode it into fewer slots (a higher ratio), or choose" in refused.reason
 
 
 def test_slots_that_were_touched_are_never_read(tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
