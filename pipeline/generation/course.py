@@ -78,10 +78,9 @@ class Course:
             yield
         self.drafters_read(tokens, self._aside - before)
 
-    def begin(self, rows: Sequence[int], texts: Sequence[Ints], new: Sequence[int]) -> None:
-        """All that these rows may copy from, but for their answers of at most ``new`` tokens."""
-        for row, text, most in zip(rows, texts, new, strict=True):
-            self._shadow.begin(row, text, most)
+    def begin(self, row: int, text: Ints, made: Sequence[int], new: int) -> None:
+        """All that the row may copy from, but for its answer of at most ``new`` tokens, which is ``made`` outside."""
+        self._shadow.begin(row, text, made, new)
 
     def arrived(self, way: Way | None) -> tuple[float, bool]:
         """What was begun is here: the seconds of a round, and whether nothing else is in them."""
@@ -94,15 +93,13 @@ class Course:
         return took, alone
 
     def saw(
-        self, way: Way | None, rows: Ints, on: Ints, newest: Sequence[Sequence[int]], drafted: Ints, waiting: bool,
+        self, way: Way | None, rows: Ints, on: Ints, accepted: Ints, drafted: Ints, waiting: bool,
         arrived: tuple[float, bool],
     ) -> None:  # fmt: skip
         """What was made of ``rows`` in a round, of which those that are ``on`` have not ended; None: first tokens."""
         copies = way is not None and way.width > 1 and not way.rounds
-        would = self._shadow.wrote(rows.tolist(), newest, not copies)
-        for row in set(rows.tolist()).difference(on.tolist()):
-            self._shadow.leave(row)
-        accepted = np.array([len(one) - 1 for one in newest])
+        would = self._shadow.wrote(rows.tolist(), not copies)
+        self._shadow.keep(on.tolist())
         gained = self._gained(rows, on, accepted, waiting)
         if way:
             self._policy.would(would)

@@ -185,8 +185,9 @@ class _Batch:
             self._lenience[rows] = self._leniences.choose(len(rows))
             self._lines.allow(slots, LENIENCES[self._lenience[rows]])
         if self._course:
-            texts = [np.concatenate(both) for both in zip(copied, tokens, strict=True)]
-            self._course.begin(joining, texts, [prompt.new_tokens for prompt in prompts])
+            for row, *both in zip(joining, copied, tokens, strict=True):
+                made = self._ending.tokens[row]
+                self._course.begin(row, np.concatenate(both), made, self._prompts[row].new_tokens)
             self._course.drafters_read(self._fresh(rows) * self._current)
         first = self._read(rows)
         some = self._lines.of(on_device(slots, self._device))
@@ -292,9 +293,10 @@ class _Batch:
             rows, found = rows[on], found[on]
         if not len(rows):
             return
-        self._made[rows] += found[:, -1] - 1
+        accepted = found[:, -1] - 1
+        self._made[rows] += accepted
         if self._leniences and way and way.rounds:
-            self._leniences.saw(self._lenience[rows], found[:, -1] - 1)
+            self._leniences.saw(self._lenience[rows], accepted)
         whose = found[:, found.shape[1] // 2 : -1]
         newest = [one[: one[-1]] for one in found.tolist()]
         drafts = Drafts(whose, self._engine.passes_in(way)) if way and way.width > 1 else None
@@ -303,7 +305,7 @@ class _Batch:
             self._leave(np.array(ended))
         if self._course and arrived:
             drafted = (whose >= 0).sum(1)
-            self._course.saw(way, rows, self._on, newest, drafted, bool(self._waiting), arrived)
+            self._course.saw(way, rows, self._on, accepted, drafted, bool(self._waiting), arrived)
 
     def _leave(self, rows: Ints) -> None:
         """These have ended."""

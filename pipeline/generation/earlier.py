@@ -46,17 +46,19 @@ class Earlier:
         self._length += len(self._said[-1])
         while self._length > most:
             self._length -= len(self._said.popleft())
-        for token, following in pairwise(answer):
-            self._vote(token, following)
+        self._vote(answer, self.follows.data, self.votes.data)
         self.learned += 1
 
-    def _vote(self, token: int, following: int) -> None:
-        if self.follows[token] == following:
-            self.votes[token] = min(self.votes[token] + 1, _MOST_VOTES)
-        elif self.votes[token] > 0:
-            self.votes[token] -= 1
-        else:
-            self.follows[token], self.votes[token] = following, 1
+    @staticmethod
+    def _vote(answer: Sequence[int], follows: memoryview[int], votes: memoryview[int]) -> None:
+        """Arrays take three times as long where numbers are looked at one by one, and a device may be waiting."""
+        for token, following in pairwise(answer):
+            if follows[token] == following:
+                votes[token] = min(votes[token] + 1, _MOST_VOTES)
+            elif votes[token]:
+                votes[token] -= 1
+            else:
+                follows[token], votes[token] = following, 1
 
     def text(self, most: int) -> Ints:
         """The last ``most`` tokens of answers, 1 at least, the latest behind: another job may have kept more."""

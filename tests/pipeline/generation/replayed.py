@@ -118,9 +118,9 @@ class Shadow:
 
     def begin(self, *_: Any) -> None: ...
 
-    def leave(self, row: int) -> None: ...
+    def keep(self, rows: Sequence[int]) -> None: ...
 
-    def wrote(self, rows: Sequence[int], newest: Any, look: bool) -> list[int]:
+    def wrote(self, rows: Sequence[int], look: bool) -> list[int]:
         """Two rounds or so in three."""
         some = [rows[int(at)] for at in self.luck.random.integers(0, len(rows), 2)][: 2 if len(rows) > 1 else 1]
         looked = [row for row in some if look and self.luck.random.random() < 0.7]
@@ -173,8 +173,7 @@ class Worker:
             made[rows] += 1 + passed
             unread[rows] += (1 + passed) * (not current)
             on = [row for row in on if made[row] < lengths[row]]
-            newest = [[0] * (1 + int(one)) for one in passed]
-            some.saw(way, rows, np.array(on, np.int64), newest, drafted, bool(waiting), arrived)
+            some.saw(way, rows, np.array(on, np.int64), passed, drafted, bool(waiting), arrived)
             while waiting and len(on) < at_once:
                 on.append(row := waiting.pop())
                 made[row] = 1

@@ -38,38 +38,49 @@ def test_rounds_that_never_were_end_where_those_that_are_would() -> None:
             break
         expected.append(passed)
         place += passed + 1
-    shadow, found = Shadow(), []
-    shadow.begin(3, prompt, len(answer))
+    shadow, found, made = Shadow(), [], list[int]()
+    shadow.begin(3, prompt, made, len(answer))
     for token in answer.tolist():
-        found += shadow.wrote([3], [[token]], True)
+        made.append(token)
+        found += shadow.wrote([3], True)
     assert found == expected and max(expected) > 10 and 0 in expected
 
 
 def test_drafts_in_earnest_are_not_looked_at_as_well() -> None:
-    shadow = Shadow()
-    shadow.begin(0, np.arange(20) % 4, 30)
+    shadow, made = Shadow(), list[int]()
+    shadow.begin(0, np.arange(20) % 4, made, 30)
     for at in range(9):
-        assert shadow.wrote([0], [[at % 4, (at + 1) % 4]], False) == []
-    assert shadow.wrote([0], [[3]], True) == []
-    assert shadow.wrote([0], [[17]], True) in ([0], [1])
+        made += [at % 4, (at + 1) % 4]
+        assert shadow.wrote([0], False) == []
+    made.append(3)
+    assert shadow.wrote([0], True) == []
+    made.append(17)
+    assert shadow.wrote([0], True) in ([0], [1])
 
 
-def test_of_many_rows_each_has_its_turn() -> None:
-    shadow = Shadow()
-    looked: set[int] = set()
-    for row in range(9):
-        shadow.begin(row, np.full(4, row), 99)
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_of_many_rows_each_has_its_turn(rows: int) -> None:
+    shadow, looked = Shadow(), set[int]()
+    made = [list[int]() for _ in range(rows)]
+    for row in range(rows):
+        shadow.begin(row, np.full(4, row), made[row], 99)
     for _ in range(20):
-        shadow.wrote(range(9), [[50]] * 9, True)
+        for one in made:
+            one.append(50)
+        shadow.wrote(range(rows), True)
         looked.update(shadow._drafts)
-    assert looked == set(range(9))
+    assert looked == set(range(rows))
 
 
 def test_rows_that_have_ended_are_forgotten() -> None:
     shadow = Shadow()
-    shadow.begin(0, np.arange(5), 9)
-    shadow.wrote([0], [[1]], True)
-    shadow.leave(0)
-    assert not any((shadow._texts, shadow._lengths, shadow._drafts, shadow._passed))
-    shadow.begin(0, np.arange(5), 9)
-    assert shadow.wrote([0], [[1]], True) == []
+    for row in range(3):
+        shadow.begin(row, np.arange(5), [1], 9)
+    shadow.wrote([0, 1], True)
+    shadow.keep([1])
+    assert set(shadow._rows) == set(shadow._drafts) == {1}
+    made = [1]
+    shadow.begin(0, np.arange(5), made, 9)
+    assert shadow.wrote([0], True) == []
+    made.append(9)
+    assert shadow.wrote([0], True) == [0]
