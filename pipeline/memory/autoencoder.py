@@ -8,23 +8,33 @@ span itself, or ``[LM]`` and what comes after it (equations 2 and 3).
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.memory.lowrank import adapt
 from pipeline.memory.spans import reading
+from pipeline.passes.packable import attends_plainly
 from pipeline.passes.transfers import on_device
 from pipeline.passes.wide import Wide
-from schemas.memory import EncoderSpec
+from schemas.memory import EncoderSpec, Layout
 
 Tag = Literal["AE", "LM", "FT"]
 TAGS: tuple[Tag, ...] = ("AE", "LM", "FT")
 """What the decoder is told to do with slots: repeat them, go on, or answer what is asked."""
+
+_CAUSAL = "contextmill_causal"
+"""transformers' own attention, under a name for which no mask is made: every token attends to those before it."""
+
+AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 
 SUPPOSED = 8
 """Slots of the usual deviation, beside those that show what slots are like."""
@@ -108,17 +118,14 @@ class Autoencoder(nn.Module):
 
     def encode(self, ids: torch.Tensor, slots: int) -> torch.Tensor:
         """Spans ``[rows, n]`` -> ``[rows, slots, d]``."""
-        how = reading(ids.shape[1], slots, self.spec.layout)
+        order, places, ends = _reading(ids.shape[1], slots, self.spec.layout, ids.device)
         words = self.embed(ids)
         if self.spec.layout != "pooled":
             memory = self.memory[:slots].to(words.dtype).expand(slots, -1)
             known = torch.cat([words, memory.expand(len(ids), -1, -1)], 1)
-            words = known[:, on_device(how.order, ids.device)]
+            words = known[:, order]
         hidden = self.read(self.behind(words))[:, 1:]
-        if self.spec.layout == "pooled":
-            found = means(hidden, on_device(how.ends, ids.device).expand(len(ids), -1))
-        else:
-            found = hidden[:, on_device(how.places, ids.device)]
+        found = means(hidden, ends.expand(len(ids), -1)) if self.spec.layout == "pooled" else hidden[:, places]
         return cast("torch.Tensor", self.map(found.to(self.map.weight.dtype)))
 
     def behind(self, words: torch.Tensor) -> torch.Tensor:
@@ -170,10 +177,29 @@ class Autoencoder(nn.Module):
         return {**self.trained(), "typical": self.typical}
 
     def _read(self, trunk: Any, words: torch.Tensor, encoding: bool) -> torch.Tensor:
-        if self.switch is None:
+        with unmasked(trunk), self.switch.turned(encoding) if self.switch else nullcontext():
             return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
-        with self.switch.turned(encoding):
-            return cast("torch.Tensor", trunk(inputs_embeds=words, use_cache=False).last_hidden_state)
+
+
+@contextmanager
+def unmasked(trunk: Any) -> Iterator[None]:
+    """In here ``trunk`` looks for no mask, where it would find that it needs none: it asks the device, which must have
+    done all that it was given before it answers, and cannot be asked while it is recorded."""
+    config, before = trunk.config, trunk.config._attn_implementation
+    if attends_plainly(trunk):
+        config._attn_implementation = _CAUSAL
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@functools.cache
+def _reading(tokens: int, slots: int, layout: Layout, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """What ``spans.reading`` says, on the device; kept for good, as recordings go on reading it."""
+    how = reading(tokens, slots, layout)
+    with torch.inference_mode(False):  # else nothing could be learned through them
+        return on_device(how.order, device), on_device(how.places, device), on_device(how.ends, device)
 
 
 def means(hidden: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.lessons import rate
+from pipeline.memory.replaying import Replays
 from pipeline.memory.sharing import Alone
 from pipeline.passes.transfers import Fetch, fetch
 from schemas.memory import EncoderTraining
@@ -27,7 +28,8 @@ class Diverged(Exception):  # noqa: N818
 
 
 class Part(Protocol):
-    """What is learned in one pass; a step has one or several."""
+    """What is learned in one pass; a step has one or several. One that is ``replaying.Recurring``, alone in its step,
+    may be recorded."""
 
     def loss(self, coder: Autoencoder) -> torch.Tensor:
         """Its share of the step's loss, which is the sum of all."""
@@ -43,6 +45,7 @@ class Trainer:
         self._latest: tuple[int, Fetch] | None = None
         self._late = autoencoder.tags.is_cuda
         self._named = autoencoder.trained()
+        self._replays = Replays(self._backward, list(self._named.values()), autoencoder.tags.device)
         own = ("memory", "tags", "first", "map.weight")
         self._optimiser: Any = torch.optim.AdamW(
             [
@@ -64,8 +67,9 @@ class Trainer:
         """
         self._optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.autoencoder.tags.device)
+        learn: Any = self._replays if len(parts) == 1 and hasattr(parts[0], "shape") else self._backward
         for part in parts:
-            loss += self._backward(part)
+            loss += learn(part)
         loss = self._sharing.summed(list(self._named.values()), loss)
         weights = [one for one in self._named.values() if one.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.clip_norm)

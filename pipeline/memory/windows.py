@@ -7,6 +7,7 @@ an unbroken run does.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,6 +41,21 @@ class Batch:
         return Batch(
             self.contexts[one], self.targets[one], self.tags[one], self.slots, self.weight * rows / len(self.contexts)
         )
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """As of ``replaying.Recurring``."""
+        return self.contexts, self.targets, self.tags
+
+    @property
+    def shape(self) -> Hashable:
+        """The same."""
+        return *(one.shape for one in self.tensors), self.slots, self.weight
+
+    def copy(self) -> Batch:
+        """The same."""
+        contexts, targets, tags = (one.clone() for one in self.tensors)
+        return Batch(contexts, targets, tags, self.slots, self.weight)
 
     def loss(self, coder: Autoencoder) -> torch.Tensor:
         """Mean nats of a target's tokens, times its weight."""

@@ -1,0 +1,135 @@
+"""Steps that are recorded learn what those that are not do; what cannot be recorded is learned as ever."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers.masking_utils
+from tiny_models import lines
+
+from pipeline.memory import replaying
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.corpus import Corpus
+from pipeline.memory.training import Trainer, train
+from pipeline.memory.windows import batch_of
+from pipeline.models import LoadedModel, ModelPool
+from pipeline.passes import recorded
+from schemas.memory import EncoderSpec, Lesson, PretrainSpec
+
+CPU = torch.device("cpu")
+STEPS = 14
+LESSONS = (Lesson(tokens=16, ratio=2.0, share=0.5), Lesson(tokens=24, ratio=4.0, share=0.5))
+SPEC = PretrainSpec(
+    encoder=EncoderSpec(rank=4, alpha=8.0), steps=STEPS, tokens_per_step=192, warmup=4, learning_rate=3e-3,
+    lessons=LESSONS, mixed=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> LoadedModel:
+    return ModelPool("cpu").causal_lm(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def corpus(base: LoadedModel) -> Corpus:
+    texts = ["\n".join(lines()[at : at + 12]) for at in range(0, 120, 12)]
+    return Corpus.of([base.tokenizer(text)["input_ids"] for text in texts])
+
+
+class Recordings:
+    """As CUDA graphs are: what a recording wrote lies where it lay, and it is done again as it was done."""
+
+    def __init__(self) -> None:
+        self.made = self.replayed = 0
+        self.off = 0.0
+
+    def __call__(self, run: recorded.Run) -> recorded.Recorded:
+        self.made += 1
+        kept: Any = [None if one is None else one.clone() for one in run()]
+
+        def again() -> None:
+            self.replayed += 1
+            for mine, one in zip(kept, run(), strict=True):
+                if mine is not None:
+                    mine.copy_(one + self.off)
+
+        return again, kept
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recordings]:
+    made = Recordings()
+    monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: made)
+    yield made
+
+
+def trained(base: LoadedModel, corpus: Corpus, device: torch.device = CPU, half: bool = False) -> dict[str, Any]:
+    torch.manual_seed(0)
+    coder = Autoencoder(copy.deepcopy(base.model).to(device, torch.bfloat16 if half else torch.float32), SPEC.encoder)
+    trainer, losses = Trainer(coder, SPEC, half), []
+    train(
+        trainer, lambda step: [batch_of(corpus, SPEC, step, device)], 0, lambda step, loss: losses.append(float(loss))
+    )
+    return {**trainer.tensors(), "losses": torch.tensor(losses)}
+
+
+def test_what_is_learned_is_the_same(base: LoadedModel, corpus: Corpus, recordings: Recordings) -> None:
+    found = trained(base, corpus)
+    assert recordings.made == 2  # a shape a lesson
+    assert recordings.replayed == STEPS - 2 * replaying._WORTH
+    recorded.RECORDERS.pop("cpu")
+    expected = trained(base, corpus)
+    assert all(torch.equal(one, expected[name]) for name, one in found.items())
+
+
+@pytest.mark.parametrize("how", ["lies", "fails"])
+def test_a_recording_that_is_none_is_not_used(
+    base: LoadedModel, corpus: Corpus, recordings: Recordings, how: str, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    recordings.off = 1.0
+    if how == "fails":
+
+        def broken(run: recorded.Run) -> recorded.Recorded:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: broken)
+    with caplog.at_level(logging.WARNING):
+        found = trained(base, corpus)
+    assert len(caplog.messages) == 1 and "kernel by kernel" in caplog.text
+    recorded.RECORDERS.pop("cpu")
+    expected = trained(base, corpus)
+    assert all(torch.equal(one, expected[name]) for name, one in found.items())
+
+
+def test_nothing_that_is_learned_from_asks_the_device_for_a_mask(
+    base: LoadedModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(transformers.masking_utils, "find_packed_sequence_indices", asked.append)
+    trained(base, corpus)
+    assert not asked
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_steps_are_graphs(base: LoadedModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what they learn is, but for rounding, what those that are launched do."""
+    device, known = torch.device("cuda:0"), []
+    call = replaying._Replay.__call__
+
+    def counted(self: Any, part: Any) -> torch.Tensor:
+        known.append(part.shape)
+        return call(self, part)
+
+    monkeypatch.setattr(replaying._Replay, "__call__", counted)
+    found = trained(base, corpus, device, half=True)
+    assert len(known) == STEPS - 2 * replaying._WORTH
+    monkeypatch.setattr(recorded, "RECORDERS", {})
+    expected = trained(base, corpus, device, half=True)
+    torch.testing.assert_close(found["losses"], expected["losses"], rtol=0.02, atol=0.02)
