@@ -6,7 +6,7 @@ drafted, recorded or checked to know. A look from the host takes some 20 microse
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,25 +18,40 @@ from schemas.drafting import MOST_COPIED
 Ints = NDArray[np.int64]
 
 _LOOKS = 2
-"""Rows that a look is taken at in a round: what many would have copied is not needed from all of them."""
+"""Rows that are looked at: what many would have copied is not needed from all of them."""
+
+_TURN = 64
+"""Tokens of a row, after which another is looked at: of as many drafts of each, those that copy would be too many."""
 
 
 @dataclass(slots=True)
 class _Row:
-    """``text``: what may be copied from, ``length`` tokens of it, ``counted`` of them from the answer, with room for
-    all of that. ``made``: the answer, which grows from outside."""
+    """``text``: what may be copied from, ``length`` tokens of it before the answer, with room for all of that.
+    ``made``: the answer, which grows from outside; so much of it is ``written`` behind the text."""
 
     text: Ints
     length: int
     made: Sequence[int]
-    counted: int = 0
+    written: int = 0
 
-    def now(self) -> tuple[Ints, int]:
-        """The text with all of the answer that is there, and its length."""
-        newest = self.made[self.counted :]
-        self.text[self.length : self.length + len(newest)] = newest
-        self.length, self.counted = self.length + len(newest), len(self.made)
-        return self.text, self.length
+    def drafts(self, place: int, follows: Ints | None) -> list[int]:
+        """What would be copied behind the first ``place`` tokens of the answer."""
+        newest = self.made[self.written :]
+        self.text[self.length + self.written : self.length + len(self.made)] = newest
+        self.written = len(self.made)
+        return copied(self.text, self.length + place, MOST_COPIED, follows)
+
+
+@dataclass(slots=True)
+class _Look:
+    """At a row: ``passed`` of its ``drafts`` are what stands before ``place`` of the answer. ``counts``: they begin
+    where a round would: others are likelier to begin within a long copy than before it. Looked at ``until`` there."""
+
+    place: int
+    drafts: list[int]
+    counts: bool
+    until: int
+    passed: int = 0
 
 
 class Shadow:
@@ -49,46 +64,53 @@ class Shadow:
         """``follows``: what mostly comes after each token, if that is drafted where nothing matches."""
         self._follows = follows
         self._rows: dict[int, _Row] = {}
-        # Of rows that are looked at: so much of the answer was set against them, so many of them passed, and all.
-        self._drafts: dict[int, tuple[int, int, list[int]]] = {}
+        self._looks: dict[int, _Look] = {}
         self._turn = 0
 
     def begin(self, row: int, text: Ints, made: Sequence[int], new: int) -> None:
         """All that the row may copy from, its answer left out: of that ``made`` is there, which grows to ``new`` tokens
         at most."""
         self._rows[row] = _Row(np.concatenate([text, np.zeros(new, np.int64)]), len(text), made)
-        self._drafts.pop(row, None)
+        self._looks.pop(row, None)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Of those that began all others have ended."""
         if len(rows) < len(self._rows):
             for row in set(self._rows).difference(rows):
                 del self._rows[row]
-                self._drafts.pop(row, None)
+                self._looks.pop(row, None)
 
     def wrote(self, rows: Sequence[int], look: bool) -> list[int]:
         """More is made of these rows -> of the drafts that this puts an end to, how many would have passed. ``look``:
         go on looking; else what was begun is forgotten, as copies are drafted in earnest."""
         found: list[int] = []
-        for row, (place, passed, drafts) in list(self._drafts.items()):
-            made = self._rows[row].made
-            for token in made[place:]:
-                if passed == len(drafts) or drafts[passed] != token:  # the target's own, with which such a round ends
-                    found.append(passed)
-                    del self._drafts[row]
-                    break
-                passed += 1
-            else:
-                self._drafts[row] = len(made), passed, drafts
+        for row, one in list(self._looks.items()):
+            found += self._ends(self._rows[row], one)
+            if one.place >= one.until and not one.passed and len(self._rows) > _LOOKS:
+                del self._looks[row]
         if not look:
-            self._drafts.clear()
+            self._looks.clear()
             return found
-        for _ in range(min(_LOOKS, len(rows))):  # each has its turn
+        for _ in rows:
+            if len(self._looks) == _LOOKS:
+                break
             self._turn = (self._turn + 1) % len(rows)
-            if (row := rows[self._turn]) not in self._drafts:
-                one = self._rows[row]
-                self._drafts[row] = len(one.made), 0, copied(*one.now(), MOST_COPIED, self._follows)
+            if (row := rows[self._turn]) not in self._looks:
+                text = self._rows[row]
+                place = len(text.made)
+                self._looks[row] = _Look(place, text.drafts(place, self._follows), place <= 1, place + _TURN)
         return found
+
+    def _ends(self, row: _Row, look: _Look) -> Iterator[int]:
+        """Of each draft that ends with the tokens that are new, how many passed; behind it the next begins."""
+        for token in row.made[look.place :]:
+            look.place += 1
+            if look.passed < len(look.drafts) and look.drafts[look.passed] == token:
+                look.passed += 1
+                continue
+            if look.counts:  # there is the target's own token, with which such a round ends
+                yield look.passed
+            look.drafts, look.passed, look.counts = row.drafts(look.place, self._follows), 0, True
 
 
 def copied(text: Ints, length: int, count: int, follows: Ints | None = None) -> list[int]:
