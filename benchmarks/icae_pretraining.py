@@ -88,6 +88,7 @@ def _run(
             clock.append(_now(loss))
     each = float(np.median(np.diff(clock))) / TIMED
     tokens = len(batch_of(train, spec, 0, device).contexts.flatten())
+    warm.rest()
     steps = max(30, int(arguments.minutes * 60 / each))
     print(f"{tokens / each:,.0f} context tokens/s, {each * 1e3:.0f} ms a step, {steps} steps", flush=True)
     spec = spec.model_copy(update={"steps": steps})

@@ -185,9 +185,11 @@ class Autoencoder(nn.Module):
 def unmasked(trunk: Any) -> Iterator[None]:
     """In here ``trunk`` looks for no mask, where it would find that it needs none: it asks the device, which must have
     done all that it was given before it answers, and cannot be asked while it is recorded."""
+    if not attends_plainly(trunk):  # or it is so already
+        yield
+        return
     config, before = trunk.config, trunk.config._attn_implementation
-    if attends_plainly(trunk):
-        config._attn_implementation = _CAUSAL
+    config._attn_implementation = _CAUSAL
     try:
         yield
     finally:

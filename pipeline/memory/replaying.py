@@ -9,26 +9,28 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 
-from pipeline.passes import recorded
+from pipeline.batching import out_of_memory
 from pipeline.passes.compiling import LAUNCHING
-from pipeline.passes.packable import doubt
+from pipeline.passes.recorded import Graphs, Recorder
 
 log = logging.getLogger(__name__)
 
 _WORTH = 3
 """Times that a shape is learned from before it is recorded: by then what reads it is compiled."""
 
-_ROOM = 0.4
-"""The part of a device's memory that steps may have taken at most: a recording keeps as much for itself."""
+_ROOM = 0.3
+"""The part of a device's memory that steps may take at most: a recording keeps as much for itself, and takes as much
+while it is made."""
 
-_OFF = 0.02
-"""That a replayed gradient may be off: the same kernels in the same order, but for sums that go as they like."""
+_OFF = 0.1
+"""That the gradient of any weight may be off: the same kernels in the same order, but for sums that go as they like."""
 
 
+@runtime_checkable
 class Recurring(Protocol):
     """Of a shape that comes up again and again."""
 
@@ -48,14 +50,17 @@ class Recurring(Protocol):
 
 
 class Replays:
-    """``learn`` gives ``weights`` their ``grad``, where there was none, and says the loss; so does this."""
+    """``learn`` gives ``weights`` their ``grad``, where there was none, and says the loss; so does this. ``settle``
+    waits for what others have to do with the step before."""
 
     def __init__(
-        self, learn: Callable[[Any], torch.Tensor], weights: Sequence[torch.nn.Parameter], device: torch.device
-    ) -> None:
-        self._learn, self._weights, self._device = learn, weights, device
-        make = recorded.RECORDERS.get(device.type)
+        self, learn: Callable[[Any], torch.Tensor], weights: Sequence[torch.nn.Parameter], device: torch.device,
+        settle: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._learn, self._weights, self._device, self._settle = learn, weights, device, settle
+        make = RECORDERS.get(device.type)
         self._recorder = make(device) if make else None
+        self._first: dict[Hashable, Recurring] = {}
         self._times = Counter[Hashable]()
         self._known: dict[Hashable, _Replay] = {}
 
@@ -63,32 +68,62 @@ class Replays:
         """The loss is to be read, and the gradients are to be used, before the next one."""
         if known := self._known.get(part.shape):
             return known(part)
+        if self._recorder is None:
+            return self._learn(part)
         self._times[part.shape] += 1
-        if self._recorder is None or self._times[part.shape] <= _WORTH or not _roomy(self._device):
+        if self._times[part.shape] == 1:
+            self._first[part.shape] = part.copy()
+        if self._times[part.shape] <= _WORTH:
+            return self._learn(part)
+        if not _roomy(self._device):
+            log.info("steps are not recorded: they take more than %.0f%% of the memory", 100 * _ROOM)
+            self._stop()
             return self._learn(part)
         return self._record(self._recorder, part)
 
-    def _record(self, recorder: recorded.Recorder, part: Recurring) -> torch.Tensor:
-        """Recorded, replayed, and then learned as ever: what was learned last is what counts."""
-        one, replayed, why = None, torch.zeros(0), ""
+    def give_back(self) -> None:
+        """Nothing is recorded any more, nor replayed: other work may have the memory."""
+        self._stop()
+        self._known.clear()
+        self._forget()
+
+    def _stop(self) -> None:
+        self._recorder = None
+        self._first.clear()
+
+    def _record(self, recorder: Recorder, part: Recurring) -> torch.Tensor:
+        """Recorded with another part, replayed, and then learned as ever: what was learned last is what counts."""
+        one, replayed, why = None, list[torch.Tensor | None](), ""
+        self._settle()  # from here on the device is waited for
         try:
             with LAUNCHING:
-                one = _Replay(recorder, self._learn, self._weights, part)
+                one = _Replay(recorder, self._learn, self._weights, self._first.pop(part.shape))
             one(part)
-            replayed = self._slopes()
+            replayed = [None if it.grad is None else it.grad.clone() for it in self._weights]
         except Exception as error:  # noqa: BLE001  drivers and kernels fail in ways of their own
-            why = " ".join(str(error).split())[:300] or type(error).__name__
+            why = "memory ran out" if out_of_memory(error) else " ".join(str(error).split())[:300]
+            why = why or type(error).__name__
         self._forget()
         loss = self._learn(part)
-        if why := why or doubt(lambda: (replayed, self._slopes()), _OFF):
-            self._recorder = None
-            log.warning("steps are launched kernel by kernel, and take longer: a recording is not to be used: %s", why)
+        if why := why or self._doubt(replayed):
+            self._stop()
+            log.warning("steps are launched kernel by kernel, and may take longer: a recording is none: %s", why)
         elif one:
             self._known[part.shape] = one
         return loss
 
-    def _slopes(self) -> torch.Tensor:
-        return torch.cat([one.grad.flatten() for one in self._weights if one.grad is not None])
+    def _doubt(self, replayed: Sequence[torch.Tensor | None]) -> str:
+        """Why they cannot pass for the gradients that are there; empty where they can."""
+        pairs = [(one, its.grad) for one, its in zip(replayed, self._weights, strict=True)]
+        if any((one is None) != (its is None) for one, its in pairs):
+            return "it gives a gradient to other weights"
+        known = [(one.float(), its.float()) for one, its in pairs if one is not None and its is not None]
+        off = torch.stack([(one - its).norm() for one, its in known])
+        sizes = torch.stack([its.norm() for _, its in known])
+        if not bool(sizes.isfinite().all()):
+            return ""  # which is said of the step
+        worst = float((off / sizes.clamp_min(torch.finfo(torch.float32).tiny)).max())
+        return "" if worst <= _OFF else f"a gradient is {worst:.2f} off"
 
     def _forget(self) -> None:
         for one in self._weights:
@@ -99,19 +134,18 @@ class _Replay:
     """Of parts of one shape."""
 
     def __init__(
-        self, recorder: recorded.Recorder, learn: Callable[[Any], torch.Tensor],
-        weights: Sequence[torch.nn.Parameter], part: Recurring,
+        self, recorder: Recorder, learn: Callable[[Any], torch.Tensor], weights: Sequence[torch.nn.Parameter],
+        part: Recurring,
     ) -> None:  # fmt: skip
-        self._part, self._weights = part.copy(), weights
+        self._part, self._weights = part, weights
 
-        def run() -> Any:
+        def run() -> tuple[torch.Tensor | None, ...]:
             for one in weights:
                 one.grad = None
-            loss = learn(self._part)
+            loss = learn(part)
             return loss, *(one.grad for one in weights)
 
-        self._again, found = recorder(run)
-        self._loss, *self._grads = found
+        self._again, (self._loss, *self._grads) = recorder(run)
 
     def __call__(self, part: Recurring) -> torch.Tensor:
         for mine, its in zip(self._part.tensors, part.tensors, strict=True):
@@ -119,7 +153,8 @@ class _Replay:
         self._again()
         for one, grad in zip(self._weights, self._grads, strict=True):
             one.grad = grad
-        return self._loss
+        loss: torch.Tensor = self._loss
+        return loss
 
 
 def _roomy(device: torch.device) -> bool:
@@ -127,3 +162,13 @@ def _roomy(device: torch.device) -> bool:
         return True
     whole = torch.cuda.get_device_properties(device).total_memory
     return torch.cuda.max_memory_allocated(device) <= _ROOM * whole
+
+
+def _graphs(device: torch.device) -> Recorder:
+    """For one training, whose memory is its own."""
+    torch.cuda.reset_peak_memory_stats(device)
+    return Graphs(device, torch.cuda.graph_pool_handle())
+
+
+RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": _graphs}
+"""By kind of device."""

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.lessons import rate
-from pipeline.memory.replaying import Replays
+from pipeline.memory.replaying import Recurring, Replays
 from pipeline.memory.sharing import Alone
 from pipeline.passes.transfers import Fetch, fetch
 from schemas.memory import EncoderTraining
@@ -28,8 +28,8 @@ class Diverged(Exception):  # noqa: N818
 
 
 class Part(Protocol):
-    """What is learned in one pass; a step has one or several. One that is ``replaying.Recurring``, alone in its step,
-    may be recorded."""
+    """What is learned in one pass; a step has one or several. One that is ``Recurring``, alone in its step, may be
+    recorded."""
 
     def loss(self, coder: Autoencoder) -> torch.Tensor:
         """Its share of the step's loss, which is the sum of all."""
@@ -45,7 +45,8 @@ class Trainer:
         self._latest: tuple[int, Fetch] | None = None
         self._late = autoencoder.tags.is_cuda
         self._named = autoencoder.trained()
-        self._replays = Replays(self._backward, list(self._named.values()), autoencoder.tags.device)
+        weights, device = list(self._named.values()), autoencoder.tags.device
+        self._replays = Replays(self._backward, weights, device, lambda: self._sharing.settle())
         own = ("memory", "tags", "first", "map.weight")
         self._optimiser: Any = torch.optim.AdamW(
             [
@@ -67,9 +68,11 @@ class Trainer:
         """
         self._optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.autoencoder.tags.device)
-        learn: Any = self._replays if len(parts) == 1 and hasattr(parts[0], "shape") else self._backward
         for part in parts:
-            loss += learn(part)
+            if isinstance(part, Recurring) and len(parts) == 1:
+                loss += self._replays(part)
+            else:
+                loss += self._backward(part)
         loss = self._sharing.summed(list(self._named.values()), loss)
         weights = [one for one in self._named.values() if one.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.clip_norm)
@@ -86,6 +89,10 @@ class Trainer:
         self._sharing.settle()
         latest, self._latest = self._latest, None
         _check(latest)
+
+    def rest(self) -> None:
+        """There is no step for a while: what is measured may have the memory of what was recorded."""
+        self._replays.give_back()
 
     def _backward(self, part: Part) -> torch.Tensor:
         with torch.autocast(self.autoencoder.tags.device.type, torch.bfloat16, enabled=self._half):
@@ -126,6 +133,7 @@ def train(
     for number in range(first, trainer.spec.steps):
         told(number, trainer.step(number, *parts(number)))
     trainer.settle()
+    trainer.rest()
 
 
 def _check(step: tuple[int, Fetch] | None) -> None:

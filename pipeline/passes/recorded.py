@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 Output = tuple[torch.Tensor, torch.Tensor]
 """Of each slot: what came of it, and the logits ``[rows, v]`` of the first token that it was given to read."""
-Run = Callable[[], Output]
-Recorded = tuple[Callable[[], Any], Output]
+Run = Callable[[], Any]
+Recorded = tuple[Callable[[], Any], Any]
 """What does the same once more, and where it writes its output."""
 Recorder = Callable[[Run], Recorded]
 
@@ -191,28 +191,32 @@ class _Step:
         self._logits = self._found
 
 
-class _Graphs:
+class Graphs:
     """CUDA graphs with one pool of memory for all of a process: what one has written is used before the next runs, as
-    one batch is decoded at a time. A pool for each batch would be kept by the allocator, but for nobody's use."""
+    one batch is decoded at a time. A pool for each batch would be kept by the allocator, but for nobody's use. With a
+    ``pool`` of their own (``torch.cuda.graph_pool_handle``) its memory is given back with the last of them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, pool: Any = None) -> None:
+        self._device, self._pool = device, pool
 
     def __call__(self, run: Run) -> Recorded:
+        """Record what it does, once it was done."""
         with torch.cuda.device(self._device):
-            pool = _holder(self._device).pool()
+            pool = self._pool or _holder(self._device).pool()
             graph: Any = torch.cuda.CUDAGraph(keep_graph=True)  # made ready by its first replay: that may fail, too
             here, beside = torch.cuda.current_stream(), _beside(self._device)
             beside.wait_stream(here)
             try:
                 with torch.cuda.stream(beside):
                     run()  # what a first run makes (kernels, workspaces) cannot be made while recording
+                    if self._pool:  # nor can what it leaves behind be given back
+                        torch.cuda.empty_cache()
                     output = self._capture(graph, pool, run)
             finally:
                 here.wait_stream(beside)
         return graph.replay, output
 
-    def _capture(self, graph: Any, pool: Any, run: Run) -> Output:
+    def _capture(self, graph: Any, pool: Any, run: Run) -> Any:
         graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may go on allocating
         try:
             output = run()
@@ -227,7 +231,8 @@ class _Graphs:
         try:
             graph.capture_end()
         except RuntimeError:
-            _holder.cache_clear()  # the allocator of pinned memory cannot be told: it refuses this pool from now on
+            if not self._pool:
+                _holder.cache_clear()  # the allocator of pinned memory cannot be told: it refuses this pool from now on
             index = torch.cuda.current_device()
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(index, pool)
@@ -253,5 +258,5 @@ def _beside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": _Graphs}
+RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": Graphs}
 """By kind of device."""

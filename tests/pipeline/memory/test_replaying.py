@@ -47,7 +47,7 @@ class Recordings:
 
     def __init__(self) -> None:
         self.made = self.replayed = 0
-        self.off = 0.0
+        self.off, self.deaf = 0.0, False
 
     def __call__(self, run: recorded.Run) -> recorded.Recorded:
         self.made += 1
@@ -55,6 +55,8 @@ class Recordings:
 
         def again() -> None:
             self.replayed += 1
+            if self.deaf:  # all numbers are those of when it was recorded
+                return
             for mine, one in zip(kept, run(), strict=True):
                 if mine is not None:
                     mine.copy_(one + self.off)
@@ -65,17 +67,23 @@ class Recordings:
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recordings]:
     made = Recordings()
-    monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: made)
+    monkeypatch.setitem(replaying.RECORDERS, "cpu", lambda device: made)
     yield made
 
 
-def trained(base: LoadedModel, corpus: Corpus, device: torch.device = CPU, half: bool = False) -> dict[str, Any]:
+def trained(
+    base: LoadedModel, corpus: Corpus, device: torch.device = CPU, *, half: bool = False, compiled: bool = False
+) -> dict[str, Any]:
     torch.manual_seed(0)
     coder = Autoencoder(copy.deepcopy(base.model).to(device, torch.bfloat16 if half else torch.float32), SPEC.encoder)
+    if compiled:
+        coder.hasten()
     trainer, losses = Trainer(coder, SPEC, half), []
-    train(
-        trainer, lambda step: [batch_of(corpus, SPEC, step, device)], 0, lambda step, loss: losses.append(float(loss))
-    )
+
+    def told(step: int, loss: torch.Tensor) -> None:
+        losses.append(float(loss))
+
+    train(trainer, lambda step: [batch_of(corpus, SPEC, step, device)], 0, told)
     return {**trainer.tensors(), "losses": torch.tensor(losses)}
 
 
@@ -83,27 +91,28 @@ def test_what_is_learned_is_the_same(base: LoadedModel, corpus: Corpus, recordin
     found = trained(base, corpus)
     assert recordings.made == 2  # a shape a lesson
     assert recordings.replayed == STEPS - 2 * replaying._WORTH
-    recorded.RECORDERS.pop("cpu")
+    replaying.RECORDERS.pop("cpu")
     expected = trained(base, corpus)
     assert all(torch.equal(one, expected[name]) for name, one in found.items())
 
 
-@pytest.mark.parametrize("how", ["lies", "fails"])
+@pytest.mark.parametrize("how", ["lies", "fails", "heeds nothing"])
 def test_a_recording_that_is_none_is_not_used(
     base: LoadedModel, corpus: Corpus, recordings: Recordings, how: str, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    recordings.off = 1.0
+    recordings.off = 1.0 if how == "lies" else 0.0
+    recordings.deaf = how == "heeds nothing"
     if how == "fails":
 
         def broken(run: recorded.Run) -> recorded.Recorded:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-        monkeypatch.setitem(recorded.RECORDERS, "cpu", lambda device: broken)
+        monkeypatch.setitem(replaying.RECORDERS, "cpu", lambda device: broken)
     with caplog.at_level(logging.WARNING):
         found = trained(base, corpus)
     assert len(caplog.messages) == 1 and "kernel by kernel" in caplog.text
-    recorded.RECORDERS.pop("cpu")
+    replaying.RECORDERS.pop("cpu")
     expected = trained(base, corpus)
     assert all(torch.equal(one, expected[name]) for name, one in found.items())
 
@@ -118,8 +127,11 @@ def test_nothing_that_is_learned_from_asks_the_device_for_a_mask(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_steps_are_graphs(base: LoadedModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what they learn is, but for rounding, what those that are launched do."""
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu_steps_are_graphs(
+    base: LoadedModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """And what they learn is, but for rounding, what those that are launched do; their memory is given back."""
     device, known = torch.device("cuda:0"), []
     call = replaying._Replay.__call__
 
@@ -128,8 +140,8 @@ def test_on_a_gpu_steps_are_graphs(base: LoadedModel, corpus: Corpus, monkeypatc
         return call(self, part)
 
     monkeypatch.setattr(replaying._Replay, "__call__", counted)
-    found = trained(base, corpus, device, half=True)
+    found = trained(base, corpus, device, half=True, compiled=compiled)
     assert len(known) == STEPS - 2 * replaying._WORTH
-    monkeypatch.setattr(recorded, "RECORDERS", {})
+    monkeypatch.setattr(replaying, "RECORDERS", {})
     expected = trained(base, corpus, device, half=True)
     torch.testing.assert_close(found["losses"], expected["losses"], rtol=0.02, atol=0.02)
