@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain, islice
@@ -25,6 +25,7 @@ from pipeline.storage.requests import ensure_budget
 from pipeline.storage.shards import ACTIVE, PUBLISH, shard_row
 from pipeline.storage.sql import db_now, insert_ignore, reading
 from schemas.align import WHOLE_CORPUS
+from schemas.base import StageBase
 from schemas.document import Document
 from schemas.job import JobSpec, digest
 from schemas.records import INPUT
@@ -111,14 +112,18 @@ def retune(engine: Engine, spec: JobSpec, job_id: str) -> bool:
     """Give a job the settings of ``spec`` that change only its speed, budgets aside. False: it has them already."""
     with engine.begin() as connection:
         had = connection.execute(select(Job.spec).where(Job.id == job_id)).scalar_one()
-        stages = [
-            old | stage.model_dump(mode="json", include=set(stage.SPEED_ONLY - {"budget_usd"}))
-            for old, stage in zip(had["stages"], spec.stages, strict=True)
-        ]
+        stages = [old | _speed(stage, old) for old, stage in zip(had["stages"], spec.stages, strict=True)]
         if stages == had["stages"]:
             return False
         connection.execute(update(Job).where(Job.id == job_id).values(spec=had | {"stages": stages}))
     return True
+
+
+def _speed(stage: StageBase, old: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a stage changes only its speed. A setting that is newer than the job is none while it has its default."""
+    said = stage.model_dump(mode="json", include=set(stage.SPEED_ONLY - {"budget_usd"}))
+    usual = {name: one.default for name, one in type(stage).model_fields.items()}
+    return {name: value for name, value in said.items() if name in old or value != usual[name]}
 
 
 def submit(

@@ -108,6 +108,7 @@ def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, jso
     found = existing_job(engine, identity)
     if found is not None:
         if found.stop_code == "budget" and raise_budget(engine, spec, found.id):
+            retune(engine, spec, found.id)
             resume_job(engine, found.id)
         elif found.stop_code == "error":  # a device that is not there, a full disk: mended, or it stops again
             anew = ", with the new settings of the job file" if retune(engine, spec, found.id) else ""
