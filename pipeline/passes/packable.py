@@ -11,6 +11,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from pipeline.batching import attempted
 from pipeline.passes.built import built
 from pipeline.passes.compiling import LAUNCHING
 from pipeline.passes.fused import MOST, Fused
@@ -61,6 +62,7 @@ def _widen(trunk: Any) -> None:
         return
 
     def read() -> tuple[torch.Tensor, torch.Tensor]:
+        trunk.contextmill_wide = None
         expected = _whole(trunk, ids_for(trunk))
         trunk.contextmill_wide = Wide(made)
         return _after_stored(trunk, expected)
@@ -121,6 +123,7 @@ def _agrees(trunk: Any) -> bool:
     causal = not any(getattr(one, "is_causal", True) is False for one in trunk.modules())
 
     def read() -> tuple[torch.Tensor, torch.Tensor]:
+        trunk.config._attn_implementation = before
         ids = ids_for(trunk)
         expected = _whole(trunk, ids) if causal else torch.cat([_whole(trunk, one[None]) for one in _beginnings(ids)])
         trunk.config._attn_implementation = ATTENTION  # from here on: what is expected comes from transformers' own
@@ -134,9 +137,10 @@ def _agrees(trunk: Any) -> bool:
 
 def doubt(read: Callable[[], tuple[torch.Tensor, torch.Tensor]], most: float = TOLERANCE) -> str:
     """Why hidden states or logits that were found cannot pass for the expected ones, which they may be ``most`` off;
-    empty where they can."""
+    empty where they can. Where memory is short ``read`` is called again, once what is kept for speed is let go: what
+    it finds out holds for as long as the model is loaded."""
     try:
-        found, expected = read()
+        ((found, expected),) = attempted(read, last=True)
         apart = float((found.float() - expected.float()).norm() / expected.float().norm())
     except Exception as error:  # noqa: BLE001  compilers, kernels and models fail in ways of their own
         return " ".join(str(error).split())[:300] or type(error).__name__
