@@ -33,9 +33,9 @@ _ENOUGH = {"cpu": 512, "cuda": 4096}
 _AHEAD = {"cpu": 0, "cuda": 1}
 """Passes whose slots are not waited for before the next is launched."""
 
-_LOT = 16
+_LOT, _FIRST = 16, 8
 """Characters for each token of a pass: documents of about four passes are looked through at once, and the next while
-these are read."""
+these are read; of the first so small a part, as until then nothing can be read."""
 
 
 def encode(stage: Encode, documents: Sequence[Document], run: Run) -> list[Outcome]:
@@ -120,9 +120,10 @@ class _Passes:
         found for one pass."""
         if self._padded:
             return [documents]
-        ends = np.cumsum([len(one.prompt) for one in documents]) // (_LOT * self._most)
-        cuts = np.flatnonzero(np.diff(ends)) + 1
-        return [documents[begin:end] for begin, end in pairwise([0, *cuts.tolist(), len(documents)])]
+        ends, size = np.cumsum([len(one.prompt) for one in documents]), _LOT * self._most
+        marks = [size // _FIRST, *range(size, int(ends[-1]), size)]
+        cuts = np.unique([0, *np.searchsorted(ends, marks), len(documents)])
+        return [documents[begin:end] for begin, end in pairwise(cuts.tolist())]
 
     def read(self, outlines: Sequence[Outline]) -> None:
         """Of documents behind those before. Not all slots are there yet. Raises ``Stopped``."""
