@@ -15,7 +15,7 @@ from pipeline.batching import run_packed
 from pipeline.evaluation.overlap import Bleu
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
-from pipeline.memory.ragged import pass_tokens
+from pipeline.memory.ragged import pass_tokens, written_tokens
 from pipeline.memory.reconstruct import prefix_match, reconstructed
 
 NAN = float("nan")
@@ -78,8 +78,9 @@ class Measuring:
     def measure(self, written: int) -> list[Measure]:
         """Of every span; the first ``written`` of them are written out, too."""
         with plainly(self.spans.device, self.half):
-            said = self._packed(len(self.spans), self._said)
-            back = self._packed(min(written, len(self.spans)), self._back)
+            said = self._packed(len(self.spans), self._said, self._most)
+            most = written_tokens(self.batch_tokens, self.spans.device)
+            back = self._packed(min(written, len(self.spans)), self._back, most)
         return [Measure(*one, *two) for one, two in zip(said, [*back, *[()] * (len(said) - len(back))], strict=True)]
 
     def sample(self, row: int) -> tuple[str, str]:
@@ -90,16 +91,23 @@ class Measuring:
         expected, came = (self.tokenizer.decode(one[0, :SAMPLED]) for one in (ids, found))
         return expected, came
 
-    def _packed(self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]]) -> list[Any]:
+    @property
+    def _most(self) -> int:
+        return pass_tokens(self.batch_tokens, self.spans.device)
+
+    @property
+    def _row(self) -> int:
+        """Tokens of a pass that a row takes."""
+        return sum(many for _, many in self.parts) + 1 + self.spans.shape[1]
+
+    def _packed(self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]], most: int) -> list[Any]:
         def some(numbers: list[int]) -> Sequence[tuple[float, float]]:
             self.alive()
             found = work(self.spans[numbers])
             self.passed(len(numbers) * self.spans.shape[1])
             return found
 
-        most = pass_tokens(self.batch_tokens, self.spans.device)
-        slots = sum(many for _, many in self.parts)
-        return run_packed([slots + 1 + self.spans.shape[1]] * rows, most, some)
+        return run_packed([self._row] * rows, most, some)
 
     def _said(self, ids: torch.Tensor) -> list[tuple[float, float]]:
         tags = torch.full((len(ids),), TAGS.index("AE"), device=ids.device)
@@ -110,7 +118,11 @@ class Measuring:
         return list(zip(nats.tolist(), (likely == ids).float().mean(1).tolist(), strict=True))
 
     def _back(self, ids: torch.Tensor) -> list[tuple[float, float]]:
-        found = reconstructed(self.coder, self._encoded(ids), ids.shape[1], alive=self.alive)
+        slots = []
+        for some in torch.split(ids, max(1, self._most // self._row)):
+            self.alive()
+            slots.append(self._encoded(some))
+        found = reconstructed(self.coder, torch.cat(slots), ids.shape[1], alive=self.alive)
         texts = zip(*(self.tokenizer.batch_decode(one) for one in (found, ids)), strict=True)
         bleu = Bleu() if find_spec("sacrebleu") else None
         scores = [bleu(came, [expected])[0] if bleu else NAN for came, expected in texts]

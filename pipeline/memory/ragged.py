@@ -24,6 +24,12 @@ def pass_tokens(batch_tokens: int, device: torch.device) -> int:
     return min(batch_tokens, _CPU_TOKENS) if device.type == "cpu" else batch_tokens
 
 
+def written_tokens(batch_tokens: int, device: torch.device) -> int:
+    """Most tokens of rows that are written out together. Each token is a pass, of which a CPU takes longest to read the
+    weights: many rows take hardly longer than a few."""
+    return min(batch_tokens, 8 * _CPU_TOKENS) if device.type == "cpu" else batch_tokens
+
+
 def places_of(tokens: int, slots: int, coder: Autoencoder) -> int:
     """What a span takes in a pass."""
     return 1 + tokens + (0 if coder.spec.layout == "pooled" else slots)

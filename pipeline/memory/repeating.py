@@ -17,7 +17,7 @@ from pipeline.memory.encode_stage import Encode
 from pipeline.memory.encoding import encode
 from pipeline.memory.outlines import Outline, outlines_of
 from pipeline.memory.packing import unpack
-from pipeline.memory.ragged import pass_tokens
+from pipeline.memory.ragged import written_tokens
 from pipeline.memory.reconstruct import padded, reconstructed
 from pipeline.memory.resident import resident
 from pipeline.models import ModelError, ModelPool
@@ -98,7 +98,7 @@ def _written(
         found = reconstructed(coder, slots, max(one.size for one in some), mask, alive)
         return [ids[: one.size] for ids, one in zip(found.tolist(), some, strict=True)]
 
-    most = pass_tokens(batch_tokens, coder.tags.device)
+    most = written_tokens(batch_tokens, coder.tags.device)
     return run_packed([len(one.slots) + 2 + one.size for one in tasks], most, work)
 
 
