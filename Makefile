@@ -3,7 +3,7 @@
 #   PYTHON=python3.12   interpreter for .venv (default: the newest one from 3.11 to 3.13)
 #   TORCH_INDEX=URL     package index for torch alone. On a machine without a GPU,
 #                       https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
-#   ENCODER=NAME        which trained encoder of memory slots `make demo-memory` shows; none comes along yet
+#   ENCODER=NAME        which trained encoder of memory slots `make demo-memory` shows (default: the one that comes along)
 #   SEEDS=20            how many random seeds `make chaos` runs
 #   JOBS=2              processes that share the tests of `make test`, but for those that start processes themselves
 
@@ -16,7 +16,7 @@ SHELL := /bin/bash
 
 TORCH_INDEX ?=
 PYTHON ?=
-ENCODER ?=
+ENCODER ?= smollm2-135m-icae-pretrained
 SEEDS ?= 20
 JOBS ?= 2
 PROCESSES := tests/workers tests/chaos
@@ -48,13 +48,17 @@ demo-again: .venv/.runtime ## after a demo: the same job only reports; with one 
 	echo ">> the same 24 documents and one more"
 	$(BIN)/contextmill run examples/gsm8k.toml --output "$$run" --input examples/gsm8k.jsonl --input examples/gsm8k-one-more.jsonl
 
-demo-memory: .venv/.runtime ## with ENCODER=NAME: old books in memory slots, repeated from these alone, and answered from
-	@[ -n "$(ENCODER)" ] || { echo "error: say which encoder: make demo-memory ENCODER=NAME (docs/memory.md trains one)" >&2; exit 2; }
-	$(BIN)/contextmill models pull smollm2-135m-instruct
+demo-memory: .venv/.runtime ## old books in memory slots, repeated from these alone; with ENCODER=NAME, fine-tuned: answered from, too
+	@$(BIN)/contextmill models pull smollm2-135m-instruct
 	echo ">> four passages into slots (int8), and what the model repeats from these alone"
 	$(BIN)/contextmill icae reconstruct $(ENCODER) examples/memory.jsonl --precision int8
-	run="runs/memory-$$(date +%Y%m%d-%H%M%S)"
 	echo
+	$(BIN)/python -c "from pipeline.models import encoders; from schemas.settings import Settings
+	exit(encoders.read_manifest(encoders.find('$(ENCODER)', Settings().cache)).answers is None)" || {
+		echo "$(ENCODER) repeats, and was not taught to answer: docs/memory.md says how that is done, and what it is worth."
+		exit 0
+	}
+	run="runs/memory-$$(date +%Y%m%d-%H%M%S)"
 	echo ">> three questions about each, answered from slots"
 	$(BIN)/contextmill run examples/memory.toml --output "$$run" --set stages.0.encoder=$(ENCODER)
 	echo ">> the same questions, answered from the whole text, and from nothing"
