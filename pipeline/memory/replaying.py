@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 _WORTH = 3
 """Times that a shape is learned from before it is recorded: by then what reads it is compiled."""
 
-_ROOM = 0.3
-"""The part of a device's memory that steps may take at most: a recording keeps as much for itself, and takes as much
-while it is made."""
+_ROOM = 0.4
+"""The part of a device's memory that steps may take at most: recordings keep as much for themselves, beside what those
+of other shapes take."""
 
 _OFF = 0.1
 """That the gradient of any weight may be off: the same kernels in the same order, but for sums that go as they like."""
