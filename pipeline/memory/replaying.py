@@ -71,7 +71,7 @@ class Replays:
         if self._recorder is None:
             return self._learn(part)
         self._times[part.shape] += 1
-        if self._times[part.shape] == 1:
+        if part.shape not in self._first:
             self._first[part.shape] = part.copy()
         if self._times[part.shape] <= _WORTH:
             return self._learn(part)

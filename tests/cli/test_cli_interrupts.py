@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -122,17 +123,24 @@ def test_a_signal_that_is_ignored_stays_ignored(user: User) -> None:
     assert done.returncode == 0
 
 
+@contextlib.contextmanager
+def under_way(user: User, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A run into ``o`` of many small shards, of which one is done at least."""
+    user.write("in.jsonl", "".join(json.dumps({"id": f"d{n}", "text": f"text {n}"}) + "\n" for n in range(20_000)))
+    command = user.command("run", "job.toml", "-o", "o", "--set", "stages.0.seconds_per_shard=0.0001", *words)
+    with subprocess.Popen(
+        command, cwd=user.folder, env=user.environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not list(user.folder.glob("o/t-*/_parts/*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield process
+
+
 def test_an_interrupted_run_goes_on_with_the_settings_of_now(user: User) -> None:
     """Those that make no other job: it may have been interrupted for their sake."""
-    user.write("in.jsonl", "".join(json.dumps({"id": f"d{n}", "text": f"text {n}"}) + "\n" for n in range(20_000)))
     for words in (), ("--set", "stages.0.batch_tokens=64"):
-        shards = "run", "job.toml", "-o", "o", "--set", "stages.0.seconds_per_shard=0.0001", *words
-        with subprocess.Popen(
-            user.command(*shards), cwd=user.folder, env=user.environment(), stderr=subprocess.PIPE, text=True
-        ) as process:
-            while not list(user.folder.glob("o/t-*/_parts/*.parquet")):
-                assert process.poll() is None
-                time.sleep(0.05)
+        with under_way(user, *words) as process:
             assert process.stderr is not None
             said = process.stderr.readline() if words else ""
             process.send_signal(signal.SIGINT)
@@ -145,14 +153,7 @@ def test_an_interrupted_run_goes_on_with_the_settings_of_now(user: User) -> None
 
 def test_a_second_signal_does_not_wait_for_the_workers(user: User) -> None:
     """A run under way stops in order at the first; at the second it is gone, and its worker follows by itself."""
-    user.write("in.jsonl", "".join(json.dumps({"id": f"d{n}", "text": f"text {n}"}) + "\n" for n in range(20_000)))
-    words = "run", "job.toml", "-o", "o", "--set", "stages.0.seconds_per_shard=0.0001"
-    with subprocess.Popen(
-        user.command(*words), cwd=user.folder, env=user.environment(), stderr=subprocess.PIPE, text=True
-    ) as process:
-        while not list(user.folder.glob("o/t-*/_parts/*.parquet")):
-            assert process.poll() is None
-            time.sleep(0.05)
+    with under_way(user) as process:
         workers = [one for one in psutil.Process(process.pid).children(recursive=True) if "valkey" not in one.name()]
         for worker in workers:
             worker.suspend()  # none hears anything: who waits for it waits for 15 s

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import lines
 
+from pipeline.memory.corpus import Corpus
 from pipeline.memory.ragged import encode_spans
-from pipeline.models import ModelPool
+from pipeline.models import LoadedModel, ModelPool
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +19,17 @@ def pool() -> Iterator[ModelPool]:
     pool = ModelPool("cpu", limit=4)
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> LoadedModel:
+    return ModelPool("cpu").causal_lm(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def corpus(base: LoadedModel) -> Corpus:
+    texts = ["\n".join(lines()[at : at + 12]) for at in range(0, 120, 12)]
+    return Corpus.of([base.tokenizer(text)["input_ids"] for text in texts])
 
 
 @pytest.fixture

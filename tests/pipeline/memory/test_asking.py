@@ -19,11 +19,6 @@ from schemas.stage import GenerateSpec
 BEGIN, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> LoadedModel:
-    return ModelPool("cpu").causal_lm(str(tiny_model))
-
-
 def encoder(base: LoadedModel, **settings: object) -> PromptEncoder:
     return PromptEncoder(
         "tiny", base.tokenizer, base.window, GenerateSpec.model_validate({"kind": "generate", **settings})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.lowrank import LowRank, Switch
 from pipeline.memory.packing import pack, unpack
-from pipeline.models import LoadedModel, ModelPool
+from pipeline.models import LoadedModel
 from schemas.memory import EncoderSpec
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -24,11 +23,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "pooled": {"layout": "pooled", "rank": 8},
     "whole": {"layout": "interleaved", "rank": 0},
 }
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> LoadedModel:
-    return ModelPool("cpu").causal_lm(str(tiny_model))
 
 
 def made(base: LoadedModel, kind: str) -> Autoencoder:

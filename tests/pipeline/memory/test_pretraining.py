@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_models import lines
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.lessons import lesson, rate
 from pipeline.memory.training import Diverged, Trainer, train
 from pipeline.memory.windows import batch_of
-from pipeline.models import LoadedModel, ModelPool
+from pipeline.models import LoadedModel
 from schemas.memory import EncoderSpec, Lesson, PretrainSpec
 
 CPU = torch.device("cpu")
 LESSONS = (Lesson(tokens=16, ratio=2.0, share=0.5), Lesson(tokens=24, ratio=4.0, share=0.5))
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> LoadedModel:
-    return ModelPool("cpu").causal_lm(str(tiny_model))
-
-
-@pytest.fixture(scope="module")
-def corpus(base: LoadedModel) -> Corpus:
-    texts = ["\n".join(lines()[at : at + 12]) for at in range(0, 120, 12)]
-    return Corpus.of([base.tokenizer(text)["input_ids"] for text in texts])
 
 
 def spec_of(**settings: Any) -> PretrainSpec:

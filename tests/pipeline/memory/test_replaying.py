@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers.masking_utils
-from tiny_models import lines
 
 from pipeline.memory import replaying
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.training import Trainer, train
 from pipeline.memory.windows import batch_of
-from pipeline.models import LoadedModel, ModelPool
+from pipeline.models import LoadedModel
 from pipeline.passes import recorded
 from schemas.memory import EncoderSpec, Lesson, PretrainSpec
 
@@ -29,17 +27,6 @@ SPEC = PretrainSpec(
     encoder=EncoderSpec(rank=4, alpha=8.0), steps=STEPS, tokens_per_step=192, warmup=4, learning_rate=3e-3,
     lessons=LESSONS, mixed=True,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def base(tiny_model: Path) -> LoadedModel:
-    return ModelPool("cpu").causal_lm(str(tiny_model))
-
-
-@pytest.fixture(scope="module")
-def corpus(base: LoadedModel) -> Corpus:
-    texts = ["\n".join(lines()[at : at + 12]) for at in range(0, 120, 12)]
-    return Corpus.of([base.tokenizer(text)["input_ids"] for text in texts])
 
 
 class Recordings:
