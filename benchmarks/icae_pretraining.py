@@ -151,8 +151,9 @@ def _spec(arguments: argparse.Namespace) -> PretrainSpec:
         layout=arguments.layout, rank=arguments.rank, alpha=arguments.alpha or 2.0 * max(1, arguments.rank)
     )
     return PretrainSpec(
-        encoder=encoder, autoencoding=arguments.autoencoding, lessons=tuple(lessons), mixed=arguments.mixed,
-        steps=10**6, tokens_per_step=arguments.tokens_per_step, learning_rate=arguments.learning_rate,
+        encoder=encoder, autoencoding=arguments.autoencoding, distilled=arguments.distilled, lessons=tuple(lessons),
+        mixed=arguments.mixed, steps=10**6, tokens_per_step=arguments.tokens_per_step,
+        learning_rate=arguments.learning_rate,
         memory_rate=arguments.memory_rate, decay=arguments.decay, seed=arguments.seed,
     )  # fmt: skip
 
@@ -172,6 +173,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--prose", default="", help="sources of held-out texts begin so")
     parser.add_argument("--texts", type=int, help="at most so many of each file")
     parser.add_argument("--autoencoding", type=float, default=1.0, help="share of rows that are repeated")
+    parser.add_argument("--distilled", type=float, default=0.0, help="share of the target's own words in the others")
     parser.add_argument("--tokens-per-step", type=int, default=32_768)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--memory-rate", type=float, default=3.0)

@@ -135,6 +135,9 @@ class PretrainSpec(EncoderTraining):
 
     kind: Literal["pretrain"] = "pretrain"
     autoencoding: StrictFloat = Field(0.5, ge=0, le=1, description="the paper's lambda: share of rows to be repeated")
+    distilled: StrictFloat = Field(
+        0.0, ge=0, le=1, description="share of what the target says behind the text in how a text is to be gone on with"
+    )
     tokens_per_step: Whole = Field(32_768, ge=1, description="of contexts")
 
 

@@ -17,6 +17,7 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.ragged import pass_tokens, written_tokens
 from pipeline.memory.reconstruct import prefix_match, reconstructed
+from pipeline.passes.compiling import uncompiled
 
 NAN = float("nan")
 
@@ -42,8 +43,7 @@ class Measure(NamedTuple):
 def plainly(device: torch.device, half: bool) -> Iterator[None]:
     """Passes that learn nothing, in half precision (autocast to bfloat16) or not. Other shapes than a training's, each
     but a few times, are not worth compiling for."""
-    as_it_is = torch.compiler.set_stance("force_eager") if device.type == "cuda" else contextlib.nullcontext()
-    with torch.inference_mode(), as_it_is, torch.autocast(device.type, torch.bfloat16, enabled=half):
+    with torch.inference_mode(), uncompiled(device), torch.autocast(device.type, torch.bfloat16, enabled=half):
         yield
 
 

@@ -8,7 +8,7 @@ an unbroken run does.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,53 +16,74 @@ import torch
 
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.corpus import Corpus
-from pipeline.memory.head_loss import nats_of
+from pipeline.memory.head_loss import Teacher, nats_of
 from pipeline.memory.lessons import lesson
 from pipeline.memory.spans import Ints
+from pipeline.passes.compiling import uncompiled
 from pipeline.passes.transfers import on_device
 from schemas.memory import Lesson, PretrainSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """``contexts`` ``[rows, n]`` into ``slots`` each, ``targets`` ``[rows, n]`` to be said behind them, told by the
-    ``tags`` ``[rows]``."""
+    """``contexts`` ``[rows, n]`` into ``slots`` each, ``targets`` ``[rows, n]`` to be said behind them: of the first
+    ``repeated`` rows the contexts themselves, of the others what goes on. What the model says behind the text of these
+    makes up the share ``distilled`` of what is to be said."""
 
     contexts: torch.Tensor
     targets: torch.Tensor
-    tags: torch.Tensor
+    repeated: int
     slots: int
+    distilled: float = 0.0
     weight: float = 1.0
 
+    @property
+    def tags(self) -> torch.Tensor:
+        """What the decoder is told, ``[rows]``."""
+        found = torch.full((len(self.contexts),), TAGS.index("LM"), device=self.contexts.device)
+        found[: self.repeated] = TAGS.index("AE")
+        return found
+
     def share(self, rank: int, world: int) -> Batch:
-        """What one of several processes learns of it, as ``weight`` says."""
+        """What one of several processes learns of it, as ``weight`` says: some of both."""
         one = slice(rank, None, world)
-        rows = len(self.contexts[one])
-        return Batch(
-            self.contexts[one], self.targets[one], self.tags[one], self.slots, self.weight * rows / len(self.contexts)
-        )
+        rows, repeated = len(self.contexts[one]), len(range(rank, self.repeated, world))
+        weight = self.weight * rows / len(self.contexts)
+        return Batch(self.contexts[one], self.targets[one], repeated, self.slots, self.distilled, weight)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """As of ``replaying.Recurring``."""
-        return self.contexts, self.targets, self.tags
+        return self.contexts, self.targets
 
     @property
     def shape(self) -> Hashable:
         """The same."""
-        return *(one.shape for one in self.tensors), self.slots, self.weight
+        return *(one.shape for one in self.tensors), self.repeated, self.slots, self.distilled, self.weight
 
     def copy(self) -> Batch:
         """The same."""
-        contexts, targets, tags = (one.clone() for one in self.tensors)
-        return Batch(contexts, targets, tags, self.slots, self.weight)
+        return replace(self, contexts=self.contexts.clone(), targets=self.targets.clone())
 
     def loss(self, coder: Autoencoder) -> torch.Tensor:
         """Mean nats of a target's tokens, times its weight."""
+        head, on = coder.model.get_output_embeddings().weight, self.repeated
         slots = coder.encode(self.contexts, self.slots)
-        states = coder.states(slots, self.tags, self.targets)
-        head = coder.model.get_output_embeddings().weight
-        return nats_of(states.to(head.dtype), head, self.targets).mean() * self.weight
+        states = coder.states(slots, self.tags, self.targets).to(head.dtype)
+        if not self.distilled or on == len(states):
+            return nats_of(states, head, self.targets).mean() * self.weight
+        teacher = Teacher(self._behind_text(coder).to(head.dtype), self.distilled)
+        found = [nats_of(states[on:], head, self.targets[on:], teacher=teacher)]
+        if on:
+            found.append(nats_of(states[:on], head, self.targets[:on]))
+        return torch.cat(found).mean() * self.weight
+
+    @torch.no_grad()
+    def _behind_text(self, coder: Autoencoder) -> torch.Tensor:
+        """States ``[rows, n, d]`` from which the frozen model says what goes on, behind the text itself."""
+        text = torch.cat([self.contexts[self.repeated :], self.targets[self.repeated :]], 1)
+        with uncompiled(text.device):  # a fifteenth of the work, and a program more for each lesson
+            return coder.text_states(text)[:, self.contexts.shape[1] - 1 : -1]
 
 
 def rows_of(spec: PretrainSpec, one: Lesson) -> int:
@@ -81,14 +102,11 @@ def windows_of(spec: PretrainSpec, one: Lesson) -> dict[int, int]:
 def batch_of(corpus: Corpus, spec: PretrainSpec, step: int, device: torch.device) -> Batch:
     """What this step learns from."""
     random, one = np.random.default_rng([spec.seed, step]), lesson(spec, step)
-    drawn = [corpus.windows(random, many, size) for size, many in windows_of(spec, one).items()]
+    windows = windows_of(spec, one)
+    drawn = [corpus.windows(random, many, size) for size, many in windows.items()]
     contexts, targets = (np.concatenate(each) for each in zip(*map(partial(_halves, one.tokens), drawn), strict=True))
-    repeated = np.repeat([len(found[0]) == one.tokens for found in drawn], [len(found) for found in drawn])
-    tags = np.where(repeated, TAGS.index("AE"), TAGS.index("LM"))
-    order = random.permutation(len(tags))  # so that shares of a step have some of both
-    arrays = contexts[order], targets[order], tags[order]
-    asked, said, told = (on_device(each, device) for each in arrays)
-    return Batch(asked, said, told, one.slots)
+    asked, said = (on_device(each, device) for each in (contexts, targets))
+    return Batch(asked, said, windows.get(one.tokens, 0), one.slots, spec.distilled)
 
 
 def _halves(tokens: int, windows: Ints) -> tuple[Ints, Ints]:

@@ -10,6 +10,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -92,6 +93,11 @@ def _dispatching(forward: Any, number: int) -> Any:
         return compiled(*args, **kwargs, **(packed.layer(number) if packed else {}))
 
     return choose
+
+
+def uncompiled(device: torch.device) -> AbstractContextManager[Any]:
+    """In here what is compiled runs as it is: for shapes that come but a few times, or in passes that are recorded."""
+    return torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
 
 
 @torch.inference_mode()

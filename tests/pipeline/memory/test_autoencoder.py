@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, FalconConfig, Gemma3TextConfig, G
 
 from pipeline.memory import lowrank
 from pipeline.memory.autoencoder import TAGS, Autoencoder
-from pipeline.memory.head_loss import nats_of
+from pipeline.memory.head_loss import Teacher, nats_of
 from pipeline.memory.lowrank import LowRank, Switch
 from pipeline.memory.packing import pack, unpack
 from pipeline.models import LoadedModel
@@ -185,14 +185,23 @@ def test_a_layer_that_is_not_there_is_said(base: LoadedModel) -> None:
         Autoencoder(copy.deepcopy(base.model), EncoderSpec(targets=("nowhere",)))
 
 
-def test_the_loss_of_a_few_rows_at_a_time_is_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("share", [None, 0.0, 0.3, 1.0])
+def test_the_loss_of_a_few_rows_at_a_time_is_cross_entropy(
+    share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a teacher, with a distribution that is its own for that share."""
     monkeypatch.setattr("pipeline.memory.head_loss.ROWS", 4)
     torch.manual_seed(0)
     head, targets = torch.randn(50, 8), torch.randint(50, (2, 5))
-    weights = torch.rand(2, 5)
+    weights, taught = torch.rand(2, 5), torch.randn(2, 5, 8)
     ours, theirs = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2)).requires_grad_() for _ in range(2))
-    found = nats_of(ours, head, targets)
-    expected = torch.nn.functional.cross_entropy((theirs @ head.T).flatten(0, 1), targets.flatten(), reduction="none")
-    torch.testing.assert_close(found, expected.view(2, 5))
+    found = nats_of(ours, head, targets, teacher=None if share is None else Teacher(taught, share))
+    told = torch.nn.functional.one_hot(targets, 50).float()
+    if share is not None:
+        told = (1 - share) * told + share * (taught @ head.T).softmax(-1)
+    expected = torch.nn.functional.cross_entropy(
+        (theirs @ head.T).flatten(0, 1), told.flatten(0, 1), reduction="none"
+    ).view(2, 5)
+    torch.testing.assert_close(found, expected)
     slopes = torch.autograd.grad((found * weights).sum(), ours)
-    torch.testing.assert_close(slopes, torch.autograd.grad((expected.view(2, 5) * weights).sum(), theirs))
+    torch.testing.assert_close(slopes, torch.autograd.grad((expected * weights).sum(), theirs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.lessons import lesson, rate
 from pipeline.memory.training import Diverged, Trainer, train
@@ -53,13 +54,14 @@ def test_rows_are_repeated_or_gone_on_with(corpus: Corpus) -> None:
     batch = batch_of(corpus, spec, 3, CPU)
     assert batch.contexts.shape == batch.targets.shape == (12, 16) and batch.slots == 8
     repeated = (batch.contexts == batch.targets).all(1)
-    assert repeated.sum() == 3 and (batch.tags == (~repeated).long()).all()
+    assert repeated.tolist() == [True] * 3 + [False] * 9 and batch.repeated == 3
+    assert (batch.tags == torch.where(repeated, TAGS.index("AE"), TAGS.index("LM"))).all()
     text = corpus.ids.tolist()
     for context, after in zip(batch.contexts[~repeated].tolist(), batch.targets[~repeated].tolist(), strict=True):
         at = next(at for at in range(len(text)) if text[at : at + 32] == context + after)
         assert at >= 0
     again = batch_of(corpus, spec, 3, CPU)
-    assert torch.equal(again.contexts, batch.contexts) and torch.equal(again.tags, batch.tags)
+    assert torch.equal(again.contexts, batch.contexts) and torch.equal(again.targets, batch.targets)
 
 
 def test_texts_too_short_to_be_gone_on_with_are_repeated() -> None:
@@ -88,13 +90,35 @@ def test_on_a_gpu_it_is_said_once_the_next_step_is_on_its_way(base: LoadedModel,
     assert all(torch.equal(value, after[name]) for name, value in kept.items() if name != "weight.tags")
 
 
-def test_shares_of_a_batch_are_all_of_it(base: LoadedModel, corpus: Corpus) -> None:
-    spec = spec_of(tokens_per_step=80)
+@pytest.mark.parametrize("distilled", [0.0, 0.5])
+@pytest.mark.parametrize("autoencoding", [0.0, 0.5, 1.0])
+def test_shares_of_a_batch_are_all_of_it(
+    base: LoadedModel, corpus: Corpus, autoencoding: float, distilled: float
+) -> None:
+    spec = spec_of(tokens_per_step=80, autoencoding=autoencoding, distilled=distilled)
     coder, whole = trainer(base, spec).autoencoder, batch_of(corpus, spec, 0, CPU)
     shares = [whole.share(rank, 3) for rank in range(3)]
     assert [len(one.contexts) for one in shares] == [2, 2, 1]
+    assert sum(one.repeated for one in shares) == whole.repeated == round(5 * autoencoding)
     torch.testing.assert_close(sum(one.loss(coder) for one in shares), whole.loss(coder))
     assert len(whole.share(5, 6).contexts) == 0
+
+
+def test_how_to_go_on_is_learned_from_what_the_model_says_behind_the_text(base: LoadedModel, corpus: Corpus) -> None:
+    spec = spec_of(autoencoding=0.25)
+    coder = trainer(base, spec).autoencoder
+    batch = batch_of(corpus, spec, 3, CPU)
+    with torch.no_grad():
+        known = {share: float(replace(batch, distilled=share).loss(coder)) for share in (0.0, 0.5, 1.0)}
+        size, on = batch.contexts.shape[1], batch.repeated
+        text = torch.cat([batch.contexts, batch.targets], 1)[on:]
+        told = base.model(text).logits[:, size - 1 : -1].softmax(-1)
+        states = coder.states(coder.encode(batch.contexts, batch.slots), batch.tags, batch.targets)
+        says = (states @ base.model.get_output_embeddings().weight.T).log_softmax(-1)
+    going_on = -(told * says[on:]).sum(-1)
+    repeating = -says[:on].gather(-1, batch.targets[:on, :, None])[..., 0]
+    assert known[0.5] == pytest.approx((known[0.0] + known[1.0]) / 2)
+    assert known[1.0] == pytest.approx(float(torch.cat([repeating, going_on]).mean()), rel=1e-5)
 
 
 def test_lessons_and_rates_follow_the_plan() -> None:

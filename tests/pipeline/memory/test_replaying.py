@@ -25,7 +25,7 @@ STEPS = 14
 LESSONS = (Lesson(tokens=16, ratio=2.0, share=0.5), Lesson(tokens=24, ratio=4.0, share=0.5))
 SPEC = PretrainSpec(
     encoder=EncoderSpec(rank=4, alpha=8.0), steps=STEPS, tokens_per_step=192, warmup=4, learning_rate=3e-3,
-    lessons=LESSONS, mixed=True,
+    lessons=LESSONS, mixed=True, distilled=0.5,
 )  # fmt: skip
 
 
