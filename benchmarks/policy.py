@@ -5,11 +5,11 @@
     python -m benchmarks.policy FOLDER --target MODEL --tasks gsm8k noise --rows 1 2 4 --documents 4 --new 32    # a CPU
 
 FOLDER is that of ``benchmarks.drafting``; its task noise has prompts of random tokens, answers drawn at a temperature
-of 2, of which hardly a copy passes (greedy ones go in circles). Plain decoding and drafting take turns, so that what
-else the machine does meets both. Tokens a second over plain decoding's, median and range over the pairs: of whole runs,
-and while writing (the time of one token is subtracted). ``first``: the same of the first run, in which the policy knows
-nothing and ways are recorded; before every later one the same is done once, untimed. Exits 1 where a median is below
---bar.
+of 2, of which hardly a copy passes (greedy ones go in circles). For that task a MODEL may be a folder without weights,
+which are random then. Plain decoding and drafting take turns, so that what else the machine does meets both. Tokens a
+second over plain decoding's, median and range over the pairs: of whole runs, and while writing (the time of one token
+is subtracted). ``first``: the same of the first run, in which the policy knows nothing and ways are recorded; before
+every later one the same is done once, untimed. Exits 1 where a median is below --bar.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ import numpy as np
 from benchmarks.drafting import TASKS
 from benchmarks.measuring import facts, save, table
 from benchmarks.plans import models
+from benchmarks.random_weights import with_weights
 from pipeline.generation.local import Generation
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.timing import timed
@@ -66,7 +68,11 @@ class Timed:
 def main() -> None:
     arguments = _parse()
     pool = ModelPool(arguments.device)
-    target, drafters = models(pool, arguments.target, arguments.drafters, arguments.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [
+            _weighty(name, Path(folder, str(at))) for at, name in enumerate([arguments.target, *arguments.drafters])
+        ]
+        target, drafters = models(pool, names[0], names[1:], arguments.dtype)
     found: list[dict[str, Any]] = []
     for task in arguments.tasks:
         for rows in arguments.rows:
@@ -80,6 +86,11 @@ def main() -> None:
     lost = [one for one in found if min(one["times"], one["writing"] or one["times"]) < arguments.bar]
     print(f"{len(lost)} of {len(found)} below {arguments.bar}")
     raise SystemExit(1 if lost else 0)
+
+
+def _weighty(name: str, spare: Path) -> str:
+    """The model, or one of its shapes in the folder ``spare``."""
+    return str(with_weights(Path(name), spare)) if Path(name, "config.json").is_file() else name
 
 
 def _prompts(task: str, target: LoadedModel, arguments: argparse.Namespace) -> Iterator[Prompt]:
