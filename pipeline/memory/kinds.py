@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pipeline.accounting.wording import counted
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.spans import Ints
 from pipeline.storage.readers import BadRow, InputError, read_corpus
 from schemas.job import InputSpec
+
+log = logging.getLogger(__name__)
 
 GENERATED = ("numbers", "patterned", "random")
 """Decimal numbers; the tokens of a text, each the one after it in the vocabulary (the paper, table 3); any tokens."""
@@ -64,4 +68,7 @@ def _texts(name: str, paths: Sequence[str]) -> list[str]:
     texts = [row.parts.render() for row in rows if not isinstance(row, BadRow)]
     if not texts:
         raise InputError(f"{name}: no row of {', '.join(paths)} is a text, the first: {bad[0].source}: {bad[0].reason}")
+    if bad:
+        which = f"{counted(len(bad), 'row')} of {len(rows):,}"
+        log.warning("%s: %s left out, the first: %s: %s", name, which, bad[0].source, bad[0].reason)
     return texts

@@ -73,6 +73,13 @@ def test_what_holds_no_text_says_why(tiny_model: Path, tmp_path: Path) -> None:
         kinds({"prose": [str(tmp_path / "bytes.txt")]}, load_tokenizer(str(tiny_model)), 1024, seed=0)
 
 
+def test_rows_that_are_no_texts_are_counted(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "A morning in May."}\n{"text": 7}\n{"text": "Rain."}\n')
+    (prose, *_) = kinds({"prose": [str(tmp_path / "rows.jsonl")]}, load_tokenizer(str(tiny_model)), 1024, seed=0)
+    assert len(prose.corpus.lengths) == 2
+    assert "prose: 1 row of 3 left out, the first: " in caplog.text and "rows.jsonl:2: " in caplog.text
+
+
 @torch.inference_mode()
 def test_continuations_are_the_models_own(coder: Autoencoder) -> None:
     """Against the loss that transformers computes of the same tokens."""
