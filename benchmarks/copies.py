@@ -80,6 +80,7 @@ def tokens_a_pass(answers: Sequence[Answer], count: int, way: Way) -> float:
         passes += _passes(some, count, way, earlier)
         for one in some if way.earlier else ():
             earlier.add(one.tokens, way.earlier)
+        earlier.count()
     return tokens / passes
 
 

@@ -55,6 +55,9 @@ _SHARE = 8
 """The part of all columns that must be free before rows join others: reading them one by one would stop the others
 as often as one of them ends."""
 
+_COUNTED = 512
+"""Bigrams of earlier answers that are counted in a round: more than most rounds write, in less than any takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class ColumnDecoder(Kind):
@@ -303,6 +306,8 @@ class _Batch:
         going = set(self._ending.take(rows.tolist(), newest, drafts))
         if ended := [row for row in rows.tolist() if row not in going]:
             self._leave(np.array(ended))
+        if self._earlier and len(self._on):  # the device is at the next round
+            self._earlier.count(_COUNTED)
         if self._course and arrived:
             drafted = (whose >= 0).sum(1)
             self._course.saw(way, rows, self._on, accepted, drafted, bool(self._waiting), arrived)

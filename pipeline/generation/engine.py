@@ -186,7 +186,7 @@ class Engine:
         self.steps = Steps(work, kind.passes.records, kind.refused, kind.names)
 
     def learn(self, earlier: Earlier) -> None:
-        """Copy from what was said earlier, too, as far as it is known now."""
+        """Copy from what was said earlier, too, as far as it is counted by now."""
         known = earlier, earlier.learned
         if self.lines.chains is not None and self._learned != known:
             self.lines.learn(earlier.follows)

@@ -33,6 +33,7 @@ def earlier_answers(loaded: LoadedModel) -> Iterator[Earlier]:
     try:
         yield earlier
     finally:
+        earlier.count()
         if earlier.learned != before:
             _keep(earlier, _path(loaded))
 

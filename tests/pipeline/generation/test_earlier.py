@@ -51,13 +51,46 @@ def test_the_last_answers_are_kept_and_a_majority_decides_what_follows() -> None
     for answer in ([1, 2, 3], [1, 2], [], [7], [1, 4, 1, 2]):
         earlier.add(answer, 6)
     assert earlier.text(2048).tolist() == [7, 1, 4, 1, 2]  # whole answers
+    earlier.count()
     assert earlier.follows.tolist() == [0, 2, 3, 3, 1, 5, 6, 7, 8]
     assert earlier.votes[1] == 2  # 2, 2, not 4, 2
     earlier.add(list(range(8)), 6)
     assert earlier.text(2048).tolist() == [2, 3, 4, 5, 6, 7]  # or the end of one
     for _ in range(4):
         earlier.add([1, 5], 6)
+    earlier.count()
     assert earlier.follows[1] == 5  # what is said no longer is forgotten
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_what_is_counted_little_by_little_is_what_is_counted_at_once(most: int) -> None:
+    drawn = np.random.default_rng(most)
+    answers = [drawn.integers(0, 5, length).tolist() for length in (1, 9, 2, 0, 30, 1)]
+    some, whole = Earlier(5), Earlier(5)
+    for answer in answers:
+        for one in (some, whole):
+            one.add(answer, 6)
+        some.count(0)
+    assert (some.follows == np.arange(5)).all()
+    whole.count()
+    expected, known = 8 + 1 + 29, whole.learned
+    for _ in range(expected // most + 1):
+        before = some.votes.copy(), some.learned
+        some.count(most)
+        assert np.abs(some.votes - before[0]).sum() <= most and some.learned > before[1]
+    some.count()
+    assert (some.follows == whole.follows).all() and (some.votes == whole.votes).all()
+    learned = some.learned
+    for one in (some, whole):
+        one.count()
+    assert some.learned == learned and whole.learned == known  # nothing is left
+
+
+def test_a_table_that_was_kept_is_set_against_all_that_was_said() -> None:
+    earlier = Earlier(4)
+    earlier.add([1, 2] * 4, 8)
+    earlier.learn(np.array([3, 3, 3, 3]), np.array([0, 2, 5, 1]))
+    assert earlier.follows.tolist() == [0, 2, 3, 3] and earlier.votes.tolist() == [0, 4, 5, 1]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +128,7 @@ def test_nothing_is_learned_where_nothing_copies(loaded: LoadedModel) -> None:
     earlier = Earlier.of(loaded.model)
     generate(loaded, earlier)
     generate(loaded, earlier, draft_tokens=5, draft_earlier=0)
+    earlier.count()
     assert earlier.learned == 0 and not len(earlier.text(2048))
 
 
@@ -114,11 +148,21 @@ def test_each_answer_helps_the_next_one_of_its_shard(loaded: LoadedModel) -> Non
     assert found[1].passes == found[2].passes <= 2 + 40 / 8 < found[0].passes
 
 
+def test_bigrams_are_counted_while_others_are_written(loaded: LoadedModel) -> None:
+    """One answer at a time: there is nothing behind which the last could be counted."""
+    earlier = Earlier.of(loaded.model)
+    generate(loaded, earlier, draft_tokens=3, batch_tokens=1)
+    counted = earlier.learned
+    assert counted and earlier.votes.any()
+    earlier.count()
+    assert earlier.learned == counted + 1
+
+
 def test_as_much_as_pays_counts_on_them(loaded: LoadedModel) -> None:
     plain, earlier = generate(loaded), Earlier.of(loaded.model)
     for _ in range(2):
         assert said(generate(loaded, earlier, draft_tokens="auto", batch_tokens=300)) == said(plain)
-    assert earlier.learned == 2 * len(PROMPTS)
+    assert sorted(earlier.text(2048)) == sorted(2 * [token for one in plain for token in one.tokens])
 
 
 @pytest.fixture
