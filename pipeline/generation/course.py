@@ -78,9 +78,9 @@ class Course:
             yield
         self.drafters_read(tokens, self._aside - before)
 
-    def begin(self, row: int, text: Ints, made: Sequence[int], new: int) -> None:
+    def begin(self, row: int, texts: Sequence[Ints], made: Sequence[int], new: int) -> None:
         """All that the row may copy from, but for its answer of at most ``new`` tokens, which is ``made`` outside."""
-        self._shadow.begin(row, text, made, new)
+        self._shadow.begin(row, texts, made, new)
 
     def arrived(self, way: Way | None) -> tuple[float, bool]:
         """What was begun is here: the seconds of a round, and whether nothing else is in them."""

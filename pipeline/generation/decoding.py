@@ -188,9 +188,8 @@ class _Batch:
             self._lenience[rows] = self._leniences.choose(len(rows))
             self._lines.allow(slots, LENIENCES[self._lenience[rows]])
         if self._course:
-            for row, *both in zip(joining, copied, tokens, strict=True):
-                made = self._ending.tokens[row]
-                self._course.begin(row, np.concatenate(both), made, self._prompts[row].new_tokens)
+            for row, *texts in zip(joining, copied, tokens, strict=True):
+                self._course.begin(row, texts, self._ending.tokens[row], self._prompts[row].new_tokens)
             self._course.drafters_read(self._fresh(rows) * self._current)
         first = self._read(rows)
         some = self._lines.of(on_device(slots, self._device))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +25,25 @@ _TURN = 64
 """Tokens of a row, after which another is looked at: of as many drafts of each, those that copy would be too many."""
 
 
-@dataclass(slots=True)
+@dataclass
 class _Row:
-    """``text``: what may be copied from, ``length`` tokens of it before the answer, with room for all of that.
-    ``made``: the answer, which grows from outside; so much of it is ``written`` behind the text."""
+    """``texts``: what may be copied from, part by part, which many rows may have in common. ``made``: the answer, which
+    grows from outside to ``new`` tokens; so much of it is ``written`` behind the texts."""
 
-    text: Ints
-    length: int
+    texts: Sequence[Ints]
     made: Sequence[int]
+    new: int
     written: int = 0
+
+    @cached_property
+    def text(self) -> Ints:
+        """All of it, with room for the answer: made for rows that are looked at, which few are of many."""
+        return np.concatenate([*self.texts, np.zeros(self.new, np.int64)])
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens before the answer."""
+        return sum(map(len, self.texts))
 
     def drafts(self, place: int, follows: Ints | None) -> list[int]:
         """What would be copied behind the first ``place`` tokens of the answer."""
@@ -67,10 +78,10 @@ class Shadow:
         self._looks: dict[int, _Look] = {}
         self._turn = 0
 
-    def begin(self, row: int, text: Ints, made: Sequence[int], new: int) -> None:
-        """All that the row may copy from, its answer left out: of that ``made`` is there, which grows to ``new`` tokens
-        at most."""
-        self._rows[row] = _Row(np.concatenate([text, np.zeros(new, np.int64)]), len(text), made)
+    def begin(self, row: int, texts: Sequence[Ints], made: Sequence[int], new: int) -> None:
+        """All that the row may copy from, one text behind the other, its answer left out: of that ``made`` is there,
+        which grows to ``new`` tokens at most."""
+        self._rows[row] = _Row(texts, made, new)
         self._looks.pop(row, None)
 
     def keep(self, rows: Sequence[int]) -> None:

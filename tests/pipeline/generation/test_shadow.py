@@ -44,7 +44,7 @@ def test_rounds_that_never_were_end_where_those_that_are_would() -> None:
         expected.append(passed)
         place += passed + 1
     shadow, found, made = Shadow(), [], list[int]()
-    shadow.begin(3, prompt, made, len(answer))
+    shadow.begin(3, [prompt[:20], prompt[20:20], prompt[20:]], made, len(answer))
     for token in answer.tolist():
         made.append(token)
         found += shadow.wrote([3], True)
@@ -53,7 +53,7 @@ def test_rounds_that_never_were_end_where_those_that_are_would() -> None:
 
 def test_drafts_in_earnest_are_not_looked_at_as_well() -> None:
     shadow, made = Shadow(), list[int]()
-    shadow.begin(0, np.arange(20) % 4, made, 30)
+    shadow.begin(0, [np.arange(20) % 4], made, 30)
     for at in range(9):
         made += [at % 4, (at + 1) % 4]
         assert shadow.wrote([0], False) == []
@@ -70,7 +70,7 @@ def test_of_many_rows_each_has_its_turn(rows: int) -> None:
     shadow, looked = Shadow(), set[int]()
     made = [list[int]() for _ in range(rows)]
     for row in range(rows):
-        shadow.begin(row, np.full(4, row), made[row], 999)
+        shadow.begin(row, [np.full(4, row)], made[row], 999)
     for _ in range(600):
         for one in made:
             one.append(50 + len(one))
@@ -78,6 +78,16 @@ def test_of_many_rows_each_has_its_turn(rows: int) -> None:
         looked.update(shadow._looks)
         assert len(shadow._looks) == min(rows, 2)
     assert looked == set(range(rows))
+
+
+def test_texts_are_laid_together_of_no_row_but_those_that_are_looked_at() -> None:
+    shadow, shared = Shadow(), np.arange(2048) % 7
+    for row in range(9):
+        shadow.begin(row, [shared, np.full(4, row)], [1], 9)
+    assert shadow.wrote(range(9), True) == []
+    laid = {row for row, one in shadow._rows.items() if "text" in vars(one)}
+    assert laid == set(shadow._looks) and len(laid) == 2
+    assert all(one.texts[0] is shared for one in shadow._rows.values())
 
 
 def test_what_passes_is_the_same_however_many_rows_there_are() -> None:
@@ -92,7 +102,7 @@ def test_what_passes_is_the_same_however_many_rows_there_are() -> None:
             shadow, rows, made = Shadow(), range(first, first + at_once), {}
             for row in rows:
                 made[row] = list[int]()
-                shadow.begin(row, prompts[row], made[row], len(tokens[row]))
+                shadow.begin(row, [prompts[row]], made[row], len(tokens[row]))
             for place in range(len(tokens[first])):
                 for row in rows:
                     made[row].append(int(tokens[row][place]))
@@ -104,12 +114,12 @@ def test_what_passes_is_the_same_however_many_rows_there_are() -> None:
 def test_rows_that_have_ended_are_forgotten() -> None:
     shadow = Shadow()
     for row in range(3):
-        shadow.begin(row, np.arange(5), [1], 9)
+        shadow.begin(row, [np.arange(5)], [1], 9)
     shadow.wrote([0, 1], True)
     shadow.keep([1])
     assert set(shadow._rows) == set(shadow._looks) == {1}
     made = [1]
-    shadow.begin(0, np.arange(5), made, 9)
+    shadow.begin(0, [np.arange(5)], made, 9)
     assert shadow.wrote([0], True) == []
     made.append(9)
     assert shadow.wrote([0], True) == [0]
