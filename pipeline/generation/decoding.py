@@ -176,20 +176,20 @@ class _Batch:
         copied = [np.array(one.copied, np.int64) for one in prompts]
         if self._encodes:
             copied = [np.append(one, self._encoded[row].tokens) for one, row in zip(copied, joining, strict=True)]
-        copied = [one.clip(0, self._models[0].size - 1) for one in copied]  # what is drafted is read
+        copied = [one.clip(0, self._models[0].size - 1) if len(one) else one for one in copied]  # drafts are read
+        shared = np.zeros(0, np.int64)
         if self._earlier:
             self._engine.learn(self._earlier)
-            recent = self._earlier.text(self._recent)
-            copied = [np.concatenate([recent, one]) for one in copied]  # of equal matches the latest is taken
+            shared = self._earlier.text(self._recent)  # in front: of equal matches the latest is taken
         tokens = [one.tokens for one in read]
         vectors = np.array([len(one) - len(some) for one, some in zip(read, tokens, strict=True)])
-        self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, tokens, vectors)
+        self._lines.begin(slots, [prompt.seed for prompt in prompts], copied, tokens, vectors, shared)
         if self._leniences:
             self._lenience[rows] = self._leniences.choose(len(rows))
             self._lines.allow(slots, LENIENCES[self._lenience[rows]])
         if self._course:
             for row, *texts in zip(joining, copied, tokens, strict=True):
-                self._course.begin(row, texts, self._ending.tokens[row], self._prompts[row].new_tokens)
+                self._course.begin(row, [shared, *texts], self._ending.tokens[row], self._prompts[row].new_tokens)
             self._course.drafters_read(self._fresh(rows) * self._current)
         first = self._read(rows)
         some = self._lines.of(on_device(slots, self._device))

@@ -22,6 +22,8 @@ _LENGTH, _COLUMNS_FROM, _READ_FROM, _ANSWER_FROM, _KEPT_AT = range(5)
 _NEAR = LONGEST + MOST_DRAFTS
 """Places before and behind the end of a line that a round looks at."""
 
+_NOTHING: Ints = np.zeros(0, np.int64)
+
 
 class Lines:
     """``number`` lines of ``width`` tokens, and one more that only fills up.
@@ -59,18 +61,24 @@ class Lines:
             self.learn(np.arange(chains[0]))
 
     def begin(
-        self, slots: Ints, seeds: Sequence[int], copied: Sequence[Ints], prompts: Sequence[Ints], vectors: Ints
-    ) -> None:
-        """Lines for these prompts, each behind the text that may be ``copied``, with the numbers of these ``seeds``.
-        There are so many ``vectors`` among the tokens of each."""
-        texts = [np.concatenate(both) for both in zip(copied, prompts, strict=True)]
-        filled = np.full((len(texts), self.tokens.shape[1]), -1)
-        for row, text in enumerate(texts):
-            filled[row, PADDING : PADDING + len(text)] = text
-        begins, ends = PADDING + np.array([len(one) for one in copied]), PADDING + np.array([len(one) for one in texts])
+        self, slots: Ints, seeds: Sequence[int], copied: Sequence[Ints], prompts: Sequence[Ints], vectors: Ints,
+        shared: Ints = _NOTHING,
+    ) -> None:  # fmt: skip
+        """Lines for these prompts, each behind the text that may be ``copied``, and that behind what all have
+        ``shared``, with the numbers of these ``seeds``. There are so many ``vectors`` among the tokens of each."""
+        first = PADDING + len(shared)
+        begins = first + np.array([len(one) for one in copied])
+        ends = begins + np.array([len(one) for one in prompts])
+        own = np.full((len(slots), int(ends.max()) - first), -1)  # what is shared is spread on the device
+        for row, both in enumerate(zip(copied, prompts, strict=True)):
+            np.concatenate(both, out=own[row, : ends[row] - first])
         known = on_device(np.stack([ends, begins - vectors, begins, ends, slots], 1), self._device)
         at = known[:, _KEPT_AT]
-        self.tokens[at], self.known[at] = on_device(filled, self._device), known
+        self.known[at] = known
+        self.tokens.index_fill_(0, at, -1)
+        self.tokens[:, first : first + own.shape[1]][at] = on_device(own, self._device)
+        if len(shared):
+            self.tokens[:, PADDING:first][at] = on_device(shared, self._device)
         if new := self.numbers.shape[1]:
             self.numbers[at] = uniform(seeds, new, self._device)
 
