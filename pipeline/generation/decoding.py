@@ -168,11 +168,26 @@ class _Batch:
             return self._begin(joining)
 
     def _begin(self, joining: Sequence[int]) -> Arriving:
-        rows, prompts = np.array(joining), [self._prompts[row] for row in joining]
-        slots, read = self._slots[rows], [self._texts[row] for row in joining]
+        rows = np.array(joining)
+        slots = self._slots[rows]
         self._ending.begin(joining)
         for model in self._models:
             model.passes.place(slots, self._begins[rows])
+        readers = self._models[::-1] if self._current else self._models[:1]
+        read = self._reader.read(readers, rows, self._prefixes.waves(joining))
+        self._begin_lines(rows)  # while the device reads
+        some = self._lines.of(on_device(slots, self._device))
+        numbers = some.numbers(some.length[:, None])[:, 0] if self._engine.choose.sampled else None
+        first = self._engine.choose(self._models[0].head(read), numbers)  # int64 as all tokens
+        some.put(some.length[:, None], first[:, None])
+        some.keep(some.length + 1)
+        self._on, self._is_on[rows], self._made[rows] = np.append(self._on, rows), True, 1
+        return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)), None)]
+
+    def _begin_lines(self, rows: Ints) -> None:
+        """What their rounds need, and no reading of prompts."""
+        joining, slots = rows.tolist(), self._slots[rows]
+        prompts, read = [self._prompts[row] for row in joining], [self._texts[row] for row in joining]
         copied = [np.array(one.copied, np.int64) for one in prompts]
         if self._encodes:
             copied = [np.append(one, self._encoded[row].tokens) for one, row in zip(copied, joining, strict=True)]
@@ -191,12 +206,6 @@ class _Batch:
             for row, *texts in zip(joining, copied, tokens, strict=True):
                 self._course.begin(row, [shared, *texts], self._ending.tokens[row], self._prompts[row].new_tokens)
             self._course.drafters_read(self._fresh(rows) * self._current)
-        first = self._read(rows)
-        some = self._lines.of(on_device(slots, self._device))
-        some.put(some.length[:, None], first[:, None])
-        some.keep(some.length + 1)
-        self._on, self._is_on[rows], self._made[rows] = np.append(self._on, rows), True, 1
-        return [(rows, fetch(torch.stack([first, torch.ones_like(first)], 1)), None)]
 
     def _placed(self, row: int) -> bool:
         begin = self._room.take(int(self._needs[row]))
@@ -204,15 +213,6 @@ class _Batch:
             return False
         self._begins[row], self._slots[row] = begin, self._free.pop()
         return True
-
-    def _read(self, rows: Ints) -> torch.Tensor:
-        """The first token after each prompt, int64 on the device as all tokens."""
-        readers = self._models[::-1] if self._current else self._models[:1]
-        found, numbers = self._reader.read(readers, rows, self._prefixes.waves(rows.tolist())), None
-        if self._engine.choose.sampled:
-            some = self._lines.of(on_device(self._slots[rows], self._device))
-            numbers = some.numbers(some.length[:, None])[:, 0]
-        return self._engine.choose(self._models[0].head(found), numbers)
 
     def go_on(self, arriving: Arriving) -> Arriving:
         """Begin a round of all rows that what is ``arriving`` may not end; none where it must be here before."""

@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pipeline.passes.transfers import on_device
 from schemas.stage import GenerateSpec
 
 GREEDY_BELOW = 1e-5
@@ -50,7 +51,7 @@ def uniform(seeds: Sequence[int], new_tokens: int, device: torch.device) -> torc
     Gumbel noise would take one for each entry of the vocabulary.
     """
     rows = [torch.rand(new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return torch.stack(rows).to(device)
+    return on_device(torch.stack(rows), device)
 
 
 def draw(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

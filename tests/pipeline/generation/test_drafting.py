@@ -17,11 +17,13 @@ from pipeline.generation import engine
 from pipeline.generation.costs import Costs
 from pipeline.generation.decoding import passes_for
 from pipeline.generation.ending import Ending
+from pipeline.generation.lines import Lines
 from pipeline.generation.local import Generation, LocalGenerator
 from pipeline.generation.maxgram import LONGEST, PADDING, propose
 from pipeline.generation.paces import Way
 from pipeline.generation.policy import COPYING, Policy
 from pipeline.generation.prompts import Prompt
+from pipeline.generation.reading import Reader
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.passes.packed import SPARE
 from pipeline.passes.padded import PaddedPasses
@@ -122,6 +124,26 @@ def test_answers_are_those_of_plain_decoding(
         assert said(drafted) == said(plain)
         assert all(one.passes <= len(one.tokens) for one in drafted)
         assert all(one.drafted == tokens * (one.passes - 1) for one in drafted)
+
+
+@pytest.mark.parametrize("settings", [{"draft_tokens": 3}, SAMPLED], ids=["copies", "sampled"])
+def test_lines_begin_while_the_device_reads(
+    models: dict[str, Path], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for all that comes before its first pass."""
+    order: list[str] = []
+
+    def noted(name: str, kept: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            order.append(name)
+            return kept(*args)
+
+        return call
+
+    monkeypatch.setattr(Reader, "read", noted("read", Reader.read))
+    monkeypatch.setattr(Lines, "begin", noted("begin", Lines.begin))
+    generate(ModelPool("cpu").causal_lm(str(models["llama"])), batch_tokens=300, **settings)
+    assert order and order == ["read", "begin"] * (len(order) // 2)
 
 
 @pytest.fixture(scope="module")
