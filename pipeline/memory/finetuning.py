@@ -52,6 +52,7 @@ class Finetuning:
             log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(found), why)
         self.trained, self.held = divide(self.examples, spec)
         self._spec, self._loaded, self._alive = spec, loaded, alive
+        self._each = sum(one.tokens for one in self.trained) // len(self.trained)
 
     @property
     def corpus(self) -> list[str]:
@@ -79,7 +80,7 @@ class Finetuning:
 
     def tokens(self, step: int) -> int:
         """As many in each step, about."""
-        return self._spec.rows_per_step * sum(one.tokens for one in self.trained) // len(self.trained)
+        return self._spec.rows_per_step * self._each
 
     def measurer(self, coder: Autoencoder) -> Answering:
         """On what is asked about contexts that are held out."""

@@ -114,6 +114,7 @@ def test_nothing_that_is_learned_from_asks_the_device_for_a_mask(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("default")  # compilers have warnings of their own
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu_steps_are_graphs(
     base: LoadedModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, compiled: bool
