@@ -136,9 +136,16 @@ class PretrainSpec(EncoderTraining):
     kind: Literal["pretrain"] = "pretrain"
     autoencoding: StrictFloat = Field(0.5, ge=0, le=1, description="the paper's lambda: share of rows to be repeated")
     distilled: StrictFloat = Field(
-        0.0, ge=0, le=1, description="share of what the target says behind the text in how a text is to be gone on with"
-    )
+        0.0, ge=0, le=1,
+        description="going on: weight of what the target expects that has read the text; 0: the next token alone",
+    )  # fmt: skip
     tokens_per_step: Whole = Field(32_768, ge=1, description="of contexts")
+
+    @model_validator(mode="after")
+    def _something_to_go_on_with(self) -> Self:
+        if self.distilled and self.autoencoding == 1:
+            raise ValueError("distilled is of texts that are gone on with, and autoencoding = 1 leaves none: lower it")
+        return self
 
 
 class FinetuneSpec(EncoderTraining):

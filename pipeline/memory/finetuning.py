@@ -52,6 +52,7 @@ class Finetuning:
             log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(found), why)
         self.trained, self.held = divide(self.examples, spec)
         self._spec, self._loaded, self._alive = spec, loaded, alive
+        # Of contexts, on average: asked for in every step.
         self._each = sum(one.tokens for one in self.trained) // len(self.trained)
 
     @property

@@ -14,7 +14,7 @@ from pipeline.models.folder import window_of
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
-from schemas.memory import EncoderSpec, EncoderTraining, FinetuneSpec, PretrainSpec
+from schemas.memory import EncoderSpec, EncoderTraining, FinetuneSpec, Lesson, PretrainSpec
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 ENCODER = "encoder"
@@ -75,12 +75,16 @@ class Training(ABC):
             self._check_targets(ref)
         window = window_of(ref.folder)
         for one in self.spec.lessons:
-            places = 1 + one.tokens + one.slots  # with what stands first; [AE] is there in place of the last token
+            places, what = self.places(one)
             if window is not None and places > window:
                 raise ModelError(
-                    f"{self.spec.kind}: a lesson of {one.tokens} tokens takes {places} places with its slots, and "
+                    f"{self.spec.kind}: a lesson of {one.tokens} tokens takes {places} places with {what}, and "
                     f"{self.target.model} reads {window} at most: shorten it"
                 )
+
+    def places(self, one: Lesson) -> tuple[int, str]:
+        """Most that are read at once in this lesson, a context's tokens and what else."""
+        return 1 + one.tokens + one.slots, "its slots"  # and what stands first; [AE] is in place of the last token
 
     def _check_targets(self, ref: ModelRef) -> None:
         try:
@@ -122,6 +126,12 @@ class Pretrain(Training):
         from pipeline.memory.pretraining import Pretraining
 
         return Pretraining(self.spec, documents, loaded, alive)
+
+    def places(self, one: Lesson) -> tuple[int, str]:
+        """Or the text that is gone on with, by whoever teaches."""
+        found = Training.places(self, one)  # with slots, dataclasses are made twice, and super() knows the first
+        taught = 2 * one.tokens - 1, "what goes on behind it, as distilled has it"
+        return max(found, taught) if self.spec.distilled else found
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,9 @@ class Batch:
     @torch.no_grad()
     def _behind_text(self, coder: Autoencoder) -> torch.Tensor:
         """States ``[rows, n, d]`` from which the frozen model says what goes on, behind the text itself."""
-        text = torch.cat([self.contexts[self.repeated :], self.targets[self.repeated :]], 1)
-        with uncompiled(text.device):  # a fifteenth of the work, and a program more for each lesson
-            return coder.text_states(text)[:, self.contexts.shape[1] - 1 : -1]
+        text = torch.cat([self.contexts[self.repeated :], self.targets[self.repeated :, :-1]], 1)
+        with uncompiled(text.device):  # a fifteenth of the work, for which layers would be compiled once more a lesson
+            return coder.text_states(text)[:, self.contexts.shape[1] - 1 :]
 
 
 def rows_of(spec: PretrainSpec, one: Lesson) -> int:

@@ -316,6 +316,12 @@ def test_spans_that_do_not_fit_are_refused_at_once(tiny_model: Path) -> None:
         ModelError, match=r"a lesson of 1500 tokens takes 2251 places with its slots, and .* reads 2048"
     ):
         stage(tiny_model, lessons=long).check()
+    read = [{"tokens": 1200, "ratio": 2.0, "share": 1.0}]
+    stage(tiny_model, lessons=read).check()
+    with pytest.raises(ModelError, match=r"1200 tokens takes 2399 places with what goes on behind it, as distilled"):
+        stage(tiny_model, lessons=read, distilled=0.5).check()
+    with pytest.raises(ValidationError, match="autoencoding = 1 leaves none"):
+        stage(tiny_model, autoencoding=1.0, distilled=0.5)
     stage(tiny_model).check()
     with pytest.raises(ValidationError, match="16 tokens at 2 a slot take 8 slots, and a span has 4 at most"):
         PretrainSpec.model_validate(

@@ -90,8 +90,7 @@ def test_on_a_gpu_it_is_said_once_the_next_step_is_on_its_way(base: LoadedModel,
     assert all(torch.equal(value, after[name]) for name, value in kept.items() if name != "weight.tags")
 
 
-@pytest.mark.parametrize("distilled", [0.0, 0.5])
-@pytest.mark.parametrize("autoencoding", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("autoencoding", "distilled"), [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5), (1.0, 0.0)])
 def test_shares_of_a_batch_are_all_of_it(
     base: LoadedModel, corpus: Corpus, autoencoding: float, distilled: float
 ) -> None:
