@@ -56,7 +56,11 @@ _SHARE = 8
 as often as one of them ends."""
 
 _COUNTED = 512
-"""Bigrams of earlier answers that are counted in a round: more than most rounds write, in less than any takes."""
+"""Bigrams of earlier answers that are counted in a round, in less time than any takes; where it writes many tokens,
+twice as many as those, or ever more would wait."""
+
+_COUNTED_READING = 2**14
+"""The same while prompts are read: rows that end together leave all of theirs, and 2 ms of a CPU core count these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class ColumnDecoder(Kind):
                 # The device goes on before these tokens are here. What it makes of a row that they end is left out.
                 following = batch.go_on(arriving)
                 for rows, found, way in arriving:
-                    batch.take(rows, found(), way)
+                    batch.take(rows, found(), way, bool(following))
                 arriving = following + batch.join() or batch.go_on([])
 
     def _size(self, prompts: Sequence[Prompt], rows: Sequence[int], columns: int) -> Size:
@@ -194,6 +198,7 @@ class _Batch:
         copied = [one.clip(0, self._models[0].size - 1) if len(one) else one for one in copied]  # drafts are read
         shared = np.zeros(0, np.int64)
         if self._earlier:
+            self._earlier.count(_COUNTED_READING)
             self._engine.learn(self._earlier)
             shared = self._earlier.text(self._recent)  # in front: of equal matches the latest is taken
         tokens = [one.tokens for one in read]
@@ -287,8 +292,9 @@ class _Batch:
         going = np.minimum(np.maximum(length - self._made[rows], 1), self._limits[rows])
         return float((going.sum() + length * len(self._waiting)) / len(rows))
 
-    def take(self, rows: Ints, found: NDArray[np.int64], way: Way | None) -> None:
-        """Hand on what was found in this ``way``, if by a round; others may have the room of the rows that it ends."""
+    def take(self, rows: Ints, found: NDArray[np.int64], way: Way | None, busy: bool) -> None:
+        """Hand on what was found in this ``way``, if by a round; others may have the room of the rows that it ends.
+        ``busy``: the device is at the next round."""
         arrived = self._course.arrived(way) if self._course else None
         on = self._is_on[rows]
         if not on.all():
@@ -305,8 +311,8 @@ class _Batch:
         going = set(self._ending.take(rows.tolist(), newest, drafts))
         if ended := [row for row in rows.tolist() if row not in going]:
             self._leave(np.array(ended))
-        if self._earlier and len(self._on):  # the device is at the next round
-            self._earlier.count(_COUNTED)
+        if self._earlier and busy and len(self._on):  # where all have ended, others are waited for
+            self._earlier.count(max(_COUNTED, 2 * int(found[:, -1].sum())))
         if self._course and arrived:
             drafted = (whose >= 0).sum(1)
             self._course.saw(way, rows, self._on, accepted, drafted, bool(self._waiting), arrived)

@@ -147,6 +147,15 @@ def test_each_answer_helps_the_next_one_of_its_shard(loaded: LoadedModel) -> Non
     assert found[1].passes == found[2].passes <= 2 + 40 / 8 < found[0].passes
 
 
+def test_answers_that_end_together_are_known_to_the_next_ones_of_their_shard(loaded: LoadedModel) -> None:
+    """The same prompt six times, three at a time; only the last token of answers is kept to copy from."""
+    spec = GenerateSpec(kind="generate", draft_tokens=3, draft_earlier=1, batch_tokens=400)
+    asked = [Prompt(PROMPTS[1].ids, 40, seed) for seed in range(6)]
+    found = LocalGenerator(loaded, spec, Run(ModelPool("cpu"))).generate(asked)
+    first, second = ({one.passes for one in some} for some in (found[:3], found[3:]))
+    assert len(first) == len(second) == 1 and max(second) < 0.9 * min(first)
+
+
 def test_bigrams_are_counted_while_others_are_written(loaded: LoadedModel) -> None:
     """One answer at a time: there is nothing behind which the last could be counted."""
     earlier = Earlier.of(loaded.model)
