@@ -7,7 +7,7 @@ time of whole engines goes, on one GPU.
 
 ``--skip-passes`` leaves out the first. What fails is told, and the rest goes on.
 
-``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. ``floor`` is
+``FOLDER`` has config.json and the tokenizer's files; without any weights they are random. ``floor`` is
 the operations of the layers' matrix products over the rate of one large product on the same machine; ``launched`` is
 how long the processor is at it. The engines'
 ``busy`` is kernel time over wall time; ``stacks`` are samples of what their threads were doing, waiting included.

@@ -3,7 +3,7 @@
     python -m benchmarks.decoding_speed --model FOLDER --peers              # a GPU, half precision
     python -m benchmarks.decoding_speed --model FOLDER --rows 1 4 --dtype float32 --device cpu     # padded passes
 
-``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random. No answer ends
+``FOLDER`` has config.json and the tokenizer's files; without any weights they are random. No answer ends
 by itself: all have ``--new`` tokens. ``equal`` is the share of tokens before the first that differs. ``--peers`` adds
 transformers' compiled static cache (``static``) and its continuous batching (``continuous``: ``generate_batch``).
 """

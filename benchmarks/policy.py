@@ -5,11 +5,11 @@
     python -m benchmarks.policy FOLDER --target MODEL --tasks gsm8k noise --rows 1 2 4 --documents 4 --new 32    # a CPU
 
 FOLDER is that of ``benchmarks.drafting``; its task noise has prompts of random tokens, answers drawn at a temperature
-of 2, of which hardly a copy passes (greedy ones go in circles). For that task a MODEL may be a folder without weights,
-which are random then. Plain decoding and drafting take turns, so that what else the machine does meets both. Tokens a
-second over plain decoding's, median and range over the pairs: of whole runs, and while writing (the time of one token
-is subtracted). ``first``: the same of the first run, in which the policy knows nothing and ways are recorded; before
-every later one the same is done once, untimed. Exits 1 where a median is below --bar.
+of 2, of which hardly a copy passes (greedy ones go in circles). For that task alone a MODEL may be a folder without
+weights, which are random then. Plain decoding and drafting take turns, so that what else the machine does meets both.
+Tokens a second over plain decoding's, median and range over the pairs: of whole runs, and while writing (the time of
+one token is subtracted). ``first``: the same of the first run, in which the policy knows nothing and ways are recorded;
+before every later one the same is done once, untimed. Exits 1 where a median is below --bar.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.drafting import TASKS
 from benchmarks.measuring import facts, save, table
 from benchmarks.plans import models
-from benchmarks.random_weights import with_weights
+from benchmarks.random_weights import is_weightless, with_weights
 from pipeline.generation.local import Generation
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.timing import timed
@@ -90,7 +90,7 @@ def main() -> None:
 
 def _weighty(name: str, spare: Path) -> str:
     """The model, or one of its shapes in the folder ``spare``."""
-    return str(with_weights(Path(name), spare)) if Path(name, "config.json").is_file() else name
+    return str(with_weights(Path(name), spare)) if is_weightless(Path(name)) else name
 
 
 def _prompts(task: str, target: LoadedModel, arguments: argparse.Namespace) -> Iterator[Prompt]:
@@ -168,7 +168,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    given = parser.parse_args()
+    weightless = [name for name in (given.target, *given.drafters) if is_weightless(Path(name))]
+    if weightless and set(given.tasks) != {NOISE}:
+        parser.error(f"{' and '.join(weightless)} without weights: random ones will do for --tasks {NOISE} alone")
+    return given
 
 
 if __name__ == "__main__":

@@ -13,13 +13,21 @@ from pipeline.models import ModelPool, digest_of
 from pipeline.models.encoders import EncoderManifest, Figures
 from schemas.memory import EncoderSpec, Layout
 
+WEIGHTS = {".safetensors", ".bin", ".gguf"}
+
+
+def is_weightless(model: Path) -> bool:
+    """Whether it is a model's folder without weights of any kind: those that cannot be read are not to be replaced."""
+    return (model / "config.json").is_file() and not any(path.suffix in WEIGHTS for path in model.iterdir())
+
 
 def with_weights(model: Path, target: Path) -> Path:
-    """The folder itself, or a copy in ``target`` with random weights."""
+    """The folder itself, or a copy in ``target`` with random weights where it has none."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if list(model.glob("*.safetensors")):
+    if not is_weightless(model):
         return model
+    print(f"{model} has no weights: they are random", flush=True)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(target)
     for path in model.iterdir():

@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.slot_answering --model FOLDER --dtype float32 --device cpu --tokens 256 \\
         --span 64 --rows 4 --new 32                                            # on a CPU: seconds are the process's own
 
-``FOLDER`` has config.json and the tokenizer's files; without model.safetensors its weights are random, and so is the
+``FOLDER`` has config.json and the tokenizer's files; without any weights they are random, and so is the
 encoder: speed depends on shapes alone. Each row is a context of ``--tokens`` random tokens, unlike all others, and a
 question of ``--question``; its answer is greedy, has ``--new`` tokens, and no end of its own. All rows are worked on at
 once, on all sides by the engine that the stage ``generate`` has:
