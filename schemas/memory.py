@@ -96,13 +96,16 @@ class EncoderTraining(StageBase):
 class EncodeSpec(StageBase):
     """Put the contexts of every prompt into memory slots, by an encoder of the target's own."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"slots"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"slots", "refine"})
 
     kind: Literal["encode"]
     encoder: ModelName = Field(description="its name (`contextmill icae pretrain` gives it one), or its folder")
     span: Whole | None = Field(None, ge=1, description="most tokens of a span; those of the encoder's last lesson")
     ratio: StrictFloat | None = Field(None, ge=1, description="tokens a slot; those of the encoder's last lesson")
     slots: Whole | None = Field(None, ge=1, description="of each span, but no more than tokens; in place of a ratio")
+    refine: Whole = Field(
+        0, ge=0, description="most steps in which slots are fitted to their span (takes 3 passes each)"
+    )
     keep_text: StrictInt = Field(0, ge=0, description="contexts of so many tokens and fewer stay text")
     precision: Precision = Field("float16", description="of the slots as they are stored")
     group: Literal[32, 64] = Field(64, description="numbers of a slot that share a scale, in int8 and int4")

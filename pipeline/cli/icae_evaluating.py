@@ -76,6 +76,9 @@ def evaluate(
             "several times. Default: float16, int8, int4.",
         ),
     ] = None,
+    refine: Annotated[
+        int, typer.Option("--refine", min=0, help="Most steps in which slots are fitted to their span first.")
+    ] = 0,
     continued: Annotated[int, typer.Option("--continued", min=2, help="Tokens that follow a context.")] = 64,
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
@@ -126,7 +129,7 @@ def evaluate(
     asked = Asked(
         tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.ratio]),
         span=learned.tokens, rows=rows, continued=continued, batch_tokens=batch_tokens, half=dtype == "bfloat16",
-        seed=seed, forms=_forms(precision or ["float16", "int8", "int4"]),
+        seed=seed, forms=_forms(precision or ["float16", "int8", "int4"]), refine=refine,
     )  # fmt: skip
     model = base or manifest.base
     check(asked, window_of(resolve(model, given).folder), manifest.spec["slots"])

@@ -42,6 +42,9 @@ def reconstruct(
     slots: Annotated[
         int | None, typer.Option("--slots", min=1, help="Of each span, whatever its length; in place of a ratio.")
     ] = None,
+    refine: Annotated[
+        int, typer.Option("--refine", min=0, help="Most steps in which slots are fitted to their span first.")
+    ] = 0,
     precision: Annotated[str, typer.Option("--precision", help="Of the slots: float16, int8 or int4.")] = "float16",
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
@@ -59,7 +62,7 @@ def reconstruct(
 
     given = settings()
     cut = {"span": span, "ratio": ratio, "slots": slots}
-    stage = _stage(encoder, base, {**cut, "precision": precision, "device": device}, given)
+    stage = _stage(encoder, base, {**cut, "refine": refine, "precision": precision, "device": device}, given)
     found = contexts_of(InputSpec(path=tuple(texts)))
     if not found.texts:
         fail(f"{', '.join(texts)}: none of its rows is a text ({found.first_bad or 'there are none'})", USAGE)

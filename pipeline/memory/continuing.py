@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,12 @@ class Continuation(NamedTuple):
     slots: float
 
 
-def continuation(coder: Autoencoder, contexts: torch.Tensor, after: torch.Tensor, parts: Parts) -> list[Continuation]:
-    """Of contexts ``[rows, n]``, cut into ``parts``, and what follows them ``[rows, m]``, m >= 2.
+def continuation(
+    coder: Autoencoder, contexts: torch.Tensor, after: torch.Tensor, parts: Parts, refine: int = 0,
+    alive: Callable[[], None] = lambda: None,
+) -> list[Continuation]:  # fmt: skip
+    """Of contexts ``[rows, n]``, cut into ``parts``, and what follows them ``[rows, m]``, m >= 2. ``refine``,
+    ``alive``: as of ``refining``.
 
     The first token of what follows is given in all four: behind nothing, there is nothing to say it from.
     """
@@ -32,7 +37,7 @@ def continuation(coder: Autoencoder, contexts: torch.Tensor, after: torch.Tensor
         "none": coder.text_states(after)[:, :-1],
         "full": _behind(coder, contexts, after),
         "tail": _behind(coder, contexts[:, contexts.shape[1] - slots :], after),
-        "slots": coder.states(encoded(coder, contexts, parts), tags, after)[:, 1:],
+        "slots": coder.states(encoded(coder, contexts, parts, refine, alive), tags, after)[:, 1:],
     }
     head = coder.model.get_output_embeddings().weight
     nats = [nats_of(states[one].to(head.dtype), head, after[:, 1:]).mean(1).tolist() for one in Continuation._fields]

@@ -20,6 +20,7 @@ from pipeline.memory.encoded import Whole, outcome_of, whole_of
 from pipeline.memory.outlines import Outline, Span, outlines_of
 from pipeline.memory.packing import Made, Measured, measuring
 from pipeline.memory.ragged import encode_spans, pass_tokens, places_of
+from pipeline.memory.refining import refined
 from pipeline.memory.resident import Resident, resident
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
@@ -162,8 +163,13 @@ class _Passes:
         while len(self._launched) > _AHEAD[self._device.type]:
             self._settle()
         some = [self._spans[rows[0]] for rows in groups]
-        slots = torch.cat(encode_spans(self._coder, [one.ids for one in some], [one.slots for one in some]))
-        self._launched.append((groups, measuring(slots, self._common, self._spec.precision, self._spec.group)))
+        spans = [one.ids for one in some]
+        slots = encode_spans(self._coder, spans, [one.slots for one in some])
+        if self._spec.refine:
+            slots = refined(self._coder, spans, slots, self._spec.refine, lambda: _alive(self._run))
+        self._launched.append(
+            (groups, measuring(torch.cat(slots), self._common, self._spec.precision, self._spec.group))
+        )
 
     def _settle(self) -> None:
         """Wait for the slots of the first pass that was launched, and put documents together that are whole by then."""

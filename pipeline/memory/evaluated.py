@@ -18,7 +18,8 @@ from schemas.memory import slots_of
 class Asked:
     """Contexts of ``tokens`` each at every one of ``ratios`` tokens a slot, cut into spans of ``span`` tokens at most:
     ``rows`` of each kind; ``continued`` tokens behind them; ``half``: passes are autocast to bfloat16. Slots are read
-    as they come out of the store in each of ``forms``; all but those that are repeated, unpacked."""
+    as they come out of the store in each of ``forms``; all but those that are repeated, unpacked. ``refine``: most
+    steps in which they are fitted to their spans."""
 
     tokens: tuple[int, ...]
     ratios: tuple[float, ...]
@@ -29,6 +30,7 @@ class Asked:
     half: bool
     seed: int = 0
     forms: tuple[Form, ...] = (Form("float16"),)
+    refine: int = 0
 
     def cuts(self) -> list[tuple[int, Parts]]:
         """Every length with every ratio: (tokens, the spans as (tokens, slots))."""

@@ -83,7 +83,15 @@ class _Evaluating:
     def _back(self, spans: torch.Tensor, parts: Parts, storing: Storing, now: Callable[[], None]) -> Back:
         asked = self.asked
         passes = Measuring(
-            self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half, alive=now, kept=storing
+            self.coder,
+            self.tokenizer,
+            spans,
+            parts,
+            asked.batch_tokens,
+            asked.half,
+            now,
+            kept=storing,
+            refine=asked.refine,
         )
         return storing, np.array(passes.measure(len(spans)), np.float64)
 
@@ -92,7 +100,8 @@ class _Evaluating:
 
         def some(numbers: list[int]) -> list[Continuation]:
             now()
-            return continuation(self.coder, texts[numbers, :size], texts[numbers, size:], parts)
+            both = texts[numbers, :size], texts[numbers, size:]
+            return continuation(self.coder, *both, parts, self.asked.refine, now)
 
         most = pass_tokens(self.asked.batch_tokens, texts.device)
         with plainly(self.coder.tags.device, self.asked.half):
@@ -107,7 +116,7 @@ class _Evaluating:
             with plainly(self.coder.tags.device, self.asked.half):
                 slots = encoded(self.coder, ids, parts)
                 times = (
-                    _seconds(partial(encoded, self.coder, ids, parts), tag.device),
+                    _seconds(partial(encoded, self.coder, ids, parts, self.asked.refine), tag.device),
                     _seconds(partial(self.coder.states, slots, tag, ids[:, :1]), tag.device),
                     _seconds(partial(self.coder.text_states, ids), tag.device),
                 )

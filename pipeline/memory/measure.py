@@ -17,6 +17,7 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.ragged import pass_tokens, written_tokens
 from pipeline.memory.reconstruct import prefix_match, reconstructed
+from pipeline.memory.refining import refined
 from pipeline.passes.compiling import uncompiled
 
 NAN = float("nan")
@@ -47,10 +48,17 @@ def plainly(device: torch.device, half: bool) -> Iterator[None]:
         yield
 
 
-def encoded(coder: Autoencoder, ids: torch.Tensor, parts: Parts) -> torch.Tensor:
-    """Contexts ``[rows, n]`` -> ``[rows, k, d]``, the slots of their spans in order; parts add up to n tokens."""
+def encoded(
+    coder: Autoencoder, ids: torch.Tensor, parts: Parts, refine: int = 0, alive: Callable[[], None] = lambda: None
+) -> torch.Tensor:
+    """Contexts ``[rows, n]`` -> ``[rows, k, d]``, the slots of their spans in order; parts add up to n tokens.
+    ``refine``, ``alive``: as of ``refining``."""
     spans = torch.split(ids, [tokens for tokens, _ in parts], 1)
-    return torch.cat([coder.encode(one, slots) for one, (_, slots) in zip(spans, parts, strict=True)], 1)
+    found = [coder.encode(one, slots) for one, (_, slots) in zip(spans, parts, strict=True)]
+    if refine:
+        pairs = zip(spans, found, strict=True)
+        found = [torch.stack(refined(coder, [*one.cpu().numpy()], [*its], refine, alive)) for one, its in pairs]
+    return torch.cat(found, 1)
 
 
 def mean(measured: Sequence[Measure]) -> Measure:
@@ -63,7 +71,8 @@ def mean(measured: Sequence[Measure]) -> Measure:
 class Measuring:
     """Contexts ``[rows, n]`` through the slots of their ``parts``, at most ``batch_tokens`` in a pass, in half
     precision (autocast) or not. ``alive`` is called before each pass and each token that is written, and may raise;
-    ``passed`` after a pass, with its tokens. ``kept``: what is read of slots ``[rows, k, d]``."""
+    ``passed`` after a pass, with its tokens. ``kept``: what is read of slots ``[rows, k, d]``; ``refine``: steps in
+    which these are fitted."""
 
     coder: Autoencoder
     tokenizer: Any
@@ -74,6 +83,7 @@ class Measuring:
     alive: Callable[[], None] = lambda: None
     passed: Callable[[int], None] = lambda tokens: None
     kept: Callable[[torch.Tensor], torch.Tensor] = lambda slots: slots
+    refine: int = 0
 
     def measure(self, written: int) -> list[Measure]:
         """Of every span; the first ``written`` of them are written out, too."""
@@ -129,4 +139,4 @@ class Measuring:
         return list(zip(scores, prefix_match(found, ids).tolist(), strict=True))
 
     def _encoded(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.kept(encoded(self.coder, ids, self.parts))
+        return self.kept(encoded(self.coder, ids, self.parts, self.refine, self.alive))

@@ -66,6 +66,7 @@ class Share(nn.Module):
         return made.eval()
 
 
+@torch.inference_mode(False)  # no gradient goes through what is made in it, and slots are fitted through these weights
 def join(layer: nn.Module) -> None:
     """Projections of ``layer`` that belong together become one product. Others stay as they are."""
     for module in list(layer.modules()):

@@ -1,0 +1,143 @@
+"""Slots fitted to their spans: what comes back is likelier, and no worse for any; each alone, whatever its company."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from encoding_jobs import DOCUMENTS, encoder_of, stage
+
+from pipeline.memory import refining
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.corpus import Corpus
+from pipeline.memory.measure import Measuring, mean
+from pipeline.memory.packing import unpack
+from pipeline.memory.ragged import encode_spans
+from pipeline.memory.refining import refined
+from pipeline.memory.saying import nats
+from pipeline.models import LoadedModel, ModelPool
+from pipeline.passes.apart import apart
+from pipeline.passes.joined import join
+from pipeline.stages import Result, Run, Stopped
+from schemas.memory import EncoderSpec
+
+SIZES, SLOTS = (12, 7, 24), (3, 7, 6)
+
+
+@pytest.fixture(scope="module")
+def coder(base: LoadedModel, corpus: Corpus) -> Autoencoder:
+    """As drawn, at the size of embeddings: slots of it say next to nothing."""
+    torch.manual_seed(0)
+    made = Autoencoder(copy.deepcopy(base.model), EncoderSpec(rank=4, alpha=8.0))
+    with torch.inference_mode(False), torch.no_grad():
+        some = made.encode(torch.from_numpy(corpus.windows(np.random.default_rng(1), 32, 16)).long(), 8)
+        made.resize(some)
+        made.describe(made.map(some).flatten(0, 1))
+    return made
+
+
+@pytest.fixture
+def spans(corpus: Corpus) -> list[Any]:
+    random = np.random.default_rng(0)
+    return [corpus.windows(random, 1, size)[0].astype(np.int64) for size in SIZES]
+
+
+def nats_of_each(coder: Autoencoder, spans: list[Any], slots: list[torch.Tensor]) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        prompts = [coder.prompt([[], []], [one], "AE") for one in slots]
+        return nats(coder, prompts, [ids.tolist() for ids in spans])
+
+
+def said(coder: Autoencoder, spans: list[Any], slots: list[torch.Tensor]) -> list[float]:
+    return [float(one.mean()) for one in nats_of_each(coder, spans, slots)]
+
+
+@torch.inference_mode()
+def test_spans_are_likelier_and_the_model_is_as_it_was(coder: Autoencoder, spans: list[Any]) -> None:
+    before = {name: one.clone() for name, one in coder.state_dict().items()}
+    begun = encode_spans(coder, spans, SLOTS)
+    made = refined(coder, spans, begun, 12)
+    assert [one.shape for one in made] == [one.shape for one in begun] and made[0].dtype == begun[0].dtype
+    was, now = said(coder, spans, begun), said(coder, spans, made)
+    assert all(one < other - 0.2 for one, other in zip(now, was, strict=True)), (was, now)
+    assert all(torch.equal(one, before[name]) for name, one in coder.state_dict().items())
+    assert all(one.grad is None for one in coder.parameters())
+
+
+def test_gradients_go_through_weights_that_were_laid_together(base: LoadedModel, spans: list[Any]) -> None:
+    """As decoding lays them, where nothing is to be learned."""
+    model = copy.deepcopy(base.model)
+    before = Autoencoder(apart(model), EncoderSpec(rank=4, alpha=8.0))
+    with torch.inference_mode():
+        for layer in model.get_decoder().layers:
+            join(layer)
+    after = Autoencoder(apart(model), EncoderSpec(rank=4, alpha=8.0))
+    for one in (before, after):
+        begun = encode_spans(one, spans, SLOTS)
+        assert sum(said(one, spans, refined(one, spans, begun, 4))) < sum(said(one, spans, begun))
+
+
+@torch.inference_mode()
+def test_none_is_worse_and_each_goes_its_own_way(
+    coder: Autoencoder, spans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where steps are far too long at first."""
+    begun = encode_spans(coder, spans, SLOTS)
+    alone = [refined(coder, [ids], [one], 6)[0] for ids, one in zip(spans, begun, strict=True)]
+    for one, other in zip(refined(coder, spans, begun, 6), alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    worst = [float(one.max()) for one in nats_of_each(coder, spans, alone)]
+    monkeypatch.setattr(refining, "SURE", sorted(worst)[0] * 1.2)  # of one alone, before the others have ended
+    alone = [refined(coder, [ids], [one], 12)[0] for ids, one in zip(spans, begun, strict=True)]
+    for one, other in zip(refined(coder, spans, begun, 12), alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    monkeypatch.setattr(refining, "RATE", 100.0)
+    wild = said(coder, spans, refined(coder, spans, begun, 4))
+    assert all(now <= was + 1e-5 for now, was in zip(wild, said(coder, spans, begun), strict=True))
+
+
+@torch.inference_mode()
+def test_it_ends_when_every_token_is_sure(
+    coder: Autoencoder, spans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, looks = encode_spans(coder, spans, SLOTS), list[int]()
+    refined(coder, spans, begun, 3, lambda: looks.append(1))
+    assert len(looks) == 4  # each step, and what came of the last
+    monkeypatch.setattr(refining, "SURE", 1e3)
+    for one, other in zip(refined(coder, spans, begun, 3, lambda: looks.append(1)), begun, strict=True):
+        assert torch.equal(one, other)
+    assert len(looks) == 5
+
+    def stop() -> None:
+        raise Stopped("now")
+
+    with pytest.raises(Stopped):
+        refined(coder, spans, begun, 3, stop)
+
+
+@torch.inference_mode()
+def test_what_is_measured_is_fitted_too(coder: Autoencoder, base: LoadedModel, corpus: Corpus) -> None:
+    rows = torch.from_numpy(corpus.windows(np.random.default_rng(3), 4, 24)).long()
+    measuring = Measuring(coder, base.tokenizer, rows, ((16, 8), (8, 4)), 256, half=False)
+    assert mean(replace(measuring, refine=8).measure(0)).nats < mean(measuring.measure(0)).nats - 0.2
+
+
+def test_a_stage_fits_what_it_stores(tiny_model: Path, pool: ModelPool) -> None:
+    encoder = encoder_of(tiny_model, "interleaved")
+    plain, fitted = (stage(tiny_model, encoder, refine=steps) for steps in (0, 4))
+    assert "refine" not in plain.spec.output_settings() and fitted.spec.output_settings()["refine"] == 4
+    assert fitted.work_seconds(1000) > plain.work_seconds(1000)
+    both = [one.run(DOCUMENTS, Run(pool)) for one in (plain, fitted)]
+    for one, other in zip(*both, strict=True):
+        assert isinstance(one, Result) and isinstance(other, Result) and one.slots and other.slots
+        assert one.fields["slots"] == other.fields["slots"]
+        assert not torch.equal(unpack(one.slots), unpack(other.slots))
+    again = fitted.run(DOCUMENTS, Run(pool))
+    assert [one.slots.sha256("") for one in again if isinstance(one, Result) and one.slots] == [
+        one.slots.sha256("") for one in both[1] if isinstance(one, Result) and one.slots
+    ]
