@@ -63,9 +63,10 @@ class _Evaluating:
                 found.short.append((kind.name, size))
                 continue
             what, made = (kind.name, size, sum(many for _, many in parts), len(spans)), []
+            known = dict[bytes, torch.Tensor]()  # slots are made once for all forms
             for at, form in enumerate(forms):
                 now = partial(told, number * len(forms) + at, total, f"{kind.name}, {size} tokens, {form.name}")
-                made.append(self._back(spans, parts, Storing(self.coder, form), now))
+                made.append(self._back(spans, parts, Storing(self.coder, form), known, now))
             found.repeated.append(_repeated(what, made[0][1]))
             found.stored.extend(_stored(what, one, made[0]) for one in made)
             more = None if kind.name in GENERATED else self._spans(kind, size + self.asked.continued)
@@ -80,19 +81,15 @@ class _Evaluating:
         drawn = kind.spans(self.asked.rows, size, self.asked.seed)
         return None if drawn is None else torch.from_numpy(drawn).to(self.coder.tags.device)
 
-    def _back(self, spans: torch.Tensor, parts: Parts, storing: Storing, now: Callable[[], None]) -> Back:
+    def _back(
+        self, spans: torch.Tensor, parts: Parts, storing: Storing, known: dict[bytes, torch.Tensor],
+        now: Callable[[], None],
+    ) -> Back:  # fmt: skip
         asked = self.asked
         passes = Measuring(
-            self.coder,
-            self.tokenizer,
-            spans,
-            parts,
-            asked.batch_tokens,
-            asked.half,
-            now,
-            kept=storing,
-            refine=asked.refine,
-        )
+            self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half, now,
+            kept=storing, refine=asked.refine, known=known,
+        )  # fmt: skip
         return storing, np.array(passes.measure(len(spans)), np.float64)
 
     def _continued(self, kind: Kind, texts: torch.Tensor, parts: Parts, now: Callable[[], None]) -> Continued:

@@ -72,7 +72,7 @@ class Measuring:
     """Contexts ``[rows, n]`` through the slots of their ``parts``, at most ``batch_tokens`` in a pass, in half
     precision (autocast) or not. ``alive`` is called before each pass and each token that is written, and may raise;
     ``passed`` after a pass, with its tokens. ``kept``: what is read of slots ``[rows, k, d]``; ``refine``: steps in
-    which these are fitted."""
+    which these are fitted. ``known``: slots of contexts, by the bytes of these, which are not made again."""
 
     coder: Autoencoder
     tokenizer: Any
@@ -84,6 +84,7 @@ class Measuring:
     passed: Callable[[int], None] = lambda tokens: None
     kept: Callable[[torch.Tensor], torch.Tensor] = lambda slots: slots
     refine: int = 0
+    known: dict[bytes, torch.Tensor] | None = None
 
     def measure(self, written: int) -> list[Measure]:
         """Of every span; the first ``written`` of them are written out, too."""
@@ -139,4 +140,9 @@ class Measuring:
         return list(zip(scores, prefix_match(found, ids).tolist(), strict=True))
 
     def _encoded(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.kept(encoded(self.coder, ids, self.parts, self.refine, self.alive))
+        known = {} if self.known is None else self.known
+        rows = [one.tobytes() for one in ids.cpu().numpy()]
+        if new := [at for at, row in enumerate(rows) if row not in known]:
+            found = encoded(self.coder, ids[new], self.parts, self.refine, self.alive)
+            known.update(zip((rows[at] for at in new), found, strict=True))
+        return self.kept(torch.stack([known[row] for row in rows]))
