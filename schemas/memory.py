@@ -103,9 +103,7 @@ class EncodeSpec(StageBase):
     span: Whole | None = Field(None, ge=1, description="most tokens of a span; those of the encoder's last lesson")
     ratio: StrictFloat | None = Field(None, ge=1, description="tokens a slot; those of the encoder's last lesson")
     slots: Whole | None = Field(None, ge=1, description="of each span, but no more than tokens; in place of a ratio")
-    refine: Whole = Field(
-        0, ge=0, description="most steps in which slots are fitted to their span (takes 3 passes each)"
-    )
+    refine: Whole = Field(0, ge=0, le=10_000, description="most steps in which slots are fitted to their span")
     keep_text: StrictInt = Field(0, ge=0, description="contexts of so many tokens and fewer stay text")
     precision: Precision = Field("float16", description="of the slots as they are stored")
     group: Literal[32, 64] = Field(64, description="numbers of a slot that share a scale, in int8 and int4")

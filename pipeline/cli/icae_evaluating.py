@@ -123,6 +123,8 @@ def evaluate(
     files, given = _files(texts or []), settings()
     if answers is None and (summaries or judge or most or input_):
         fail("--judge, --most, --summaries and --input are about answers: name questions by --answers", USAGE)
+    if answers is not None and refine:
+        fail(f"--refine is of what is measured of texts: {answers} may say refine in its encode stage", USAGE)
     folder = encoders.find(encoder, given.cache)
     manifest = encoders.read_manifest(folder)
     learned = manifest.figures

@@ -109,7 +109,8 @@ class _Passes:
     def __init__(self, there: Resident, spec: EncodeSpec, revision: str, run: Run, putting: ThreadPoolExecutor) -> None:
         self._coder, self._device, self._spec, self._run = there.coder, there.base.device, spec, run
         self._common, self._revision, self._putting = there.coder.common, revision, putting
-        self._most, self._padded = pass_tokens(spec.batch_tokens, self._device), there.coder.wide is None
+        self._most = pass_tokens(spec.batch_tokens, self._device)
+        self._padded = there.coder.wide is None or spec.refine > 0  # what is fitted is read with padding
         self._spans: list[Span] = []
         self._counts: list[int] = []  # of spans, by document, and those that are there until all are
         self._parts: list[dict[int, Made]] = []

@@ -107,7 +107,7 @@ class Latency:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """All of it. ``short``: kinds of which no text was long enough, and for how many tokens. ``answers``: what is
-    answered from slots, the first side, and from what that is set against."""
+    answered from slots, the first side, and from what that is set against. ``refine``: as of ``Asked``."""
 
     repeated: list[Repeated] = field(default_factory=list)
     continued: list[Continued] = field(default_factory=list)
@@ -115,6 +115,7 @@ class Evaluation:
     short: list[tuple[str, int]] = field(default_factory=list)
     stored: list[Stored] = field(default_factory=list)
     answers: Comparison | None = None
+    refine: int = 0
 
     @property
     def compares_forms(self) -> bool:

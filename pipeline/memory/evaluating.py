@@ -55,7 +55,7 @@ class _Evaluating:
 
     def run(self, told: Told) -> Evaluation:
         cuts, forms = self.asked.cuts(), self.asked.forms
-        found = Evaluation()
+        found = Evaluation(refine=self.asked.refine)
         every = [(kind, size, parts) for kind in self.kinds for size, parts in cuts]
         total = len(every) * len(forms) + 1
         for number, (kind, size, parts) in enumerate(every):
@@ -113,7 +113,7 @@ class _Evaluating:
             with plainly(self.coder.tags.device, self.asked.half):
                 slots = encoded(self.coder, ids, parts)
                 times = (
-                    _seconds(partial(encoded, self.coder, ids, parts, self.asked.refine), tag.device),
+                    _seconds(partial(encoded, self.coder, ids, parts), tag.device),
                     _seconds(partial(self.coder.states, slots, tag, ids[:, :1]), tag.device),
                     _seconds(partial(self.coder.text_states, ids), tag.device),
                 )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.saying import nats
 from pipeline.memory.spans import Ints
-from pipeline.passes.compiling import uncompiled
 
 RATE = 0.02
 """What a number moves at first, in deviations of this number over slots of the encoder's training: numbers of a slot
@@ -27,36 +27,107 @@ FASTER, SLOWER = 1.2, 0.5
 SURE = -math.log(0.9)
 """Nats of a token below which nothing more is asked of it."""
 
+_MEAN, _SQUARE = 0.9, 0.95
+"""What Adam keeps of a slope, and of its square, from step to step."""
+
 
 def refined(
     coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor], steps: int,
     alive: Callable[[], None] = lambda: None,
 ) -> list[torch.Tensor]:  # fmt: skip
     """Slots ``[k, d]`` of each span after at most so many ``steps`` of Adam on the nats of repeating it, with a rate of
-    its own: of all that were tried those of the fewest, so that none is worse than before. A step is one pass of all
-    spans and its way back; ``alive`` is called before each, and may raise."""
-    sizes, said = [len(one) for one in slots], [ids.tolist() for ids in spans]
-    row = torch.repeat_interleave(torch.tensor(sizes)).to(coder.tags.device)
-    with torch.inference_mode(False), torch.enable_grad(), uncompiled(coder.tags.device):
-        begun = torch.cat([*slots]).clone().float()
-        now, best = begun, begun
-        mean, square = torch.zeros_like(begun), torch.zeros_like(begun)
-        least = torch.full((len(sizes),), math.inf, device=begun.device)
-        rate = torch.full_like(least, RATE / FASTER)
+    its own: those with which every token is sure, or else, of all that were tried, those of the fewest nats. A step is
+    a pass of all spans that are not done, and its way back; ``alive`` is called before each, and may raise."""
+    made = [one.detach() for one in slots]
+    with torch.inference_mode(False), torch.enable_grad():
+        fitting = _Fitting.of(coder, spans, slots)
         for step in range(1, steps + 2):
-            alive()
-            now = now.detach().requires_grad_()
-            prompts = [coder.prompt([[], []], [one], "AE") for one in torch.split(now, sizes)]
-            found = nats(coder, prompts, said)
-            total, worst = (torch.stack([how(one.detach()) for one in found]) for how in (torch.mean, torch.max))
-            better = total < least
-            best, least = torch.where(better[row, None], now.detach(), best), torch.minimum(total, least)
-            if step > steps or bool((worst < SURE).all()):
+            if not fitting.numbers:
                 break
-            (slope,) = torch.autograd.grad(torch.cat(found).sum(), now)
-            slope = slope * coder.typical[1]
-            mean, square = torch.lerp(slope, mean, 0.9), torch.lerp(slope.square(), square, 0.95)
-            rate = rate * torch.where(better, FASTER, SLOWER) * (worst >= SURE)  # 0 for good: as it would be alone
-            way = mean / (1 - 0.9**step) / (square / (1 - 0.95**step)).sqrt().clamp_min(1e-12)
-            now = now.detach() - rate[row, None] * coder.typical[1] * way
-    return [one.to(its.dtype) for one, its in zip(torch.split(best, sizes), slots, strict=True)]
+            alive()
+            done = fitting.look(last=step > steps)
+            for at, number in enumerate(fitting.numbers):
+                if done[at]:
+                    made[number] = torch.split(fitting.best, fitting.sizes)[at].to(made[number].dtype)
+            fitting = fitting.without(done)
+            fitting.move(step)
+    return made
+
+
+@dataclass(slots=True)
+class _Fitting:
+    """Spans that are not done, by their ``numbers``. By slot, ``[sum of sizes, d]``: where they are ``now`` and were at
+    ``best``, what ``slope`` of the nats there is, Adam's ``mean`` and ``square`` of it; by span: the ``least`` nats a
+    token, those of the step ``before``, and how far it moves, its ``rate``."""
+
+    coder: Autoencoder
+    numbers: list[int]
+    said: list[list[int]]
+    sizes: list[int]
+    now: torch.Tensor
+    best: torch.Tensor
+    slope: torch.Tensor
+    mean: torch.Tensor
+    square: torch.Tensor
+    least: torch.Tensor
+    before: torch.Tensor
+    rate: torch.Tensor
+
+    @classmethod
+    def of(cls, coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor]) -> _Fitting:
+        """Nothing is known yet."""
+        begun = torch.cat([*slots]).detach().float() if slots else coder.tags.detach()[:0].float()
+        unknown = torch.full((len(slots),), math.inf, device=begun.device)
+        still = torch.zeros_like(begun)
+        sizes, said = [len(one) for one in slots], [ids.tolist() for ids in spans]
+        rate = torch.full_like(unknown, RATE / FASTER)
+        return cls(coder, [*range(len(slots))], said, sizes, begun, begun, still, still, still, unknown, unknown, rate)
+
+    @property
+    def _row(self) -> torch.Tensor:
+        """The span of each slot."""
+        return torch.repeat_interleave(torch.tensor(self.sizes, dtype=torch.int64)).to(self.now.device)
+
+    def look(self, last: bool) -> list[bool]:
+        """What the slots are worth, and how that changes with them, unless it is the ``last`` look -> of which spans it
+        was the last."""
+        now = self.now.detach().requires_grad_(not last)
+        prompts = [self.coder.prompt([[], []], [one], "AE") for one in torch.split(now, self.sizes)]
+        found = nats(self.coder, prompts, self.said)
+        total, worst = (torch.stack([how(one.detach()) for one in found]) for how in (torch.mean, torch.amax))
+        better = (total < self.least) | (worst < SURE)
+        self.best = torch.where(better[self._row, None], self.now, self.best)
+        self.least = torch.where(better, total, self.least)
+        self.rate = self.rate * torch.where(total < self.before, FASTER, SLOWER)
+        self.before = total
+        if last:
+            return [True] * len(self.sizes)
+        (self.slope,) = torch.autograd.grad(torch.cat(found).sum(), now)
+        done: list[bool] = (~(worst >= SURE)).tolist()  # what is no number will be none
+        return done
+
+    def without(self, done: Sequence[bool]) -> _Fitting:
+        """Those that are not ``done``."""
+        if not any(done):
+            return self
+        on = [at for at, one in enumerate(done) if not one]
+        span = torch.tensor(on, dtype=torch.int64, device=self.now.device)
+        slot = torch.isin(self._row, span)
+        now, best, slope, mean, square = (
+            one[slot] for one in (self.now, self.best, self.slope, self.mean, self.square)
+        )
+        least, before, rate = (one[span] for one in (self.least, self.before, self.rate))
+        numbers, sizes, said = (
+            [self.numbers[at] for at in on],
+            [self.sizes[at] for at in on],
+            [self.said[at] for at in on],
+        )
+        return _Fitting(self.coder, numbers, said, sizes, now, best, slope, mean, square, least, before, rate)
+
+    def move(self, step: int) -> None:
+        """Down the slope (Adam), numbers as far as they differ between slots."""
+        slope = (self.slope * self.coder.typical[1]).nan_to_num(0, 0, 0)
+        self.mean, self.square = torch.lerp(slope, self.mean, _MEAN), torch.lerp(slope.square(), self.square, _SQUARE)
+        size = (self.square / (1 - _SQUARE**step)).sqrt().clamp_min(1e-12)
+        way = self.mean / (1 - _MEAN**step) / size
+        self.now = self.now - self.rate[self._row, None] * self.coder.typical[1] * way

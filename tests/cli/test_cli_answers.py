@@ -102,6 +102,7 @@ def test_what_is_wrong_is_said_before_anything_is_asked(prepared: User, tiny_mod
         (["--answers", "answers.toml", "--ratio", "2", "--ratio", "4"], 2, "name one --ratio"),
         (["--answers", "answers.toml", "--judge", "answers.toml"], 2, "a judge is one stage of kind"),
         (["--judge", "answers.toml"], 2, "name questions by --answers"),
+        (["--answers", "answers.toml", "--refine", "3"], 2, "answers.toml may say refine in its encode stage"),
     ):
         ended = prepared.says(*evaluate, *words)
         assert (ended.code, said in " ".join(ended.err.split())) == (code, True), ended.err + ended.out

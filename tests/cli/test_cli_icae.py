@@ -84,6 +84,16 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(prepa
     assert {one["kind"] for one in evaluated.json["repeated"]} == {"prose", "numbers", "patterned", "random"}
     assert [(one["tokens"], one["slots"]) for one in evaluated.json["continued"]] == [(16, 8)]
     assert [one["form"] for one in evaluated.json["stored"]] == ["float16", "int8", "int4"] * 4
+    few = "icae", "evaluate", "night", "-t", "prose=texts.jsonl", "--rows", "2", "--precision", "float16"
+    fitted, plain = (prepared.says(*few, "--refine", steps, "--json") for steps in ("6", "0"))
+    assert (fitted.json["refine"], plain.json["refine"]) == (6, 0)
+    now, was = (one.json["repeated"][0]["nats"]["value"] for one in (fitted, plain))
+    assert now < was and fitted.json["continued"] != plain.json["continued"]
+    repeated = [
+        prepared.says("icae", "reconstruct", "night", "texts.jsonl", "--json", *more)
+        for more in ([], ["--refine", "6"])
+    ]
+    assert [one.code for one in repeated] == [0, 0] and repeated[0].json != repeated[1].json
     odd = prepared.says("icae", "evaluate", "night", "--precision", "int2")
     assert odd.code == 2 and "--precision int2: float16, int8, int8/32, int4, int4/32" in " ".join(odd.err.split())
     evaluating = "icae", "evaluate", "night", "--rows", "2", "--html", "no/night.html", "-t"

@@ -129,6 +129,24 @@ def test_a_long_context_is_cut_as_it_is_when_encoded(coder: Autoencoder, found: 
         torch.testing.assert_close(encoded(coder, spans, ((8, 4), (8, 4))), both)
 
 
+def test_slots_are_made_once_for_all_forms(
+    coder: Autoencoder, found: list[Kind], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[tuple[int, int]] = []
+
+    def counted(coder: Any, ids: torch.Tensor, parts: Any, refine: int = 0, alive: Any = None) -> torch.Tensor:
+        rows.append((len(ids), refine))
+        return encoded(coder, ids, parts, refine, alive or (lambda: None))
+
+    for module in ("measure", "continuing"):
+        monkeypatch.setattr(f"pipeline.memory.{module}.encoded", counted)
+    forms = tuple(FORMS[name] for name in ("float16", "int8"))
+    asked = replace(ASKED, tokens=(16,), ratios=(2.0,), forms=forms, refine=3)
+    made = evaluate(coder, load_tokenizer(str(tiny_model)), found[:1], asked, lambda done, total, what: None)
+    assert sum(many for many, _ in rows) == 5 + 5 and {refine for _, refine in rows} == {3}  # and what follows
+    assert made.refine == 3
+
+
 def test_what_the_store_loses_shows_in_what_comes_back(
     coder: Autoencoder, found: list[Kind], tiny_model: Path, folder: Path
 ) -> None:

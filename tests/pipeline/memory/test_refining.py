@@ -12,19 +12,22 @@ import pytest
 import torch
 from encoding_jobs import DOCUMENTS, encoder_of, stage
 
+from pipeline.compression.tokens import Tokenising
 from pipeline.memory import refining
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
+from pipeline.memory.encoder import load_encoder
 from pipeline.memory.measure import Measuring, mean
 from pipeline.memory.packing import unpack
 from pipeline.memory.ragged import encode_spans
 from pipeline.memory.refining import refined
 from pipeline.memory.saying import nats
-from pipeline.models import LoadedModel, ModelPool
+from pipeline.memory.spans import cut
+from pipeline.models import LoadedModel, ModelPool, load_tokenizer
 from pipeline.passes.apart import apart
 from pipeline.passes.joined import join
 from pipeline.stages import Result, Run, Stopped
-from schemas.memory import EncoderSpec
+from schemas.memory import EncoderSpec, slots_of
 
 SIZES, SLOTS = (12, 7, 24), (3, 7, 6)
 
@@ -96,9 +99,76 @@ def test_none_is_worse_and_each_goes_its_own_way(
     alone = [refined(coder, [ids], [one], 12)[0] for ids, one in zip(spans, begun, strict=True)]
     for one, other in zip(refined(coder, spans, begun, 12), alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
+@torch.inference_mode()
+def test_none_is_worse_where_steps_are_far_too_long(
+    coder: Autoencoder, spans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From slots that are good already."""
+    good = refined(coder, spans, encode_spans(coder, spans, SLOTS), 20)
     monkeypatch.setattr(refining, "RATE", 100.0)
-    wild = said(coder, spans, refined(coder, spans, begun, 4))
-    assert all(now <= was + 1e-5 for now, was in zip(wild, said(coder, spans, begun), strict=True))
+    looks: list[float] = []
+
+    def seen(*given: Any) -> list[torch.Tensor]:
+        found = nats(*given)
+        looks.append(float(torch.cat(found).detach().sum()))
+        return found
+
+    monkeypatch.setattr(refining, "nats", seen)
+    wild = refined(coder, spans, good, 4)
+    assert max(looks) > 2 * looks[0]
+    for one, other in zip(wild, good, strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.inference_mode()
+def test_a_span_is_what_it_was_when_all_its_tokens_were_sure(
+    coder: Autoencoder, spans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it may have had fewer nats in all before; and it is read no more."""
+    begun = encode_spans(coder, spans, SLOTS)
+    read: list[int] = []
+
+    def counted(*given: Any) -> list[torch.Tensor]:
+        read.append(len(given[1]))
+        return nats(*given)
+
+    monkeypatch.setattr(refining, "nats", counted)
+    for sure in (7.0, 6.0, 5.0, 4.0, 3.0):
+        monkeypatch.setattr(refining, "SURE", sure)
+        read.clear()
+        made = refined(coder, spans, begun, 40)
+        worst = [float(one.max()) for one in nats_of_each(coder, spans, made)]
+        ended = len(spans) - read[-1] if len(read) == 41 else len(spans)
+        assert sum(one < sure + 1e-3 for one in worst) >= ended
+        assert read == sorted(read, reverse=True)
+
+
+@torch.inference_mode()
+def test_numbers_move_as_far_as_they_differ(coder: Autoencoder, spans: list[Any]) -> None:
+    begun, before = encode_spans(coder, spans, SLOTS), coder.typical.clone()
+    coder.typical[1, 5] *= 100
+    try:
+        made = refined(coder, spans, begun, 1)
+    finally:
+        coder.typical.copy_(before)
+    moved = torch.cat([(one - other).abs() for one, other in zip(made, begun, strict=True)]).mean(0) / before[1]
+    assert moved[5] > 20 * moved[:5].max()
+
+
+@torch.inference_mode()
+def test_slots_that_are_no_numbers_come_back_and_hold_nobody_up(coder: Autoencoder, spans: list[Any]) -> None:
+    begun = encode_spans(coder, spans, SLOTS)
+    broken = [begun[0], torch.full_like(begun[1], float("nan")), begun[2]]
+    looks: list[int] = []
+    made = refined(coder, spans, broken, 6, lambda: looks.append(1))
+    alone = refined(coder, [spans[0], spans[2]], [begun[0], begun[2]], 6)
+    assert made[1].isnan().all() and len(looks) == 7
+    for one, other in zip((made[0], made[2]), alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert refined(coder, [], [], 3) == []
+    assert refined(coder, spans[1:2], broken[1:2], 6, lambda: looks.append(1))[0].isnan().all() and len(looks) == 8
 
 
 @torch.inference_mode()
@@ -137,6 +207,15 @@ def test_a_stage_fits_what_it_stores(tiny_model: Path, pool: ModelPool) -> None:
         assert isinstance(one, Result) and isinstance(other, Result) and one.slots and other.slots
         assert one.fields["slots"] == other.fields["slots"]
         assert not torch.equal(unpack(one.slots), unpack(other.slots))
+    coder, tokeniser = load_encoder(str(encoder), pool), Tokenising(load_tokenizer(str(tiny_model)))
+    for document, *two in zip(DOCUMENTS[:3], *both, strict=False):
+        (ids,) = tokeniser.tokenise(document.parts.contexts[:1])
+        first = [ids.ids[: cut(len(ids.ids), 16)[0]]]
+        slots = [
+            unpack(one.slots)[: slots_of(len(first[0]), 4.0)] for one in two if isinstance(one, Result) and one.slots
+        ]
+        was, now = (said(coder, first, [some])[0] for some in slots)
+        assert now < was
     again = fitted.run(DOCUMENTS, Run(pool))
     assert [one.slots.sha256("") for one in again if isinstance(one, Result) and one.slots] == [
         one.slots.sha256("") for one in both[1] if isinstance(one, Result) and one.slots
