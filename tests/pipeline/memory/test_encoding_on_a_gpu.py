@@ -9,10 +9,15 @@ import pytest
 import torch
 from encoding_jobs import DOCUMENTS, encoder_of, stage
 
+from pipeline.compression.tokens import Tokenising
+from pipeline.memory.encoder import load_encoder
 from pipeline.memory.packing import unpack
 from pipeline.memory.resident import resident
-from pipeline.models import ModelPool
+from pipeline.memory.saying import nats
+from pipeline.memory.spans import cut
+from pipeline.models import ModelPool, load_tokenizer
 from pipeline.stages import Result, Run
+from schemas.memory import slots_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -40,4 +45,25 @@ def test_slots_are_those_of_the_cpu(
         assert found.fields["context_slots"] == expected.fields["context_slots"]
         off = (unpack(found.slots) - unpack(expected.slots)).norm() / unpack(expected.slots).norm()
         assert off < 0.1, off
+    gpu.close()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_slots_are_fitted_in_half_precision(dtype: str, tiny_model: Path, pool: ModelPool) -> None:
+    """And say their spans better, as the CPU reads them."""
+    encoder, gpu = encoder_of(tiny_model, "interleaved"), ModelPool("cuda")
+    coder, tokeniser = load_encoder(str(encoder), pool), Tokenising(load_tokenizer(str(tiny_model)))
+    worth = []
+    for steps in (0, 8):
+        made = stage(tiny_model, encoder, dtype=dtype, batch_tokens=300, refine=steps).run(DOCUMENTS, Run(gpu))
+        spans, slots = [], []
+        for document, one in zip(DOCUMENTS, made, strict=True):
+            assert isinstance(one, Result) and one.slots
+            (tokens,) = tokeniser.tokenise(document.parts.contexts[:1])
+            spans.append(tokens.ids[: cut(len(tokens.ids), 16)[0]].tolist())
+            slots.append(unpack(one.slots)[: slots_of(len(spans[-1]), 4.0)])
+        with torch.inference_mode():
+            found = nats(coder, [coder.prompt([[], []], [one], "AE") for one in slots], spans)
+        worth.append([float(one.mean()) for one in found])
+    assert all(now < was for was, now in zip(*worth, strict=True))
     gpu.close()
