@@ -17,6 +17,7 @@ from pipeline.cli.shared import (
     Input,
     Json,
     Output,
+    Refine,
     Workers,
     database,
     err,
@@ -76,9 +77,7 @@ def evaluate(
             "several times. Default: float16, int8, int4.",
         ),
     ] = None,
-    refine: Annotated[
-        int, typer.Option("--refine", min=0, help="Most steps in which slots are fitted to their span first.")
-    ] = 0,
+    refine: Refine = 0,
     continued: Annotated[int, typer.Option("--continued", min=2, help="Tokens that follow a context.")] = 64,
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
-from pipeline.cli.shared import USAGE, Json, err, examples, fail, out, print_json, settings
+from pipeline.cli.shared import USAGE, Json, Refine, err, examples, fail, out, print_json, settings
 
 if TYPE_CHECKING:
     from pipeline.memory.encode_stage import Encode
@@ -42,9 +42,7 @@ def reconstruct(
     slots: Annotated[
         int | None, typer.Option("--slots", min=1, help="Of each span, whatever its length; in place of a ratio.")
     ] = None,
-    refine: Annotated[
-        int, typer.Option("--refine", min=0, help="Most steps in which slots are fitted to their span first.")
-    ] = 0,
+    refine: Refine = 0,
     precision: Annotated[str, typer.Option("--precision", help="Of the slots: float16, int8 or int4.")] = "float16",
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",

@@ -29,6 +29,9 @@ Output = Annotated[
     typer.Option("--output", "-o", help="Output folder or s3:// path; its contextmill.db is the default database."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Refine = Annotated[
+    int, typer.Option("--refine", min=0, help="Most steps in which slots are fitted to their span first.")
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key: stages.0.rate=0.5; KEY= removes it.", metavar="KEY=VALUE"),

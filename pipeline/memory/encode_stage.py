@@ -22,6 +22,9 @@ VERSION = 2
 _CHARACTERS_PER_SECOND = {"cpu": 3_000, "cuda": 600_000}
 """Rough speeds for cutting shards: of a 135M model on two cores in float32 and on one large GPU."""
 
+_STEP_PASSES = {"cpu": 3, "cuda": 10}
+"""Passes that a step takes which fits slots; of a GPU more, as others read there without padding (a guess)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -82,10 +85,9 @@ class Encode:
             )
 
     def work_seconds(self, characters: int) -> float:
-        """Seconds that a document of this length takes, roughly: rates are those of the small default model. A step
-        that fits slots takes three passes of a CPU, and more of a GPU, where others read without padding."""
-        passes = 1 + (10 if expects_gpu(self.spec.device) else 3) * self.spec.refine
-        return passes * characters / _CHARACTERS_PER_SECOND["cuda" if expects_gpu(self.spec.device) else "cpu"]
+        """Seconds that a document of this length takes, roughly: rates are those of the small default model."""
+        device = "cuda" if expects_gpu(self.spec.device) else "cpu"
+        return (1 + _STEP_PASSES[device] * self.spec.refine) * characters / _CHARACTERS_PER_SECOND[device]
 
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
         """One outcome per document, in order. Raises ``Stopped`` when the run is stopping."""

@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.saying import nats
 from pipeline.memory.spans import Ints
+from pipeline.passes.transfers import on_device
 
 RATE = 0.02
 """What a number moves at first, in deviations of this number over slots of the encoder's training: numbers of a slot
@@ -46,9 +48,9 @@ def refined(
                 break
             alive()
             done = fitting.look(last=step > steps)
-            for at, number in enumerate(fitting.numbers):
-                if done[at]:
-                    made[number] = torch.split(fitting.best, fitting.sizes)[at].to(made[number].dtype)
+            for number, best, ends in zip(fitting.numbers, torch.split(fitting.best, fitting.sizes), done, strict=True):
+                if ends:
+                    made[number] = best.to(made[number].dtype)
             fitting = fitting.without(done)
             fitting.move(step)
     return made
@@ -58,12 +60,13 @@ def refined(
 class _Fitting:
     """Spans that are not done, by their ``numbers``. By slot, ``[sum of sizes, d]``: where they are ``now`` and were at
     ``best``, what ``slope`` of the nats there is, Adam's ``mean`` and ``square`` of it; by span: the ``least`` nats a
-    token, those of the step ``before``, and how far it moves, its ``rate``."""
+    token, those of the step ``before``, and how far it moves, its ``rate``. ``row``: the span of each slot."""
 
     coder: Autoencoder
     numbers: list[int]
     said: list[list[int]]
     sizes: list[int]
+    row: torch.Tensor
     now: torch.Tensor
     best: torch.Tensor
     slope: torch.Tensor
@@ -81,12 +84,8 @@ class _Fitting:
         still = torch.zeros_like(begun)
         sizes, said = [len(one) for one in slots], [ids.tolist() for ids in spans]
         rate = torch.full_like(unknown, RATE / FASTER)
-        return cls(coder, [*range(len(slots))], said, sizes, begun, begun, still, still, still, unknown, unknown, rate)
-
-    @property
-    def _row(self) -> torch.Tensor:
-        """The span of each slot."""
-        return torch.repeat_interleave(torch.tensor(self.sizes, dtype=torch.int64)).to(self.now.device)
+        numbers, row = [*range(len(slots))], _rows(sizes, begun.device)
+        return cls(coder, numbers, said, sizes, row, begun, begun, still, still, still, unknown, unknown, rate)
 
     def look(self, last: bool) -> list[bool]:
         """What the slots are worth, and how that changes with them, unless it is the ``last`` look -> of which spans it
@@ -96,7 +95,7 @@ class _Fitting:
         found = nats(self.coder, prompts, self.said)
         total, worst = (torch.stack([how(one.detach()) for one in found]) for how in (torch.mean, torch.amax))
         better = (total < self.least) | (worst < SURE)
-        self.best = torch.where(better[self._row, None], self.now, self.best)
+        self.best = torch.where(better[self.row, None], self.now, self.best)
         self.least = torch.where(better, total, self.least)
         self.rate = self.rate * torch.where(total < self.before, FASTER, SLOWER)
         self.before = total
@@ -111,8 +110,8 @@ class _Fitting:
         if not any(done):
             return self
         on = [at for at, one in enumerate(done) if not one]
-        span = torch.tensor(on, dtype=torch.int64, device=self.now.device)
-        slot = torch.isin(self._row, span)
+        span = on_device(np.array(on, np.int64), self.now.device)
+        slot = torch.isin(self.row, span)
         now, best, slope, mean, square = (
             one[slot] for one in (self.now, self.best, self.slope, self.mean, self.square)
         )
@@ -122,7 +121,8 @@ class _Fitting:
             [self.sizes[at] for at in on],
             [self.said[at] for at in on],
         )
-        return _Fitting(self.coder, numbers, said, sizes, now, best, slope, mean, square, least, before, rate)
+        row = _rows(sizes, self.now.device)
+        return _Fitting(self.coder, numbers, said, sizes, row, now, best, slope, mean, square, least, before, rate)
 
     def move(self, step: int) -> None:
         """Down the slope (Adam), numbers as far as they differ between slots."""
@@ -130,4 +130,8 @@ class _Fitting:
         self.mean, self.square = torch.lerp(slope, self.mean, _MEAN), torch.lerp(slope.square(), self.square, _SQUARE)
         size = (self.square / (1 - _SQUARE**step)).sqrt().clamp_min(1e-12)
         way = self.mean / (1 - _MEAN**step) / size
-        self.now = self.now - self.rate[self._row, None] * self.coder.typical[1] * way
+        self.now = self.now - self.rate[self.row, None] * self.coder.typical[1] * way
+
+
+def _rows(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    return on_device(np.repeat(np.arange(len(sizes)), sizes), device)
