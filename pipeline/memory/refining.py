@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from pipeline.memory.autoencoder import Autoencoder
-from pipeline.memory.saying import nats
+from pipeline.memory.readback import Readback
 from pipeline.memory.spans import Ints
 from pipeline.passes.transfers import on_device
 
@@ -41,16 +41,18 @@ def refined(
     its own: those with which every token is sure, or else, of all that were tried, those of the fewest nats. A step is
     a pass of all spans that are not done, and its way back; ``alive`` is called before each, and may raise."""
     made = [one.detach() for one in slots]
+    if not made:
+        return made
     with torch.inference_mode(False), torch.enable_grad():
         fitting = _Fitting.of(coder, spans, slots)
         for step in range(1, steps + 2):
-            if not fitting.numbers:
-                break
             alive()
             done = fitting.look(last=step > steps)
             for number, best, ends in zip(fitting.numbers, torch.split(fitting.best, fitting.sizes), done, strict=True):
                 if ends:
                     made[number] = best.to(made[number].dtype)
+            if all(done):
+                break
             fitting = fitting.without(done)
             fitting.move(step)
     return made
@@ -58,15 +60,17 @@ def refined(
 
 @dataclass(slots=True)
 class _Fitting:
-    """Spans that are not done, by their ``numbers``. By slot, ``[sum of sizes, d]``: where they are ``now`` and were at
-    ``best``, what ``slope`` of the nats there is, Adam's ``mean`` and ``square`` of it; by span: the ``least`` nats a
-    token, those of the step ``before``, and how far it moves, its ``rate``. ``row``: the span of each slot."""
+    """Spans that are not done, by their ``numbers``, the ``sizes`` of their slots, and the span of each slot, ``row``.
+    By slot, ``[sum of sizes, d]``: where they are ``now`` and were at ``best``, what ``slope`` of the nats there is,
+    Adam's ``mean`` and ``square`` of it; by span: the ``least`` nats a token, those of the step ``before``, and how far
+    it moves, its ``rate``."""
 
     coder: Autoencoder
+    spans: list[Ints]
     numbers: list[int]
-    said: list[list[int]]
     sizes: list[int]
     row: torch.Tensor
+    readback: Readback
     now: torch.Tensor
     best: torch.Tensor
     slope: torch.Tensor
@@ -79,21 +83,21 @@ class _Fitting:
     @classmethod
     def of(cls, coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor]) -> _Fitting:
         """Nothing is known yet."""
-        begun = torch.cat([*slots]).detach().float() if slots else coder.tags.detach()[:0].float()
-        unknown = torch.full((len(slots),), math.inf, device=begun.device)
-        still = torch.zeros_like(begun)
-        sizes, said = [len(one) for one in slots], [ids.tolist() for ids in spans]
-        rate = torch.full_like(unknown, RATE / FASTER)
-        numbers, row = [*range(len(slots))], _rows(sizes, begun.device)
-        return cls(coder, numbers, said, sizes, row, begun, begun, still, still, still, unknown, unknown, rate)
+        begun = torch.cat([*slots]).detach().float()
+        unknown, still = torch.full((len(slots),), math.inf, device=begun.device), torch.zeros_like(begun)
+        sizes, rate = [len(one) for one in slots], torch.full_like(unknown, RATE / FASTER)
+        row, readback = _rows(sizes, begun.device), Readback(coder, spans, sizes)
+        numbers = [*range(len(slots))]
+        return cls(
+            coder, [*spans], numbers, sizes, row, readback, begun, begun, still, still, still, unknown, unknown, rate
+        )
 
     def look(self, last: bool) -> list[bool]:
         """What the slots are worth, and how that changes with them, unless it is the ``last`` look -> of which spans it
         was the last."""
         now = self.now.detach().requires_grad_(not last)
-        prompts = [self.coder.prompt([[], []], [one], "AE") for one in torch.split(now, self.sizes)]
-        found = nats(self.coder, prompts, self.said)
-        total, worst = (torch.stack([how(one.detach()) for one in found]) for how in (torch.mean, torch.amax))
+        found = self.readback.nats(now)
+        total, worst = found.detach().sum(1) / self.readback.lengths, found.detach().amax(1)
         better = (total < self.least) | (worst < SURE)
         self.best = torch.where(better[self.row, None], self.now, self.best)
         self.least = torch.where(better, total, self.least)
@@ -101,7 +105,7 @@ class _Fitting:
         self.before = total
         if last:
             return [True] * len(self.sizes)
-        (self.slope,) = torch.autograd.grad(torch.cat(found).sum(), now)
+        (self.slope,) = torch.autograd.grad(found.sum(), now)
         done: list[bool] = (~(worst >= SURE)).tolist()  # what is no number will be none
         return done
 
@@ -110,19 +114,15 @@ class _Fitting:
         if not any(done):
             return self
         on = [at for at, one in enumerate(done) if not one]
+        spans, sizes = [self.spans[at] for at in on], [self.sizes[at] for at in on]
         span = on_device(np.array(on, np.int64), self.now.device)
         slot = torch.isin(self.row, span)
-        now, best, slope, mean, square = (
-            one[slot] for one in (self.now, self.best, self.slope, self.mean, self.square)
-        )
-        least, before, rate = (one[span] for one in (self.least, self.before, self.rate))
-        numbers, sizes, said = (
-            [self.numbers[at] for at in on],
-            [self.sizes[at] for at in on],
-            [self.said[at] for at in on],
-        )
-        row = _rows(sizes, self.now.device)
-        return _Fitting(self.coder, numbers, said, sizes, row, now, best, slope, mean, square, least, before, rate)
+        return replace(
+            self, spans=spans, numbers=[self.numbers[at] for at in on], sizes=sizes,
+            row=_rows(sizes, self.now.device), readback=Readback(self.coder, spans, sizes),
+            **{name: getattr(self, name)[slot] for name in ("now", "best", "slope", "mean", "square")},
+            **{name: getattr(self, name)[span] for name in ("least", "before", "rate")},
+        )  # fmt: skip
 
     def move(self, step: int) -> None:
         """Down the slope (Adam), numbers as far as they differ between slots."""

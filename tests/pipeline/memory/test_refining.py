@@ -20,6 +20,7 @@ from pipeline.memory.encoder import load_encoder
 from pipeline.memory.measure import Measuring, mean
 from pipeline.memory.packing import unpack
 from pipeline.memory.ragged import encode_spans
+from pipeline.memory.readback import Readback
 from pipeline.memory.refining import refined
 from pipeline.memory.saying import nats
 from pipeline.memory.spans import cut
@@ -58,6 +59,15 @@ def nats_of_each(coder: Autoencoder, spans: list[Any], slots: list[torch.Tensor]
 
 def said(coder: Autoencoder, spans: list[Any], slots: list[torch.Tensor]) -> list[float]:
     return [float(one.mean()) for one in nats_of_each(coder, spans, slots)]
+
+
+@torch.inference_mode()
+def test_all_at_once_are_said_as_one_by_one(coder: Autoencoder, spans: list[Any]) -> None:
+    slots = encode_spans(coder, spans, SLOTS)
+    found = Readback(coder, spans, SLOTS).nats(torch.cat(slots))
+    for row, ids, one in zip(found, spans, nats_of_each(coder, spans, slots), strict=True):
+        torch.testing.assert_close(row[: len(ids)], one)
+        assert not row[len(ids) :].any()
 
 
 @torch.inference_mode()
@@ -110,12 +120,13 @@ def test_none_is_worse_where_steps_are_far_too_long(
     monkeypatch.setattr(refining, "RATE", 100.0)
     looks: list[float] = []
 
-    def seen(*given: Any) -> list[torch.Tensor]:
-        found = nats(*given)
-        looks.append(float(torch.cat(found).detach().sum()))
+    def seen(self: Readback, slots: torch.Tensor) -> torch.Tensor:
+        found = plain(self, slots)
+        looks.append(float(found.detach().sum()))
         return found
 
-    monkeypatch.setattr(refining, "nats", seen)
+    plain = Readback.nats
+    monkeypatch.setattr(Readback, "nats", seen)
     wild = refined(coder, spans, good, 4)
     assert max(looks) > 2 * looks[0]
     for one, other in zip(wild, good, strict=True):
@@ -130,11 +141,12 @@ def test_a_span_is_what_it_was_when_all_its_tokens_were_sure(
     begun = encode_spans(coder, spans, SLOTS)
     read: list[int] = []
 
-    def counted(*given: Any) -> list[torch.Tensor]:
-        read.append(len(given[1]))
-        return nats(*given)
+    def counted(self: Readback, slots: torch.Tensor) -> torch.Tensor:
+        read.append(len(self.lengths))
+        return plain(self, slots)
 
-    monkeypatch.setattr(refining, "nats", counted)
+    plain = Readback.nats
+    monkeypatch.setattr(Readback, "nats", counted)
     for sure in (7.0, 6.0, 5.0, 4.0, 3.0):
         monkeypatch.setattr(refining, "SURE", sure)
         read.clear()
