@@ -2,7 +2,8 @@
 
     python -m benchmarks.slot_encoding CORPUS --model MODEL --documents 64 --json FILE
 
-CORPUS has a ``text`` a line (.jsonl or .jsonl.gz). The encoder is random: weights are as many, and slots as large.
+CORPUS has a ``text`` a line (.jsonl or .jsonl.gz). Without --encoder it is random: weights are as many, and slots as
+large. With --refine, ``fitted`` is the same stage with so many steps of it at most, once.
 Tokens are those processed, memory tokens counted and padding not. A bare pass reads the model's own embeddings of as
 many, without low-rank weights, tokenizer, slots or files:
 
@@ -57,10 +58,13 @@ def main() -> None:
     given = _parse()
     pool = ModelPool(given.device)
     with tempfile.TemporaryDirectory() as folder:
-        random_encoder(folder, given.model, pool, rank=given.rank, layout=given.layout, span=given.span)
-        settings = {"kind": "encode", "encoder": folder, "dtype": given.dtype, "batch_tokens": given.batch_tokens}
-        settings["precision"] = given.precision
-        stage = Encode(EncodeSpec.model_validate(settings), TargetSpec(model=given.model))
+        if not given.encoder:
+            random_encoder(folder, given.model, pool, rank=given.rank, layout=given.layout, span=given.span)
+        spec = EncodeSpec(
+            kind="encode", encoder=given.encoder or folder, dtype=given.dtype, batch_tokens=given.batch_tokens,
+            precision=given.precision, span=given.span if given.encoder else None,
+        )  # fmt: skip
+        stage = Encode(spec, TargetSpec(model=given.model))
         there = resident(*stage.found(), given.model, given.dtype, given.device, pool)
         documents = _documents(given.corpus, given.documents)
         shapes, flat = _shapes(stage, documents, pool, there.coder), _flat(stage, documents, pool, there.coder)
@@ -77,6 +81,10 @@ def main() -> None:
             work()
         turns = [[spent(work, device)[1] for work in works.values()] for _ in range(given.runs)]
         seconds = {name: statistics.median(one) for name, one in zip(works, zip(*turns, strict=True), strict=True)}
+        if given.refine:
+            fitted = Encode(spec.model_copy(update={"refine": given.refine}), TargetSpec(model=given.model))
+            fitted.run(documents[:1], Run(pool))
+            seconds["fitted"] = spent(lambda: fitted.run(documents, Run(pool)), device)[1]
     rows = [one.fields for one in outcomes if isinstance(one, Result)]
     read = sum(row["tokens_encoded"] for row in rows)
     tokens = read + sum(row["slots"] for row in rows)
@@ -87,6 +95,8 @@ def main() -> None:
     if "wide" in seconds:
         print(f"wide pass {tokens / seconds['wide']:12,.0f} tokens/s, {len(flat)} passes of our own kernels", end="")
         print(f", no padding; encode: {seconds['wide'] / encoding:.1%} of it")
+    if "fitted" in seconds:
+        print(f"fitted    {read / seconds['fitted']:12,.0f} tokens/s of contexts, in at most {given.refine} steps")
     print(f"tokenizer {seconds['tokenizer']:12.3f} s, encode {encoding:.3f} s")
     figures = {"tokens": tokens, "padded": padded, **seconds, **_memory(there)}
     held, more = (figures[name] / 2**20 for name in ("model_bytes", "more_bytes"))
@@ -164,6 +174,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--encoder", help="one of the model's; random")
+    parser.add_argument("--refine", type=int, default=0, help="steps in which slots are fitted to their spans")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--precision", default="float16", choices=["float16", "int8", "int4"])
