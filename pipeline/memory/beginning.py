@@ -13,9 +13,8 @@ from pipeline.models import LoadedModel
 from pipeline.stages import Halt
 from schemas.memory import EncoderTraining
 
-COMPILED_FROM = {"pretrain": 150, "finetune": 750}
-"""Steps from which on a GPU compiling is made good: a minute for a pretraining, two for passes of all lengths, of which
-each is a sixth of a second sooner then."""
+COMPILED_FROM = {"pretrain": 150, "finetune": 3000}
+"""Steps from which on a GPU compiling is made good: a minute for a pretraining, two for passes of all lengths."""
 
 
 def is_half(spec: EncoderTraining) -> bool:

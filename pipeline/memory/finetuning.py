@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from pipeline.batching import pack
 from pipeline.memory.answering import Answering
 from pipeline.memory.answers import Answer, Measured
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.beginning import is_half
 from pipeline.memory.examples import Example, divide, encoder_of, examples
 from pipeline.memory.plan import Numbers, known
-from pipeline.memory.questions import Question, Questions, passes, questions, slots_of_all
+from pipeline.memory.questions import Question, questions, share, slots_of_all, weights_of
 from pipeline.memory.quickening import quicken
+from pipeline.memory.sheets import Sheet, Sheets
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Answers, Figures, Four
 from pipeline.stages import Halt, Outcome, Refusal, Result
@@ -52,6 +54,7 @@ class Finetuning:
             log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(found), why)
         self.trained, self.held = divide(self.examples, spec)
         self._spec, self._loaded, self._alive = spec, loaded, alive
+        self._sheets = Sheets(spec.encoder, loaded.device)
         # Of contexts, on average: asked for in every step.
         self._each = sum(one.tokens for one in self.trained) // len(self.trained)
 
@@ -75,9 +78,12 @@ class Finetuning:
         ends = (one for step in range(TRIED) for one in _ends(self.parts(step)))
         quicken(coder, list(itertools.islice(ends, TRIED)), is_half(self._spec), self._alive)
 
-    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Questions]:
-        """The step's questions, or a share of them, in as many passes as they take."""
-        return passes(questions(self.trained, self._spec, step), self._spec, rank, world)
+    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Sheet]:
+        """The step's questions, or a share of them, in as many passes of at most ``batch_tokens`` as they take."""
+        rows = questions(self.trained, self._spec, step)
+        mine, weights = share(rows, rank, world), weights_of(rows, self._spec)
+        passes = pack([row.width for row in mine], self._spec.batch_tokens)
+        return [self._sheets([mine[row] for row in some], weights, recurring=len(passes) == 1) for some in passes]
 
     def tokens(self, step: int) -> int:
         """As many in each step, about."""
@@ -135,7 +141,7 @@ class Finetuning:
         return Result(fields, one.tokens, slots, seconds=seconds, latency_seconds=latency)
 
 
-def _ends(parts: Sequence[Questions]) -> Sequence[Questions]:
+def _ends(parts: Sequence[Sheet]) -> Sequence[Sheet]:
     """The first and the last, or the only one."""
     return parts[:: max(1, len(parts) - 1)]
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batching import pack
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.examples import Example
 from pipeline.memory.lessons import lesson
@@ -76,26 +75,6 @@ def prompts_of(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """Of one pass. ``weights``: of a token that is answered, and of one that is repeated."""
-
-    rows: Sequence[Question]
-    weights: tuple[float, float]
-
-    def loss(self, coder: Autoencoder) -> torch.Tensor:
-        """Their share of the step's mean nats of answered tokens, and of repeated ones."""
-        slots = slots_of_all(coder, self.rows)
-        found = nats(coder, prompts_of(coder, self.rows, slots), [row.example.answer for row in self.rows])
-        loss = torch.cat(found).sum() * self.weights[0]
-        again = [number for number, row in enumerate(self.rows) if row.repeated]
-        if not again:
-            return loss
-        spans = flat([flat(self.rows[number].spans) for number in again])
-        kept = flat([flat(slots[number]) for number in again])
-        return loss + torch.cat(repeated(coder, spans, kept)).sum() * self.weights[1]
-
-
 def repeated(coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Nats of saying each span ``[n]`` behind its own slots ``[k, d]``."""
     return nats(coder, [coder.prompt([[], []], [one], "AE") for one in slots], [ids.tolist() for ids in spans])
@@ -119,13 +98,14 @@ def _order(seed: int, epoch: int, number: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(number)
 
 
-def passes(rows: Sequence[Question], spec: FinetuneSpec, rank: int = 0, world: int = 1) -> list[Questions]:
-    """Of one step, at most ``batch_tokens`` of them in each; each of several processes has its share of the long."""
+def share(rows: Sequence[Question], rank: int = 0, world: int = 1) -> list[Question]:
+    """Of one of several processes: each has its part of the long."""
+    return sorted(rows, key=lambda row: -row.width)[rank::world] if world > 1 else [*rows]
+
+
+def weights_of(rows: Sequence[Question], spec: FinetuneSpec) -> tuple[float, float]:
+    """Of a token that is answered, and of one that is repeated, in a step of these: so that its loss is the mean nats
+    of either, mixed."""
     answered = sum(len(row.example.answer) for row in rows)
     said = sum(row.example.tokens for row in rows if row.repeated)
-    weights = (1 - spec.autoencoding) / answered, spec.autoencoding / max(1, said)
-    mine = rows if world == 1 else sorted(rows, key=lambda row: -row.width)[rank::world]
-    return [
-        Questions([mine[number] for number in numbers], weights)
-        for numbers in pack([row.width for row in mine], spec.batch_tokens)
-    ]
+    return (1 - spec.autoencoding) / answered, spec.autoencoding / max(1, said)

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from finetuning_jobs import ROWS, SETTINGS, row
 
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.answering import others
-from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encode_stage import Cut
 from pipeline.memory.examples import Example, examples
 from pipeline.memory.outlines import outlines_of
-from pipeline.memory.questions import Question, flat, passes, questions
+from pipeline.memory.questions import Question, flat, questions
 from pipeline.memory.spans import cut
 from pipeline.models import LoadedModel, ModelPool
 from schemas.memory import FinetuneSpec, Lesson
@@ -79,21 +77,3 @@ def test_other_contexts_are_other_ones_of_as_many(found: list[Example]) -> None:
     assert sorted(pairs) == list(range(len(found)))
     assert all(found[one].context_hash != found[other].context_hash for one, other in pairs.items())
     assert others(found[:2]) == {}
-
-
-def test_the_gradient_of_several_passes_is_that_of_one(found: list[Example], base: LoadedModel) -> None:
-    torch.manual_seed(0)
-    coder = Autoencoder(base.model, spec_of().encoder)
-    gradients, losses = [], []
-    for batch_tokens in (100_000, 300):
-        spec = spec_of(batch_tokens=batch_tokens)
-        parts = passes(questions(found, spec, 0), spec)
-        assert (len(parts) > 3) == (batch_tokens == 300)
-        coder.zero_grad()
-        loss = torch.stack([part.loss(coder) for part in parts]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(float(loss.detach()))
-        gradients.append({name: one.grad.clone() for name, one in coder.trained().items() if one.grad is not None})
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for name, one in gradients[0].items():
-        torch.testing.assert_close(one, gradients[1][name], rtol=1e-3, atol=1e-5)

@@ -15,7 +15,7 @@ from tiny_models import save_tiny_llama
 from pipeline.memory import finetuning, quickening
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.finetuning import Finetuning
-from pipeline.memory.questions import Questions
+from pipeline.memory.sheets import Sheet
 from pipeline.models import ModelPool
 from pipeline.stages import Stopped
 
@@ -25,7 +25,7 @@ CLOCK = 0, 9, 10, 18, 20, 40, 50, 51
 
 
 @pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Autoencoder, list[Questions]]:
+def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Autoencoder, list[Sheet]]:
     model = save_tiny_llama(tmp_path_factory.mktemp("one-layer"), layers=1)
     stage, loaded = finetuning_jobs.stage(model, batch_tokens=400), ModelPool("cpu").own_copy(str(model))
     plan = Finetuning(stage.spec, finetuning_jobs.ROWS, loaded, lambda: None)
@@ -39,13 +39,13 @@ def ticking(ticks: Sequence[float]) -> Callable[[torch.device], float]:
     return lambda device: next(left)
 
 
-def losses(coder: Autoencoder, parts: list[Questions]) -> list[float]:
+def losses(coder: Autoencoder, parts: list[Sheet]) -> list[float]:
     return [one.loss(coder).item() for one in parts]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
 def test_one_program_serves_passes_of_all_shapes(
-    tried: tuple[Autoencoder, list[Questions]],
+    tried: tuple[Autoencoder, list[Sheet]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -65,7 +65,7 @@ def test_one_program_serves_passes_of_all_shapes(
     monkeypatch.setattr(quickening, "_now", ticking(CLOCK))
     coder, parts = tried
     expected = losses(coder, parts)
-    assert len({one.rows[0].width for one in parts}) > 2
+    assert len({one.words.shape for one in parts}) > 2
     with caplog.at_level(logging.INFO):
         assert quickening.quicken(coder, parts, half=False)
     assert "passes are compiled: 1000 ms for 8000 ms" in caplog.text
@@ -100,7 +100,7 @@ def _slow(self: Any, dynamic: bool) -> None:
     ],
 )
 def test_where_it_does_not_pay_all_is_as_before(
-    compile_: Compile, ticks: tuple[float, ...], said: str, tried: tuple[Autoencoder, list[Questions]],
+    compile_: Compile, ticks: tuple[float, ...], said: str, tried: tuple[Autoencoder, list[Sheet]],
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     coder, parts = tried
@@ -114,7 +114,7 @@ def test_where_it_does_not_pay_all_is_as_before(
 
 
 def test_a_worker_that_is_stopping_blames_no_compiler(
-    tried: tuple[Autoencoder, list[Questions]], monkeypatch: pytest.MonkeyPatch
+    tried: tuple[Autoencoder, list[Sheet]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coder, parts = tried
     monkeypatch.setattr(torch.nn.Module, "compile", _slow)
@@ -131,23 +131,23 @@ def test_a_worker_that_is_stopping_blames_no_compiler(
 
 @pytest.mark.parametrize("batch_tokens", [64, 400, 100_000])
 def test_a_few_passes_of_several_shapes_are_tried_however_many_a_step_has(
-    batch_tokens: int, tried: tuple[Autoencoder, list[Questions]], monkeypatch: pytest.MonkeyPatch, pool: ModelPool,
+    batch_tokens: int, tried: tuple[Autoencoder, list[Sheet]], monkeypatch: pytest.MonkeyPatch, pool: ModelPool,
     tiny_model: Path,
 ) -> None:  # fmt: skip
-    found: list[list[Questions]] = []
+    found: list[list[Sheet]] = []
     monkeypatch.setattr(finetuning, "quicken", lambda coder, parts, half, alive: found.append(parts))
     one = finetuning_jobs.stage(tiny_model, batch_tokens=batch_tokens)
     Finetuning(one.spec, finetuning_jobs.ROWS, pool.causal_lm(str(tiny_model)), lambda: None).hasten(tried[0])
     (parts,) = found
-    assert len(parts) == finetuning.TRIED and len({part.rows[0].width for part in parts}) > 2
+    assert len(parts) == finetuning.TRIED and len({part.words.shape for part in parts}) > 2
 
 
 def test_what_fails_as_it_is_is_not_the_compilers(
-    tried: tuple[Autoencoder, list[Questions]], monkeypatch: pytest.MonkeyPatch
+    tried: tuple[Autoencoder, list[Sheet]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Questions, "loss", full)
+    monkeypatch.setattr(Sheet, "loss", full)
     with pytest.raises(torch.OutOfMemoryError):
         quickening.quicken(*tried, half=False)
