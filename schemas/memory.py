@@ -93,10 +93,14 @@ class EncoderTraining(StageBase):
         return self
 
 
+CONTINUATION = 64
+"""Tokens of each of the ``continuations`` to which slots are fitted."""
+
+
 class EncodeSpec(StageBase):
     """Put the contexts of every prompt into memory slots, by an encoder of the target's own."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"slots", "refine"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"slots", "refine", "continuations"})
 
     kind: Literal["encode"]
     encoder: ModelName = Field(description="its name (`contextmill icae pretrain` gives it one), or its folder")
@@ -104,17 +108,20 @@ class EncodeSpec(StageBase):
     ratio: StrictFloat | None = Field(None, ge=1, description="tokens a slot; those of the encoder's last lesson")
     slots: Whole | None = Field(None, ge=1, description="of each span, but no more than tokens; in place of a ratio")
     refine: Whole = Field(0, ge=0, le=10_000, description="most steps in which slots are fitted to their span")
+    continuations: Whole = Field(0, ge=0, le=256, description="of the target's own to which they are fitted, too")
     keep_text: StrictInt = Field(0, ge=0, description="contexts of so many tokens and fewer stay text")
     precision: Precision = Field("float16", description="of the slots as they are stored")
     group: Literal[32, 64] = Field(64, description="numbers of a slot that share a scale, in int8 and int4")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the passes")
 
     @model_validator(mode="after")
-    def _one_way_to_count(self) -> Self:
+    def _sound(self) -> Self:
         if self.ratio is not None and self.slots is not None:
             raise ValueError(
                 "a span has either so many slots, whatever its length, or one for so many tokens: name slots or ratio"
             )
+        if self.continuations and not self.refine:
+            raise ValueError("continuations are of what refine fits slots to: say refine, how many steps")
         return self
 
     def output_settings(self) -> dict[str, Any]:

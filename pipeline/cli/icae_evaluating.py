@@ -14,6 +14,7 @@ from pipeline.cli.judging import Judge, Most
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
+    Continuations,
     Input,
     Json,
     Output,
@@ -78,6 +79,7 @@ def evaluate(
         ),
     ] = None,
     refine: Refine = 0,
+    continuations: Continuations = 0,
     continued: Annotated[int, typer.Option("--continued", min=2, help="Tokens that follow a context.")] = 64,
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
@@ -114,6 +116,7 @@ def evaluate(
     from dataclasses import replace
 
     from pipeline.memory.evaluated import Asked, Evaluation, check
+    from pipeline.memory.refining import Fit
     from pipeline.models import encoders, resolve
     from pipeline.models.folder import window_of
 
@@ -124,13 +127,15 @@ def evaluate(
         fail("--judge, --most, --summaries and --input are about answers: name questions by --answers", USAGE)
     if answers is not None and refine:
         fail(f"--refine is of what is measured of texts: {answers} may say refine in its encode stage", USAGE)
+    if continuations and not refine:
+        fail("--continuations are of what slots are fitted to: say --refine, in how many steps", USAGE)
     folder = encoders.find(encoder, given.cache)
     manifest = encoders.read_manifest(folder)
     learned = manifest.figures
     asked = Asked(
         tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.ratio]),
         span=learned.tokens, rows=rows, continued=continued, batch_tokens=batch_tokens, half=dtype == "bfloat16",
-        seed=seed, forms=_forms(precision or ["float16", "int8", "int4"]), refine=refine,
+        seed=seed, forms=_forms(precision or ["float16", "int8", "int4"]), fit=Fit(refine, continuations),
     )  # fmt: skip
     model = base or manifest.base
     check(asked, window_of(resolve(model, given).folder), manifest.spec["slots"])

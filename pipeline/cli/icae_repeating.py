@@ -9,7 +9,7 @@ import typer
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
-from pipeline.cli.shared import USAGE, Json, Refine, err, examples, fail, out, print_json, settings
+from pipeline.cli.shared import USAGE, Continuations, Json, Refine, err, examples, fail, out, print_json, settings
 
 if TYPE_CHECKING:
     from pipeline.memory.encode_stage import Encode
@@ -43,6 +43,7 @@ def reconstruct(
         int | None, typer.Option("--slots", min=1, help="Of each span, whatever its length; in place of a ratio.")
     ] = None,
     refine: Refine = 0,
+    continuations: Continuations = 0,
     precision: Annotated[str, typer.Option("--precision", help="Of the slots: float16, int8 or int4.")] = "float16",
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
@@ -60,7 +61,8 @@ def reconstruct(
 
     given = settings()
     cut = {"span": span, "ratio": ratio, "slots": slots}
-    stage = _stage(encoder, base, {**cut, "refine": refine, "precision": precision, "device": device}, given)
+    fit = {"refine": refine, "continuations": continuations}
+    stage = _stage(encoder, base, {**cut, **fit, "precision": precision, "device": device}, given)
     found = contexts_of(InputSpec(path=tuple(texts)))
     if not found.texts:
         fail(f"{', '.join(texts)}: none of its rows is a text ({found.first_bad or 'there are none'})", USAGE)

@@ -32,6 +32,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Refine = Annotated[
     int, typer.Option("--refine", min=0, help="Most steps in which slots are fitted to their span first.")
 ]
+Continuations = Annotated[
+    int,
+    typer.Option("--continuations", min=0, help="With --refine: fit to so many of the target's own, too; 16 are many."),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key: stages.0.rate=0.5; KEY= removes it.", metavar="KEY=VALUE"),

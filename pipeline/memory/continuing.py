@@ -10,6 +10,7 @@ import torch
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.measure import Parts, encoded
+from pipeline.memory.refining import AS_MADE, Fit
 
 
 class Continuation(NamedTuple):
@@ -23,10 +24,10 @@ class Continuation(NamedTuple):
 
 
 def continuation(
-    coder: Autoencoder, contexts: torch.Tensor, after: torch.Tensor, parts: Parts, refine: int = 0,
+    coder: Autoencoder, contexts: torch.Tensor, after: torch.Tensor, parts: Parts, fit: Fit = AS_MADE,
     alive: Callable[[], None] = lambda: None,
 ) -> list[Continuation]:  # fmt: skip
-    """Of contexts ``[rows, n]``, cut into ``parts``, and what follows them ``[rows, m]``, m >= 2. ``refine``,
+    """Of contexts ``[rows, n]``, cut into ``parts``, and what follows them ``[rows, m]``, m >= 2. ``fit``,
     ``alive``: as of ``refining``.
 
     The first token of what follows is given in all four: behind nothing, there is nothing to say it from.
@@ -37,7 +38,7 @@ def continuation(
         "none": coder.text_states(after)[:, :-1],
         "full": _behind(coder, contexts, after),
         "tail": _behind(coder, contexts[:, contexts.shape[1] - slots :], after),
-        "slots": coder.states(encoded(coder, contexts, parts, refine, alive), tags, after)[:, 1:],
+        "slots": coder.states(encoded(coder, contexts, parts, fit, alive), tags, after)[:, 1:],
     }
     head = coder.model.get_output_embeddings().weight
     nats = [nats_of(states[one].to(head.dtype), head, after[:, 1:]).mean(1).tolist() for one in Continuation._fields]

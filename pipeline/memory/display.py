@@ -35,7 +35,8 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         "seconds for one context": (LATENCIES, [latency_row(one) for one in found.latencies]),
     }
     if found.refine:
-        console.print(f"slots were fitted to their spans first, in {counted(found.refine, 'step')} at most")
+        also = f" and {counted(found.continuations, 'continuation')} of each" if found.continuations else ""
+        console.print(f"slots were fitted to their spans{also} first, in {counted(found.refine, 'step')} at most")
     for title, (headings, rows) in tables.items():
         if rows:
             console.print(_table(title, headings, rows))

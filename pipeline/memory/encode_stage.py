@@ -13,7 +13,7 @@ from pipeline.models.folder import window_of
 from pipeline.stages import Outcome, Run
 from schemas.document import Document
 from schemas.job import TargetSpec
-from schemas.memory import EncodeSpec, slots_of
+from schemas.memory import CONTINUATION, EncodeSpec, slots_of
 from schemas.settings import Settings
 
 VERSION = 2
@@ -24,6 +24,9 @@ _CHARACTERS_PER_SECOND = {"cpu": 3_000, "cuda": 600_000}
 
 _STEP_PASSES = {"cpu": 3, "cuda": 10}
 """Passes that a step takes which fits slots; of a GPU more, as others read there without padding (a guess)."""
+
+_CONTINUED = 0.5
+"""What a continuation takes of what a span does: of a short one more, of a long one less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +86,17 @@ class Encode:
                 f"encode: a span of {cut.span} tokens takes {places} places with its slots, and "
                 f"{self.target.model} reads {window} at most: lower span"
             )
+        if window is not None and self.spec.continuations and (places := cut.span + CONTINUATION) > window:
+            raise ModelError(
+                f"encode: a span of {cut.span} tokens takes {places} places with a continuation, and "
+                f"{self.target.model} reads {window} at most: lower span, or leave continuations out"
+            )
 
     def work_seconds(self, characters: int) -> float:
         """Seconds that a document of this length takes, roughly: rates are those of the small default model."""
         device = "cuda" if expects_gpu(self.spec.device) else "cpu"
-        return (1 + _STEP_PASSES[device] * self.spec.refine) * characters / _CHARACTERS_PER_SECOND[device]
+        step = _STEP_PASSES[device] * (1 + self.spec.continuations * _CONTINUED)
+        return (1 + step * self.spec.refine) * characters / _CHARACTERS_PER_SECOND[device]
 
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
         """One outcome per document, in order. Raises ``Stopped`` when the run is stopping."""

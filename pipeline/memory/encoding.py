@@ -20,7 +20,7 @@ from pipeline.memory.encoded import Whole, outcome_of, whole_of
 from pipeline.memory.outlines import Outline, Span, outlines_of
 from pipeline.memory.packing import Made, Measured, measuring
 from pipeline.memory.ragged import encode_spans, pass_tokens, places_of
-from pipeline.memory.refining import refined
+from pipeline.memory.refining import Fit, refined
 from pipeline.memory.resident import Resident, resident
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document
@@ -110,6 +110,7 @@ class _Passes:
         self._coder, self._device, self._spec, self._run = there.coder, there.base.device, spec, run
         self._common, self._revision, self._putting = there.coder.common, revision, putting
         self._most = pass_tokens(spec.batch_tokens, self._device)
+        self._fit = Fit(spec.refine, spec.continuations)
         self._padded = there.coder.wide is None or spec.refine > 0  # what is fitted is read with padding
         self._spans: list[Span] = []
         self._counts: list[int] = []  # of spans, by document, and those that are there until all are
@@ -142,7 +143,7 @@ class _Passes:
             alike.setdefault((one.ids.tobytes(), one.slots), []).append(row)
         groups = list(alike.values())
         some = [self._spans[rows[0]] for rows in groups]
-        lengths = [places_of(len(one.ids), one.slots, self._coder) for one in some]
+        lengths = [places_of(len(one.ids), one.slots, self._coder) + self._fit.places(one.slots) for one in some]
         enough = _ENOUGH[self._device.type] if self._padded else None
 
         def launch(numbers: list[int]) -> list[int]:
@@ -166,8 +167,7 @@ class _Passes:
         some = [self._spans[rows[0]] for rows in groups]
         spans = [one.ids for one in some]
         slots = encode_spans(self._coder, spans, [one.slots for one in some])
-        if self._spec.refine:
-            slots = refined(self._coder, spans, slots, self._spec.refine, lambda: _alive(self._run))
+        slots = refined(self._coder, spans, slots, self._fit, lambda: _alive(self._run))
         self._launched.append(
             (groups, measuring(torch.cat(slots), self._common, self._spec.precision, self._spec.group))
         )

@@ -8,18 +8,19 @@ from typing import Any
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.comparing import Comparison
 from pipeline.memory.measure import Parts
+from pipeline.memory.refining import AS_MADE, Fit
 from pipeline.memory.spans import cut
 from pipeline.memory.storing import Form
 from pipeline.models import ModelError
-from schemas.memory import slots_of
+from schemas.memory import CONTINUATION, slots_of
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Contexts of ``tokens`` each at every one of ``ratios`` tokens a slot, cut into spans of ``span`` tokens at most:
     ``rows`` of each kind; ``continued`` tokens behind them; ``half``: passes are autocast to bfloat16. Slots are read
-    as they come out of the store in each of ``forms``; all but those that are repeated, unpacked. ``refine``: most
-    steps in which they are fitted to their spans."""
+    as they come out of the store in each of ``forms``; all but those that are repeated, unpacked. ``fit``: how they
+    are fitted to their spans first."""
 
     tokens: tuple[int, ...]
     ratios: tuple[float, ...]
@@ -30,7 +31,7 @@ class Asked:
     half: bool
     seed: int = 0
     forms: tuple[Form, ...] = (Form("float16"),)
-    refine: int = 0
+    fit: Fit = AS_MADE
 
     def cuts(self) -> list[tuple[int, Parts]]:
         """Every length with every ratio: (tokens, the spans as (tokens, slots))."""
@@ -107,7 +108,8 @@ class Latency:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """All of it. ``short``: kinds of which no text was long enough, and for how many tokens. ``answers``: what is
-    answered from slots, the first side, and from what that is set against. ``refine``: as of ``Asked``."""
+    answered from slots, the first side, and from what that is set against. ``refine``: in how many steps slots were
+    fitted at most, and to how many ``continuations``."""
 
     repeated: list[Repeated] = field(default_factory=list)
     continued: list[Continued] = field(default_factory=list)
@@ -116,6 +118,7 @@ class Evaluation:
     stored: list[Stored] = field(default_factory=list)
     answers: Comparison | None = None
     refine: int = 0
+    continuations: int = 0
 
     @property
     def compares_forms(self) -> bool:
@@ -137,7 +140,8 @@ def check(asked: Asked, window: int | None, most: int) -> None:
                 raise ModelError(
                     f"a span of {tokens} tokens takes {slots} slots, and its encoder makes {most} at most: raise ratio"
                 )
-        places = size + max(sum(slots for _, slots in parts) + 1, asked.continued)
+        after = max(asked.continued, CONTINUATION if asked.fit.continuations else 0)
+        places = size + max(sum(slots for _, slots in parts) + 1, after)
         if window is not None and places > window:
             raise ModelError(
                 f"contexts of {size} tokens take {places} places with their slots and what follows, and the model "

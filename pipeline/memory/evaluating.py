@@ -55,7 +55,7 @@ class _Evaluating:
 
     def run(self, told: Told) -> Evaluation:
         cuts, forms = self.asked.cuts(), self.asked.forms
-        found = Evaluation(refine=self.asked.refine)
+        found = Evaluation(refine=self.asked.fit.steps, continuations=self.asked.fit.continuations)
         every = [(kind, size, parts) for kind in self.kinds for size, parts in cuts]
         total = len(every) * len(forms) + 1
         for number, (kind, size, parts) in enumerate(every):
@@ -88,7 +88,7 @@ class _Evaluating:
         asked = self.asked
         passes = Measuring(
             self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half, now,
-            kept=storing, refine=asked.refine, known=known,
+            kept=storing, fit=asked.fit, known=known,
         )  # fmt: skip
         return storing, np.array(passes.measure(len(spans)), np.float64)
 
@@ -98,7 +98,7 @@ class _Evaluating:
         def some(numbers: list[int]) -> list[Continuation]:
             now()
             both = texts[numbers, :size], texts[numbers, size:]
-            return continuation(self.coder, *both, parts, self.asked.refine, now)
+            return continuation(self.coder, *both, parts, self.asked.fit, now)
 
         most = pass_tokens(self.asked.batch_tokens, texts.device)
         with plainly(self.coder.tags.device, self.asked.half):

@@ -17,7 +17,7 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.ragged import pass_tokens, written_tokens
 from pipeline.memory.reconstruct import prefix_match, reconstructed
-from pipeline.memory.refining import refined
+from pipeline.memory.refining import AS_MADE, Fit, refined
 from pipeline.passes.compiling import uncompiled
 
 NAN = float("nan")
@@ -49,15 +49,15 @@ def plainly(device: torch.device, half: bool) -> Iterator[None]:
 
 
 def encoded(
-    coder: Autoencoder, ids: torch.Tensor, parts: Parts, refine: int = 0, alive: Callable[[], None] = lambda: None
+    coder: Autoencoder, ids: torch.Tensor, parts: Parts, fit: Fit = AS_MADE, alive: Callable[[], None] = lambda: None
 ) -> torch.Tensor:
     """Contexts ``[rows, n]`` -> ``[rows, k, d]``, the slots of their spans in order; parts add up to n tokens.
-    ``refine``, ``alive``: as of ``refining``."""
+    ``fit``, ``alive``: as of ``refining``."""
     spans = torch.split(ids, [tokens for tokens, _ in parts], 1)
     found = [coder.encode(one, slots) for one, (_, slots) in zip(spans, parts, strict=True)]
-    if refine:
+    if fit.steps:
         pairs = zip(spans, found, strict=True)
-        found = [torch.stack(refined(coder, [*one.cpu().numpy()], [*its], refine, alive)) for one, its in pairs]
+        found = [torch.stack(refined(coder, [*one.cpu().numpy()], [*its], fit, alive)) for one, its in pairs]
     return torch.cat(found, 1)
 
 
@@ -71,8 +71,8 @@ def mean(measured: Sequence[Measure]) -> Measure:
 class Measuring:
     """Contexts ``[rows, n]`` through the slots of their ``parts``, at most ``batch_tokens`` in a pass, in half
     precision (autocast) or not. ``alive`` is called before each pass and each token that is written, and may raise;
-    ``passed`` after a pass, with its tokens. ``kept``: what is read of slots ``[rows, k, d]``; ``refine``: steps in
-    which these are fitted. ``known``: slots of contexts, by the bytes of these, which are not made again."""
+    ``passed`` after a pass, with its tokens. ``kept``: what is read of slots ``[rows, k, d]``; ``fit``: how these
+    are fitted. ``known``: slots of contexts, by the bytes of these, which are not made again."""
 
     coder: Autoencoder
     tokenizer: Any
@@ -83,7 +83,7 @@ class Measuring:
     alive: Callable[[], None] = lambda: None
     passed: Callable[[int], None] = lambda tokens: None
     kept: Callable[[torch.Tensor], torch.Tensor] = lambda slots: slots
-    refine: int = 0
+    fit: Fit = AS_MADE
     known: dict[bytes, torch.Tensor] | None = None
 
     def measure(self, written: int) -> list[Measure]:
@@ -109,7 +109,8 @@ class Measuring:
     @property
     def _row(self) -> int:
         """Tokens of a pass that a row takes."""
-        return sum(many for _, many in self.parts) + 1 + self.spans.shape[1]
+        more = sum(self.fit.places(many) for _, many in self.parts)
+        return sum(many for _, many in self.parts) + 1 + self.spans.shape[1] + more
 
     def _packed(self, rows: int, work: Callable[[torch.Tensor], Sequence[tuple[float, float]]], most: int) -> list[Any]:
         def some(numbers: list[int]) -> Sequence[tuple[float, float]]:
@@ -143,6 +144,6 @@ class Measuring:
         known = {} if self.known is None else self.known
         rows = [one.tobytes() for one in ids.cpu().numpy()]
         if new := [at for at, row in enumerate(rows) if row not in known]:
-            found = encoded(self.coder, ids[new], self.parts, self.refine, self.alive)
+            found = encoded(self.coder, ids[new], self.parts, self.fit, self.alive)
             known.update(zip((rows[at] for at in new), found, strict=True))
         return self.kept(torch.stack([known[row] for row in rows]))

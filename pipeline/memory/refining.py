@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.imagining import Imagined, imagined
 from pipeline.memory.readback import Readback
 from pipeline.memory.spans import Ints
 from pipeline.passes.transfers import on_device
+from schemas.memory import CONTINUATION
 
 RATE = 0.02
 """What a number moves at first, in deviations of this number over slots of the encoder's training: numbers of a slot
@@ -33,21 +35,40 @@ _MEAN, _SQUARE = 0.9, 0.95
 """What Adam keeps of a slope, and of its square, from step to step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How slots are fitted: in so many ``steps`` at most, 0: not at all; to their spans, and to so many
+    ``continuations`` of each."""
+
+    steps: int = 0
+    continuations: int = 0
+
+    def places(self, slots: int) -> int:
+        """What continuations of a span of so many ``slots`` take in a pass."""
+        return self.continuations * (2 + slots + CONTINUATION) if self.steps else 0
+
+
+AS_MADE = Fit()
+"""Not at all."""
+
+
 def refined(
-    coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor], steps: int,
+    coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor], fit: Fit,
     alive: Callable[[], None] = lambda: None,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """Slots ``[k, d]`` of each span after at most so many ``steps`` of Adam on the nats of repeating it, with a rate of
-    its own: those with which every token is sure, or else, of all that were tried, those of the fewest nats. A step is
-    a pass of all spans that are not done, and its way back; ``alive`` is called before each, and may raise."""
+    """Slots ``[k, d]`` of each span after at most so many steps of Adam on the nats of repeating it, with a rate of its
+    own: those with which every token is sure, or else, of all that were tried, those of the fewest nats. With
+    continuations these are also of what the target says in so many of its own (``imagining``), and nothing is sure. A
+    step is a pass of all spans that are not done, and its way back; ``alive`` is called before each, and may raise."""
     made = [one.detach() for one in slots]
-    if not made:
+    if not made or not fit.steps:
         return made
     with torch.inference_mode(False), torch.enable_grad():
-        fitting = _Fitting.of(coder, spans, slots)
-        for step in range(1, steps + 2):
+        goes = imagined(coder, spans, fit.continuations, alive) if fit.continuations else None
+        fitting = _Fitting.of(coder, spans, slots, goes)
+        for step in range(1, fit.steps + 2):
             alive()
-            done = fitting.look(last=step > steps)
+            done = fitting.look(last=step > fit.steps)
             for number, best, ends in zip(fitting.numbers, torch.split(fitting.best, fitting.sizes), done, strict=True):
                 if ends:
                     made[number] = best.to(made[number].dtype)
@@ -70,7 +91,9 @@ class _Fitting:
     numbers: list[int]
     sizes: list[int]
     row: torch.Tensor
-    readback: Readback
+    goes: Imagined | None
+    repeated: Readback
+    gone_on: Readback | None
     now: torch.Tensor
     best: torch.Tensor
     slope: torch.Tensor
@@ -81,23 +104,28 @@ class _Fitting:
     rate: torch.Tensor
 
     @classmethod
-    def of(cls, coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor]) -> _Fitting:
+    def of(
+        cls, coder: Autoencoder, spans: Sequence[Ints], slots: Sequence[torch.Tensor], goes: Imagined | None
+    ) -> _Fitting:
         """Nothing is known yet."""
         begun = torch.cat([*slots]).detach().float()
         unknown, still = torch.full((len(slots),), math.inf, device=begun.device), torch.zeros_like(begun)
         sizes, rate = [len(one) for one in slots], torch.full_like(unknown, RATE / FASTER)
-        row, readback = _rows(sizes, begun.device), Readback(coder, spans, sizes)
-        numbers = [*range(len(slots))]
         return cls(
-            coder, [*spans], numbers, sizes, row, readback, begun, begun, still, still, still, unknown, unknown, rate
-        )
+            coder, [*spans], [*range(len(slots))], sizes, _rows(sizes, begun.device), goes,
+            *_read(coder, sizes, spans, goes), begun, begun, still, still, still, unknown, unknown, rate,
+        )  # fmt: skip
 
     def look(self, last: bool) -> list[bool]:
         """What the slots are worth, and how that changes with them, unless it is the ``last`` look -> of which spans it
         was the last."""
         now = self.now.detach().requires_grad_(not last)
-        found = self.readback.nats(now)
-        total, worst = found.detach().sum(1) / self.readback.lengths, found.detach().amax(1)
+        again = self.repeated.nats(now)
+        each, worst = again.sum(1) / self.repeated.lengths, again.detach().amax(1)
+        if self.gone_on and self.goes:
+            each = each + self.gone_on.nats(now, self.goes.states).mean(1).view(len(each), -1).mean(1)
+            worst = torch.where(worst.isnan(), worst, math.inf)
+        total = each.detach()
         better = (total < self.least) | (worst < SURE)
         self.best = torch.where(better[self.row, None], self.now, self.best)
         self.least = torch.where(better, total, self.least)
@@ -105,7 +133,7 @@ class _Fitting:
         self.before = total
         if last:
             return [True] * len(self.sizes)
-        (self.slope,) = torch.autograd.grad(found.sum(), now)
+        (self.slope,) = torch.autograd.grad(each.sum(), now)
         done: list[bool] = (~(worst >= SURE)).tolist()  # what is no number will be none
         return done
 
@@ -116,10 +144,11 @@ class _Fitting:
         on = [at for at, one in enumerate(done) if not one]
         spans, sizes = [self.spans[at] for at in on], [self.sizes[at] for at in on]
         span = on_device(np.array(on, np.int64), self.now.device)
-        slot = torch.isin(self.row, span)
+        slot, goes = torch.isin(self.row, span), self.goes.of(span) if self.goes else None
+        repeated, gone_on = _read(self.coder, sizes, spans, goes)
         return replace(
             self, spans=spans, numbers=[self.numbers[at] for at in on], sizes=sizes,
-            row=_rows(sizes, self.now.device), readback=Readback(self.coder, spans, sizes),
+            row=_rows(sizes, self.now.device), goes=goes, repeated=repeated, gone_on=gone_on,
             **{name: getattr(self, name)[slot] for name in ("now", "best", "slope", "mean", "square")},
             **{name: getattr(self, name)[span] for name in ("least", "before", "rate")},
         )  # fmt: skip
@@ -135,3 +164,10 @@ class _Fitting:
 
 def _rows(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
     return on_device(np.repeat(np.arange(len(sizes)), sizes), device)
+
+
+def _read(
+    coder: Autoencoder, sizes: Sequence[int], spans: Sequence[Ints], goes: Imagined | None
+) -> tuple[Readback, Readback | None]:
+    on = Readback(coder, sizes, [*goes.ids.cpu().numpy()], "LM") if goes else None
+    return Readback(coder, sizes, spans, "AE"), on

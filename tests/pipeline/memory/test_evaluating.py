@@ -25,6 +25,7 @@ from pipeline.memory.head_loss import nats_of
 from pipeline.memory.kinds import Kind, kinds
 from pipeline.memory.measure import Measuring, encoded, mean
 from pipeline.memory.packing import pack, unpack
+from pipeline.memory.refining import Fit
 from pipeline.memory.storing import FORMS
 from pipeline.models import ModelError, ModelPool, load_tokenizer
 from pipeline.models.encoders import Answers, read_manifest
@@ -134,17 +135,17 @@ def test_slots_are_made_once_for_all_forms(
 ) -> None:
     rows: list[tuple[int, int]] = []
 
-    def counted(coder: Any, ids: torch.Tensor, parts: Any, refine: int = 0, alive: Any = None) -> torch.Tensor:
-        rows.append((len(ids), refine))
-        return encoded(coder, ids, parts, refine, alive or (lambda: None))
+    def counted(coder: Any, ids: torch.Tensor, parts: Any, fit: Fit, alive: Any = None) -> torch.Tensor:
+        rows.append((len(ids), fit.steps))
+        return encoded(coder, ids, parts, fit, alive or (lambda: None))
 
     for module in ("measure", "continuing"):
         monkeypatch.setattr(f"pipeline.memory.{module}.encoded", counted)
     forms = tuple(FORMS[name] for name in ("float16", "int8"))
-    asked = replace(ASKED, tokens=(16,), ratios=(2.0,), forms=forms, refine=3)
+    asked = replace(ASKED, tokens=(16,), ratios=(2.0,), forms=forms, fit=Fit(3, 2))
     made = evaluate(coder, load_tokenizer(str(tiny_model)), found[:1], asked, lambda done, total, what: None)
     assert sum(many for many, _ in rows) == 5 + 5 and {refine for _, refine in rows} == {3}  # and what follows
-    assert made.refine == 3
+    assert (made.refine, made.continuations) == (3, 2)
 
 
 def test_what_the_store_loses_shows_in_what_comes_back(

@@ -1,0 +1,174 @@
+"""Continuations that the target draws of spans: its own distribution, what it says there, and slots fitted to that."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from encoding_jobs import DOCUMENTS, encoder_of, stage
+
+from pipeline.memory import imagining
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.corpus import Corpus
+from pipeline.memory.imagining import imagined
+from pipeline.memory.packing import unpack
+from pipeline.memory.ragged import encode_spans
+from pipeline.memory.readback import Readback
+from pipeline.memory.refining import Fit, refined
+from pipeline.models import LoadedModel, ModelError, ModelPool
+from pipeline.models.folder import window_of
+from pipeline.stages import Result, Run, Stopped
+from schemas.memory import CONTINUATION, EncoderSpec, EncodeSpec
+
+SIZES, SLOTS, MANY = (12, 7, 24), (6, 4, 8), 3
+
+
+@pytest.fixture(scope="module")
+def coder(base: LoadedModel, corpus: Corpus) -> Autoencoder:
+    torch.manual_seed(0)
+    made = Autoencoder(copy.deepcopy(base.model), EncoderSpec(rank=4, alpha=8.0))
+    with torch.inference_mode(False), torch.no_grad():
+        some = made.encode(torch.from_numpy(corpus.windows(np.random.default_rng(1), 32, 16)).long(), 8)
+        made.resize(some)
+        made.describe(made.map(some).flatten(0, 1))
+    return made
+
+
+@pytest.fixture
+def spans(corpus: Corpus) -> list[Any]:
+    random = np.random.default_rng(0)
+    return [corpus.windows(random, 1, size)[0].astype(np.int64) for size in SIZES]
+
+
+def test_states_are_those_behind_the_text(coder: Autoencoder, spans: list[Any]) -> None:
+    """Of spans of different lengths in one pass, and each token is one that its state might say."""
+    found = imagined(coder, spans, MANY)
+    assert found.ids.shape == (len(spans) * MANY, CONTINUATION)
+    for row, (ids, states) in enumerate(zip(found.ids, found.states, strict=True)):
+        text = torch.cat([torch.from_numpy(spans[row // MANY]), ids])
+        with torch.no_grad():
+            expected = coder.text_states(text[None])[0, len(text) - CONTINUATION - 1 : -1]
+        torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+    assert len({tuple(one) for one in found.ids.tolist()}) == len(found.ids)
+    part = found.of(torch.tensor([0, 2]))
+    assert torch.equal(part.ids, torch.cat([found.ids[:MANY], found.ids[2 * MANY :]]))
+    assert torch.equal(part.states[MANY], found.states[2 * MANY])
+
+
+def test_what_is_drawn_follows_from_the_span_alone(coder: Autoencoder, spans: list[Any]) -> None:
+    together, alone = imagined(coder, spans, MANY), imagined(coder, spans[1:2], MANY)
+    assert torch.equal(together.ids[MANY : 2 * MANY], alone.ids)
+    other = spans[1].copy()
+    other[0] += 1
+    assert not torch.equal(imagined(coder, [other], MANY).ids, alone.ids)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    """Chi-square over 20,000 draws: of 7 degrees of freedom 24.3 is passed once in a thousand times."""
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, -2.0, 1.5, 0.2])
+    draws = torch.from_numpy(np.random.default_rng(0).random(20_000))
+    found = torch.bincount(imagining._drawn(logits.expand(len(draws), -1), draws), minlength=8)
+    expected = logits.softmax(0) * len(draws)
+    assert float(((found - expected) ** 2 / expected).sum()) < 24.3
+    certain = torch.tensor([[-1e4, 0.0, -1e4]]).expand(3, -1)
+    assert imagining._drawn(certain, torch.tensor([0.0, 0.5, 1 - 1e-12], dtype=torch.float64)).tolist() == [1, 1, 1]
+
+
+@torch.inference_mode()
+def test_slots_say_what_follows_as_the_text_does(coder: Autoencoder, spans: list[Any]) -> None:
+    """Nearer than slots that are fitted to the spans alone, also in continuations that they were not fitted to; and the
+    spans are likelier than before."""
+    begun = encode_spans(coder, spans, SLOTS)
+    alone, both = (refined(coder, spans, begun, Fit(16, many)) for many in (0, 8))
+    known, chance = imagined(coder, spans, 8), imagining._chance
+    try:
+        imagining._chance = lambda spans, many: chance([ids + 0 for ids in spans], many)[::-1].copy()
+        fresh = imagined(coder, spans, 8)
+    finally:
+        imagining._chance = chance
+    assert not torch.equal(known.ids, fresh.ids)
+
+    def off(slots: list[torch.Tensor], what: Any) -> float:
+        behind = Readback(coder, SLOTS, [*what.ids.numpy()], "LM")
+        return float(behind.nats(torch.cat(slots), what.states).mean())
+
+    def again(slots: list[torch.Tensor]) -> float:
+        return float(Readback(coder, SLOTS, spans, "AE").nats(torch.cat(slots)).sum())
+
+    for what in (known, fresh):
+        assert off(both, what) < off(alone, what) - 0.05
+    assert again(both) < again(begun)
+    assert [one.shape for one in both] == [one.shape for one in begun]
+
+
+@torch.inference_mode()
+def test_each_goes_its_own_way(coder: Autoencoder, spans: list[Any]) -> None:
+    begun = encode_spans(coder, spans, SLOTS)
+    alone = [refined(coder, [ids], [one], Fit(6, 2))[0] for ids, one in zip(spans, begun, strict=True)]
+    for one, other in zip(refined(coder, spans, begun, Fit(6, 2)), alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_span_that_is_no_number_holds_nobody_up(coder: Autoencoder, spans: list[Any]) -> None:
+    begun = encode_spans(coder, spans, SLOTS)
+    broken = [begun[0], torch.full_like(begun[1], float("nan")), begun[2]]
+    made = refined(coder, spans, broken, Fit(3, 2))
+    alone = refined(coder, [spans[0], spans[2]], [begun[0], begun[2]], Fit(3, 2))
+    assert made[1].isnan().all()
+    for one, other in zip((made[0], made[2]), alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+    def stop() -> None:
+        raise Stopped("now")
+
+    with pytest.raises(Stopped):
+        imagined(coder, spans, 1, stop)
+
+
+def test_a_model_that_keeps_nothing_is_told(
+    coder: Autoencoder, spans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = coder.decoder.forward
+
+    def forgetful(**given: Any) -> Any:
+        found = forward(**given)
+        found.past_key_values = None
+        return found
+
+    monkeypatch.setattr(coder.decoder, "forward", forgetful)
+    with pytest.raises(ModelError, match="no key-value cache to go on from: leave them out"):
+        imagined(coder, spans, 2)
+
+
+def test_a_stage_fits_to_both(tiny_model: Path, pool: ModelPool) -> None:
+    """However its passes are packed."""
+    encoder = encoder_of(tiny_model, "interleaved")
+    span, other = (stage(tiny_model, encoder, refine=6, continuations=many) for many in (0, 2))
+    assert other.spec.output_settings()["continuations"] == 2 and "continuations" not in span.spec.output_settings()
+    assert other.work_seconds(1000) > span.work_seconds(1000)
+    small = stage(tiny_model, encoder, refine=6, continuations=2, batch_tokens=200)
+    found = [
+        [one.slots for one in which.run(DOCUMENTS, Run(pool)) if isinstance(one, Result) and one.slots]
+        for which in (span, other, small, stage(tiny_model, encoder))
+    ]
+    assert all(len(some) == len(found[0]) > 2 for some in found)
+    for alone, both, packed, plain in zip(*found, strict=True):
+        assert not torch.equal(unpack(alone), unpack(both))
+        assert (unpack(both) - unpack(packed)).norm() < 0.2 * (unpack(both) - unpack(plain)).norm()
+
+
+def test_settings_that_make_no_sense_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="continuations are of what refine fits slots to"):
+        EncodeSpec.model_validate({"kind": "encode", "encoder": "x", "continuations": 4})
+    encoder = encoder_of(tiny_model, "interleaved")
+    window = window_of(tiny_model)
+    assert window is not None
+    long = {"refine": 1, "span": window - 8, "slots": 4}
+    stage(tiny_model, encoder, **long).check()
+    with pytest.raises(ModelError, match=r"places with a continuation, and .*: lower span, or leave continuations out"):
+        stage(tiny_model, encoder, **long, continuations=1).check()
