@@ -22,8 +22,8 @@ VERSION = 2
 _CHARACTERS_PER_SECOND = {"cpu": 3_000, "cuda": 600_000}
 """Rough speeds for cutting shards: of a 135M model on two cores in float32 and on one large GPU."""
 
-_STEP_PASSES = {"cpu": 3, "cuda": 10}
-"""Passes that a step takes which fits slots; of a GPU more, as others read there without padding (a guess)."""
+_STEP_PASSES = {"cpu": 3, "cuda": 7}
+"""Passes that a step takes which fits slots; of a GPU more, as others read there without padding."""
 
 _CONTINUED = 0.5
 """What a continuation takes of what a span does: of a short one more, of a long one less."""
