@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, 
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
-Whole = Annotated[StrictInt, Field(le=2**31 - 1)]
+Whole = Annotated[StrictInt, Field(lt=2**31)]
 """A whole number that every database and library takes. ``true``, ``3.0`` and ``"3"`` are none: nobody means them."""
 
 USD = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"

@@ -42,6 +42,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(_evaluations(summary.evaluations))
     for drafting in summary.drafting:
         console.print(_drafting(drafting))
+        for name in drafting.idle:
+            console.print(Text(f"{name} drafted nothing: it did not pay, or the log says why"))
     if summary.savings:
         console.print(_savings(summary.savings))
     if summary.rates:

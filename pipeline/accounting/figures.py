@@ -181,6 +181,11 @@ class DraftingFigures:
     models: tuple[DraftFigures, ...]
 
     @property
+    def idle(self) -> list[str]:
+        """Who was to draft, and drafted nothing."""
+        return [one.model for one in self.models[1:] if not (one.passes or one.drafted)]
+
+    @property
     def tokens_per_pass(self) -> float:
         """Of the target."""
         return self.tokens / max(1, self.models[0].passes)

@@ -189,5 +189,9 @@ def _print(name: str, folder: Path, figures: Figures) -> None:
     drafted = counted(figures.rounds, "token")
     said = f"{figures.answered} of them answered anew, {drafted} drafted at a time: {figures.gain}"
     out.print(said, markup=False, soft_wrap=True)
+    if now >= was or after <= before:
+        out.print(
+            "it is no better than before: lower learning_rate, or take more documents or fewer epochs", markup=False
+        )
     out.print(f'draft with   drafters = ["{name}"]   in the generate stage', markup=False, soft_wrap=True)
     out.print(f"elsewhere    the drafter's folder stands for its name: {folder}", markup=False, soft_wrap=True)

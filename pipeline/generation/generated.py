@@ -11,13 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from pipeline.generation.ending import Ending
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.sampling import processors
 from pipeline.generation.texts import Text, given, reader_of
-from pipeline.models import LoadedModel
+from pipeline.models import LoadedModel, ModelError
 from pipeline.passes.packable import TOLERANCE
 from pipeline.passes.vectors import Vectors, input_of
 from schemas.stage import GenerateSpec
@@ -47,9 +54,30 @@ class GenerateDecoder:
                 **read,
                 attention_mask=mask.to(device),
                 generation_config=GenerationConfig(max_new_tokens=new_tokens, decoder_start_token_id=(*start, None)[0]),
-                logits_processor=processors(self.spec, seeds, width, new_tokens, device),
+                logits_processor=LogitsProcessorList(
+                    [_Numbers(self.loaded), *processors(self.spec, seeds, width, new_tokens, device)]
+                ),
                 stopping_criteria=StoppingCriteriaList([_Ended(ending, len(prompts))]),
             )
+
+
+class _Numbers(LogitsProcessor):  # type: ignore[misc]
+    """Raises ``ModelError`` where a model prefers no token to any other: all answers would be empty, or the same."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """``scores`` ``[rows, v]`` as they are."""
+        highest = scores.amax(-1)
+        if bool((highest.isfinite() & (highest > scores.amin(-1))).all()):
+            return scores
+        kind = str(self._loaded.model.dtype).removeprefix("torch.")
+        wider = "" if kind == "float32" else ', or it takes a wider type: dtype = "float32"'
+        raise ModelError(
+            f"{self._loaded.ref.name} says of no token in {kind} that it is likelier than another (NaN, infinite or "
+            f"all alike): its weights are damaged{wider}"
+        )
 
 
 class _Ended(StoppingCriteria):  # type: ignore[misc]

@@ -183,8 +183,8 @@ def answer(
     prompts = [one for one in asked if isinstance(one, Prompt)]
     run.progress(len(documents) - len(prompts), 0)
     made = iter(zip(prompts, LocalGenerator(loaded, spec, run, drafters, earlier).generate(prompts), strict=True))
-    sizes = {one.ref.name: one.parameters for one in drafters if one} if spec.plan.most else None
-    whole = loaded.parameters
+    known = dict.fromkeys(spec.drafters, 0) | {one.ref.name: one.parameters for one in drafters if one}
+    sizes, whole = known if spec.plan.most else None, loaded.parameters
     return [one if isinstance(one, Refusal) else _result(name, whole, sizes, *next(made)) for one in asked]
 
 
@@ -221,7 +221,7 @@ def _prompt(document: Document, pieces: Pieces, loaded: LoadedModel, spec: Gener
 def _result(
     model: str, parameters: int, drafters: Mapping[str, int] | None, prompt: Prompt, generation: Generation
 ) -> Result:
-    """``drafters``: their parameters by name; None where nothing may draft."""
+    """``drafters``: their parameters by name, 0 of one that is not there; None where nothing may draft."""
     fields = {
         "generated": generation.text,
         "generate_model": model,
@@ -249,10 +249,10 @@ def _result(
 def _drafts(
     model: str, parameters: int, drafters: Mapping[str, int], generation: Generation
 ) -> list[dict[str, int | str]]:
-    """The column ``drafts``: the target, and all that drafted for it."""
-    target = Drafted(generation.passes, 0, 0)
-    sizes = {MAX_GRAM: 0, **drafters}
+    """The column ``drafts``: the target, and all that drafted for it or were to."""
+    target, nothing, sizes = Drafted(generation.passes, 0, 0), Drafted(0, 0, 0), {MAX_GRAM: 0, **drafters}
+    said = {name: generation.drafts.get(name, nothing) for name in sizes}
     return [
         {"model": model, "parameters": parameters, **asdict(target)},
-        *({"model": name, "parameters": sizes[name], **asdict(one)} for name, one in generation.drafts.items()),
+        *({"model": name, "parameters": sizes[name], **asdict(one)} for name, one in said.items()),
     ]

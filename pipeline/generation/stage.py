@@ -122,6 +122,8 @@ def _layers(name: str) -> int:
 def check_drafter(name: str, target: str) -> None:
     """``ModelError`` for what is not there, is another kind of model, or knows none of the target's tokens."""
     layers, encodes = _layers(name), is_encoder_decoder(resolve(target))
+    if name.startswith("layers:") and not layers:
+        raise ModelError(f"drafters: {name} is none: layers:N are the target's own first N layers, N at least 1")
     if encodes and (layers or not _alike(name, target)):
         raise ModelError(
             f"{name} cannot draft for {target}, an encoder-decoder: drop drafters, or name a smaller one of its very "

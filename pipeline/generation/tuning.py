@@ -169,10 +169,13 @@ class Tuned:
     refused: list[Refused]
 
     def fastest(self) -> dict[int, Measured]:
-        """By rows at once. Plain decoding unless another plan is worth it; nothing where its speed is not known."""
+        """By rows at once. Plain decoding unless another plan is worth it, of whose drafts some were accepted: else it
+        is the clock that differs; nothing where its speed is not known."""
         best: dict[int, Measured] = {}
         for one in self.measured:  # plain decoding is the first of its rows
             rows, times = one.figures.rows, one.times or 0.0
+            if rows in best and one.figures.tokens_per_pass <= 1:
+                continue
             if (rows not in best and times) or (rows in best and times >= max(GAIN, best[rows].times or 0.0)):
                 best[rows] = one
         return best

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.generation.sampling import document_seed, draw, uniform
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.spans import Ints
 from pipeline.models.ref import ModelError
@@ -46,7 +47,8 @@ def imagined(
     copied."""
     model: Any = coder.model
     device, head = coder.tags.device, model.get_output_embeddings()
-    sizes, chance = [len(ids) for ids in spans], on_device(_chance(spans, many), device)
+    sizes, hashes = [len(ids) for ids in spans], [hashlib.sha256(ids.tobytes()).hexdigest() for ids in spans]
+    numbers = uniform([document_seed(seed, one) for one in hashes for seed in range(many)], CONTINUATION, device)
     ids = np.zeros((len(spans), max(sizes)), np.int64)
     for row, span in enumerate(spans):
         ids[row, : len(span)] = span
@@ -61,7 +63,7 @@ def imagined(
     there, ends = there.repeat_interleave(many, 0), ends.repeat_interleave(many)
     for token in range(CONTINUATION):
         alive()
-        said.append(_drawn(head(states[-1][:, 0]), chance[:, token]))
+        said.append(draw(head(states[-1][:, 0]).float(), numbers[:, token]))
         if token == CONTINUATION - 1:
             break
         there = torch.cat([there, torch.ones_like(there[:, :1])], 1)
@@ -71,15 +73,3 @@ def imagined(
         )  # fmt: skip
         states.append(read.last_hidden_state)
     return Imagined(many, torch.stack(said, 1), torch.cat(states, 1))
-
-
-def _drawn(logits: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-    """Of each row the token at which what is likely adds up to ``chance``."""
-    sums = logits.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-
-
-def _chance(spans: Sequence[Ints], many: int) -> np.ndarray:
-    """Numbers below 1, ``[spans * many, CONTINUATION]``."""
-    seeds = [int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8]) for ids in spans]
-    return np.concatenate([np.random.default_rng(seed).random((many, CONTINUATION)) for seed in seeds])

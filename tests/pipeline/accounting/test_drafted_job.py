@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from sqlalchemy import Engine, func, select
 
 from pipeline.accounting.console import print_summary
+from pipeline.accounting.figures import DraftFigures
 from pipeline.accounting.report import render_html
 from pipeline.accounting.summary import summarise
 from schemas.tables import Draft
@@ -51,6 +53,12 @@ def test_who_drafted_what_is_accounted_for(engine: Engine, tmp_path: Path, tiny_
     console = Console(width=120, record=True)
     print_summary(summary, console)
     assert "max-gram" in (said := console.export_text()) and f"{drafting.tokens_per_pass:.2f}" in said
+    assert "drafted nothing" not in said + html
+    broken = replace(drafting, models=(*drafting.models, DraftFigures("broken", 0, 0, 0, 0)))
+    summary = replace(summary, drafting=(broken,))
+    print_summary(summary, console)
+    assert "broken drafted nothing: it did not pay, or the log says why" in console.export_text()
+    assert "broken drafted nothing" in render_html(summary)
 
 
 def test_what_was_chosen_stands_with_the_job(engine: Engine, tmp_path: Path, tiny_model: Path) -> None:

@@ -376,6 +376,9 @@ def test_drafters_are_looked_at_when_the_job_is_submitted(models: dict[str, Path
     assert gpt2.identity() == llama.identity()  # drafts change no answer
     with pytest.raises(ModelError, match="no model 'nowhere'"):
         submitted("nowhere")
+    for name in ("layers:0", "layers:-1", "layers:x"):
+        with pytest.raises(ModelError, match="layers:N are the target's own first N layers, N at least 1"):
+            submitted(name)
 
 
 def test_a_drafter_that_is_not_on_this_machine_is_done_without(
@@ -388,6 +391,8 @@ def test_a_drafter_that_is_not_on_this_machine_is_done_without(
     (outcome,) = build(job, 0).run([Document(0, "0", parts, "h")], Run(ModelPool("cpu")))
     assert isinstance(outcome, Result) and outcome.fields["target_passes"] == outcome.fields["tokens_generated"]
     assert "nowhere does not draft: no model 'nowhere'" in caplog.text
+    drafts = {one["model"]: one["drafted"] for one in outcome.fields["drafts"]}
+    assert drafts["nowhere"] == 0, "a report is to name it, too"
 
 
 def test_short_samples_with_a_long_tail(relatives: list[LoadedModel]) -> None:

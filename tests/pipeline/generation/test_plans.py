@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.generation.leniences import Leniences
 from pipeline.generation.lines import Lines
 from pipeline.generation.sampling import Choosing
+from pipeline.generation.tuning import Figures, Measured, Tuned
 from pipeline.generation.verifying import write
 from schemas.drafting import Plan
 from schemas.stage import GenerateSpec
@@ -101,3 +102,23 @@ def test_drafts_change_nothing_that_is_hashed() -> None:
     plain, copies = (GenerateSpec(kind="generate", draft_tokens=tokens, draft_earlier=tokens) for tokens in (0, 7))
     matrix = GenerateSpec(kind="generate", drafters=["a"], draft_matrix=[[2, 1], [3]], draft_lenience="auto")
     assert plain.output_settings() == copies.output_settings() == matrix.output_settings()
+
+
+def test_a_setting_keeps_its_own_bound_beside_that_of_all_numbers() -> None:
+    for most, name in ((2**14, "draft_earlier"), (2**31 - 1, "max_new_tokens")):
+        assert GenerateSpec.model_validate({"kind": "generate", name: most})
+        with pytest.raises(ValidationError, match=name):
+            GenerateSpec.model_validate({"kind": "generate", name: most + 1})
+
+
+def test_no_plan_is_fastest_that_drafts_nothing_of_use() -> None:
+    """It is the clock that differs then."""
+
+    def figures(seconds: float, passes: int) -> Figures:
+        return Figures(1, seconds, 0.0, 100, passes, 100 - passes, [[1]])
+
+    plain = figures(2.0, 100)
+    idle, useful = Measured("copies 3", {}, figures(1.0, 100), plain), Measured("copies 7", {}, figures(1.5, 60), plain)
+    measured = [Measured("plain", {}, plain, plain), idle]
+    assert Tuned(1, 9, "cpu", measured, []).fastest()[1].plan == "plain"
+    assert Tuned(1, 9, "cpu", [*measured, useful], []).fastest()[1].plan == "copies 7"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import save_tokenizer
+from tiny_models import save_tiny_llama, save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pipeline.generation.decoding import passes_for
@@ -99,3 +99,17 @@ def test_nothing_else_reads_them(tmp_path: Path, models: dict[str, Path], caplog
     assert (
         isinstance(outcome, Result) and "does not draft: " in caplog.text and "neither score nor draft" in caplog.text
     )
+
+
+@pytest.mark.parametrize("times", [1e18, 1e36])
+def test_a_model_that_prefers_no_token_stops_the_job(tmp_path: Path, times: float) -> None:
+    """Its weights are numbers, and what becomes of them is none, or nothing: every answer would pass for one."""
+    model = save_tiny_llama(tmp_path / "wild")
+    loaded = ModelPool("cpu").own_copy(str(model))
+    for weight in loaded.model.parameters():
+        weight.data *= times
+    loaded.model.save_pretrained(model)
+    job = {"input": {"path": "x"}, "target": {"model": str(model)}, "stages": [{"kind": "generate"}]}
+    documents = [Document(0, "0", PromptParts(contexts=("Some words.",)), "h")]
+    with pytest.raises(ModelError, match="says of no token in float32 that it is likelier than another"):
+        build(JobSpec.model_validate(job), 0).run(documents, Run(ModelPool("cpu")))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from encoding_jobs import DOCUMENTS, encoder_of, stage
 
+from pipeline.generation.sampling import document_seed
 from pipeline.memory import imagining
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
@@ -67,29 +68,17 @@ def test_what_is_drawn_follows_from_the_span_alone(coder: Autoencoder, spans: li
     assert not torch.equal(imagined(coder, [other], MANY).ids, alone.ids)
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    """Chi-square over 20,000 draws: of 7 degrees of freedom 24.3 is passed once in a thousand times."""
-    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, -2.0, 1.5, 0.2])
-    draws = torch.from_numpy(np.random.default_rng(0).random(20_000))
-    found = torch.bincount(imagining._drawn(logits.expand(len(draws), -1), draws), minlength=8)
-    expected = logits.softmax(0) * len(draws)
-    assert float(((found - expected) ** 2 / expected).sum()) < 24.3
-    certain = torch.tensor([[-1e4, 0.0, -1e4]]).expand(3, -1)
-    assert imagining._drawn(certain, torch.tensor([0.0, 0.5, 1 - 1e-12], dtype=torch.float64)).tolist() == [1, 1, 1]
-
-
 @torch.inference_mode()
-def test_slots_say_what_follows_as_the_text_does(coder: Autoencoder, spans: list[Any]) -> None:
+def test_slots_say_what_follows_as_the_text_does(
+    coder: Autoencoder, spans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nearer than slots that are fitted to the spans alone, also in continuations that they were not fitted to; and the
     spans are likelier than before."""
     begun = encode_spans(coder, spans, SLOTS)
     alone, both = (refined(coder, spans, begun, Fit(16, many)) for many in (0, 8))
-    known, chance = imagined(coder, spans, 8), imagining._chance
-    try:
-        imagining._chance = lambda spans, many: chance([ids + 0 for ids in spans], many)[::-1].copy()
-        fresh = imagined(coder, spans, 8)
-    finally:
-        imagining._chance = chance
+    known, seed = imagined(coder, spans, 8), document_seed
+    monkeypatch.setattr(imagining, "document_seed", lambda number, digest: seed(number + 8, digest))
+    fresh = imagined(coder, spans, 8)
     assert not torch.equal(known.ids, fresh.ids)
 
     def off(slots: list[torch.Tensor], what: Any) -> float:
