@@ -210,7 +210,8 @@ def _evaluated(
             interrupts.check()
             shown(done, total, what)
 
-        return evaluate_(coder, tokenizer, found, asked, told)
+        *_, measured = evaluate_(coder, tokenizer, found, asked, told)
+    return measured
 
 
 def _curve(folder: Path, html: Path) -> list[tuple[int, float]]:

@@ -33,10 +33,13 @@ class Kind:
     vocabulary: int
     shift: int = 0
 
-    def spans(self, rows: int, size: int, seed: int) -> Ints | None:
-        """``rows`` spans ``[rows, size]``, the same for the same seed; None where no text is so long."""
-        if self.corpus.lengths.max(initial=0) < size:
-            return None
+    def holds(self, size: int) -> bool:
+        """Whether a text of it has so many tokens."""
+        return bool(self.corpus.lengths.max(initial=0) >= size)
+
+    def spans(self, rows: int, size: int, seed: int) -> Ints:
+        """``rows`` spans ``[rows, size]``, the same for the same seed. Raises ``ValueError`` where no text is so
+        long."""
         return (self.corpus.windows(np.random.default_rng([seed, size]), rows, size) + self.shift) % self.vocabulary
 
 
