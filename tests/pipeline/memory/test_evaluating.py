@@ -225,6 +225,11 @@ def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path,
     unknown = replace(read_manifest(folder), figures=replace(read_manifest(folder).figures, nats=(None, None)))
     assert "slots: - -&gt; - nats a token" in render_encoder(made, "night", unknown, [])
     assert "From 7.000 to 6.000 nats" in html and "prose for 20,000 tokens" in html
+    fitted, said = replace(made, refine=3), "slots were fitted to their spans first, in 3 steps at most"
+    screen = io.StringIO()
+    print_evaluation(fitted, Console(file=screen, width=40))
+    assert said in screen.getvalue() and said in render_encoder(fitted, "night", read_manifest(folder), [])
+    assert "fitted" not in html
 
 
 def test_contexts_that_the_model_cannot_read() -> None:
