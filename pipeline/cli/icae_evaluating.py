@@ -108,6 +108,7 @@ def evaluate(
       with --judge, by a model that reads each two in both orders
 
     Contexts longer than the spans of its training are cut into such spans.
+    Ctrl-C ends it with what is measured of texts by then, said to be unfinished.
     Without --texts, --answers alone is done, by jobs that go on where they
     were stopped.
     """
@@ -144,18 +145,20 @@ def evaluate(
         told = _answered(planned, workers, json_, given)
     with interrupts.in_order():
         found = Evaluation() if told and not files else _evaluated(encoder, model, device, asked, files, given)
+        if not (found.measured or told):
+            interrupts.check()  # there is nothing to tell
         found = replace(found, answers=told.found if told else None)
         _tell(found, encoder, manifest, json_, told)
         if html is not None:  # last: what was measured is told, even where no file can be written
             _write(html, found, manifest, encoder, curve)
-    if html is not None and not json_:
-        out.print(f"report: {html}", soft_wrap=True, markup=False)
+            if not json_:
+                out.print(f"report: {html}", soft_wrap=True, markup=False)
     if told and told.code:
         raise typer.Exit(told.code)
 
 
 def _answered(planned: Plan, workers: int | None, json_: bool, given: Settings) -> Told:
-    """First of all: its jobs go on where they were stopped, and what is measured here would be lost."""
+    """First of all: its jobs go on where they were stopped, and what is measured here would be measured again."""
     from pipeline.cli.icae_answering import Answering
 
     questions = planned.questions
@@ -203,15 +206,19 @@ def _evaluated(
     tokenizer = load_tokenizer(model, given)
     pool = ModelPool(device, settings=given)
     coder = load_encoder(encoder, pool, model, "bfloat16" if asked.half else "float32", device, given)
-    found = kinds(files, tokenizer, coder.embed.weight.shape[0], asked.seed)
+    of = kinds(files, tokenizer, coder.embed.weight.shape[0], asked.seed)
     with measuring(err) as shown:
 
         def told(done: int, total: int, what: str) -> None:
             interrupts.check()
             shown(done, total, what)
 
-        *_, measured = evaluate_(coder, tokenizer, found, asked, told)
-    return measured
+        parts = evaluate_(coder, tokenizer, of, asked, told)
+        found = next(parts)
+        with interrupts.so_far():
+            for more in parts:  # each holds those before it: the last is all there is
+                found = more
+    return found
 
 
 def _curve(folder: Path, html: Path) -> list[tuple[int, float]]:

@@ -47,8 +47,12 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
 
 def notes(found: Evaluation) -> list[str]:
     """What is to be known before its tables are read, a line each."""
-    steps = counted(found.refine, "step")
-    return [f"slots were fitted to their spans first, in {steps} at most"] if found.refine else []
+    said = []
+    if found.unfinished:
+        said.append(f"interrupted after {found.measured} of {found.total}: the tables are of those")
+    if found.refine:
+        said.append(f"slots were fitted to their spans first, in {counted(found.refine, 'step')} at most")
+    return said
 
 
 def repeated_row(one: Repeated) -> list[str]:

@@ -65,3 +65,6 @@ def test_tables_of_what_was_measured(
     (tmp_path / "found.json").write_text(json.dumps({**said, "sha256": "0"}))
     with pytest.raises(SystemExit, match="is of another encoder"):
         icae_tables.main()
+    (tmp_path / "found.json").write_text(json.dumps({**said, "unfinished": True}))
+    with pytest.raises(SystemExit, match="is unfinished"):
+        icae_tables.main()
