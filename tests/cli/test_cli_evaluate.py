@@ -84,3 +84,21 @@ def test_nothing_is_told_where_nothing_was_measured(prepared: User) -> None:
     ended = interrupted(prepared, "SIGINT", 0, *EVALUATE, "--json", "--html", "r.html")
     assert (ended.code, ended.out) == (1, "") and ended.err.endswith("\ninterrupted\n"), ended.err
     assert (prepared.folder / "r.html").read_text() == "older"
+
+
+def test_some_kinds_alone(prepared: User) -> None:
+    """Those of texts first, whatever the order of asking; no other is measured, counted or read."""
+    words = *EVALUATE, *ONE, "-t", "code=nowhere.jsonl", "--kind"
+    ended = prepared.says(*words, "random", "--kind", "prose", "--kind", "random", "--json")
+    assert ended.code == 0, ended.err
+    assert [one["kind"] for one in ended.json["repeated"]] == ["prose", "random"]
+    assert (ended.json["measured"], ended.json["total"]) == (4, 4) and "0 of 4 measured: prose" in ended.err
+    alone = prepared.says("icae", "evaluate", "encoder", *ONE, "--rows", "3", "--kind", "random", "--json").json
+    assert alone["repeated"] == ended.json["repeated"][1:], "whichever others are asked for"
+    unknown: list[tuple[tuple[str, ...], str]] = [
+        ((*words, "verse"), "--kind verse: prose, code, numbers, patterned, random"),
+        (("icae", "evaluate", "encoder", "--kind", "patterned"), "--kind patterned: numbers, random"),
+    ]
+    for asked, there in unknown:
+        ended = prepared.says(*asked)
+        assert (ended.code, there in " ".join(ended.err.split())) == (2, True), ended.err

@@ -23,6 +23,7 @@ from pipeline.memory.evaluated import Asked, Repeated, check
 from pipeline.memory.evaluating import evaluate
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.kinds import Kind, kinds
+from pipeline.memory.kinds import names as there_are
 from pipeline.memory.measure import Measuring, encoded, mean
 from pipeline.memory.packing import pack, unpack
 from pipeline.memory.storing import FORMS
@@ -64,6 +65,26 @@ def test_kinds_of_text(found: list[Kind], tiny_model: Path) -> None:
     assert all(set(tokenizer.decode(row)) <= set("0123456789. ") for row in numbers)
     longest = int(found[0].corpus.lengths.max())
     assert found[0].holds(longest) and not found[0].holds(longest + 1)
+
+
+def test_a_kind_is_the_same_whichever_others_are_asked_for(found: list[Kind], tiny_model: Path, tmp_path: Path) -> None:
+    """And texts that nobody asks for are not read: these are not there."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    files = {"gone": [str(tmp_path / "gone.txt")]}
+    for names in ["numbers"], ["random"], ["random", "numbers"]:
+        alone = kinds(files, tokenizer, 1024, seed=0, asked=names)
+        assert [one.name for one in alone] == sorted(names)
+        for one in alone:
+            (whole,) = (kind for kind in found if kind.name == one.name)
+            assert np.array_equal(one.spans(3, 20, seed=4), whole.spans(3, 20, seed=4))
+    files = {"prose": [str(tmp_path / "prose.txt")], **files}
+    assert [one.name for one in kinds(files, tokenizer, 1024, seed=0, asked=["patterned", "prose"])] == [
+        "prose", "patterned",
+    ]  # fmt: skip
+    (patterned,) = kinds(files, tokenizer, 1024, seed=0, asked=["patterned"])
+    assert np.array_equal(patterned.spans(3, 20, seed=4), found[2].spans(3, 20, seed=4)), "of the first texts"
+    assert there_are(["b", "a"]) == ["b", "a", "numbers", "patterned", "random"]
+    assert [one.name for one in kinds({}, tokenizer, 1024, seed=0)] == there_are([]) == ["numbers", "random"]
 
 
 def test_what_holds_no_text_says_why(tiny_model: Path, tmp_path: Path) -> None:
