@@ -36,6 +36,8 @@ def main() -> None:
     found = json.loads(arguments.evaluation.read_text())
     if found["sha256"] != manifest.sha256:
         raise SystemExit(f"error: {arguments.evaluation} is of another encoder than {folder}")
+    if found.get("unfinished"):
+        raise SystemExit(f"error: {arguments.evaluation} is unfinished: what made it was interrupted")
     if found.get("refine"):
         raise SystemExit(f"error: {arguments.evaluation} is of slots that were fitted, and not the encoder's own")
     text = "\n\n".join("\n".join(one) for one in tables(manifest, trainings, found))

@@ -46,12 +46,20 @@ Texts = Annotated[
     ),
 ]  # fmt: skip
 
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind", metavar="NAME",
+        help="Measure this kind, of --texts or numbers, patterned, random; may be given several times. Default: all.",
+    ),
+]  # fmt: skip
+
 
 @commands.command(
     epilog=examples(
         "contextmill icae evaluate night --texts prose=held-out.jsonl --texts code=src.jsonl",
         "contextmill icae evaluate night -t books.txt --tokens 128 --tokens 512 --ratio 4 --ratio 8",
-        "contextmill icae evaluate night -t books.txt --precision float16 --precision int4/32",
+        "contextmill icae evaluate night -t books.txt --kind books --precision float16 --precision int4/32",
         "contextmill icae evaluate night -t books.txt --html night.html",
         "contextmill icae evaluate night --answers examples/memory.toml --judge examples/judge.toml",
         then=EXIT_CODES,
@@ -60,6 +68,7 @@ Texts = Annotated[
 def evaluate(
     encoder: Annotated[str, typer.Argument(help="An encoder's name, or its folder.", metavar="ENCODER")],
     texts: Texts = None,
+    kind: Kinds = None,
     tokens: Annotated[
         list[int] | None,
         typer.Option("--tokens", min=2, help="Of a context; may be given several times. Default: as it was trained."),
@@ -110,8 +119,9 @@ def evaluate(
       with --judge, by a model that reads each two in both orders
 
     Contexts longer than the spans of its training are cut into such spans.
-    Without --texts, --answers alone is done, by jobs that go on where they
-    were stopped.
+    Ctrl-C ends it with what is measured of texts by then, said to be unfinished.
+    Without --texts and --kind, --answers alone is done, by jobs that go on
+    where they were stopped.
     """
     from dataclasses import replace
 
@@ -123,6 +133,7 @@ def evaluate(
     if dtype not in ("float32", "bfloat16"):
         fail(f"--dtype {dtype}: float32 or bfloat16", USAGE)
     files, given = _files(texts or []), settings()
+    _check_kinds(kind or [], files)
     if answers is None and (summaries or judge or most or input_):
         fail("--judge, --most, --summaries and --input are about answers: name questions by --answers", USAGE)
     if answers is not None and refine:
@@ -148,19 +159,23 @@ def evaluate(
             planned = plan(encoder, base, ratio, device, (answers, summaries, judge), output, input_, most, given)
         told = _answered(planned, workers, json_, given)
     with interrupts.in_order():
-        found = Evaluation() if told and not files else _evaluated(encoder, model, device, asked, files, given)
+        found = Evaluation()
+        if files or kind or not told:
+            found = _evaluated(encoder, model, device, asked, files, kind, given)
+        if not (found.measured or told):
+            interrupts.check()  # there is nothing to tell
         found = replace(found, answers=told.found if told else None)
         _tell(found, encoder, manifest, json_, told)
         if html is not None:  # last: what was measured is told, even where no file can be written
             _write(html, found, manifest, encoder, curve)
-    if html is not None and not json_:
-        out.print(f"report: {html}", soft_wrap=True, markup=False)
+            if not json_:
+                out.print(f"report: {html}", soft_wrap=True, markup=False)
     if told and told.code:
         raise typer.Exit(told.code)
 
 
 def _answered(planned: Plan, workers: int | None, json_: bool, given: Settings) -> Told:
-    """First of all: its jobs go on where they were stopped, and what is measured here would be lost."""
+    """First of all: its jobs go on where they were stopped, and what is measured here would be measured again."""
     from pipeline.cli.icae_answering import Answering
 
     questions = planned.questions
@@ -187,6 +202,15 @@ def _files(texts: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def _check_kinds(asked: list[str], files: dict[str, list[str]]) -> None:
+    from pipeline.memory.kinds import names
+
+    there = names(files)
+    for name in asked:
+        if name not in there:
+            fail(f"--kind {name}: {', '.join(there)}", USAGE)
+
+
 def _forms(names: list[str]) -> tuple[Form, ...]:
     from pipeline.memory.storing import FORMS
 
@@ -197,8 +221,9 @@ def _forms(names: list[str]) -> tuple[Form, ...]:
 
 
 def _evaluated(
-    encoder: str, model: str, device: str, asked: Asked, files: dict[str, list[str]], given: Settings
-) -> Evaluation:
+    encoder: str, model: str, device: str, asked: Asked, files: dict[str, list[str]], kind: list[str] | None,
+    given: Settings,
+) -> Evaluation:  # fmt: skip
     from pipeline.display import measuring
     from pipeline.memory.encoder import load_encoder
     from pipeline.memory.evaluating import evaluate as evaluate_
@@ -208,14 +233,19 @@ def _evaluated(
     tokenizer = load_tokenizer(model, given)
     pool = ModelPool(device, settings=given)
     coder = load_encoder(encoder, pool, model, "bfloat16" if asked.half else "float32", device, given)
-    found = kinds(files, tokenizer, coder.embed.weight.shape[0], asked.seed)
+    of = kinds(files, tokenizer, coder.embed.weight.shape[0], asked.seed, kind or None)
     with measuring(err) as shown:
 
         def told(done: int, total: int, what: str) -> None:
             interrupts.check()
             shown(done, total, what)
 
-        return evaluate_(coder, tokenizer, found, asked, told)
+        parts = evaluate_(coder, tokenizer, of, asked, told)
+        found = next(parts)
+        with interrupts.so_far():
+            for more in parts:  # each holds those before it: the last is all there is
+                found = more
+    return found
 
 
 def _curve(folder: Path, html: Path) -> list[tuple[int, float]]:

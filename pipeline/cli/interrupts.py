@@ -59,6 +59,23 @@ def in_order() -> Iterator[None]:
         sys.unraisablehook = before
 
 
+@contextlib.contextmanager
+def so_far() -> Iterator[None]:
+    """Within ``in_order``, around what is worth something unfinished: the first signal ends what is done inside, and
+    what stands behind it is still done, up to the end of ``in_order``, which raises. Inside, ``check`` is to be called
+    now and then."""
+    before, sys.unraisablehook = sys.unraisablehook, _raised_again
+    try:
+        yield
+    except Interrupted:
+        pass
+    except Exception:
+        if not raised():  # Python makes some into a RuntimeError
+            raise
+    finally:
+        sys.unraisablehook = before
+
+
 def check() -> None:
     """Raise ``Interrupted`` once more, where a library swallowed it: to be called now and then in long work."""
     if _State.raised:
@@ -112,3 +129,9 @@ def _unraisable(found: Any) -> None:
     if found.exc_type is Interrupted:
         _end()
     sys.__unraisablehook__(found)
+
+
+def _raised_again(found: Any) -> None:
+    """The same, where ``check`` raises it once more."""
+    if found.exc_type is not Interrupted:
+        sys.__unraisablehook__(found)

@@ -34,9 +34,8 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         "perplexity of what follows": (CONTINUED, [continued_row(one) for one in found.continued]),
         "seconds for one context": (LATENCIES, [latency_row(one) for one in found.latencies]),
     }
-    if found.refine:
-        also = f" and {counted(found.continuations, 'continuation')} of each" if found.continuations else ""
-        console.print(f"slots were fitted to their spans{also} first, in {counted(found.refine, 'step')} at most")
+    for note in notes(found):
+        console.print(note, soft_wrap=True)
     for title, (headings, rows) in tables.items():
         if rows:
             console.print(_table(title, headings, rows))
@@ -44,6 +43,17 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         console.print(f"{kind}: no text has {size} tokens", markup=False, soft_wrap=True)
     if found.answers is not None:
         print_comparison(found.answers, console)
+
+
+def notes(found: Evaluation) -> list[str]:
+    """What is to be known before its tables are read, a line each."""
+    said = []
+    if found.unfinished:
+        said.append(f"interrupted after {found.measured} of {found.total}: the tables are of those")
+    if found.refine:
+        also = f" and {counted(found.continuations, 'continuation')} of each" if found.continuations else ""
+        said.append(f"slots were fitted to their spans{also} first, in {counted(found.refine, 'step')} at most")
+    return said
 
 
 def repeated_row(one: Repeated) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.evaluation.bootstrap import Interval
@@ -107,9 +107,10 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All of it. ``short``: kinds of which no text was long enough, and for how many tokens. ``answers``: what is
+    """What was found. ``short``: kinds of which no text was long enough, and for how many tokens. ``answers``: what is
     answered from slots, the first side, and from what that is set against. ``refine``: in how many steps slots were
-    fitted at most, and to how many ``continuations``."""
+    fitted at most, and to how many ``continuations``. ``measured`` of the ``total`` parts that are measured of texts
+    are in it, each with all of its rows."""
 
     repeated: list[Repeated] = field(default_factory=list)
     continued: list[Continued] = field(default_factory=list)
@@ -119,16 +120,34 @@ class Evaluation:
     answers: Comparison | None = None
     refine: int = 0
     continuations: int = 0
+    measured: int = 0
+    total: int = 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether parts are missing."""
+        return self.measured < self.total
 
     @property
     def compares_forms(self) -> bool:
         """Whether slots were stored in more ways than one."""
         return len(self.stored) > len(self.repeated)
 
+    def plus(self, part: Evaluation) -> Evaluation:
+        """With one part more, of which all is measured."""
+        return replace(
+            self,
+            repeated=self.repeated + part.repeated,
+            continued=self.continued + part.continued,
+            latencies=self.latencies + part.latencies,
+            stored=self.stored + part.stored,
+            measured=self.measured + 1,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         said = [{**asdict(one), "kept": one.kept} for one in self.continued]
-        return {**asdict(self), "continued": said}
+        return {**asdict(self), "continued": said, "unfinished": self.unfinished}
 
 
 def check(asked: Asked, window: int | None, most: int) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from pipeline.memory.evaluated import Asked, Continued, Evaluation, Latency, Rep
 from pipeline.memory.kinds import GENERATED, Kind
 from pipeline.memory.measure import Measuring, Parts, encoded, plainly
 from pipeline.memory.ragged import pass_tokens
-from pipeline.memory.storing import Storing
+from pipeline.memory.storing import Form, Storing
 
 TIMED = 5
 """Runs of which a latency is the median, behind one to warm up."""
@@ -35,89 +35,112 @@ What = tuple[str, int, int, int]
 """Kind, tokens, slots and rows of what is repeated."""
 
 Told = Callable[[int, int, str], None]
-"""(measurements done, of how many, what is next); called again and again meanwhile, and may raise."""
+"""(parts measured, of how many, what is next); called again and again meanwhile, and may raise."""
 
-Back = tuple[Storing, Floats]
-"""How slots were stored, and a ``Measure`` of each context, ``[rows, 4]``."""
+Alive = Callable[[], None]
+"""Called again and again while a part is measured, and may raise."""
 
 
-def evaluate(coder: Autoencoder, tokenizer: Any, kinds: Sequence[Kind], asked: Asked, told: Told) -> Evaluation:
-    """What is asked of an encoder, kind by kind."""
-    return _Evaluating(coder, tokenizer, kinds, asked).run(told)
+class Part(NamedTuple):
+    """What is measured next, and what does it: a call that returns all that it found."""
+
+    what: str
+    measured: Callable[[Alive], Evaluation]
+
+
+def evaluate(
+    coder: Autoencoder, tokenizer: Any, kinds: Sequence[Kind], asked: Asked, told: Told
+) -> Iterator[Evaluation]:
+    """What is asked of an encoder, as far as it is measured: before the first part, and after each, when that is
+    complete. The last is all of it."""
+    total = sum(1 for _ in _parts(coder, tokenizer, kinds, asked))
+    short = [(kind.name, size) for kind in kinds for size in asked.tokens if not kind.holds(size)]
+    found = Evaluation(short=short, refine=asked.fit.steps, continuations=asked.fit.continuations, total=total)
+    yield found
+    for part in _parts(coder, tokenizer, kinds, asked):
+        found = found.plus(part.measured(partial(told, found.measured, total, part.what)))
+        yield found
+
+
+def _parts(coder: Autoencoder, tokenizer: Any, kinds: Sequence[Kind], asked: Asked) -> Iterator[Part]:
+    """Kind by kind, in order; nothing is done before a part is called."""
+    for kind in kinds:
+        for size, parts in asked.cuts():
+            if kind.holds(size):
+                yield from _Contexts(coder, tokenizer, asked, kind, size, parts).parts()
+    for size, parts in asked.cuts():
+        yield Part("seconds for one context", partial(_latency, coder, asked.half, size, parts))
 
 
 @dataclass(frozen=True, slots=True)
-class _Evaluating:
+class _Contexts:
+    """Contexts of a kind, read as ``cut``. ``known``: their slots, made once for all forms;
+    ``scores``: a ``Measure`` of each context, ``[rows, 4]``, from each form so far."""
+
     coder: Autoencoder
     tokenizer: Any
-    kinds: Sequence[Kind]
     asked: Asked
+    kind: Kind
+    size: int
+    cut: Parts
+    known: dict[bytes, torch.Tensor] = field(default_factory=dict)
+    scores: list[Floats] = field(default_factory=list)
 
-    def run(self, told: Told) -> Evaluation:
-        cuts, forms = self.asked.cuts(), self.asked.forms
-        found = Evaluation(refine=self.asked.fit.steps, continuations=self.asked.fit.continuations)
-        every = [(kind, size, parts) for kind in self.kinds for size, parts in cuts]
-        total = len(every) * len(forms) + 1
-        for number, (kind, size, parts) in enumerate(every):
-            if (spans := self._spans(kind, size)) is None:
-                found.short.append((kind.name, size))
-                continue
-            what, made = (kind.name, size, sum(many for _, many in parts), len(spans)), []
-            known = dict[bytes, torch.Tensor]()  # slots are made once for all forms
-            for at, form in enumerate(forms):
-                now = partial(told, number * len(forms) + at, total, f"{kind.name}, {size} tokens, {form.name}")
-                made.append(self._back(spans, parts, Storing(self.coder, form), known, now))
-            found.repeated.append(_repeated(what, made[0][1]))
-            found.stored.extend(_stored(what, one, made[0]) for one in made)
-            more = None if kind.name in GENERATED else self._spans(kind, size + self.asked.continued)
-            if more is not None:
-                now = partial(told, (number + 1) * len(forms), total, f"{kind.name}, {size} tokens, what follows")
-                found.continued.append(self._continued(kind, more, parts, now))
-        told(total - 1, total, "seconds for one context")
-        found.latencies.extend(self._latencies(cuts))
-        return found
+    def parts(self) -> Iterator[Part]:
+        """What is repeated, form by form, then what follows."""
+        what = f"{self.kind.name}, {self.size} tokens"
+        for form in self.asked.forms:
+            yield Part(f"{what}, {form.name}", partial(self._repeated, form))
+        if self.kind.name not in GENERATED and self.kind.holds(self.size + self.asked.continued):
+            yield Part(f"{what}, what follows", self._continued)
 
-    def _spans(self, kind: Kind, size: int) -> torch.Tensor | None:
-        drawn = kind.spans(self.asked.rows, size, self.asked.seed)
-        return None if drawn is None else torch.from_numpy(drawn).to(self.coder.tags.device)
-
-    def _back(
-        self, spans: torch.Tensor, parts: Parts, storing: Storing, known: dict[bytes, torch.Tensor],
-        now: Callable[[], None],
-    ) -> Back:  # fmt: skip
-        asked = self.asked
+    def _repeated(self, form: Form, alive: Alive) -> Evaluation:
+        asked, spans, storing = self.asked, self._drawn(self.size), Storing(self.coder, form)
         passes = Measuring(
-            self.coder, self.tokenizer, spans, parts, asked.batch_tokens, asked.half, now,
-            kept=storing, fit=asked.fit, known=known,
+            self.coder, self.tokenizer, spans, self.cut, asked.batch_tokens, asked.half, alive,
+            kept=storing, fit=asked.fit, known=self.known,
         )  # fmt: skip
-        return storing, np.array(passes.measure(len(spans)), np.float64)
+        self.scores.append(np.array(passes.measure(len(spans)), np.float64))
+        what = self.kind.name, self.size, self._slots, len(spans)
+        repeated = [_repeated(what, self.scores[0])] if len(self.scores) == 1 else []
+        return Evaluation(repeated=repeated, stored=[_stored(what, storing, self.scores)])
 
-    def _continued(self, kind: Kind, texts: torch.Tensor, parts: Parts, now: Callable[[], None]) -> Continued:
-        size = texts.shape[1] - self.asked.continued
+    def _continued(self, alive: Alive) -> Evaluation:
+        texts = self._drawn(self.size + self.asked.continued)
 
         def some(numbers: list[int]) -> list[Continuation]:
-            now()
-            both = texts[numbers, :size], texts[numbers, size:]
-            return continuation(self.coder, *both, parts, self.asked.fit, now)
+            alive()
+            both = texts[numbers, : self.size], texts[numbers, self.size :]
+            return continuation(self.coder, *both, self.cut, self.asked.fit, alive)
 
         most = pass_tokens(self.asked.batch_tokens, texts.device)
-        with plainly(self.coder.tags.device, self.asked.half):
-            rows = run_packed([texts.shape[1]] * len(texts), most, some)
+        with plainly(texts.device, self.asked.half):
+            more = sum(self.asked.fit.places(many) for _, many in self.cut)
+            rows = run_packed([texts.shape[1] + more] * len(texts), most, some)
         perplexities = np.exp(np.array(rows, np.float64).mean(0)).tolist()
-        return Continued(kind.name, size, sum(many for _, many in parts), len(texts), *perplexities)
+        return Evaluation(continued=[Continued(self.kind.name, self.size, self._slots, len(texts), *perplexities)])
 
-    def _latencies(self, cuts: Sequence[tuple[int, Parts]]) -> Iterator[Latency]:
-        tag = torch.full((1,), TAGS.index("AE"), device=self.coder.tags.device)
-        for size, parts in cuts:
-            ids = torch.arange(size, device=tag.device)[None] % 50 + 3
-            with plainly(self.coder.tags.device, self.asked.half):
-                slots = encoded(self.coder, ids, parts)
-                times = (
-                    _seconds(partial(encoded, self.coder, ids, parts), tag.device),
-                    _seconds(partial(self.coder.states, slots, tag, ids[:, :1]), tag.device),
-                    _seconds(partial(self.coder.text_states, ids), tag.device),
-                )
-            yield Latency(size, slots.shape[1], *times)
+    def _drawn(self, size: int) -> torch.Tensor:
+        drawn = self.kind.spans(self.asked.rows, size, self.asked.seed)
+        return torch.from_numpy(drawn).to(self.coder.tags.device)
+
+    @property
+    def _slots(self) -> int:
+        return sum(many for _, many in self.cut)
+
+
+def _latency(coder: Autoencoder, half: bool, size: int, parts: Parts, alive: Alive) -> Evaluation:
+    alive()
+    tag = torch.full((1,), TAGS.index("AE"), device=coder.tags.device)
+    ids = torch.arange(size, device=tag.device)[None] % 50 + 3
+    with plainly(tag.device, half):
+        slots = encoded(coder, ids, parts)
+        times = (
+            _seconds(partial(encoded, coder, ids, parts), tag.device),
+            _seconds(partial(coder.states, slots, tag, ids[:, :1]), tag.device),
+            _seconds(partial(coder.text_states, ids), tag.device),
+        )
+    return Evaluation(latencies=[Latency(size, slots.shape[1], *times)])
 
 
 def _repeated(what: What, rows: Floats) -> Repeated:
@@ -125,10 +148,12 @@ def _repeated(what: What, rows: Floats) -> Repeated:
     return Repeated(*what, nats, agreement, _known(bleu4), prefix)
 
 
-def _stored(what: What, one: Back, first: Back) -> Stored:
-    storing, rows = one
+def _stored(what: What, storing: Storing, scores: Sequence[Floats]) -> Stored:
+    """From the last of the ``scores``, beside the first."""
+    first, rows = scores[0], scores[-1]
     nats, _, bleu4, prefix = (interval(column[:, None]) for column in rows.T)
-    apart = None if one is first else _known(interval(np.stack([rows[:, 2], first[1][:, 2]], 1), difference(mean)))
+    pairs = np.stack([rows[:, 2], first[:, 2]], 1)
+    apart = _known(interval(pairs, difference(mean))) if len(scores) > 1 else None
     return Stored(*what, storing.form.name, storing.bytes, storing.loss, nats, _known(bleu4), apart, prefix)
 
 

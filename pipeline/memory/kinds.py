@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,28 +34,48 @@ class Kind:
     vocabulary: int
     shift: int = 0
 
-    def spans(self, rows: int, size: int, seed: int) -> Ints | None:
-        """``rows`` spans ``[rows, size]``, the same for the same seed; None where no text is so long."""
-        if self.corpus.lengths.max(initial=0) < size:
-            return None
+    def holds(self, size: int) -> bool:
+        """Whether a text of it has so many tokens."""
+        return bool(self.corpus.lengths.max(initial=0) >= size)
+
+    def spans(self, rows: int, size: int, seed: int) -> Ints:
+        """``rows`` spans ``[rows, size]``, the same for the same seed. Raises ``ValueError`` where no text is so
+        long."""
         return (self.corpus.windows(np.random.default_rng([seed, size]), rows, size) + self.shift) % self.vocabulary
 
 
-def kinds(files: Mapping[str, Sequence[str]], tokenizer: Any, vocabulary: int, seed: int) -> list[Kind]:
-    """Those of ``files`` (name -> paths), then the generated ones. Raises ``InputError``."""
+def names(files: Iterable[str]) -> list[str]:
+    """Of all kinds that there are with ``files``, in their order: these, then the generated ones; patterned needs a
+    text."""
+    found = [*files]
+    return [*found, *(name for name in GENERATED if found or name != "patterned")]
+
+
+def kinds(
+    files: Mapping[str, Sequence[str]], tokenizer: Any, vocabulary: int, seed: int, asked: Collection[str] | None = None
+) -> list[Kind]:
+    """Those of ``files`` (name -> paths), then the generated ones; of all these the ``asked`` ones alone, where some
+    are. A kind is the same whichever others are asked for. Raises ``InputError``."""
     tokeniser = Tokenising(tokenizer)
+    random = np.random.default_rng(seed)
+    numbers = _numbers(random)  # in any case: random tokens are drawn behind them
 
     def of(texts: Iterable[str]) -> Corpus:
         return Corpus.of(one.ids.astype(np.int32) for one in tokeniser.tokenise(list(texts)))
 
-    found = [Kind(name, of(_texts(name, paths)), vocabulary) for name, paths in files.items()]
-    random = np.random.default_rng(seed)
-    numbers = " ".join(f"{one:.{places}f}" for one, places in zip(*_numbers(random), strict=True))
-    ordinary = np.setdiff1d(np.arange(min(vocabulary, len(tokenizer))), tokenizer.all_special_ids)
-    found.append(Kind("numbers", of([numbers]), vocabulary))
-    if files:
-        found.append(Kind("patterned", found[0].corpus, vocabulary, shift=1))
-    return [*found, Kind("random", Corpus.of([random.choice(ordinary, NUMBERS)]), vocabulary)]
+    @cache  # patterned tokens are those of the first file
+    def corpus(name: str) -> Corpus:
+        if name == "numbers":
+            return of([" ".join(f"{one:.{places}f}" for one, places in zip(*numbers, strict=True))])
+        if name == "patterned":
+            return corpus(next(iter(files)))
+        if name == "random":
+            ordinary = np.setdiff1d(np.arange(min(vocabulary, len(tokenizer))), tokenizer.all_special_ids)
+            return Corpus.of([random.choice(ordinary, NUMBERS)])
+        return of(_texts(name, files[name]))
+
+    wanted = [name for name in names(files) if asked is None or name in asked]
+    return [Kind(name, corpus(name), vocabulary, shift=int(name == "patterned")) for name in wanted]
 
 
 def _numbers(random: np.random.Generator) -> tuple[Any, Any]:

@@ -109,6 +109,48 @@ def test_an_interrupt_that_is_swallowed_is_not_lost(how: str, ended: tuple[int, 
     assert (done.returncode, done.stdout, done.stderr) == ended
 
 
+UNFINISHED = """
+import signal, weakref
+from pipeline.cli import interrupts
+class Thing: pass
+interrupts.leave_at_once()
+def plainly():
+    signal.raise_signal(signal.SIGINT)
+def as_another_error():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException:
+        raise RuntimeError
+def where_nothing_can_be_raised():
+    thing = Thing()
+    watched = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    interrupts.check()
+def not_at_all():
+    raise RuntimeError
+try:
+    with interrupts.in_order():
+        with interrupts.so_far():
+            {how}()
+            print("went on")
+        print("told")
+    print("went on")
+except interrupts.Interrupted:
+    print("raised again")
+except RuntimeError:
+    print("an error")
+"""
+
+
+@pytest.mark.parametrize("how", ["plainly", "as_another_error", "where_nothing_can_be_raised", "not_at_all"])
+def test_an_interrupt_lets_what_is_done_so_far_be_told(how: str) -> None:
+    """And is one nevertheless; an error of another kind is none."""
+    script = [sys.executable, "-c", UNFINISHED.replace("{how}", how)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    expected = "an error\n" if how == "not_at_all" else "told\nraised again\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
 def test_commands_that_have_nothing_to_go_on_with_do_not_say_so(user: User) -> None:
     """And a second signal does not wait for the first."""
     assert interrupted(user, "o", 0.0, signal.SIGINT, "status") == Said(1, "", "interrupted\n")

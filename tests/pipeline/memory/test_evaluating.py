@@ -23,6 +23,7 @@ from pipeline.memory.evaluated import Asked, Repeated, check
 from pipeline.memory.evaluating import evaluate
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.kinds import Kind, kinds
+from pipeline.memory.kinds import names as there_are
 from pipeline.memory.measure import Measuring, encoded, mean
 from pipeline.memory.packing import pack, unpack
 from pipeline.memory.refining import Fit
@@ -59,13 +60,32 @@ def test_kinds_of_text(found: list[Kind], tiny_model: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_model))
     prose, numbers, patterned, random = (one.spans(3, 20, seed=4) for one in found)
     assert [one.name for one in found] == ["prose", "numbers", "patterned", "random"]
-    assert prose is not None and numbers is not None and patterned is not None and random is not None
     assert np.array_equal(patterned, (prose + 1) % 1024), "the paper's: each token the one after it"
-    again = found[3].spans(3, 20, seed=4)
-    assert again is not None and np.array_equal(random, again), "the same for the same seed"
+    assert np.array_equal(random, found[3].spans(3, 20, seed=4)), "the same for the same seed"
     assert not np.isin(random, tokenizer.all_special_ids).any()
     assert all(set(tokenizer.decode(row)) <= set("0123456789. ") for row in numbers)
-    assert found[0].spans(3, 10**6, seed=4) is None, "no text is so long"
+    longest = int(found[0].corpus.lengths.max())
+    assert found[0].holds(longest) and not found[0].holds(longest + 1)
+
+
+def test_a_kind_is_the_same_whichever_others_are_asked_for(found: list[Kind], tiny_model: Path, tmp_path: Path) -> None:
+    """And texts that nobody asks for are not read: these are not there."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    files = {"gone": [str(tmp_path / "gone.txt")]}
+    for names in ["numbers"], ["random"], ["random", "numbers"]:
+        alone = kinds(files, tokenizer, 1024, seed=0, asked=names)
+        assert [one.name for one in alone] == sorted(names)
+        for one in alone:
+            (whole,) = (kind for kind in found if kind.name == one.name)
+            assert np.array_equal(one.spans(3, 20, seed=4), whole.spans(3, 20, seed=4))
+    files = {"prose": [str(tmp_path / "prose.txt")], **files}
+    assert [one.name for one in kinds(files, tokenizer, 1024, seed=0, asked=["patterned", "prose"])] == [
+        "prose", "patterned",
+    ]  # fmt: skip
+    (patterned,) = kinds(files, tokenizer, 1024, seed=0, asked=["patterned"])
+    assert np.array_equal(patterned.spans(3, 20, seed=4), found[2].spans(3, 20, seed=4)), "of the first texts"
+    assert there_are(["b", "a"]) == ["b", "a", "numbers", "patterned", "random"]
+    assert [one.name for one in kinds({}, tokenizer, 1024, seed=0)] == there_are([]) == ["numbers", "random"]
 
 
 def test_what_holds_no_text_says_why(tiny_model: Path, tmp_path: Path) -> None:
@@ -111,12 +131,13 @@ def test_a_long_context_is_cut_as_it_is_when_encoded(coder: Autoencoder, found: 
     """And one span says what the training's own measurement says of it."""
     tokenizer = load_tokenizer(str(tiny_model))
     seen: list[tuple[int, int]] = []
-    made = evaluate(coder, tokenizer, found, ASKED, lambda done, total, what: seen.append((done, total)))
+    *_, made = evaluate(coder, tokenizer, found, ASKED, lambda done, total, what: seen.append((done, total)))
     assert [(one.tokens, one.slots) for one in made.repeated if one.kind == "prose"] == [
         (16, 8), (16, 4), (24, 12), (24, 6),
     ]  # fmt: skip
     assert {one.kind for one in made.continued} == {"prose"} and not made.short
-    assert seen[0] == (0, 17) and seen[-1] == (16, 17)
+    parts = 4 * 4 + 4 + 4  # what is repeated of each kind, what follows prose, seconds
+    assert seen[0] == (0, parts) and seen[-1] == (parts - 1, parts) and (made.measured, made.total) == (parts, parts)
     assert all(one.kept is None or one.none > one.full for one in made.continued)
     assert all(min(one.encode, one.read_slots, one.read_text) > 0 for one in made.latencies)
 
@@ -133,18 +154,18 @@ def test_a_long_context_is_cut_as_it_is_when_encoded(coder: Autoencoder, found: 
 def test_slots_are_made_once_for_all_forms(
     coder: Autoencoder, found: list[Kind], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows: list[tuple[int, int]] = []
+    rows: list[tuple[int, Fit]] = []
 
     def counted(coder: Any, ids: torch.Tensor, parts: Any, fit: Fit, alive: Any = None) -> torch.Tensor:
-        rows.append((len(ids), fit.steps))
+        rows.append((len(ids), fit))
         return encoded(coder, ids, parts, fit, alive or (lambda: None))
 
     for module in ("measure", "continuing"):
         monkeypatch.setattr(f"pipeline.memory.{module}.encoded", counted)
     forms = tuple(FORMS[name] for name in ("float16", "int8"))
     asked = replace(ASKED, tokens=(16,), ratios=(2.0,), forms=forms, fit=Fit(3, 2))
-    made = evaluate(coder, load_tokenizer(str(tiny_model)), found[:1], asked, lambda done, total, what: None)
-    assert sum(many for many, _ in rows) == 5 + 5 and {refine for _, refine in rows} == {3}  # and what follows
+    *_, made = evaluate(coder, load_tokenizer(str(tiny_model)), found[:1], asked, lambda done, total, what: None)
+    assert sum(many for many, _ in rows) == 5 + 5 and {fit for _, fit in rows} == {Fit(3, 2)}  # and what follows
     assert (made.refine, made.continuations) == (3, 2)
 
 
@@ -156,10 +177,10 @@ def test_what_the_store_loses_shows_in_what_comes_back(
     asked = replace(ASKED, tokens=(24,), ratios=(2.0,), forms=forms)
     seen: list[tuple[int, int, str]] = []
     tokenizer = load_tokenizer(str(tiny_model))
-    made = evaluate(coder, tokenizer, found[:1], asked, lambda *now: seen.append(now))
-    told = [(at, 4, f"prose, 24 tokens, {one.name}") for at, one in enumerate(forms)]
-    others = "prose, 24 tokens, what follows", "seconds for one context"
-    assert list(dict.fromkeys(seen)) == [*told, *((3, 4, one) for one in others)]
+    *_, made = evaluate(coder, tokenizer, found[:1], asked, lambda *now: seen.append(now))
+    told = [(at, 5, f"prose, 24 tokens, {one.name}") for at, one in enumerate(forms)]
+    others = (3, 5, "prose, 24 tokens, what follows"), (4, 5, "seconds for one context")
+    assert list(dict.fromkeys(seen)) == [*told, *others]
     assert all(seen.count(one) > 24 for one in told)  # at every token that is written
     assert [(one.form, one.bytes) for one in made.stored] == [("float16", 128), ("int8", 66), ("int4/32", 36)]
     spans = torch.from_numpy(found[0].spans(5, 24, 0))
@@ -183,15 +204,40 @@ def test_what_the_store_loses_shows_in_what_comes_back(
     screen = io.StringIO()
     print_evaluation(made, Console(file=screen, width=120))
     assert "by how slots are stored" in screen.getvalue() and "int4/32" in screen.getvalue()
-    alone = evaluate(coder, tokenizer, found[:1], replace(asked, forms=(FORMS["int8"],)), lambda *_: None)
+    *_, alone = evaluate(coder, tokenizer, found[:1], replace(asked, forms=(FORMS["int8"],)), lambda *_: None)
     assert alone.repeated[0].nats == int8.nats and not alone.compares_forms
+
+
+def test_what_is_measured_comes_part_by_part(coder: Autoencoder, found: list[Kind], tiny_model: Path) -> None:
+    """Each with all of its rows, the same as at the end; whoever stops meanwhile has those before."""
+    forms = tuple(FORMS[name] for name in ("float16", "int8"))
+    asked = replace(ASKED, tokens=(16,), ratios=(2.0,), forms=forms)
+    parts = [*evaluate(coder, load_tokenizer(str(tiny_model)), found[:2], asked, lambda *_: None)]
+    many = [(len(one.repeated), len(one.stored), len(one.continued), len(one.latencies)) for one in parts]
+    assert many == [(0, 0, 0, 0), (1, 1, 0, 0), (1, 2, 0, 0), (1, 2, 1, 0), (2, 3, 1, 0), (2, 4, 1, 0), (2, 4, 1, 1)]
+    assert [(one.measured, one.total) for one in parts] == [(at, 6) for at in range(7)]
+    assert [one.unfinished for one in parts] == [True] * 6 + [False]
+    *_, whole = parts
+    for one in parts:
+        assert one.stored == whole.stored[: len(one.stored)] and one.continued == whole.continued[: len(one.continued)]
+        assert one.to_json()["unfinished"] is one.unfinished
+
+    def interrupted(done: int, total: int, what: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    stopping = evaluate(coder, load_tokenizer(str(tiny_model)), found[:2], asked, interrupted)
+    before = [next(stopping) for _ in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        next(stopping)
+    assert before[-1].to_json() == parts[3].to_json()
 
 
 def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path, folder: Path) -> None:
     short = Asked(tokens=(16, 20_000), ratios=(2.0,), span=16, rows=2, continued=8, batch_tokens=64, half=False)
     tokenizer = load_tokenizer(str(tiny_model))
-    made = evaluate(coder, tokenizer, found[:1], short, lambda *_: None)
-    assert made.short == [("prose", 20_000)]
+    *_, made = evaluate(coder, tokenizer, found[:1], short, lambda *_: None)
+    assert made.short == [("prose", 20_000)] and made.measured == made.total == 2 + 2, "what is short is not counted"
     html = render_encoder(made, "<night>", read_manifest(folder), [(0, 7.0), (1, 6.5), (2, 6.0)])
     assert html.lstrip().startswith("<!DOCTYPE html>") and "&lt;night&gt;" in html and "<night>" not in html
     assert "0 answers" not in html and "token F1" not in html
@@ -201,6 +247,11 @@ def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path,
     unknown = replace(read_manifest(folder), figures=replace(read_manifest(folder).figures, nats=(None, None)))
     assert "slots: - -&gt; - nats a token" in render_encoder(made, "night", unknown, [])
     assert "From 7.000 to 6.000 nats" in html and "prose for 20,000 tokens" in html
+    fitted, said = replace(made, refine=3), "slots were fitted to their spans first, in 3 steps at most"
+    screen = io.StringIO()
+    print_evaluation(fitted, Console(file=screen, width=40))
+    assert said in screen.getvalue() and said in render_encoder(fitted, "night", read_manifest(folder), [])
+    assert "fitted" not in html
 
 
 def test_contexts_that_the_model_cannot_read() -> None:

@@ -33,7 +33,7 @@ def test_tables_of_what_was_measured(
     of = kinds({"prose": [str(tmp_path / "texts.jsonl")]}, load_tokenizer(str(tiny_model)), 1024, 0)
     forms = FORMS["float16"], FORMS["int4"]
     asked = Asked((16,), (2.0,), span=16, rows=2, continued=8, batch_tokens=512, half=False, forms=forms)
-    found = evaluate(load_encoder(str(encoder), pool), load_tokenizer(str(tiny_model)), of, asked, lambda *_: None)
+    *_, found = evaluate(load_encoder(str(encoder), pool), load_tokenizer(str(tiny_model)), of, asked, lambda *_: None)
     said = {"sha256": manifest.sha256, **found.to_json()}
     (tmp_path / "found.json").write_text(json.dumps(said))
     page = tmp_path / "page.md"
@@ -64,4 +64,7 @@ def test_tables_of_what_was_measured(
         icae_tables.main()
     (tmp_path / "found.json").write_text(json.dumps({**said, "sha256": "0"}))
     with pytest.raises(SystemExit, match="is of another encoder"):
+        icae_tables.main()
+    (tmp_path / "found.json").write_text(json.dumps({**said, "unfinished": True}))
+    with pytest.raises(SystemExit, match="is unfinished"):
         icae_tables.main()
