@@ -8,29 +8,34 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
-from pipeline.batching import pack
 from pipeline.memory.answering import Answering
 from pipeline.memory.answers import Answer, Measured
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.beginning import is_half
 from pipeline.memory.examples import Example, divide, encoder_of, examples
+from pipeline.memory.lessons import lesson
 from pipeline.memory.plan import Numbers, known
 from pipeline.memory.questions import Question, questions, share, slots_of_all, weights_of
 from pipeline.memory.quickening import quicken
-from pipeline.memory.sheets import Sheet, Sheets
+from pipeline.memory.replaying import RECORDERS
+from pipeline.memory.sheets import Sheet, Sizes, packed, roomy, rounded, sheet, sizes_of
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Answers, Figures, Four
 from pipeline.stages import Halt, Outcome, Refusal, Result
 from schemas.document import Document
 from schemas.job import digest
-from schemas.memory import FinetuneSpec
+from schemas.memory import FinetuneSpec, Lesson
 
 log = logging.getLogger(__name__)
 
 SHOWN = 32
 """Examples whose slots show what an encoder's are like."""
+
+LOOKED_AT = 400
+"""Steps that tell how much room a step is given: half a second's work."""
 
 TRIED = 4
 """Passes that are compiled, and set beside what they are without."""
@@ -54,7 +59,7 @@ class Finetuning:
             log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(found), why)
         self.trained, self.held = divide(self.examples, spec)
         self._spec, self._loaded, self._alive = spec, loaded, alive
-        self._sheets = Sheets(spec.encoder, loaded.device)
+        self._rooms: dict[tuple[int, int], dict[Lesson, Sizes]] = {}
         # Of contexts, on average: asked for in every step.
         self._each = sum(one.tokens for one in self.trained) // len(self.trained)
 
@@ -82,8 +87,24 @@ class Finetuning:
         """The step's questions, or a share of them, in as many passes of at most ``batch_tokens`` as they take."""
         rows = questions(self.trained, self._spec, step)
         mine, weights = share(rows, rank, world), weights_of(rows, self._spec)
-        passes = pack([row.width for row in mine], self._spec.batch_tokens)
-        return [self._sheets([mine[row] for row in some], weights, recurring=len(passes) == 1) for some in passes]
+        passes, encoder, device = packed(mine, self._spec.batch_tokens), self._spec.encoder, self._loaded.device
+        sizes = [sizes_of(some) for some in passes]
+        if len(passes) == 1 and device.type in RECORDERS:
+            up = rounded(sizes[0], encoder, self._loaded.window)
+            room = self._room(rank, world).get(lesson(self._spec, step), up)
+            sizes = [Sizes(*map(max, zip(up, room, strict=True)))]
+        return [sheet(some, weights, size, encoder, device) for some, size in zip(passes, sizes, strict=True)]
+
+    def _room(self, rank: int, world: int) -> dict[Lesson, Sizes]:
+        """Of every lesson, for a share of a step: few shapes come up then. By ``LOOKED_AT`` steps of all."""
+        if (rank, world) not in self._rooms:
+            found: dict[Lesson, list[Sizes]] = {}
+            for step in np.unique(np.linspace(0, self._spec.steps - 1, LOOKED_AT).astype(int)).tolist():
+                if rows := share(questions(self.trained, self._spec, step), rank, world):
+                    found.setdefault(lesson(self._spec, step), []).append(sizes_of(rows))
+            made = {one: roomy(some, self._spec.encoder, self._loaded.window) for one, some in found.items()}
+            self._rooms[rank, world] = made
+        return self._rooms[rank, world]
 
     def tokens(self, step: int) -> int:
         """As many in each step, about."""

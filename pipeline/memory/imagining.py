@@ -22,6 +22,9 @@ from pipeline.models.ref import ModelError
 from pipeline.passes.transfers import on_device
 from schemas.memory import CONTINUATION
 
+_OFF = 0.1
+"""That logits may be off by rounding in half precision, and by padding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Imagined:
@@ -32,11 +35,6 @@ class Imagined:
     ids: torch.Tensor
     states: torch.Tensor
 
-    def of(self, spans: torch.Tensor) -> Imagined:
-        """Of these spans alone, by their numbers."""
-        rows = (spans[:, None] * self.many + torch.arange(self.many, device=spans.device)).flatten()
-        return Imagined(self.many, self.ids[rows], self.states[rows])
-
 
 @torch.no_grad()
 def imagined(
@@ -44,23 +42,23 @@ def imagined(
 ) -> Imagined:
     """Drawn at a temperature of 1, by the span alone: the same in any company, but for rounding. ``alive`` is called
     for each token, and may raise. Raises ``ModelError`` for a model that keeps nothing of what it read that could be
-    copied."""
+    copied, or whose head is not all there is between a state and what is said."""
     model: Any = coder.model
     device, head = coder.tags.device, model.get_output_embeddings()
     sizes, hashes = [len(ids) for ids in spans], [hashlib.sha256(ids.tobytes()).hexdigest() for ids in spans]
     numbers = uniform([document_seed(seed, one) for one in hashes for seed in range(many)], CONTINUATION, device)
-    ids = np.zeros((len(spans), max(sizes)), np.int64)
+    ids = np.zeros((len(spans), max(sizes)), np.int64)  # filled up on the left: windows count what is kept, not places
     for row, span in enumerate(spans):
-        ids[row, : len(span)] = span
-    ends = on_device(np.array(sizes, np.int64), device)
-    there = torch.arange(max(sizes), device=device) < ends[:, None]
-    read = coder.decoder(input_ids=on_device(ids, device), attention_mask=there.long(), use_cache=True)
-    last = read.last_hidden_state.gather(1, (ends - 1)[:, None, None].expand(-1, 1, read.last_hidden_state.shape[2]))
-    cache, said, states = read.past_key_values, list[torch.Tensor](), [last.repeat_interleave(many, 0)]
-    if not hasattr(cache, "batch_repeat_interleave"):
-        raise ModelError(f"continuations: {type(model).__name__} has no key-value cache to go on from: leave them out")
-    cache.batch_repeat_interleave(many)
-    there, ends = there.repeat_interleave(many, 0), ends.repeat_interleave(many)
+        ids[row, -len(span) :] = span
+    there = torch.arange(max(sizes), device=device) >= max(sizes) - on_device(np.array(sizes), device)[:, None]
+    places = (there.cumsum(1) - 1).clamp(min=0)
+    read = coder.decoder(
+        input_ids=on_device(ids, device), attention_mask=there.long(), position_ids=places, use_cache=True
+    )
+    said, states = list[torch.Tensor](), [read.last_hidden_state[:, -1:].repeat_interleave(many, 0)]
+    _check_head(model, spans[int(np.argmax(sizes))], read.last_hidden_state[int(np.argmax(sizes)), -1])
+    cache, there, ends = _copied(read.past_key_values, many, model), there.repeat_interleave(many, 0), places[:, -1]
+    ends = ends.repeat_interleave(many)
     for token in range(CONTINUATION):
         alive()
         said.append(draw(head(states[-1][:, 0]).float(), numbers[:, token]))
@@ -68,8 +66,30 @@ def imagined(
             break
         there = torch.cat([there, torch.ones_like(there[:, :1])], 1)
         read = coder.decoder(
-            input_ids=said[-1][:, None], attention_mask=there.long(), position_ids=(ends + token)[:, None],
+            input_ids=said[-1][:, None], attention_mask=there.long(), position_ids=(ends + token + 1)[:, None],
             past_key_values=cache, use_cache=True,
         )  # fmt: skip
         states.append(read.last_hidden_state)
     return Imagined(many, torch.stack(said, 1), torch.cat(states, 1))
+
+
+def _copied(cache: Any, many: int, model: Any) -> Any:
+    try:
+        cache.batch_repeat_interleave(many)
+    except (AttributeError, NotImplementedError) as error:
+        raise ModelError(
+            f"continuations: {type(model).__name__} has no key-value cache to go on from: leave them out"
+        ) from error
+    return cache
+
+
+def _check_head(model: Any, ids: Ints, state: torch.Tensor) -> None:
+    """Raise ``ModelError`` where what a model says of a token is more than its head times a state: capped, scaled or
+    with a bias, which slots would not be fitted to."""
+    says = model(input_ids=on_device(ids[None], state.device), logits_to_keep=1).logits[0, -1].float()
+    would = (state @ model.get_output_embeddings().weight.to(state.dtype).T).float()
+    if not (says - would).norm() <= _OFF * says.norm():
+        raise ModelError(
+            f"continuations: {type(model).__name__} says more of a token than its head times a state (capped, scaled "
+            "or with a bias): leave them out"
+        )

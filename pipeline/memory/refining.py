@@ -111,9 +111,11 @@ class _Fitting:
         begun = torch.cat([*slots]).detach().float()
         unknown, still = torch.full((len(slots),), math.inf, device=begun.device), torch.zeros_like(begun)
         sizes, rate = [len(one) for one in slots], torch.full_like(unknown, RATE / FASTER)
+        repeated = Readback(coder, sizes, spans, "AE")
+        gone_on = Readback(coder, sizes, [*goes.ids.cpu().numpy()], "LM") if goes else None
         return cls(
-            coder, [*spans], [*range(len(slots))], sizes, _rows(sizes, begun.device), goes,
-            *_read(coder, sizes, spans, goes), begun, begun, still, still, still, unknown, unknown, rate,
+            coder, [*spans], [*range(len(slots))], sizes, _rows(sizes, begun.device), goes, repeated, gone_on,
+            begun, begun, still, still, still, unknown, unknown, rate,
         )  # fmt: skip
 
     def look(self, last: bool) -> list[bool]:
@@ -122,33 +124,34 @@ class _Fitting:
         now = self.now.detach().requires_grad_(not last)
         again = self.repeated.nats(now)
         each, worst = again.sum(1) / self.repeated.lengths, again.detach().amax(1)
-        if self.gone_on and self.goes:
-            each = each + self.gone_on.nats(now, self.goes.states).mean(1).view(len(each), -1).mean(1)
-            worst = torch.where(worst.isnan(), worst, math.inf)
-        total = each.detach()
+        total, slope = each.detach(), None if last else _slope(each, now)
+        if self.gone_on and self.goes:  # once what the first needed is let go
+            each = self.gone_on.nats(now, self.goes.states).mean(1).view(len(each), -1).mean(1)
+            total = total + each.detach()
+            slope = None if slope is None else slope + _slope(each, now)
+            worst = torch.full_like(worst, math.inf)
         better = (total < self.least) | (worst < SURE)
         self.best = torch.where(better[self.row, None], self.now, self.best)
         self.least = torch.where(better, total, self.least)
         self.rate = self.rate * torch.where(total < self.before, FASTER, SLOWER)
         self.before = total
-        if last:
+        if slope is None:
             return [True] * len(self.sizes)
-        (self.slope,) = torch.autograd.grad(each.sum(), now)
+        self.slope = slope
         done: list[bool] = (~(worst >= SURE)).tolist()  # what is no number will be none
         return done
 
     def without(self, done: Sequence[bool]) -> _Fitting:
-        """Those that are not ``done``."""
+        """Those that are not ``done``: with continuations, all."""
         if not any(done):
             return self
         on = [at for at, one in enumerate(done) if not one]
         spans, sizes = [self.spans[at] for at in on], [self.sizes[at] for at in on]
         span = on_device(np.array(on, np.int64), self.now.device)
-        slot, goes = torch.isin(self.row, span), self.goes.of(span) if self.goes else None
-        repeated, gone_on = _read(self.coder, sizes, spans, goes)
+        slot = torch.isin(self.row, span)
         return replace(
             self, spans=spans, numbers=[self.numbers[at] for at in on], sizes=sizes,
-            row=_rows(sizes, self.now.device), goes=goes, repeated=repeated, gone_on=gone_on,
+            row=_rows(sizes, self.now.device), repeated=Readback(self.coder, sizes, spans, "AE"),
             **{name: getattr(self, name)[slot] for name in ("now", "best", "slope", "mean", "square")},
             **{name: getattr(self, name)[span] for name in ("least", "before", "rate")},
         )  # fmt: skip
@@ -166,8 +169,6 @@ def _rows(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
     return on_device(np.repeat(np.arange(len(sizes)), sizes), device)
 
 
-def _read(
-    coder: Autoencoder, sizes: Sequence[int], spans: Sequence[Ints], goes: Imagined | None
-) -> tuple[Readback, Readback | None]:
-    on = Readback(coder, sizes, [*goes.ids.cpu().numpy()], "LM") if goes else None
-    return Readback(coder, sizes, spans, "AE"), on
+def _slope(nats: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    (found,) = torch.autograd.grad(nats.sum(), now)
+    return found

@@ -103,6 +103,9 @@ class Replays:
         except Exception as error:  # noqa: BLE001  drivers and kernels fail in ways of their own
             why = "memory ran out" if out_of_memory(error) else " ".join(str(error).split())[:300]
             why = why or type(error).__name__
+            one = None
+            if out_of_memory(error):  # what follows needs some, and recordings have most
+                self.give_back()
         self._forget()
         loss = self._learn(part)
         if why := why or self._doubt(replayed):

@@ -7,9 +7,9 @@ that few shapes come up, again and again.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +18,30 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder, Tag
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.questions import Question
 from pipeline.memory.ragged import Laid, encode_laid, lay
-from pipeline.memory.replaying import RECORDERS
 from pipeline.memory.spans import Ints
 from pipeline.passes.transfers import on_device
 from schemas.memory import EncoderSpec
 
-_STEPS = {"longest": 128, "width": 256, "most": 32, "spans": 8, "rows": 8, "slots": 512, "said": 512}
-"""What sizes are rounded up to."""
+_STEPS = 8, 128, 32, 8, 256, 512, 512
+"""What ``Sizes`` are rounded up to."""
 
-_GROWING = frozenset({"spans", "rows", "slots", "said"})
-"""Sizes that hardly differ from step to step: they are as large as any was."""
+
+class Sizes(NamedTuple):
+    """Of a sheet: spans, tokens of the longest and slots of the most, rows of the decoder and places of the widest, and
+    how many slots and tokens are read and said in all."""
+
+    spans: int
+    longest: int
+    most: int
+    rows: int
+    width: int
+    slots: int
+    said: int
+
+    @property
+    def places(self) -> int:
+        """What both rectangles take."""
+        return self.spans * (1 + self.longest + self.most) + self.rows * self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,49 +88,75 @@ class Sheet:
         return (nats_of(states.to(head.dtype)[None], head, self.said[None], ragged=True)[0] * self.weights).sum()
 
 
-class Sheets:
-    """Makes them, for encoders as ``spec`` says, on ``device``."""
+def sizes_of(questions: Sequence[Question]) -> Sizes:
+    """As small as may be."""
+    spans = [len(ids) for one in questions for each in one.spans for ids in each]
+    counts = [count for one in questions for each in one.slots for count in each]
+    again = [
+        (len(ids), count)
+        for one in questions
+        if one.repeated
+        for each in zip(one.spans, one.slots, strict=True)
+        for ids, count in zip(*each, strict=True)
+    ]
+    answers = [len(one.example.answer) for one in questions]
+    asked = [
+        sum(map(len, one.example.runs)) + sum(map(sum, one.slots)) + many
+        for one, many in zip(questions, answers, strict=True)
+    ]
+    repeated = [1 + count + size for size, count in again]
+    slots = sum(counts) + len(questions) + sum(count + 2 for _, count in again)
+    said = sum(answers) + sum(size for size, _ in again)
+    rows = len(questions) + len(again)
+    return Sizes(len(spans), max(spans), max(counts), rows, max(asked + repeated), slots, said)
 
-    def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
-        self._spec, self._device = spec, device
-        self._largest = Counter[str]()
 
-    def __call__(self, questions: Sequence[Question], weights: tuple[float, float], recurring: bool = True) -> Sheet:
-        """``weights``: of a token that is answered, and of one that is repeated. ``recurring``: of a shape that will
-        come up again."""
-        sized = self._rounded if recurring and self._device.type in RECORDERS else lambda name, size: size
-        spans = [ids for one in questions for each in one.spans for ids in each]
-        counts = [count for one in questions for each in one.slots for count in each]
-        most = sized("most", max(counts))
-        if self._spec.layout == "appended":  # which has so many memory tokens
-            most = min(most, self._spec.slots)
-        laid = lay(
-            spans, counts, self._spec.layout, self._device,
-            sized("spans", len(spans)), sized("longest", max(map(len, spans))), most,
-        )  # fmt: skip
-        lines = _lines(questions, weights, laid.places.numel(), most)
-        width = sized("width", max(len(one.read) for one in lines))
-        words = np.zeros((sized("rows", len(lines)), width), np.int64)
-        slots, into, at, said, each = ([] for _ in range(5))
-        for row, one in enumerate(lines):
-            words[row, : len(one.read)] = one.read.clip(0)
-            (places,) = np.nonzero(one.read < 0)
-            slots.append(~one.read[places])
-            into.append(places + row * width)
-            at.append(np.arange(one.asked - 1, len(one.read)) + row * width)
-            said.append(one.said)
-            each.append(np.full(len(one.said), one.weight, np.float32))
-        many, long = (sized(name, sum(map(len, some))) for name, some in (("slots", slots), ("said", said)))
-        fills = (slots, many, 0), (into, many, words.size), (at, long, 0), (said, long, 0), (each, long, 0)
-        flat = (_filled(np.concatenate(some), size, fill) for some, size, fill in fills)
-        return Sheet(laid, *(on_device(one, self._device) for one in (words, *flat)))
+def packed(questions: Sequence[Question], most: int) -> list[list[Question]]:
+    """In sheets of at most so many places, but for one that alone takes more; the longest first."""
+    found: list[list[Question]] = []
+    for one in sorted(questions, key=lambda question: -question.width):
+        if found and sizes_of([*found[-1], one]).places <= most:
+            found[-1].append(one)
+        else:
+            found.append([one])
+    return found
 
-    def _rounded(self, name: str, size: int) -> int:
-        found = -(-size // _STEPS[name]) * _STEPS[name]
-        if name not in _GROWING:
-            return found
-        self._largest[name] = max(self._largest[name], found)
-        return self._largest[name]
+
+def roomy(sizes: Sequence[Sizes], spec: EncoderSpec, window: int) -> Sizes:
+    """Room for sheets of any of these ``sizes``, as far as they hardly differ, rounded up."""
+    most = Sizes(*map(max, zip(*sizes, strict=True)))
+    return rounded(most, spec, window)._replace(longest=0, most=0, width=0)
+
+
+def rounded(sizes: Sizes, spec: EncoderSpec, window: int) -> Sizes:
+    """Up, as far as the model's ``window`` and the encoder's slots allow."""
+    up = Sizes(*(-(-size // step) * step for size, step in zip(sizes, _STEPS, strict=True)))
+    most = max(sizes.most, min(up.most, spec.slots))
+    longest = max(sizes.longest, min(up.longest, window - 1 - most))
+    return up._replace(most=most, longest=longest, width=max(sizes.width, min(up.width, window)))
+
+
+def sheet(
+    questions: Sequence[Question], weights: tuple[float, float], sizes: Sizes, spec: EncoderSpec, device: torch.device
+) -> Sheet:
+    """In so much room, for encoders as ``spec`` says. ``weights``: of a token that is answered, and of one that is
+    repeated."""
+    spans = [ids for one in questions for each in one.spans for ids in each]
+    counts = [count for one in questions for each in one.slots for count in each]
+    laid = lay(spans, counts, spec.layout, device, sizes.spans, sizes.longest, sizes.most)
+    words = np.zeros((sizes.rows, sizes.width), np.int64)
+    slots, into, at, said, each = ([] for _ in range(5))
+    for row, one in enumerate(_lines(questions, weights, laid.places.numel(), sizes.most)):
+        words[row, : len(one.read)] = one.read.clip(0)
+        (places,) = np.nonzero(one.read < 0)
+        slots.append(~one.read[places])
+        into.append(places + row * sizes.width)
+        at.append(np.arange(one.asked - 1, len(one.read)) + row * sizes.width)
+        said.append(one.said)
+        each.append(np.full(len(one.said), one.weight, np.float32))
+    fills = (slots, sizes.slots, 0), (into, sizes.slots, words.size), (at, sizes.said, 0), (said, sizes.said, 0)
+    flat = (_filled(np.concatenate(some), size, fill) for some, size, fill in (*fills, (each, sizes.said, 0)))
+    return Sheet(laid, *(on_device(one, device) for one in (words, *flat)))
 
 
 @dataclass(frozen=True, slots=True)

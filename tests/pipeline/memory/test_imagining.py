@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from encoding_jobs import DOCUMENTS, encoder_of, stage
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.generation.sampling import document_seed
-from pipeline.memory import imagining
+from pipeline.memory import encoding, imagining, measure, refining
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.imagining import imagined
+from pipeline.memory.measure import Measuring
 from pipeline.memory.packing import unpack
 from pipeline.memory.ragged import encode_spans
 from pipeline.memory.readback import Readback
@@ -55,9 +57,39 @@ def test_states_are_those_behind_the_text(coder: Autoencoder, spans: list[Any]) 
             expected = coder.text_states(text[None])[0, len(text) - CONTINUATION - 1 : -1]
         torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
     assert len({tuple(one) for one in found.ids.tolist()}) == len(found.ids)
-    part = found.of(torch.tensor([0, 2]))
-    assert torch.equal(part.ids, torch.cat([found.ids[:MANY], found.ids[2 * MANY :]]))
-    assert torch.equal(part.states[MANY], found.states[2 * MANY])
+
+
+def of_kind(kind: str, **settings: Any) -> Autoencoder:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(kind, vocab_size=300, intermediate_size=128, head_dim=16, **sizes, **settings)
+    torch.manual_seed(0)
+    return Autoencoder(AutoModelForCausalLM.from_config(config).eval(), EncoderSpec(rank=4, alpha=8.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "window"),
+    [("mistral", {"sliding_window": 32}), ("qwen2", {"sliding_window": 32, "use_sliding_window": True})],
+)
+def test_windows_slide_over_what_was_read_alone(kind: str, window: dict[str, Any]) -> None:
+    """Not over what fills up a short span beside a long one."""
+    coder, random = of_kind(kind, **window), np.random.default_rng(0)
+    spans = [random.integers(3, 300, size) for size in (80, 9, 40)]
+    found = imagined(coder, spans, 2)
+    for row, (ids, states) in enumerate(zip(found.ids, found.states, strict=True)):
+        text = torch.cat([torch.from_numpy(spans[row // 2]), ids])
+        with torch.no_grad():
+            expected = coder.text_states(text[None])[0, len(text) - CONTINUATION - 1 : -1]
+        torch.testing.assert_close(states, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(imagined(coder, spans[1:2], 2).ids, found.ids[2:4])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("gemma2", {"final_logit_softcapping": 0.5}), ("granite", {"logits_scaling": 8.0})]
+)
+def test_a_model_that_says_more_than_its_head_is_told(kind: str, settings: dict[str, Any]) -> None:
+    """What it says would not be what slots are fitted to."""
+    with pytest.raises(ModelError, match=r"says more of a token than its head times a state .*: leave them out"):
+        imagined(of_kind(kind, **settings), [np.arange(3, 12)], 2)
 
 
 def test_what_is_drawn_follows_from_the_span_alone(coder: Autoencoder, spans: list[Any]) -> None:
@@ -103,7 +135,9 @@ def test_each_goes_its_own_way(coder: Autoencoder, spans: list[Any]) -> None:
 
 
 @torch.inference_mode()
-def test_a_span_that_is_no_number_holds_nobody_up(coder: Autoencoder, spans: list[Any]) -> None:
+def test_a_span_that_is_no_number_holds_nobody_up_and_none_is_sure(
+    coder: Autoencoder, spans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun = encode_spans(coder, spans, SLOTS)
     broken = [begun[0], torch.full_like(begun[1], float("nan")), begun[2]]
     made = refined(coder, spans, broken, Fit(3, 2))
@@ -111,6 +145,11 @@ def test_a_span_that_is_no_number_holds_nobody_up(coder: Autoencoder, spans: lis
     assert made[1].isnan().all()
     for one, other in zip((made[0], made[2]), alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+    looks: list[int] = []
+    monkeypatch.setattr(refining, "SURE", 1e3)
+    refined(coder, spans, begun, Fit(3, 2), lambda: looks.append(1))
+    assert len(looks) == CONTINUATION + 4, "nothing is sure"
 
     def stop() -> None:
         raise Stopped("now")
@@ -132,6 +171,28 @@ def test_a_model_that_keeps_nothing_is_told(
     monkeypatch.setattr(coder.decoder, "forward", forgetful)
     with pytest.raises(ModelError, match="no key-value cache to go on from: leave them out"):
         imagined(coder, spans, 2)
+
+
+def test_passes_have_room_for_continuations(
+    tiny_model: Path, pool: ModelPool, coder: Autoencoder, base: LoadedModel, corpus: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of an encode stage, and of what is measured."""
+    rows: list[int] = []
+
+    def counted(coder: Any, spans: Any, slots: Any, fit: Fit, alive: Any) -> list[torch.Tensor]:
+        rows.append(len(spans))
+        return list(slots)
+
+    for module in (encoding, measure):
+        monkeypatch.setattr(module, "refined", counted)
+    encoder = encoder_of(tiny_model, "interleaved")
+    for many, most in ((0, 99), (4, 5)):
+        rows.clear()
+        stage(tiny_model, encoder, refine=1, continuations=many, batch_tokens=1400).run(DOCUMENTS, Run(pool))
+        windows = torch.from_numpy(corpus.windows(np.random.default_rng(3), 40, 16)).long()
+        Measuring(coder, base.tokenizer, windows, ((16, 4),), 1400, half=False, fit=Fit(1, many)).measure(0)
+        assert 1 < max(rows) <= most and (many or min(rows) > 5)
 
 
 def test_a_stage_fits_to_both(tiny_model: Path, pool: ModelPool) -> None:
@@ -157,7 +218,9 @@ def test_settings_that_make_no_sense_are_refused(tiny_model: Path) -> None:
     encoder = encoder_of(tiny_model, "interleaved")
     window = window_of(tiny_model)
     assert window is not None
-    long = {"refine": 1, "span": window - 8, "slots": 4}
+    fits = {"refine": 1, "span": window - CONTINUATION, "slots": 4}
+    stage(tiny_model, encoder, **fits, continuations=1).check()
+    long = {**fits, "span": window - CONTINUATION + 1}
     stage(tiny_model, encoder, **long).check()
     with pytest.raises(ModelError, match=r"places with a continuation, and .*: lower span, or leave continuations out"):
         stage(tiny_model, encoder, **long, continuations=1).check()

@@ -104,6 +104,33 @@ def test_a_recording_that_is_none_is_not_used(
     assert all(torch.equal(one, expected[name]) for name, one in found.items())
 
 
+def test_recordings_let_go_of_their_memory_where_it_runs_out(
+    base: LoadedModel, corpus: Corpus, recordings: Recordings, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Those of other shapes, too: what is learned next needs some."""
+    known: list[int] = []
+
+    def second(run: recorded.Run) -> recorded.Recorded:
+        if recordings.made:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return recordings(run)
+
+    given_back = replaying.Replays.give_back
+
+    def counted(self: replaying.Replays) -> None:
+        known.append(len(self._known))
+        given_back(self)
+
+    monkeypatch.setitem(replaying.RECORDERS, "cpu", lambda device: second)
+    monkeypatch.setattr(replaying.Replays, "give_back", counted)
+    found = trained(base, corpus)
+    assert known == [1, 0] and "memory ran out" in caplog.text
+    replaying.RECORDERS.pop("cpu")
+    expected = trained(base, corpus)
+    assert all(torch.equal(one, expected[name]) for name, one in found.items())
+
+
 def test_nothing_that_is_learned_from_asks_the_device_for_a_mask(
     base: LoadedModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

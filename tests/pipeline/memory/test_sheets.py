@@ -16,7 +16,7 @@ from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.finetuning import Finetuning
 from pipeline.memory.questions import flat, prompts_of, questions, repeated, slots_of_all, weights_of
 from pipeline.memory.saying import nats
-from pipeline.memory.sheets import Sheet, Sheets
+from pipeline.memory.sheets import Sheet, Sizes, packed, rounded, sheet, sizes_of
 from pipeline.memory.training import Trainer, train
 from pipeline.models import LoadedModel, ModelPool
 from pipeline.passes import recorded
@@ -58,10 +58,6 @@ def alike(one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[s
         torch.testing.assert_close(gradient, other[1][name], rtol=1e-3, atol=1e-5)
 
 
-def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(replaying.RECORDERS, "cpu", lambda device: None)
-
-
 @pytest.mark.parametrize("layout", ["interleaved", "appended", "pooled"])
 def test_what_is_said_is_said_as_one_by_one(
     base: LoadedModel, tiny_model: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
@@ -80,13 +76,38 @@ def test_what_is_said_is_said_as_one_by_one(
     told = repeated(coder, spans, flat([flat(slots[number]) for number in again]))
     expected = float((torch.cat(answers).mean() * 0.75 + torch.cat(told).mean() * 0.25).detach())
     assert spec.autoencoding == 0.25
-    plain = Sheets(encoder, base.device)(rows, weights)
+    sizes = sizes_of(rows)
+    plain = sheet(rows, weights, sizes, encoder, base.device)
+    assert sizes == sizes_as_laid(plain), "no place is to spare"
     found = learned(coder, [plain])
     assert found[0] == pytest.approx(expected, rel=1e-5)
-    rounded(monkeypatch)
-    roomy = Sheets(encoder, base.device)(rows, weights)
+    roomy = sheet(rows, weights, rounded(sizes, encoder, base.window), encoder, base.device)
     assert all(one.numel() > other.numel() for one, other in zip(roomy.tensors[3:], plain.tensors[3:], strict=True))
     alike(learned(coder, [roomy]), found)
+
+
+def sizes_as_laid(one: Sheet) -> Sizes:
+    (spans, longest), most, (rows, width) = one.laid.ids.shape, one.laid.places.shape[1], one.words.shape
+    return Sizes(spans, longest, most, rows, width, len(one.slots), len(one.said))
+
+
+def test_room_stays_within_the_model_and_its_encoder() -> None:
+    """A model with learned positions has none beyond its window."""
+    sizes, interleaved = Sizes(3, 860, 112, 5, 990, 700, 3000), EncoderSpec(slots=512)
+    assert rounded(sizes, interleaved, 4096) == (8, 896, 128, 8, 1024, 1024, 3072)
+    assert rounded(sizes, interleaved, 1009) == (8, 880, 128, 8, 1009, 1024, 3072)
+    assert rounded(sizes, interleaved, 973) == (8, 860, 128, 8, 990, 1024, 3072), "what is there must be read"
+    assert rounded(sizes, EncoderSpec(layout="appended", slots=120), 4096).most == 120
+
+
+def test_a_sheet_takes_no_more_places_than_it_may(base: LoadedModel, tiny_model: Path) -> None:
+    spec, plan = planned(base, tiny_model, rows_per_step=24)
+    rows = questions(plan.trained, spec, 0)
+    for most in (200, 500, 4000):
+        passes = packed(rows, most)
+        assert all(sizes_of(some).places <= most or len(some) == 1 for some in passes)
+        assert sorted(map(id, flat(passes))) == sorted(map(id, rows))
+    assert len(packed(rows, 10**9)) == 1 and len(packed(rows, 1)) == len(rows) and packed([], 9) == []
 
 
 def test_the_gradient_of_several_passes_is_that_of_one(base: LoadedModel, tiny_model: Path) -> None:
@@ -106,20 +127,28 @@ def test_the_shares_of_several_processes_are_the_whole(base: LoadedModel, tiny_m
     alike(learned(coder, shares), learned(coder, list(plan.parts(0))))
 
 
-def test_few_shapes_come_up_and_never_a_smaller_one(
+def test_few_shapes_come_up_however_a_training_goes_on(
     base: LoadedModel, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, plan = planned(base, tiny_model, batch_tokens=100_000, multi_span=0.3)
-    exact = {plan.parts(step)[0].shape for step in range(12)}
-    rounded(monkeypatch)
-    monkeypatch.setattr(sheets, "_STEPS", {**sheets._STEPS, "slots": 16, "said": 16, "longest": 16, "width": 64})
-    _, plan = planned(base, tiny_model, batch_tokens=100_000, multi_span=0.3)
-    steps = [plan.parts(step)[0] for step in range(24)]
-    said = [len(one.said) for one in steps]
-    assert len(exact) == 12 and said == sorted(said) and len(set(said)) > 1
-    assert len({one.shape for one in steps[12:]}) <= 4
-    _, plan = planned(base, tiny_model, batch_tokens=300)
-    assert len({one.words.shape for one in plan.parts(0)}) > 3, "of which none comes up again"
+    """Each lesson has its own, and they are the same for who goes on from a checkpoint, and for each process."""
+    settings: dict[str, Any] = {"batch_tokens": 100_000, "multi_span": 0.3, "steps": 40}
+    exact = {part.shape for step in range(40) for part in planned(base, tiny_model, **settings)[1].parts(step)}
+    monkeypatch.setitem(replaying.RECORDERS, "cpu", lambda device: None)
+    monkeypatch.setattr(sheets, "_STEPS", (8, 16, 16, 8, 64, 16, 16))
+    (_, plan), (_, again) = (planned(base, tiny_model, **settings) for _ in range(2))
+    shapes = [plan.parts(step)[0].shape for step in range(40)]
+    assert shapes[30] == again.parts(30)[0].shape and len(exact) > 30 and len(set(shapes)) <= 8
+    assert not {*shapes[:20]} & {*shapes[20:]}, "spans of 12, then of 16 tokens"
+    alone = {len(again.parts(step, 1, 2)[0].words) for step in range(20)}
+    assert max(alone) < len(plan.parts(0)[0].words)
+    _, small = planned(base, tiny_model, batch_tokens=300)
+    assert len({one.words.shape for one in small.parts(0)}) > 3, "of which none comes up again"
+
+
+def test_a_copy_is_of_its_own(base: LoadedModel, tiny_model: Path) -> None:
+    (part,) = planned(base, tiny_model, batch_tokens=100_000)[1].parts(0)
+    for one, other in zip(part.tensors, part.copy().tensors, strict=True):
+        assert torch.equal(one, other) and (one.data_ptr() != other.data_ptr() or not one.numel())
 
 
 def test_steps_that_are_recorded_learn_the_same(
