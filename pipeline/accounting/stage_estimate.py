@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -13,7 +14,9 @@ from pipeline.accounting.prices import Price, PricesMissing, cost_microusd, pric
 from pipeline.accounting.speeds import Measured
 from pipeline.accounting.training_estimate import LEARNING_PASSES, training_work
 from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
+from pipeline.memory.encode_stage import passes_of
 from pipeline.models import encoders, resolve
+from pipeline.models.folder import window_of
 from pipeline.models.ref import ModelError
 from schemas.align import AlignSpec, TrainingSpec
 from schemas.compress import CompressBase, CompressSpec
@@ -96,7 +99,8 @@ def estimate_stage(
         return replace(made, memory_bytes=None)
     if isinstance(spec, EncodeSpec):
         slots, note = _encoded(spec, flow, settings)
-        made = _local(index, spec, job.target.model, flow, slots, flow.tokens + slots, 0, measured, settings)
+        read = round((flow.tokens + slots) * passes_of(spec, "cuda" if on_gpu(spec.device) else "cpu"))
+        made = _local(index, spec, job.target.model, flow, slots, read, 0, measured, settings)
         return replace(made, notes=(*made.notes, *note))
     if not isinstance(spec, GenerateSpec):
         read = 0 if isinstance(spec, EvaluateSpec | RecoverSpec) else flow.tokens  # these count no tokens
@@ -105,7 +109,9 @@ def estimate_stage(
     written = _written(spec, flow, measured)
     if spec.backend == "openai":
         return _hosted(job, index, spec, flow, written, measured, day, settings)
-    return _local(index, spec, job.target.model, flow, written, flow.tokens, written, measured, settings)
+    written = min(written, _room(job.target.model, flow, settings))
+    made = _local(index, spec, job.target.model, flow, written, flow.tokens, written, measured, settings)
+    return _with_drafters(made, spec, settings)
 
 
 def _kept(spec: CompressBase, flow: Flow) -> int:
@@ -136,6 +142,26 @@ def _encoded(spec: EncodeSpec, flow: Flow, settings: Settings) -> tuple[int, tup
 def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:
     each = measured.tokens_out / measured.documents if measured else spec.max_new_tokens / 2
     return round(each * flow.documents)
+
+
+def _room(model: str, flow: Flow, settings: Settings) -> int:
+    """Tokens that fit into the model's window behind prompts of the usual length."""
+    try:
+        window = window_of(resolve(model, settings).folder)
+    except (ModelError, OSError):
+        window = None  # of which the notes tell
+    return sys.maxsize if window is None else max(0, window * flow.documents - flow.tokens)
+
+
+def _with_drafters(made: StageEstimate, spec: GenerateSpec, settings: Settings) -> StageEstimate:
+    """Models that draft lie beside their target, and read as much; layers of its own are its own."""
+    found = [_shape(name, settings)[0] for name in spec.drafters if not name.startswith("layers:")]
+    if made.memory_bytes is None or made.weights_bytes is None or None in found:
+        return made
+    more = [footprint(one, spec.dtype, spec.batch_tokens, 1) for one in found if one]
+    weights = sum(one.weights for one in more)
+    memory = made.memory_bytes + weights + sum(one.kv for one in more)
+    return replace(made, memory_bytes=memory, weights_bytes=made.weights_bytes + weights)
 
 
 def _local(

@@ -87,7 +87,10 @@ class Generate:
     def check(self) -> None:
         """Drafters are looked at when a job is submitted: a worker that lacks one does without."""
         for name in self.spec.drafters:
-            check_drafter(name, self.target.model)
+            try:
+                check_drafter(name, self.target.model)
+            except ModelError as error:
+                raise type(error)(f"drafters: {error}") from error
 
     def load(self, run: Run) -> LoadedModel:
         """The target, where it is a local model. Raises ``ModelError``."""
@@ -123,7 +126,7 @@ def check_drafter(name: str, target: str) -> None:
     """``ModelError`` for what is not there, is another kind of model, or knows none of the target's tokens."""
     layers, encodes = _layers(name), is_encoder_decoder(resolve(target))
     if name.startswith("layers:") and not layers:
-        raise ModelError(f"drafters: {name} is none: layers:N are the target's own first N layers, N at least 1")
+        raise ModelError(f"{name} is none: layers:N are the target's own first N layers, N at least 1")
     if encodes and (layers or not _alike(name, target)):
         raise ModelError(
             f"{name} cannot draft for {target}, an encoder-decoder: drop drafters, or name a smaller one of its very "

@@ -29,6 +29,11 @@ _CONTINUED = 0.5
 """What a continuation takes of what a span does: of a short one more, of a long one less."""
 
 
+def passes_of(spec: EncodeSpec, device: str) -> float:
+    """How many times encoding takes what reading once does on such a device, with all steps that fit slots."""
+    return 1 + spec.refine * _STEP_PASSES[device] * (1 + spec.continuations * _CONTINUED)
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """How contexts are cut: spans of ``span`` tokens at most, a slot for ``ratio`` tokens, or ``fixed`` slots each."""
@@ -95,8 +100,7 @@ class Encode:
     def work_seconds(self, characters: int) -> float:
         """Seconds that a document of this length takes, roughly: rates are those of the small default model."""
         device = "cuda" if expects_gpu(self.spec.device) else "cpu"
-        step = _STEP_PASSES[device] * (1 + self.spec.continuations * _CONTINUED)
-        return (1 + step * self.spec.refine) * characters / _CHARACTERS_PER_SECOND[device]
+        return passes_of(self.spec, device) * characters / _CHARACTERS_PER_SECOND[device]
 
     def run(self, documents: Sequence[Document], run: Run) -> list[Outcome]:
         """One outcome per document, in order. Raises ``Stopped`` when the run is stopping."""

@@ -21,6 +21,7 @@ from pipeline.accounting.footprint import RUNTIME, Shape, footprint, read_shape
 from pipeline.accounting.prices import cost_microusd, price_of
 from pipeline.accounting.speeds import Measured, measured
 from pipeline.generation.bounds import FRAME_TOKENS
+from pipeline.models.folder import window_of
 from schemas.job import JobSpec
 from schemas.tables import Job, Usage
 
@@ -62,6 +63,34 @@ def test_slots_are_what_is_read_behind_encode(tiny_model: Path, tmp_path: Path) 
     lost = guess(job([{"kind": "encode", "encoder": "nowhere"}, local], model=str(tiny_model)), 100, 400_000)
     assert "all contexts are counted here" in " ".join(lost.notes)
     assert "slots are unknown: no encoder 'nowhere'" in " ".join(lost.stages[0].notes)
+
+
+def test_fitting_slots_takes_its_time(tiny_model: Path, tmp_path: Path) -> None:
+    encoder = save_tiny_encoder(tmp_path / "encoder", tiny_model)
+    seconds = []
+    for settings in ({}, {"refine": 8}, {"refine": 8, "continuations": 4}):
+        encode = {"kind": "encode", "encoder": str(encoder), **settings}
+        seconds.append(guess(job([encode], model=str(tiny_model)), 100, 400_000).stages[0].seconds or 0.0)
+    assert seconds[1] == pytest.approx(25 * seconds[0], rel=0.01) and seconds[2] == pytest.approx(
+        73 * seconds[0], rel=0.01
+    )
+
+
+def test_no_answer_is_longer_than_the_window_and_who_drafts_takes_memory(tiny_model: Path) -> None:
+    name, window = str(tiny_model), window_of(tiny_model)
+    assert window is not None
+    generate = {"kind": "generate", "max_new_tokens": 2**31 - 1}
+    made = guess(job([generate], model=name), 10, 4_000).stages[0]
+    assert made.tokens_out == 10 * window - made.tokens_in
+    assert guess(job([{**generate, "max_new_tokens": 20}], model=name), 10, 4_000).stages[0].tokens_out == 100
+    small = {"kind": "generate", "max_new_tokens": 20}
+    alone, two, layers = (
+        guess(job([{**small, "drafters": drafters}], model=name), 10, 4_000).stages[0]
+        for drafters in ([], [name], ["layers:1"])
+    )
+    assert alone.weights_bytes and alone.memory_bytes and two.memory_bytes
+    assert two.weights_bytes == 2 * alone.weights_bytes and two.memory_bytes > alone.memory_bytes + alone.weights_bytes
+    assert (layers.weights_bytes, layers.memory_bytes) == (alone.weights_bytes, alone.memory_bytes)
 
 
 def test_money_is_that_of_the_hosted_calls_at_the_days_price(tiny_model: Path) -> None:
