@@ -84,7 +84,7 @@ def test_by_its_name_in_a_job(models: dict[str, Path]) -> None:
     check(job("layers:1"))
     with pytest.raises(ModelError, match=r"layers:2 cannot draft for .*, which has 2 layers: name fewer"):
         check(job("layers:2"))
-    with pytest.raises(ModelError, match="no model 'layers:0'"):
+    with pytest.raises(ModelError, match="drafters: layers:0 is none: layers:N are the target's own first N layers"):
         check(job("layers:0"))
     document = Document(0, "0", PromptParts(contexts=("one two three four",)), "h")
     (outcome,) = build(job("layers:1"), 0).run([document], Run(ModelPool("cpu")))
