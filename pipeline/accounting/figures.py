@@ -182,8 +182,8 @@ class DraftingFigures:
 
     @property
     def idle(self) -> list[str]:
-        """Who was to draft, and drafted nothing."""
-        return [one.model for one in self.models[1:] if not (one.passes or one.drafted)]
+        """Models that were to draft, and drafted nothing though there was something to be drafted."""
+        return [one.model for one in self.models[2:] if not one.drafted and self.tokens > self.answers]
 
     @property
     def tokens_per_pass(self) -> float:

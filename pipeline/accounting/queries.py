@@ -211,12 +211,14 @@ def evaluations(connection: Connection, job_id: str) -> tuple[EvaluationFigures,
 
 
 def drafting(connection: Connection, job_id: str) -> tuple[DraftingFigures, ...]:
-    """What was drafted for the answers of each stage, and by whom: models in the job file's order."""
+    """What was drafted for the answers of each stage, and by whom: models in the job file's order. One that some
+    workers lacked has no parameters there, and may stand in another place."""
+    place, target = func.min(Draft.place), (Draft.place == 0).label("target")
     sums = (func.sum(Draft.passes), func.sum(Draft.drafted), func.sum(Draft.accepted))
-    who = Draft.stage, Draft.place, Draft.model, Draft.parameters
-    query = select(*who, *sums).where(Draft.job_id == job_id).group_by(*who).order_by(*who)
+    query = select(Draft.stage, Draft.model, func.max(Draft.parameters), *sums).where(Draft.job_id == job_id)
+    query = query.group_by(Draft.stage, Draft.model, target).order_by(Draft.stage, place)
     models: dict[int, list[DraftFigures]] = {}
-    for stage, _, model, parameters, *counts in connection.execute(query):
+    for stage, model, parameters, *counts in connection.execute(query):
         models.setdefault(stage, []).append(DraftFigures(model, parameters, *map(int, counts)))
     mine = and_(Usage.job_id == Draft.job_id, Usage.stage == Draft.stage, Usage.seq == Draft.seq)
     made = (

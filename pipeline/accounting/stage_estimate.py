@@ -15,7 +15,7 @@ from pipeline.accounting.speeds import Measured
 from pipeline.accounting.training_estimate import LEARNING_PASSES, training_work
 from pipeline.generation.bounds import FRAME_TOKENS, price_key, worst_microusd
 from pipeline.memory.encode_stage import passes_of
-from pipeline.models import encoders, resolve
+from pipeline.models import encoders, is_encoder_decoder, resolve
 from pipeline.models.folder import window_of
 from pipeline.models.ref import ModelError
 from schemas.align import AlignSpec, TrainingSpec
@@ -145,20 +145,25 @@ def _written(spec: GenerateSpec, flow: Flow, measured: Measured | None) -> int:
 
 
 def _room(model: str, flow: Flow, settings: Settings) -> int:
-    """Tokens that fit into the model's window behind prompts of the usual length."""
+    """Tokens that fit into the model's window behind prompts of the mean length."""
     try:
-        window = window_of(resolve(model, settings).folder)
+        ref = resolve(model, settings)
+        window, apart = window_of(ref.folder), is_encoder_decoder(ref)
     except (ModelError, OSError):
-        window = None  # of which the notes tell
-    return sys.maxsize if window is None else max(0, window * flow.documents - flow.tokens)
+        return sys.maxsize  # the notes tell
+    if window is None:
+        return sys.maxsize
+    return max(0, window * flow.documents - (0 if apart else flow.tokens))  # a decoder's own
 
 
 def _with_drafters(made: StageEstimate, spec: GenerateSpec, settings: Settings) -> StageEstimate:
     """Models that draft lie beside their target, and read as much; layers of its own are its own."""
-    found = [_shape(name, settings)[0] for name in spec.drafters if not name.startswith("layers:")]
-    if made.memory_bytes is None or made.weights_bytes is None or None in found:
+    found = [_shape(name, settings) for name in spec.drafters if not name.startswith("layers:")]
+    if notes := tuple(note for _, some in found for note in some):
+        return replace(made, memory_bytes=None, weights_bytes=None, notes=made.notes + notes)
+    if made.memory_bytes is None or made.weights_bytes is None:
         return made
-    more = [footprint(one, spec.dtype, spec.batch_tokens, 1) for one in found if one]
+    more = [footprint(one, spec.dtype, spec.batch_tokens, 1) for one, _ in found if one]
     weights = sum(one.weights for one in more)
     memory = made.memory_bytes + weights + sum(one.kv for one in more)
     return replace(made, memory_bytes=memory, weights_bytes=made.weights_bytes + weights)

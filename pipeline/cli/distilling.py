@@ -189,7 +189,7 @@ def _print(name: str, folder: Path, figures: Figures) -> None:
     drafted = counted(figures.rounds, "token")
     said = f"{figures.answered} of them answered anew, {drafted} drafted at a time: {figures.gain}"
     out.print(said, markup=False, soft_wrap=True)
-    if now >= was or after <= before:
+    if not figures.better:
         out.print(
             "it is no better than before: lower learning_rate, or take more documents or fewer epochs", markup=False
         )

@@ -49,28 +49,30 @@ class GenerateDecoder:
         read = _read(model, ids.to(device), mask.to(device), texts)
         width = len(start) or (ids.shape[1] if "input_ids" in read else 0)  # of what is written after
         seeds, new_tokens = [prompt.seed for prompt in prompts], prompts[0].new_tokens
+        ended = _Ended(ending, len(prompts))
         with no_defaults(model), torch.inference_mode():
             model.generate(
                 **read,
                 attention_mask=mask.to(device),
                 generation_config=GenerationConfig(max_new_tokens=new_tokens, decoder_start_token_id=(*start, None)[0]),
                 logits_processor=LogitsProcessorList(
-                    [_Numbers(self.loaded), *processors(self.spec, seeds, width, new_tokens, device)]
+                    [_Numbers(self.loaded, ended), *processors(self.spec, seeds, width, new_tokens, device)]
                 ),
-                stopping_criteria=StoppingCriteriaList([_Ended(ending, len(prompts))]),
+                stopping_criteria=StoppingCriteriaList([ended]),
             )
 
 
 class _Numbers(LogitsProcessor):  # type: ignore[misc]
     """Raises ``ModelError`` where a model prefers no token to any other: all answers would be empty, or the same."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded = loaded
+    def __init__(self, loaded: LoadedModel, ended: _Ended) -> None:
+        self._loaded, self._ended = loaded, ended
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``scores`` ``[rows, v]`` as they are."""
-        highest = scores.amax(-1)
-        if bool((highest.isfinite() & (highest > scores.amin(-1))).all()):
+        said = scores[self._ended.open]  # what becomes of others is padding
+        highest = said.amax(-1)
+        if bool((highest.isfinite() & (highest > said.amin(-1))).all()):
             return scores
         kind = str(self._loaded.model.dtype).removeprefix("torch.")
         wider = "" if kind == "float32" else ', or it takes a wider type: dtype = "float32"'
@@ -81,18 +83,18 @@ class _Numbers(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Ended(StoppingCriteria):  # type: ignore[misc]
-    """What ``generate`` asks after every token. What it makes of a row that has ended is padding."""
+    """What ``generate`` asks after every token: which rows are ``open``. What it makes of the others is padding."""
 
     def __init__(self, ending: Ending, rows: int) -> None:
-        self._ending, self._open = ending, list(range(rows))
+        self._ending, self.open = ending, list(range(rows))
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Which rows are done: bool [rows]."""
         del scores, kwargs
         newest = input_ids[:, -1].tolist()
-        self._open = self._ending.take(self._open, [newest[row : row + 1] for row in self._open])
+        self.open = self._ending.take(self.open, [newest[row : row + 1] for row in self.open])
         done = torch.ones(len(newest), dtype=torch.bool)
-        done[self._open] = False
+        done[self.open] = False
         return done.to(input_ids.device)
 
 

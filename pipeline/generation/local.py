@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Literal
 
 from pipeline.batching import attempted, out_of_memory, run_packed
@@ -183,9 +184,9 @@ def answer(
     prompts = [one for one in asked if isinstance(one, Prompt)]
     run.progress(len(documents) - len(prompts), 0)
     made = iter(zip(prompts, LocalGenerator(loaded, spec, run, drafters, earlier).generate(prompts), strict=True))
-    known = dict.fromkeys(spec.drafters, 0) | {one.ref.name: one.parameters for one in drafters if one}
-    sizes, whole = known if spec.plan.most else None, loaded.parameters
-    return [one if isinstance(one, Refusal) else _result(name, whole, sizes, *next(made)) for one in asked]
+    known = dict(zip_longest(spec.drafters, drafters)) if spec.plan.most else None
+    whole = loaded.parameters
+    return [one if isinstance(one, Refusal) else _result(name, whole, known, *next(made)) for one in asked]
 
 
 def prompts_of(
@@ -219,9 +220,11 @@ def _prompt(document: Document, pieces: Pieces, loaded: LoadedModel, spec: Gener
 
 
 def _result(
-    model: str, parameters: int, drafters: Mapping[str, int] | None, prompt: Prompt, generation: Generation
-) -> Result:
-    """``drafters``: their parameters by name, 0 of one that is not there; None where nothing may draft."""
+    model: str, parameters: int, drafters: Mapping[str, LoadedModel | None] | None, prompt: Prompt,
+    generation: Generation,
+) -> Result:  # fmt: skip
+    """``drafters``: by the names that the job has for them, whether they are there or not; None where nothing may
+    draft."""
     fields = {
         "generated": generation.text,
         "generate_model": model,
@@ -247,12 +250,12 @@ def _result(
 
 
 def _drafts(
-    model: str, parameters: int, drafters: Mapping[str, int], generation: Generation
+    model: str, parameters: int, drafters: Mapping[str, LoadedModel | None], generation: Generation
 ) -> list[dict[str, int | str]]:
     """The column ``drafts``: the target, and all that drafted for it or were to."""
-    target, nothing, sizes = Drafted(generation.passes, 0, 0), Drafted(0, 0, 0), {MAX_GRAM: 0, **drafters}
-    said = {name: generation.drafts.get(name, nothing) for name in sizes}
-    return [
-        {"model": model, "parameters": parameters, **asdict(target)},
-        *({"model": name, "parameters": sizes[name], **asdict(one)} for name, one in said.items()),
-    ]
+    nothing = Drafted(0, 0, 0)
+    found = [(model, parameters, Drafted(generation.passes, 0, 0)), (MAX_GRAM, 0, generation.drafts[MAX_GRAM])]
+    for name, one in drafters.items():  # which may be resident under another name
+        did = generation.drafts.get(one.ref.name, nothing) if one else nothing
+        found.append((name, one.parameters if one else 0, did))
+    return [{"model": name, "parameters": size, **asdict(did)} for name, size, did in found]

@@ -92,7 +92,8 @@ class Finetuning:
         if len(passes) == 1 and device.type in RECORDERS:
             up = rounded(sizes[0], encoder, self._loaded.window)
             room = self._room(rank, world).get(lesson(self._spec, step), up)
-            sizes = [Sizes(*map(max, zip(up, room, strict=True)))]
+            most = Sizes(*map(max, zip(up, room, strict=True)))
+            sizes = [next((one for one in (most, up) if one.places <= self._spec.batch_tokens), sizes[0])]
         return [sheet(some, weights, size, encoder, device) for some, size in zip(passes, sizes, strict=True)]
 
     def _room(self, rank: int, world: int) -> dict[Lesson, Sizes]:
@@ -100,7 +101,8 @@ class Finetuning:
         if (rank, world) not in self._rooms:
             found: dict[Lesson, list[Sizes]] = {}
             for step in np.unique(np.linspace(0, self._spec.steps - 1, LOOKED_AT).astype(int)).tolist():
-                if rows := share(questions(self.trained, self._spec, step), rank, world):
+                rows = share(questions(self.trained, self._spec, step), rank, world)
+                if len(packed(rows, self._spec.batch_tokens)) == 1:
                     found.setdefault(lesson(self._spec, step), []).append(sizes_of(rows))
             made = {one: roomy(some, self._spec.encoder, self._loaded.window) for one, some in found.items()}
             self._rooms[rank, world] = made

@@ -25,6 +25,9 @@ from schemas.memory import CONTINUATION
 _OFF = 0.1
 """That logits may be off by rounding in half precision, and by padding."""
 
+_AT_ONCE = 256
+"""Continuations of which a token is drawn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Imagined:
@@ -61,7 +64,7 @@ def imagined(
     ends = ends.repeat_interleave(many)
     for token in range(CONTINUATION):
         alive()
-        said.append(draw(head(states[-1][:, 0]).float(), numbers[:, token]))
+        said.append(_drawn(head, states[-1][:, 0], numbers[:, token]))
         if token == CONTINUATION - 1:
             break
         there = torch.cat([there, torch.ones_like(there[:, :1])], 1)
@@ -71,6 +74,12 @@ def imagined(
         )  # fmt: skip
         states.append(read.last_hidden_state)
     return Imagined(many, torch.stack(said, 1), torch.cat(states, 1))
+
+
+def _drawn(head: Any, states: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Some at once: a vocabulary in double precision is large."""
+    pairs = zip(torch.split(states, _AT_ONCE), torch.split(numbers, _AT_ONCE), strict=True)
+    return torch.cat([draw(head(some).float(), chance) for some, chance in pairs])
 
 
 def _copied(cache: Any, many: int, model: Any) -> Any:
@@ -85,10 +94,16 @@ def _copied(cache: Any, many: int, model: Any) -> Any:
 
 def _check_head(model: Any, ids: Ints, state: torch.Tensor) -> None:
     """Raise ``ModelError`` where what a model says of a token is more than its head times a state: capped, scaled or
-    with a bias, which slots would not be fitted to."""
-    says = model(input_ids=on_device(ids[None], state.device), logits_to_keep=1).logits[0, -1].float()
-    would = (state @ model.get_output_embeddings().weight.to(state.dtype).T).float()
-    if not (says - would).norm() <= _OFF * says.norm():
+    with a bias, which slots would not be fitted to. Asked once."""
+    known: dict[str, bool] = vars(model)
+    if "contextmill_plain_head" not in known:
+        head, config = model.get_output_embeddings(), model.config.get_text_config()
+        said = [getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")]
+        says = model(input_ids=on_device(ids[None], state.device), logits_to_keep=1).logits[0, -1].float()
+        would = (state @ head.weight.to(state.dtype).T).float()
+        plain = getattr(head, "bias", None) is None and all(one in (None, 1) for one in said)
+        known["contextmill_plain_head"] = plain and bool((says - would).norm() <= _OFF * says.norm())
+    if not known["contextmill_plain_head"]:
         raise ModelError(
             f"continuations: {type(model).__name__} says more of a token than its head times a state (capped, scaled "
             "or with a bias): leave them out"

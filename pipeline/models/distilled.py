@@ -57,6 +57,14 @@ class Figures:
     after: Drafts
 
     @property
+    def better(self) -> bool:
+        """Whether more of its drafts pass; where that is not known, whether it says what the target says sooner."""
+        was, now = self.before, self.after
+        if was.tokens_per_pass is None or now.tokens_per_pass is None:
+            return self.nats[1] < self.nats[0] or self.agreement[1] > self.agreement[0]
+        return now.tokens_per_pass > was.tokens_per_pass
+
+    @property
     def gain(self) -> str:
         """Of drafts, in words."""
         was, now = self.before, self.after

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs_by_hand import data, questions, worked
 from rich.console import Console
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 
 from pipeline.accounting.console import print_summary
 from pipeline.accounting.figures import DraftFigures
@@ -53,12 +53,30 @@ def test_who_drafted_what_is_accounted_for(engine: Engine, tmp_path: Path, tiny_
     console = Console(width=120, record=True)
     print_summary(summary, console)
     assert "max-gram" in (said := console.export_text()) and f"{drafting.tokens_per_pass:.2f}" in said
-    assert "drafted nothing" not in said + html
+    assert "drafted nothing" not in said + html and not drafting.idle
     broken = replace(drafting, models=(*drafting.models, DraftFigures("broken", 0, 0, 0, 0)))
     summary = replace(summary, drafting=(broken,))
     print_summary(summary, console)
     assert "broken drafted nothing: it did not pay, or the log says why" in console.export_text()
     assert "broken drafted nothing" in render_html(summary)
+    assert not replace(broken, tokens=broken.answers).idle, "one token each: nothing was to be drafted"
+
+
+def test_who_was_not_to_draft_is_not_called_idle_and_who_was_missed_is_one_line(
+    engine: Engine, tmp_path: Path, tiny_model: Path
+) -> None:
+    """Max-Gram is off; one of two drafters was not there for some of the answers."""
+    drafted = stage(drafters=[str(tiny_model)], draft_rounds=[2])
+    job = worked(engine, tmp_path, tiny_model, questions(4), drafted, name="missed")
+    (drafting,) = summarise(engine, job).drafting
+    assert not drafting.idle and drafting.models[1].drafted == 0
+    with engine.begin() as connection:
+        missed = (Draft.job_id == job) & (Draft.seq == 0) & (Draft.place == 2)
+        connection.execute(update(Draft).where(missed).values(parameters=0, passes=0, drafted=0, accepted=0))
+    (after,) = summarise(engine, job).drafting
+    assert [one.model for one in after.models] == [one.model for one in drafting.models] and not after.idle
+    assert after.models[2].parameters == drafting.models[2].parameters
+    assert 0 < after.models[2].drafted < drafting.models[2].drafted
 
 
 def test_what_was_chosen_stands_with_the_job(engine: Engine, tmp_path: Path, tiny_model: Path) -> None:
