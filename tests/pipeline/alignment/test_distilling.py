@@ -21,7 +21,7 @@ from pipeline.generation.local import prompts_of
 from pipeline.generation.prompts import Prompt
 from pipeline.generation.stage import Generate
 from pipeline.models import ModelDamaged, ModelError, ModelPool, catalogue, resolve
-from pipeline.models.distilled import FIGURES, Figures, check_name, install, read_figures, store_folder
+from pipeline.models.distilled import FIGURES, Drafts, Figures, check_name, install, read_figures, store_folder
 from pipeline.stages import Outcome, Result, Run, Stopped
 from schemas.document import Document
 from schemas.job import TargetSpec
@@ -220,3 +220,14 @@ def test_figures_say_what_there_is(whole: tuple[Path, list[Any]]) -> None:
     figures = read_figures(whole[0] / "model")
     assert Figures.to_json(figures) == (whole[0] / "model" / FIGURES).read_text()
     assert " -> " in figures.gain and "tokens a pass" in figures.gain
+
+
+def test_a_drafter_is_better_by_what_passes_of_its_drafts() -> None:
+    """By what it says where nothing was answered with them."""
+
+    def figures(nats: float, accepted: int | None) -> Figures:
+        before, after = (Drafts(10 * (some is not None), 20, some or 0) for some in (5 if accepted else None, accepted))
+        return Figures("target", "begun", 9, (2.0, nats), (0.5, 0.5), 2, 3, before, after)
+
+    assert figures(3.0, 6).better and not figures(1.0, 4).better and not figures(1.0, 5).better
+    assert figures(1.0, None).better and not figures(2.0, None).better
