@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tiny_models import lines
 
+from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.ragged import encode_spans
 from pipeline.models import LoadedModel, ModelPool
+from schemas.memory import EncoderSpec
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +35,25 @@ def base(tiny_model: Path) -> LoadedModel:
 def corpus(base: LoadedModel) -> Corpus:
     texts = ["\n".join(lines()[at : at + 12]) for at in range(0, 120, 12)]
     return Corpus.of([base.tokenizer(text)["input_ids"] for text in texts])
+
+
+@pytest.fixture(scope="module")
+def coder(base: LoadedModel, corpus: Corpus) -> Autoencoder:
+    """As drawn, at the size of embeddings: slots of it say next to nothing."""
+    torch.manual_seed(0)
+    made = Autoencoder(copy.deepcopy(base.model), EncoderSpec(rank=4, alpha=8.0))
+    with torch.inference_mode(False), torch.no_grad():
+        some = made.encode(torch.from_numpy(corpus.windows(np.random.default_rng(1), 32, 16)).long(), 8)
+        made.resize(some)
+        made.describe(made.map(some).flatten(0, 1))
+    return made
+
+
+@pytest.fixture
+def spans(corpus: Corpus) -> list[Any]:
+    """Of different lengths."""
+    random = np.random.default_rng(0)
+    return [corpus.windows(random, 1, size)[0].astype(np.int64) for size in (12, 7, 24)]
 
 
 @pytest.fixture

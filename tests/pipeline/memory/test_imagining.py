@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,7 @@ from pipeline.models.folder import window_of
 from pipeline.stages import Result, Run, Stopped
 from schemas.memory import CONTINUATION, EncoderSpec, EncodeSpec
 
-SIZES, SLOTS, MANY = (12, 7, 24), (6, 4, 8), 3
-
-
-@pytest.fixture(scope="module")
-def coder(base: LoadedModel, corpus: Corpus) -> Autoencoder:
-    torch.manual_seed(0)
-    made = Autoencoder(copy.deepcopy(base.model), EncoderSpec(rank=4, alpha=8.0))
-    with torch.inference_mode(False), torch.no_grad():
-        some = made.encode(torch.from_numpy(corpus.windows(np.random.default_rng(1), 32, 16)).long(), 8)
-        made.resize(some)
-        made.describe(made.map(some).flatten(0, 1))
-    return made
-
-
-@pytest.fixture
-def spans(corpus: Corpus) -> list[Any]:
-    random = np.random.default_rng(0)
-    return [corpus.windows(random, 1, size)[0].astype(np.int64) for size in SIZES]
+SLOTS, MANY = (6, 4, 8), 3
 
 
 def test_states_are_those_behind_the_text(coder: Autoencoder, spans: list[Any]) -> None:

@@ -30,25 +30,7 @@ from pipeline.passes.joined import join
 from pipeline.stages import Result, Run, Stopped
 from schemas.memory import EncoderSpec, slots_of
 
-SIZES, SLOTS = (12, 7, 24), (3, 7, 6)
-
-
-@pytest.fixture(scope="module")
-def coder(base: LoadedModel, corpus: Corpus) -> Autoencoder:
-    """As drawn, at the size of embeddings: slots of it say next to nothing."""
-    torch.manual_seed(0)
-    made = Autoencoder(copy.deepcopy(base.model), EncoderSpec(rank=4, alpha=8.0))
-    with torch.inference_mode(False), torch.no_grad():
-        some = made.encode(torch.from_numpy(corpus.windows(np.random.default_rng(1), 32, 16)).long(), 8)
-        made.resize(some)
-        made.describe(made.map(some).flatten(0, 1))
-    return made
-
-
-@pytest.fixture
-def spans(corpus: Corpus) -> list[Any]:
-    random = np.random.default_rng(0)
-    return [corpus.windows(random, 1, size)[0].astype(np.int64) for size in SIZES]
+SLOTS = 3, 7, 6
 
 
 def nats_of_each(coder: Autoencoder, spans: list[Any], slots: list[torch.Tensor]) -> list[torch.Tensor]:
