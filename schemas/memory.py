@@ -49,11 +49,15 @@ class EncoderTraining(StageBase):
     """What all trainings of an encoder share."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = StageBase.SPEED_ONLY | {"checkpoint_seconds", "processes"}
+    ADDED: ClassVar[frozenset[str]] = frozenset({"interpolation"})
 
     kind: str
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the passes; bfloat16 is autocast")
     encoder: EncoderSpec = EncoderSpec()
     begin: ModelName | None = Field(None, description="a trained encoder to go on from: its name, or its folder")
+    interpolation: StrictFloat = Field(
+        1.0, gt=0, le=1, description="how far the encoder moves from that to what was learned: it forgets less"
+    )
     lessons: tuple[Lesson, ...] = Field((Lesson(tokens=128, ratio=4.0, share=1.0),), description="one after the other")
     mixed: StrictBool = Field(False, description="each step draws its lesson, by their shares: none is forgotten")
     steps: Whole = Field(10_000, ge=1)
@@ -72,6 +76,12 @@ class EncoderTraining(StageBase):
     def _a_device_each(self) -> Self:
         if self.processes != 1 and ":" in self.device:
             raise ValueError(f"device {self.device} is one, and each of several processes has its own: say cuda")
+        return self
+
+    @model_validator(mode="after")
+    def _between_two(self) -> Self:
+        if self.interpolation < 1 and self.begin is None:
+            raise ValueError("interpolation is between what was begun with and what was learned: name the first, begin")
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save
 
-from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.models import ModelDamaged, ModelPool, encoders, resolve
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, EncoderManifest
 from pipeline.storage.filesystem import resolve_path
@@ -33,6 +33,17 @@ CURVE_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
     ]
 )
+
+
+@torch.no_grad()
+def interpolate(coder: Autoencoder, folder: Path, share: float) -> None:
+    """Move what is trained to so large a ``share`` of the way to it from what lies in ``folder``: much of what either
+    can do may be had there (WiSE-FT; Wortsman et al., arXiv 2109.01903, section 3). [FT] stays as it is, which nobody
+    may have taught yet where it began."""
+    begun, asked = load_file(folder / WEIGHTS), coder.tags[TAGS.index("FT")].clone()
+    for name, one in coder.trained().items():
+        one.copy_(torch.lerp(begun[name].to(one), one, share))
+    coder.tags[TAGS.index("FT")] = asked
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.holding_out import in_order
 from pipeline.memory.attempt import Attempt
 from pipeline.memory.beginning import begun, is_half, some_slots
-from pipeline.memory.encoder import rounded, write_encoder
+from pipeline.memory.encoder import interpolate, rounded, write_encoder
 from pipeline.memory.lessons import rate
 from pipeline.memory.peers import shared
 from pipeline.memory.plan import Numbers, Plan, Signs
@@ -90,6 +90,7 @@ class _Session:
         except Diverged as error:
             raise Halt(self._diverged(error)) from error
         attempt.save_last()
+        self._interpolate()
         if not self._finish():
             raise Halt(
                 f"{self.spec.kind}: after {counted(self.spec.steps, 'step')} there are weights or slots that float16, "
@@ -99,6 +100,12 @@ class _Session:
         self._write(ENCODER, self.spec.steps, after)
         self.meter.finish()
         return self.plan.outcomes(attempt.before, after, attempt.seconds)
+
+    def _interpolate(self) -> None:
+        """The encoder is between what was begun with and what was learned, where that is asked for."""
+        begun = self.stage.beginning()
+        if begun is not None and self.spec.interpolation < 1:
+            interpolate(self.coder, begun, self.spec.interpolation)
 
     def _finish(self) -> bool:
         """The encoder is what will be read, to be measured. Says whether that is all numbers."""

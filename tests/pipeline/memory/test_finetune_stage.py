@@ -15,8 +15,10 @@ from fates import Fate, Killed
 from finetuning_jobs import ROWS, SETTINGS, row, stage
 from pretraining_jobs import stage as pretraining
 from pretraining_jobs import text, written
+from pydantic import ValidationError
+from safetensors.torch import load_file
 
-from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.beginning import begun
 from pipeline.memory.finetuning import SHOWN, Finetuning
 from pipeline.memory.plan import Signs
@@ -35,6 +37,15 @@ def whole(tiny_model: Path, pool: ModelPool, tmp_path_factory: pytest.TempPathFa
     """An uninterrupted training: its folder and what it wrote of each row."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, written(stage(tiny_model).run(ROWS, Run(pool, folder=str(folder))))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_model: Path, pool: ModelPool, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an encoder that repeats what is asked about."""
+    folder, said = tmp_path_factory.mktemp("one"), [row.parts.contexts[0] for row in ROWS]
+    texts = [text(at, " ".join(said[at:] + said[:at])) for at in range(20)]
+    pretraining(tiny_model).run(texts, Run(pool, folder=str(folder)))
+    return str(folder / "encoder")
 
 
 def test_held_out_questions_are_measured_beside_yardsticks(whole: Whole) -> None:
@@ -103,21 +114,41 @@ def test_killed_anywhere_and_continued_is_the_same(
 
 
 def test_it_begins_from_a_pretrained_encoder_of_the_same_settings(
-    tiny_model: Path, pool: ModelPool, tmp_path: Path
+    tiny_model: Path, pool: ModelPool, pretrained: str
 ) -> None:
-    said = [row.parts.contexts[0] for row in ROWS]
-    texts = [text(at, " ".join(said[at:] + said[:at])) for at in range(20)]
-    pretraining(tiny_model).run(texts, Run(pool, folder=str(tmp_path / "one")))
-    begin = str(tmp_path / "one" / "encoder")
     fresh, later = (
-        written(stage(tiny_model, steps=1, **changes).run(ROWS, Run(pool))) for changes in ({}, {"begin": begin})
+        written(stage(tiny_model, steps=1, **changes).run(ROWS, Run(pool))) for changes in ({}, {"begin": pretrained})
     )
     repeat = [
         np.mean([one["repeat_nll_before"] for one in rows if one["split"] == "held_out"]) for rows in (fresh, later)
     ]
     assert repeat[1] < repeat[0] - 0.1
     with pytest.raises(ModelError, match=r"begin: .* has .*rank = 4.*: say the same in \[stages.encoder\]"):
-        stage(tiny_model, begin=begin, encoder={"rank": 5}).identity()
+        stage(tiny_model, begin=pretrained, encoder={"rank": 5}).identity()
+
+
+def test_it_lies_between_what_it_began_with_and_what_was_learned(
+    tiny_model: Path, pool: ModelPool, pretrained: str, tmp_path: Path
+) -> None:
+    tensors, repeat = [load_file(Path(pretrained) / WEIGHTS)], list[float]()
+    for share in (1.0, 0.4):
+        folder = tmp_path / str(share)
+        made = stage(tiny_model, begin=pretrained, interpolation=share, autoencoding=0.0)
+        rows = written(made.run(ROWS, Run(pool, folder=str(folder))))
+        repeat.append(float(np.mean([one["repeat_nll_after"] for one in rows if one["split"] == "held_out"])))
+        tensors.append(load_file(folder / "encoder" / WEIGHTS))
+    asked = TAGS.index("FT")
+    for name, began in tensors[0].items():
+        learned, between = (one[name].float() for one in tensors[1:])
+        expected = began.float().lerp(learned, 0.4)
+        if name == "tags":
+            assert (learned - began)[asked].norm() > 0.01
+            expected[asked] = learned[asked]
+        if name != "typical":  # is of its own slots
+            assert (between - expected).norm() <= 0.01 * (learned - began).norm() + 1e-3 * began.norm(), name
+    assert repeat[1] < repeat[0] - 0.1  # it was measured as it lies there, and has forgotten less
+    with pytest.raises(ValidationError, match="name the first, begin"):
+        stage(tiny_model, interpolation=0.4)
 
 
 def test_repeating_is_not_forgotten_where_it_is_mixed_in(tiny_model: Path, pool: ModelPool) -> None:

@@ -184,6 +184,7 @@ def test_steps_that_are_recorded_learn_the_same(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("default")  # compilers have warnings of their own
 def test_on_a_gpu_steps_are_graphs(base: LoadedModel, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And learn, but for rounding, what those that are launched do."""
     spec, _ = planned(base, tiny_model)
