@@ -22,9 +22,8 @@ def digest(value: Any) -> str:
 
 
 class Columns(Strict):
-    """Which columns of the input hold what. Either ``text``, or any of ``instruction``, ``contexts``, ``question``.
-
-    With none named, a row's own columns decide: ``text`` if it has one, else the three parts under their own names.
+    """Which columns of the input hold what: ``text``, or any of ``instruction``, ``contexts``, ``question``. With both
+    named, and with none, a row's own columns decide: ``text`` if it has one, else the parts.
     """
 
     id: str | None = None
@@ -33,12 +32,6 @@ class Columns(Strict):
     contexts: str | None = None
     question: str | None = None
     answer: str | None = None
-
-    @model_validator(mode="after")
-    def _text_or_parts(self) -> Columns:
-        if self.text and (self.instruction or self.contexts or self.question):
-            raise ValueError("map either text, or instruction/contexts/question, not both")
-        return self
 
 
 class InputSpec(Strict):

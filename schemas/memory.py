@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
@@ -85,22 +86,22 @@ class EncoderTraining(StageBase):
         return self
 
     @model_validator(mode="after")
-    def _all_steps(self) -> Self:
-        if not self.lessons:
-            raise ValueError("lessons: name at least one: [{ tokens = 128, ratio = 4.0, share = 1.0 }]")
-        if abs((whole := sum(one.share for one in self.lessons)) - 1) > 1e-6:
-            raise ValueError(f"lessons: their shares must add up to 1, not {whole:g}")
+    def _sound_lessons(self) -> Self:
+        _check_lessons(self.lessons, self.encoder)
         return self
 
-    @model_validator(mode="after")
-    def _enough_slots(self) -> Self:
-        for one in self.lessons:
-            if one.slots > self.encoder.slots:
-                raise ValueError(
-                    f"lessons: {one.tokens} tokens at {one.ratio:g} a slot take {one.slots} slots, and a span has "
-                    f"{self.encoder.slots} at most: raise ratio or encoder.slots"
-                )
-        return self
+
+def _check_lessons(lessons: Sequence[Lesson], encoder: EncoderSpec) -> None:
+    if not lessons:
+        raise ValueError("lessons: name at least one: [{ tokens = 128, ratio = 4.0, share = 1.0 }]")
+    if abs((whole := sum(one.share for one in lessons)) - 1) > 1e-6:
+        raise ValueError(f"lessons: their shares must add up to 1, not {whole:g}")
+    for one in lessons:
+        if one.slots > encoder.slots:
+            raise ValueError(
+                f"lessons: {one.tokens} tokens at {one.ratio:g} a slot take {one.slots} slots, and a span has "
+                f"{encoder.slots} at most: raise ratio or encoder.slots"
+            )
 
 
 CONTINUATION = 64
@@ -161,8 +162,28 @@ class PretrainSpec(EncoderTraining):
 
     @model_validator(mode="after")
     def _something_to_go_on_with(self) -> Self:
-        if self.distilled and self.autoencoding == 1:
-            raise ValueError("distilled is of texts that are gone on with, and autoencoding = 1 leaves none: lower it")
+        _check_distilled(self.distilled, self.autoencoding)
+        return self
+
+
+def _check_distilled(distilled: float, autoencoding: float) -> None:
+    if distilled and autoencoding == 1:
+        raise ValueError("distilled is of texts that are gone on with, and autoencoding = 1 leaves none: lower it")
+
+
+class Rehearsal(Strict):
+    """What texts among the rows of a fine-tuning are learned for in each of its steps, as in pretraining: so that
+    repeating them, and going on, is not forgotten."""
+
+    weight: StrictFloat = Field(0.5, gt=0, lt=1, description="of their loss; that of answers weighs the rest")
+    tokens_per_step: Whole = Field(8_192, ge=1, description="of texts")
+    autoencoding: StrictFloat = Field(0.8, ge=0, le=1, description="share of spans to be repeated")
+    distilled: StrictFloat = Field(0.0, ge=0, le=1, description="going on: weight of what the target expects")
+    lessons: tuple[Lesson, ...] = Field((), description="each step draws one, by their shares; those of the stage")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        _check_distilled(self.distilled, self.autoencoding)
         return self
 
 
@@ -172,6 +193,8 @@ class FinetuneSpec(EncoderTraining):
 
     What is asked stands in the frame in which a ``generate`` stage of the same ``chat`` and ``system`` asks it.
     """
+
+    ADDED: ClassVar[frozenset[str]] = EncoderTraining.ADDED | {"rehearsal"}
 
     kind: Literal["finetune"] = "finetune"
     steps: Whole = Field(2_000, ge=1)
@@ -188,3 +211,25 @@ class FinetuneSpec(EncoderTraining):
     chat: StrictBool = Field(True, description="apply the model's chat template, as generate does")
     system: str | None = Field(None, description="system message, where the chat template has one")
     max_new_tokens: Whole = Field(64, ge=1, description="of an answer that is measured")
+    rehearsal: Rehearsal | None = Field(None, description="of texts among the rows, which nothing is asked about")
+
+    @model_validator(mode="after")
+    def _sound_rehearsal(self) -> Self:
+        if self.rehearsal is not None and self.rehearsal.lessons:
+            _check_lessons(self.rehearsal.lessons, self.encoder)
+        return self
+
+    @property
+    def weight_of_texts(self) -> float:
+        """In a step's loss."""
+        return self.rehearsal.weight if self.rehearsal else 0.0
+
+    @property
+    def rehearsed(self) -> PretrainSpec | None:
+        """The pretraining that its texts are learned by, if any."""
+        if self.rehearsal is None:
+            return None
+        said = self.rehearsal.model_dump(exclude={"weight", "lessons"})
+        of = self.rehearsal.lessons or self.lessons
+        shared = {name: getattr(self, name) for name in ("dtype", "encoder", "steps", "seed", "held_out")}
+        return PretrainSpec(**shared, **said, lessons=of, mixed=bool(self.rehearsal.lessons) or self.mixed)

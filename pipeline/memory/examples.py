@@ -21,6 +21,11 @@ from schemas.stage import GenerateSpec
 
 TOKENISED_AT_ONCE = 64
 
+_NOT_ASKED = (
+    "nothing is asked about the context: name a column in [input.columns] question (texts alone are learned where the "
+    "stage has a table rehearsal)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -75,7 +80,7 @@ def _lacking(document: Document) -> Refusal | None:
     if not any(one.strip() for one in parts.contexts):
         return Refusal("no_context", "the row has no context to encode: name its column in [input.columns] contexts")
     if not (parts.question.strip() or parts.instruction.strip()):
-        return Refusal("no_question", "nothing is asked about the context: name a column in [input.columns] question")
+        return Refusal("no_question", _NOT_ASKED)
     if document.answer is None or not references(document.answer)[0].strip():
         return Refusal("no_reference", "the row has no answer to learn: name its column in [input.columns] answer")
     return None

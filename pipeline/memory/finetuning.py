@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,14 +20,17 @@ from pipeline.memory.lessons import lesson
 from pipeline.memory.plan import Numbers, known
 from pipeline.memory.questions import Question, questions, share, slots_of_all, weights_of
 from pipeline.memory.quickening import quicken
+from pipeline.memory.rehearsing import Both, Rehearsing, is_text
 from pipeline.memory.replaying import RECORDERS
 from pipeline.memory.sheets import Sheet, Sizes, packed, roomy, rounded, sheet, sizes_of
+from pipeline.memory.training import Part
+from pipeline.memory.windows import Batch
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Answers, Figures, Four
 from pipeline.stages import Halt, Outcome, Refusal, Result
 from schemas.document import Document
 from schemas.job import digest
-from schemas.memory import FinetuneSpec, Lesson
+from schemas.memory import FinetuneSpec, Lesson, slots_of
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,10 @@ class Finetuning:
     def __init__(
         self, spec: FinetuneSpec, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]
     ) -> None:
-        found = [*zip(documents, examples(documents, spec, loaded, alive), strict=True)]
+        texts = spec.rehearsed
+        self._again = Rehearsing(texts, spec.weight_of_texts, documents, loaded, alive) if texts else None
+        rows = [one for one in documents if not (self._again and is_text(one))]
+        found = [*zip(rows, examples(rows, spec, loaded, alive), strict=True)]
         self.refused = {document.seq: one for document, one in found if isinstance(one, Refusal)}
         self.examples = [one for _, one in found if isinstance(one, Example)]
         codes = Counter(one.code for one in self.refused.values())
@@ -57,6 +63,8 @@ class Finetuning:
             raise Halt(f"finetune: nothing can be learned from any of {len(found)} rows ({why}): {first}")
         if codes:
             log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(found), why)
+        if self._again:
+            self.refused.update(self._again.refused)
         self.trained, self.held = divide(self.examples, spec)
         self._spec, self._loaded, self._alive = spec, loaded, alive
         self._rooms: dict[tuple[int, int], dict[Lesson, Sizes]] = {}
@@ -65,8 +73,9 @@ class Finetuning:
 
     @property
     def corpus(self) -> list[str]:
-        """Of contexts, questions and answers."""
-        return [digest([one.document.content_hash, one.document.answer]) for one in self.examples]
+        """Of contexts, questions and answers, then of texts."""
+        texts = [one.document.content_hash for one in self._again.texts] if self._again else []
+        return [digest([one.document.content_hash, one.document.answer]) for one in self.examples] + texts
 
     @property
     def less(self) -> str:
@@ -83,8 +92,16 @@ class Finetuning:
         ends = (one for step in range(TRIED) for one in _ends(self.parts(step)))
         quicken(coder, list(itertools.islice(ends, TRIED)), is_half(self._spec), self._alive)
 
-    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Sheet]:
-        """The step's questions, or a share of them, in as many passes of at most ``batch_tokens`` as they take."""
+    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Sheet | Batch | Both]:
+        """The step's questions, or a share of them, and of its texts: in one pass where that can be recorded."""
+        sheets, batch = self.sheets(step, rank, world), self._again and self._again.part(step, rank, world)
+        if not batch:
+            return sheets
+        alone = len(sheets) == 1 and self._loaded.device.type in RECORDERS
+        return [Both(sheets[0], batch)] if alone else [*sheets, batch]
+
+    def sheets(self, step: int, rank: int = 0, world: int = 1) -> list[Sheet]:
+        """The questions alone, in as many passes of at most ``batch_tokens`` as they take."""
         rows = questions(self.trained, self._spec, step)
         mine, weights = share(rows, rank, world), weights_of(rows, self._spec)
         passes, encoder, device = packed(mine, self._spec.batch_tokens), self._spec.encoder, self._loaded.device
@@ -110,7 +127,8 @@ class Finetuning:
 
     def tokens(self, step: int) -> int:
         """As many in each step, about."""
-        return self._spec.rows_per_step * self._each
+        texts = self._spec.rehearsal.tokens_per_step if self._spec.rehearsal else 0
+        return self._spec.rows_per_step * self._each + texts
 
     def measurer(self, coder: Autoencoder) -> Answering:
         """On what is asked about contexts that are held out."""
@@ -138,42 +156,47 @@ class Finetuning:
         """With what was measured of those whose contexts are held out."""
         both = ((Measured.of(was), Measured.of(now)) for was, now in zip(before, after, strict=True))
         measured = dict(zip((one.document.seq for one in self.held), both, strict=True))
-        each = seconds / sum(one.tokens for one in self.examples)
-        return {
-            one.document.seq: self._result(one, measured.get(one.document.seq), each * one.tokens, seconds)
-            for one in self.examples
-        }
+        last, texts = self._spec.lessons[-1], self._again.texts if self._again else []
+        each = seconds / (sum(one.tokens for one in self.examples) + sum(len(one.ids) for one in texts))
 
-    def _result(
-        self, one: Example, measured: tuple[Measured, Measured] | None, seconds: float, latency: float
-    ) -> Result:
-        was, now = measured or (Measured(math.nan, math.nan, Answer()),) * 2
-        slots = sum(map(sum, Question.of(one, self._spec.lessons[-1]).slots))
-        answers = {"none": was.none, "text": was.text, "before": was.slots, "after": now.slots}
-        fields = {
-            "split": "held_out" if measured else "train",
-            "tokens_context": one.tokens,
-            "tokens_slots": slots,
-            "tokens_answer": len(one.answer),
-            **dict(_columns(answers)),
-            "nll_other": known(now.other),
-            "repeat_nll_before": known(was.repeat),
-            "repeat_nll_after": known(now.repeat),
-            "finetune_seconds": seconds,
-        }
-        return Result(fields, one.tokens, slots, seconds=seconds, latency_seconds=latency)
+        def result(tokens: int, slots: int, answer: int, held: bool, found: tuple[Measured, Measured]) -> Result:
+            fields = {
+                "split": "held_out" if held else "train",
+                "tokens_context": tokens,
+                "tokens_slots": slots,
+                "tokens_answer": answer,
+                **_columns(*found),
+                "finetune_seconds": each * tokens,
+            }
+            return Result(fields, tokens, slots, seconds=each * tokens, latency_seconds=seconds)
+
+        found: dict[int, Outcome] = {}
+        for one in self.examples:
+            slots, was = sum(map(sum, Question.of(one, last).slots)), measured.get(one.document.seq)
+            found[one.document.seq] = result(one.tokens, slots, len(one.answer), was is not None, was or _UNKNOWN)
+        for text in texts:
+            held, slots = bool(self._again and self._again.held(text)), slots_of(len(text.ids), last.ratio)
+            found[text.document.seq] = result(len(text.ids), slots, 0, held, _UNKNOWN)
+        return found
 
 
-def _ends(parts: Sequence[Sheet]) -> Sequence[Sheet]:
+def _ends(parts: Sequence[Part]) -> Sequence[Part]:
     """The first and the last, or the only one."""
     return parts[:: max(1, len(parts) - 1)]
 
 
-def _columns(answers: dict[str, Answer]) -> Iterator[tuple[str, float | None]]:
-    for when, one in answers.items():
-        yield from (
-            (f"{name}_{when}", known(value)) for name, value in zip(("nll", "token_f1", "bleu4"), one, strict=True)
-        )
+_UNKNOWN = (Measured(math.nan, math.nan, Answer()),) * 2
+
+
+def _columns(was: Measured, now: Measured) -> dict[str, float | None]:
+    answers = {"none": was.none, "text": was.text, "before": was.slots, "after": now.slots}
+    of_answers = {
+        f"{name}_{when}": known(value)
+        for when, one in answers.items()
+        for name, value in zip(("nll", "token_f1", "bleu4"), one, strict=True)
+    }
+    others = {"nll_other": now.other, "repeat_nll_before": was.repeat, "repeat_nll_after": now.repeat}
+    return {**of_answers, **{name: known(value) for name, value in others.items()}}
 
 
 def _means(four: Sequence[Sequence[float]], weights: Sequence[int] | None = None) -> Four:

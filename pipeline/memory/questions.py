@@ -105,7 +105,8 @@ def share(rows: Sequence[Question], rank: int = 0, world: int = 1) -> list[Quest
 
 def weights_of(rows: Sequence[Question], spec: FinetuneSpec) -> tuple[float, float]:
     """Of a token that is answered, and of one that is repeated, in a step of these: so that its loss is the mean nats
-    of either, mixed."""
+    of either, mixed; texts beside them weigh the rest."""
     answered = sum(len(row.example.answer) for row in rows)
     said = sum(row.example.tokens for row in rows if row.repeated)
-    return (1 - spec.autoencoding) / answered, spec.autoencoding / max(1, said)
+    whole = 1 - spec.weight_of_texts
+    return whole * (1 - spec.autoencoding) / answered, whole * spec.autoencoding / max(1, said)

@@ -140,6 +140,15 @@ class Finetune(Training):
 
     spec: FinetuneSpec
 
+    def check(self) -> None:
+        """Its rehearsal's lessons, too."""
+        Training.check(self)
+        if self.spec.rehearsed is not None:
+            try:
+                Pretrain(self.spec.rehearsed, self.target).check()
+            except ModelError as error:
+                raise ModelError(f"finetune: rehearsal: {error}") from None
+
     def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
         """Questions that are answered from the slots of their contexts."""
         from pipeline.memory.finetuning import Finetuning

@@ -43,6 +43,11 @@ def least_of(spec: PretrainSpec) -> int:
     return min(min(windows_of(spec, one)) for one in spec.lessons)
 
 
+def longest_of(spec: PretrainSpec) -> int:
+    """Tokens in a row of the longest window that some lesson takes."""
+    return max(max(windows_of(spec, one)) for one in spec.lessons)
+
+
 def refusal(text: Text, spec: PretrainSpec) -> Refusal | None:
     """Why nothing can be learned from a text; None where something can."""
     if not text.document.prompt.strip():

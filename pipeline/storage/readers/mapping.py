@@ -20,12 +20,20 @@ class RowMapper:
 
     def __init__(self, columns: Columns) -> None:
         self.id, self.answer = columns.id or "id", columns.answer or "answer"
-        self.required = tuple(
-            name for name in (getattr(columns, field) for field in type(columns).model_fields) if name is not None
-        )
-        self.named = bool(columns.text or columns.instruction or columns.contexts or columns.question)
+        parts = tuple(getattr(columns, part) for part in PARTS)
+        self.named = bool(columns.text or any(parts))
         self.text = columns.text if self.named else "text"
-        self.parts: tuple[str | None, ...] = tuple(getattr(columns, part) for part in PARTS) if self.named else PARTS
+        self.parts: tuple[str | None, ...] = parts if self.named else PARTS
+        # Where text and parts are named, a row has the one or the others.
+        of_text = (columns.id, columns.text, *(() if any(parts) else (columns.answer,)))
+        self._of_text = tuple(name for name in of_text if name is not None) if columns.text else None
+        self._of_parts = tuple(name for name in (columns.id, *parts, columns.answer) if name is not None)
+
+    def required(self, names: Collection[str]) -> tuple[str, ...]:
+        """The columns that a row of these must have."""
+        if self._of_text is None or (self.text not in names and any(self.parts)):
+            return self._of_parts
+        return self._of_text
 
     def used(self, names: Collection[str]) -> list[str]:
         """The columns to read of those there are, each once."""
@@ -35,7 +43,9 @@ class RowMapper:
 
     def missing(self, names: Collection[str]) -> str | None:
         """Why rows of these columns cannot be read, or None."""
-        lost = [name for name in self.required if name not in names]
+        lost = [name for name in self.required(names) if name not in names]
+        if lost and self._of_text and self.text is not None and self.text not in names:
+            lost = list(dict.fromkeys([self.text, *lost]))
         there = ", ".join(shown(name)[1:-1] for name in sorted(names)[:20]) or "none"
         if lost:
             return f"no column {' and no column '.join(map(repr, lost))}; there are: {there}"
@@ -48,7 +58,7 @@ class RowMapper:
 
     def document(self, row: Mapping[str, Any], source: str) -> RawDocument:
         """The row as a document. Raises ``BadValueError`` (missing_column, wrong_type, bad_id, invalid_text, empty)."""
-        for name in self.required:
+        for name in self.required(row):
             if name not in row:
                 raise BadValueError("missing_column", self.missing(row) or "")
         doc_id = _id(row.get(self.id), self.id)

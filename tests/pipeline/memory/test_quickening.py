@@ -31,7 +31,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Autoencoder, list[S
     plan = Finetuning(stage.spec, finetuning_jobs.ROWS, loaded, lambda: None)
     coder = Autoencoder(loaded.model, stage.spec.encoder)
     coder.resize(plan.slots(coder))
-    return coder, [*plan.parts(0), *plan.parts(1)]
+    return coder, [*plan.sheets(0), *plan.sheets(1)]
 
 
 def ticking(ticks: Sequence[float]) -> Callable[[torch.device], float]:

@@ -114,7 +114,7 @@ def test_the_gradient_of_several_passes_is_that_of_one(base: LoadedModel, tiny_m
     found = []
     for batch_tokens in (100_000, 300):
         spec, plan = planned(base, tiny_model, batch_tokens=batch_tokens)
-        parts = list(plan.parts(0))
+        parts = list(plan.sheets(0))
         assert (len(parts) > 3) == (batch_tokens == 300) and (len(parts) == 1) == (batch_tokens == 100_000)
         found.append(learned(coder_of(base, spec.encoder), parts))
     alike(*found)
@@ -123,8 +123,8 @@ def test_the_gradient_of_several_passes_is_that_of_one(base: LoadedModel, tiny_m
 def test_the_shares_of_several_processes_are_the_whole(base: LoadedModel, tiny_model: Path) -> None:
     spec, plan = planned(base, tiny_model)
     coder = coder_of(base, spec.encoder)
-    shares = [part for rank in range(3) for part in plan.parts(0, rank, 3)]
-    alike(learned(coder, shares), learned(coder, list(plan.parts(0))))
+    shares = [part for rank in range(3) for part in plan.sheets(0, rank, 3)]
+    alike(learned(coder, shares), learned(coder, list(plan.sheets(0))))
 
 
 def test_few_shapes_come_up_however_a_training_goes_on(
@@ -132,21 +132,21 @@ def test_few_shapes_come_up_however_a_training_goes_on(
 ) -> None:
     """Each lesson has its own, and they are the same for who goes on from a checkpoint, and for each process."""
     settings: dict[str, Any] = {"batch_tokens": 100_000, "multi_span": 0.3, "steps": 40}
-    exact = {part.shape for step in range(40) for part in planned(base, tiny_model, **settings)[1].parts(step)}
+    exact = {part.shape for step in range(40) for part in planned(base, tiny_model, **settings)[1].sheets(step)}
     monkeypatch.setitem(replaying.RECORDERS, "cpu", lambda device: None)
     monkeypatch.setattr(sheets, "_STEPS", (8, 16, 16, 8, 64, 16, 16))
     (_, plan), (_, again) = (planned(base, tiny_model, **settings) for _ in range(2))
-    shapes = [plan.parts(step)[0].shape for step in range(40)]
-    assert shapes[30] == again.parts(30)[0].shape and len(exact) > 30 and len(set(shapes)) <= 8
+    shapes = [plan.sheets(step)[0].shape for step in range(40)]
+    assert shapes[30] == again.sheets(30)[0].shape and len(exact) > 30 and len(set(shapes)) <= 8
     assert not {*shapes[:20]} & {*shapes[20:]}, "spans of 12, then of 16 tokens"
-    alone = {len(again.parts(step, 1, 2)[0].words) for step in range(20)}
-    assert max(alone) < len(plan.parts(0)[0].words)
+    alone = {len(again.sheets(step, 1, 2)[0].words) for step in range(20)}
+    assert max(alone) < len(plan.sheets(0)[0].words)
     _, small = planned(base, tiny_model, batch_tokens=300)
-    assert len({one.words.shape for one in small.parts(0)}) > 3, "of which none comes up again"
+    assert len({one.words.shape for one in small.sheets(0)}) > 3, "of which none comes up again"
 
 
 def test_a_copy_is_of_its_own(base: LoadedModel, tiny_model: Path) -> None:
-    (part,) = planned(base, tiny_model, batch_tokens=100_000)[1].parts(0)
+    (part,) = planned(base, tiny_model, batch_tokens=100_000)[1].sheets(0)
     for one, other in zip(part.tensors, part.copy().tensors, strict=True):
         assert torch.equal(one, other) and (one.data_ptr() != other.data_ptr() or not one.numel())
 

@@ -142,6 +142,25 @@ def test_a_mapped_column_a_row_lacks(tmp_path: Path) -> None:
     assert bad == BadRow(f"{path}:2", "missing_column", "no column 'body'; there are: text")
 
 
+def test_texts_beside_rows_of_parts(tmp_path: Path) -> None:
+    """Where both are named, each row is the one or the other, in files of any kind."""
+    columns = Columns(text="body", contexts="input", question="prompt", answer="said")
+    path = write(
+        tmp_path / "a.jsonl", '{"input": "c", "prompt": "q", "said": "a"}', '{"body": "t"}', '{"input": "c"}', "{}"
+    )
+    (tmp_path / "b.csv").write_text("body,n\nu,1\n")
+    (tmp_path / "c.csv").write_text("input,prompt,said\nd,r,b\n")
+    asked, text, lacking, nothing = rows(path, columns=columns)
+    assert isinstance(asked, RawDocument) and isinstance(text, RawDocument)
+    assert (asked.parts, asked.answer) == (PromptParts(contexts=("c",), question="q"), "a")
+    assert (text.parts, text.answer) == (PromptParts(contexts=("t",)), None)
+    assert isinstance(lacking, BadRow) and isinstance(nothing, BadRow)
+    assert lacking.reason == "no column 'body' and no column 'prompt' and no column 'said'; there are: input"
+    assert nothing.reason.startswith("no column 'body' and no column 'input' and")
+    assert documents(tmp_path / "b.csv", columns=columns)[0].parts == PromptParts(contexts=("u",))
+    assert documents(tmp_path / "c.csv", columns=columns)[0].parts == PromptParts(contexts=("d",), question="r")
+
+
 def test_byte_order_mark_line_ends_and_no_last_newline(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}')

@@ -1,0 +1,87 @@
+"""What a fine-tuning goes on to learn from texts that nothing is asked about: to repeat spans of them, and to go on, as
+in pretraining, so that neither is forgotten (Robins, Catastrophic forgetting, rehearsal and pseudorehearsal, 1995).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from pipeline.accounting.wording import counted
+from pipeline.holding_out import is_held_out
+from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.corpus import Corpus
+from pipeline.memory.sheets import Sheet
+from pipeline.memory.texts import Text, longest_of, refusal, tokenised
+from pipeline.memory.windows import Batch, batch_of
+from pipeline.models import LoadedModel
+from pipeline.stages import Halt, Refusal
+from schemas.document import Document
+from schemas.memory import PretrainSpec
+
+
+def is_text(document: Document) -> bool:
+    """Whether a row is a text alone: nothing is asked about it, and nothing is to be answered."""
+    parts = document.parts
+    return document.answer is None and not (parts.instruction.strip() or parts.question.strip())
+
+
+class Rehearsing:
+    """Of the texts among ``documents``, as ``spec`` says; their loss counts ``weight`` times. Raises ``Halt`` where
+    there are none, or all are too short."""
+
+    def __init__(
+        self, spec: PretrainSpec, weight: float, documents: Sequence[Document], loaded: LoadedModel,
+        alive: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._spec, self._weight, self._device = spec, weight, loaded.device
+        found = list(tokenised([one for one in documents if is_text(one)], loaded, alive))
+        self.refused: dict[int, Refusal] = {one.document.seq: why for one in found if (why := refusal(one, spec))}
+        self.texts = [one for one in found if one.document.seq not in self.refused]
+        trained = [one for one in self.texts if not self.held(one)]
+        least, longest = longest_of(spec), max((len(one.ids) for one in trained), default=0)
+        if longest < least:
+            raise Halt(
+                f"rehearsal: its lessons take {least} tokens of a text in a row, and of "
+                f"{counted(len(trained), 'text')} that may be learned from the longest has {longest}: add rows that "
+                "are texts alone, as those of the pretraining, give shorter lessons, or leave the table out"
+            )
+        self._corpus = Corpus.of(one.ids for one in trained)
+
+    def held(self, text: Text) -> bool:
+        """Whether nothing is learned from it: by its hash, as in a pretraining that holds out as many or fewer."""
+        return is_held_out(text.document.content_hash, self._spec.held_out)
+
+    def part(self, step: int, rank: int = 0, world: int = 1) -> Batch | None:
+        """What a step learns, or a share of it; None where that is nothing."""
+        whole = replace(batch_of(self._corpus, self._spec, step, self._device), weight=self._weight)
+        share = whole if world == 1 else whole.share(rank, world)
+        return share if len(share.contexts) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """A sheet and a batch of windows that are learned in one pass: alone in their step, they may be recorded."""
+
+    sheet: Sheet
+    batch: Batch
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """As of ``replaying.Recurring``."""
+        return *self.sheet.tensors, *self.batch.tensors
+
+    @property
+    def shape(self) -> Hashable:
+        """The same."""
+        return self.sheet.shape, self.batch.shape
+
+    def copy(self) -> Both:
+        """The same."""
+        return Both(self.sheet.copy(), self.batch.copy())
+
+    def loss(self, coder: Autoencoder) -> torch.Tensor:
+        """The sum of theirs."""
+        return self.sheet.loss(coder) + self.batch.loss(coder)
