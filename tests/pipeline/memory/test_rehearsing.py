@@ -15,11 +15,13 @@ from pretraining_jobs import TEXTS as PRETRAINED
 from pretraining_jobs import text, written
 from pydantic import ValidationError
 
+from pipeline.memory import replaying
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.beginning import begun
 from pipeline.memory.finetuning import Finetuning
 from pipeline.memory.rehearsing import Both
 from pipeline.memory.sheets import Sheet
+from pipeline.memory.training import Trainer, train
 from pipeline.memory.windows import Batch
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.models.encoders import WEIGHTS
@@ -95,6 +97,32 @@ def test_both_in_one_pass_where_it_may_be_recorded(tiny_model: Path, monkeypatch
     for one, two in zip(again.tensors, both.tensors, strict=True):
         assert one.data_ptr() != two.data_ptr()
     assert both.shape != Both(both.sheet, plan._again.part(0, 0, 2)).shape  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("default")  # compilers have warnings of their own
+def test_on_a_gpu_both_are_one_graph(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And learn, but for rounding, what those that are launched do."""
+    changes = {"rehearsal": {**REHEARSAL, "distilled": 0.5}, "dtype": "bfloat16", "batch_tokens": 65536}
+    made, copies = stage(tiny_model, **changes), ModelPool("cuda:0")
+    plan = made.plan(MIXED, copies.own_copy(str(tiny_model), "bfloat16"), lambda: None)
+    replay, replayed = replaying._Replay.__call__, list[Any]()
+
+    def counted(self: Any, part: Any) -> torch.Tensor:
+        replayed.append(part)
+        return replay(self, part)
+
+    def trained() -> list[float]:
+        losses, loaded = list[float](), copies.own_copy(str(tiny_model), "bfloat16")
+        trainer = Trainer(begun(made.spec, loaded, plan, None), made.spec, half=True)
+        train(trainer, plan.parts, 0, lambda step, loss: losses.append(float(loss)))
+        return losses
+
+    monkeypatch.setattr(replaying._Replay, "__call__", counted)
+    found = trained()
+    assert len(replayed) > 8 and all(isinstance(one, Both) for one in replayed)
+    monkeypatch.setattr(replaying, "RECORDERS", {})
+    assert found == pytest.approx(trained(), rel=0.02, abs=0.02)
 
 
 def test_killed_and_continued_is_the_same(tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
