@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -54,17 +54,15 @@ class Finetuning:
         self._again = Rehearsing(texts, spec.weight_of_texts, documents, loaded, alive) if texts else None
         rows = [one for one in documents if not (self._again and is_text(one))]
         found = [*zip(rows, examples(rows, spec, loaded, alive), strict=True)]
-        self.refused = {document.seq: one for document, one in found if isinstance(one, Refusal)}
         self.examples = [one for _, one in found if isinstance(one, Example)]
-        codes = Counter(one.code for one in self.refused.values())
-        why = ", ".join(f"{code} {number}" for code, number in codes.most_common())
+        self.refused = {document.seq: one for document, one in found if isinstance(one, Refusal)}
         if not self.examples:
-            first = next(iter(self.refused.values())).reason
-            raise Halt(f"finetune: nothing can be learned from any of {len(found)} rows ({why}): {first}")
-        if codes:
-            log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(found), why)
+            raise Halt(f"finetune: {_nothing(list(self.refused.values()))}")
         if self._again:
             self.refused.update(self._again.refused)
+        if self.refused:
+            why = _counted(self.refused.values())
+            log.info("finetune: %d of %d rows are left out (%s)", len(self.refused), len(documents), why)
         self.trained, self.held = divide(self.examples, spec)
         self._spec, self._loaded, self._alive = spec, loaded, alive
         self._rooms: dict[tuple[int, int], dict[Lesson, Sizes]] = {}
@@ -178,6 +176,19 @@ class Finetuning:
             held, slots = bool(self._again and self._again.held(text)), slots_of(len(text.ids), last.ratio)
             found[text.document.seq] = result(len(text.ids), slots, 0, held, _UNKNOWN)
         return found
+
+
+def _nothing(refused: Sequence[Refusal]) -> str:
+    """Why there is nothing to be answered."""
+    if not refused:
+        return "nothing is asked: all rows are texts alone, which are learned from beside questions"
+    first = refused[0].reason
+    return f"nothing can be learned from any of {len(refused)} rows ({_counted(refused)}): {first}"
+
+
+def _counted(refused: Iterable[Refusal]) -> str:
+    codes = Counter(one.code for one in refused)
+    return ", ".join(f"{code} {number}" for code, number in codes.most_common())
 
 
 def _ends(parts: Sequence[Part]) -> Sequence[Part]:

@@ -156,6 +156,8 @@ def test_each_text_says_whether_it_was_learned_from(tiny_model: Path, pool: Mode
 def test_texts_that_are_missing_or_not_asked_for(tiny_model: Path, pool: ModelPool) -> None:
     with pytest.raises(Halt, match=r"rehearsal: its lessons take 32 tokens of a text in a row, and of 0 texts"):
         stage(tiny_model, rehearsal=REHEARSAL).run(ROWS, Run(pool))
+    with pytest.raises(Halt, match="nothing is asked: all rows are texts alone"):
+        stage(tiny_model, rehearsal=REHEARSAL).run(TEXTS, Run(pool))
     outcomes = stage(tiny_model, steps=1).run([*ROWS, TEXTS[0]], Run(pool))
     refused = outcomes[-1]
     assert isinstance(refused, Refusal) and refused.code == "no_question" and "rehearsal" in refused.reason
