@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from finetuning_jobs import rows, stage
 
-from pipeline.accounting.training_estimate import answering_work
+from pipeline.accounting.training_estimate import LEARNING_PASSES, answering_work, training_work
 from pipeline.memory.beginning import begun
 from pipeline.memory.finetuning import Finetuning
 from pipeline.models import ModelPool
@@ -25,3 +25,10 @@ def test_measuring_takes_about_what_is_estimated(
     spec = made.spec.model_copy(update={"held_out": 1.0 - 1e-9})
     found = answering_work(spec, len(held), sum(held) // len(held))
     assert 0.5 < sum(found) / work < 1  # the meter counts each reading of a question as wide as its widest
+
+
+def test_texts_that_are_rehearsed_are_counted(tiny_model: Path) -> None:
+    plain, both = (stage(tiny_model, **changes).spec for changes in ({}, {"rehearsal": {"tokens_per_step": 500}}))
+    found = (training_work(spec, 100, 5000) for spec in (plain, both))
+    one, two = (work.read for work in found)
+    assert two - one == 2 * plain.steps * 500 * LEARNING_PASSES
