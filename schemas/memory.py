@@ -230,6 +230,5 @@ class FinetuneSpec(EncoderTraining):
         if self.rehearsal is None:
             return None
         said = self.rehearsal.model_dump(exclude={"weight", "lessons"})
-        of = self.rehearsal.lessons or self.lessons
         shared = {name: getattr(self, name) for name in ("dtype", "encoder", "steps", "seed", "held_out")}
-        return PretrainSpec(**shared, **said, lessons=of, mixed=bool(self.rehearsal.lessons) or self.mixed)
+        return PretrainSpec(**shared, **said, lessons=self.rehearsal.lessons or self.lessons, mixed=True)

@@ -22,7 +22,7 @@ from schemas.align import AlignSpec, TrainingSpec
 from schemas.compress import CompressBase, CompressSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
-from schemas.memory import EncoderTraining, EncodeSpec
+from schemas.memory import EncoderTraining, EncodeSpec, FinetuneSpec
 from schemas.recover import RecoverSpec
 from schemas.reference import ReferenceSpec
 from schemas.settings import Settings
@@ -46,6 +46,10 @@ SCORED_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 
 Reading = CompressBase | GenerateSpec | TrainingSpec | EncoderTraining | EncodeSpec
 """Stages that read texts with a model here."""
+
+
+ONE_LENGTH = "questions and texts of the rehearsal are taken to be as long as each other"
+"""Of a fine-tuning: how many of either there are nobody has counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,8 @@ def estimate_stage(
     if isinstance(spec, EncoderTraining):  # its steps take as long for any corpus
         work = training_work(spec, flow.documents, flow.tokens)
         made = _local(index, spec, job.target.model, flow, flow.tokens, *work, None, settings)
-        return replace(made, memory_bytes=None)
+        mixed = isinstance(spec, FinetuneSpec) and spec.rehearsal is not None
+        return replace(made, memory_bytes=None, notes=(*made.notes, *([ONE_LENGTH] if mixed else [])))
     if isinstance(spec, EncodeSpec):
         slots, note = _encoded(spec, flow, settings)
         read = round((flow.tokens + slots) * passes_of(spec, "cuda" if on_gpu(spec.device) else "cpu"))

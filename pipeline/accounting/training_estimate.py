@@ -27,7 +27,7 @@ def training_work(spec: EncoderTraining, documents: int, tokens: int) -> Work:
     else:
         assert isinstance(spec, FinetuneSpec)
         step, measured = spec.rows_per_step * each, answering_work(spec, documents, each)
-        if spec.rehearsal:  # texts are taken to be as long as rows: how many of either there are is not known here
+        if spec.rehearsal:
             step += spec.rehearsal.tokens_per_step
     # What a step learns from is read, and then said or answered behind slots: twice as many tokens at most.
     return Work(2 * spec.steps * step * LEARNING_PASSES + measured.read, measured.write)

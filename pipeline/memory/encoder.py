@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,13 @@ CURVE_SCHEMA = pa.schema(
 
 
 @torch.no_grad()
-def interpolate(coder: Autoencoder, folder: Path, share: float) -> None:
-    """Move what is trained to so large a ``share`` of the way to it from what lies in ``folder``: much of what either
-    can do may be had there (WiSE-FT; Wortsman et al., arXiv 2109.01903, section 3). [FT] stays as it is, which nobody
-    may have taught yet where it began."""
-    begun, asked = load_file(folder / WEIGHTS), coder.tags[TAGS.index("FT")].clone()
+def interpolate(coder: Autoencoder, first: Mapping[str, torch.Tensor], share: float) -> None:
+    """Move what is trained to so large a ``share`` of the way to it from what was there ``first``, by name: much of
+    what either can do may be had there (WiSE-FT; Wortsman et al., arXiv 2109.01903, section 3). [FT] stays as it is:
+    nobody may have taught it before."""
+    asked = coder.tags[TAGS.index("FT")].clone()
     for name, one in coder.trained().items():
-        one.copy_(torch.lerp(begun[name].to(one), one, share))
+        one.copy_(torch.lerp(first[name].to(one), one, share))
     coder.tags[TAGS.index("FT")] = asked
 
 

@@ -22,8 +22,8 @@ from schemas.stage import GenerateSpec
 TOKENISED_AT_ONCE = 64
 
 _NOT_ASKED = (
-    "nothing is asked about the context: name a column in [input.columns] question (texts alone are learned where the "
-    "stage has a table rehearsal)"
+    "nothing is asked about the context: name a column in [input.columns] question (a text alone, without an "
+    "answer, is learned where the stage has a table rehearsal)"
 )
 
 

@@ -23,7 +23,7 @@ from pipeline.memory.quickening import quicken
 from pipeline.memory.rehearsing import Both, Rehearsing, is_text
 from pipeline.memory.replaying import RECORDERS
 from pipeline.memory.sheets import Sheet, Sizes, packed, roomy, rounded, sheet, sizes_of
-from pipeline.memory.training import Part
+from pipeline.memory.spans import spans_of
 from pipeline.memory.windows import Batch
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Answers, Figures, Four
@@ -78,7 +78,8 @@ class Finetuning:
     @property
     def less(self) -> str:
         """The remedy where memory ran out."""
-        return f"batch_tokens is {self._spec.batch_tokens}: halve it, or take shorter lessons"
+        more = f", or rehearsal.tokens_per_step, {self._spec.rehearsal.tokens_per_step}" if self._spec.rehearsal else ""
+        return f"batch_tokens is {self._spec.batch_tokens}: halve it{more}, or take shorter lessons"
 
     def slots(self, coder: Autoencoder) -> torch.Tensor:
         """Of the first examples, one by one: together they may be more than ``batch_tokens``."""
@@ -87,7 +88,7 @@ class Finetuning:
 
     def hasten(self, coder: Autoencoder) -> None:
         """Hardly two passes are of one shape: for any, then, as the first steps' longest and shortest are read."""
-        ends = (one for step in range(TRIED) for one in _ends(self.parts(step)))
+        ends = (one for step in range(TRIED) for one in _ends(self.sheets(step)))
         quicken(coder, list(itertools.islice(ends, TRIED)), is_half(self._spec), self._alive)
 
     def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Sheet | Batch | Both]:
@@ -173,7 +174,8 @@ class Finetuning:
             slots, was = sum(map(sum, Question.of(one, last).slots)), measured.get(one.document.seq)
             found[one.document.seq] = result(one.tokens, slots, len(one.answer), was is not None, was or _UNKNOWN)
         for text in texts:
-            held, slots = bool(self._again and self._again.held(text)), slots_of(len(text.ids), last.ratio)
+            slots = sum(slots_of(len(ids), last.ratio) for ids in spans_of(text.ids.astype(np.int64), last.tokens))
+            held = self._again is not None and text.document.seq in self._again.held
             found[text.document.seq] = result(len(text.ids), slots, 0, held, _UNKNOWN)
         return found
 
@@ -191,7 +193,7 @@ def _counted(refused: Iterable[Refusal]) -> str:
     return ", ".join(f"{code} {number}" for code, number in codes.most_common())
 
 
-def _ends(parts: Sequence[Part]) -> Sequence[Part]:
+def _ends(parts: Sequence[Sheet]) -> Sequence[Sheet]:
     """The first and the last, or the only one."""
     return parts[:: max(1, len(parts) - 1)]
 

@@ -14,7 +14,7 @@ from pipeline.holding_out import is_held_out
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.sheets import Sheet
-from pipeline.memory.texts import Text, longest_of, refusal, tokenised
+from pipeline.memory.texts import longest_of, refusal, tokenised
 from pipeline.memory.windows import Batch, batch_of
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Refusal
@@ -25,7 +25,7 @@ from schemas.memory import PretrainSpec
 def is_text(document: Document) -> bool:
     """Whether a row is a text alone: nothing is asked about it, and nothing is to be answered."""
     parts = document.parts
-    return document.answer is None and not (parts.instruction.strip() or parts.question.strip())
+    return not any(one.strip() for one in (parts.instruction, parts.question, document.answer or ""))
 
 
 class Rehearsing:
@@ -40,19 +40,18 @@ class Rehearsing:
         found = list(tokenised([one for one in documents if is_text(one)], loaded, alive))
         self.refused: dict[int, Refusal] = {one.document.seq: why for one in found if (why := refusal(one, spec))}
         self.texts = [one for one in found if one.document.seq not in self.refused]
-        trained = [one for one in self.texts if not self.held(one)]
-        least, longest = longest_of(spec), max((len(one.ids) for one in trained), default=0)
-        if longest < least:
+        # By their hash, as in a pretraining that holds out as many or fewer.
+        self.held = {one.document.seq for one in self.texts if is_held_out(one.document.content_hash, spec.held_out)}
+        trained = [one for one in self.texts if one.document.seq not in self.held]
+        needed, longest = longest_of(spec), max((len(one.ids) for one in trained), default=0)
+        if longest < needed:
             raise Halt(
-                f"rehearsal: its lessons take {least} tokens of a text in a row, and of "
-                f"{counted(len(trained), 'text')} that may be learned from the longest has {longest}: add rows that "
-                "are texts alone, as those of the pretraining, give shorter lessons, or leave the table out"
+                f"finetune: rehearsal: its lessons take {needed} tokens of a text in a row, and the longest of "
+                f"{counted(len(trained), 'text')} has {longest} ({len(self.held)} more are held out, "
+                f"{len(self.refused)} too short): add rows that are texts alone, as those of the pretraining, give "
+                "shorter lessons, or leave the table out"
             )
         self._corpus = Corpus.of(one.ids for one in trained)
-
-    def held(self, text: Text) -> bool:
-        """Whether nothing is learned from it: by its hash, as in a pretraining that holds out as many or fewer."""
-        return is_held_out(text.document.content_hash, self._spec.held_out)
 
     def part(self, step: int, rank: int = 0, world: int = 1) -> Batch | None:
         """What a step learns, or a share of it; None where that is nothing."""

@@ -72,6 +72,8 @@ class _Session:
     ) -> None:
         self.stage, self.spec, self.plan, self.run, self.loaded = stage, stage.spec, plan, run, loaded
         self.coder = begun(self.spec, loaded, plan, stage.beginning())
+        kept = self.coder.trained() if self.spec.interpolation < 1 else {}
+        self.first = {name: one.detach().cpu().clone() for name, one in kept.items()}
         self.trainer = Trainer(self.coder, self.spec, half=is_half(self.spec))
         self.sharing = sharing
         self.trainer.share(sharing)
@@ -90,7 +92,8 @@ class _Session:
         except Diverged as error:
             raise Halt(self._diverged(error)) from error
         attempt.save_last()
-        self._interpolate()
+        if self.first:
+            interpolate(self.coder, self.first, self.spec.interpolation)
         if not self._finish():
             raise Halt(
                 f"{self.spec.kind}: after {counted(self.spec.steps, 'step')} there are weights or slots that float16, "
@@ -100,12 +103,6 @@ class _Session:
         self._write(ENCODER, self.spec.steps, after)
         self.meter.finish()
         return self.plan.outcomes(attempt.before, after, attempt.seconds)
-
-    def _interpolate(self) -> None:
-        """The encoder is between what was begun with and what was learned, where that is asked for."""
-        begun = self.stage.beginning()
-        if begun is not None and self.spec.interpolation < 1:
-            interpolate(self.coder, begun, self.spec.interpolation)
 
     def _finish(self) -> bool:
         """The encoder is what will be read, to be measured. Says whether that is all numbers."""

@@ -73,12 +73,16 @@ class Training(ABC):
         ref = resolve(self.target.model)
         if self.spec.encoder.rank and self.spec.encoder.targets:  # by default no name can be wrong
             self._check_targets(ref)
-        window = window_of(ref.folder)
+        self.check_lessons(self.spec.kind)
+
+    def check_lessons(self, where: str) -> None:
+        """The first alone; ``where`` is what the error says first."""
+        window = window_of(resolve(self.target.model).folder)
         for one in self.spec.lessons:
             places, what = self.places(one)
             if window is not None and places > window:
                 raise ModelError(
-                    f"{self.spec.kind}: a lesson of {one.tokens} tokens takes {places} places with {what}, and "
+                    f"{where}: a lesson of {one.tokens} tokens takes {places} places with {what}, and "
                     f"{self.target.model} reads {window} at most: shorten it"
                 )
 
@@ -144,10 +148,7 @@ class Finetune(Training):
         """Its rehearsal's lessons, too."""
         Training.check(self)
         if self.spec.rehearsed is not None:
-            try:
-                Pretrain(self.spec.rehearsed, self.target).check()
-            except ModelError as error:
-                raise ModelError(f"finetune: rehearsal: {error}") from None
+            Pretrain(self.spec.rehearsed, self.target).check_lessons("finetune: rehearsal")
 
     def plan(self, documents: Sequence[Document], loaded: LoadedModel, alive: Callable[[], None]) -> Plan:
         """Questions that are answered from the slots of their contexts."""

@@ -21,31 +21,30 @@ class RowMapper:
     def __init__(self, columns: Columns) -> None:
         self.id, self.answer = columns.id or "id", columns.answer or "answer"
         parts = tuple(getattr(columns, part) for part in PARTS)
-        self.named = bool(columns.text or any(parts))
+        self.named, self.both = bool(columns.text or any(parts)), bool(columns.text and any(parts))
         self.text = columns.text if self.named else "text"
         self.parts: tuple[str | None, ...] = parts if self.named else PARTS
-        # Where text and parts are named, a row has the one or the others.
-        of_text = (columns.id, columns.text, *(() if any(parts) else (columns.answer,)))
-        self._of_text = tuple(name for name in of_text if name is not None) if columns.text else None
-        self._of_parts = tuple(name for name in (columns.id, *parts, columns.answer) if name is not None)
+        of_text = columns.id, columns.text, (None if self.both else columns.answer)
+        of_parts = columns.id, *parts, columns.answer
+        self._of_text, self._of_parts = (tuple(filter(None, some)) for some in (of_text, of_parts))
 
     def required(self, names: Collection[str]) -> tuple[str, ...]:
-        """The columns that a row of these must have."""
-        if self._of_text is None or (self.text not in names and any(self.parts)):
+        """The columns that a row which has something in these must have: those of a text, or those of parts."""
+        if not self.named or (self.both and self.text not in names):
             return self._of_parts
-        return self._of_text
+        return self._of_text if self.text else self._of_parts
 
     def used(self, names: Collection[str]) -> list[str]:
         """The columns to read of those there are, each once."""
-        prompt = [self.text] if self.text in names else list(self.parts)
+        prompt = [self.text] if self.text in names and not self.both else [self.text, *self.parts]
         wanted = dict.fromkeys([self.id, *prompt, self.answer])
         return [name for name in wanted if name is not None and name in names]
 
     def missing(self, names: Collection[str]) -> str | None:
         """Why rows of these columns cannot be read, or None."""
         lost = [name for name in self.required(names) if name not in names]
-        if lost and self._of_text and self.text is not None and self.text not in names:
-            lost = list(dict.fromkeys([self.text, *lost]))
+        if lost and self.both and self.text is not None and self.text not in names:
+            lost.insert(0, self.text)
         there = ", ".join(shown(name)[1:-1] for name in sorted(names)[:20]) or "none"
         if lost:
             return f"no column {' and no column '.join(map(repr, lost))}; there are: {there}"
@@ -57,10 +56,11 @@ class RowMapper:
         return None
 
     def document(self, row: Mapping[str, Any], source: str) -> RawDocument:
-        """The row as a document. Raises ``BadValueError`` (missing_column, wrong_type, bad_id, invalid_text, empty)."""
-        for name in self.required(row):
-            if name not in row:
-                raise BadValueError("missing_column", self.missing(row) or "")
+        """The row as a document. Raises ``BadValueError`` (missing_column, text_and_parts, wrong_type, bad_id,
+        invalid_text, empty)."""
+        there = [name for name in row if row[name] is not None] if self.both else row
+        if any(name not in row for name in self.required(there)):
+            raise BadValueError("missing_column", self.missing(there) or "")
         doc_id = _id(row.get(self.id), self.id)
         try:
             return RawDocument(doc_id, self._parts(row), _answer(row.get(self.answer), self.answer), source)
@@ -69,7 +69,11 @@ class RowMapper:
             raise
 
     def _parts(self, row: Mapping[str, Any]) -> PromptParts:
-        if self.text is not None and self.text in row:
+        if self.text is not None and self.text in row and not (self.both and row[self.text] is None):
+            if more := [name for name in self.parts if self.both and row.get(name or "") is not None]:
+                raise BadValueError(
+                    "text_and_parts", f"columns {self.text!r} and {more[0]!r} both hold something: which is the prompt?"
+                )
             text = _string(row[self.text], self.text)
             if text and not text.isspace():
                 return PromptParts(contexts=(text,))

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from finetuning_jobs import texts
+from pretraining_jobs import stage
 from tiny_models import lines
 
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.ragged import encode_spans
 from pipeline.models import LoadedModel, ModelPool
+from pipeline.stages import Run
 from schemas.memory import EncoderSpec
 
 
@@ -67,3 +70,11 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr("pipeline.memory.encoding.encode_spans", counted)
     yield spans
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_model: Path, pool: ModelPool, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an encoder that repeats what a fine-tuning asks about."""
+    folder, documents = tmp_path_factory.mktemp("pretrained"), texts(20)
+    stage(tiny_model, steps=60).run(documents, Run(pool, folder=str(folder)))
+    return str(folder / "encoder")

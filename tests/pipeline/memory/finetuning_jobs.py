@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.holding_out import is_held_out
 from pipeline.memory.stage import Finetune
-from schemas.document import Document, PromptParts
+from schemas.document import Document, PromptParts, context_hash
 from schemas.job import TargetSpec
 from schemas.memory import FinetuneSpec
 
@@ -50,3 +51,17 @@ ROWS = rows()
 
 def stage(model: Path, **changes: Any) -> Finetune:
     return Finetune(FinetuneSpec.model_validate({**SETTINGS, **changes}), TargetSpec(model=str(model)))
+
+
+REHEARSAL: dict[str, Any] = {"weight": 0.25, "tokens_per_step": 96, "autoencoding": 0.75}
+
+
+def texts(number: int) -> list[Document]:
+    """Of the contexts that are not held out, end to end, in ever another order."""
+    said = list(dict.fromkeys(one.parts.contexts[0] for one in ROWS))
+    said = [one for one in said if not is_held_out(context_hash(one), SETTINGS["held_out"])]
+    return [row(200 + at, (" ".join(said[at:] + said[:at]),), "", None) for at in range(number)]
+
+
+def rehearsing(model: Path, **changes: Any) -> Finetune:
+    return stage(model, **{"rehearsal": REHEARSAL, **changes})

@@ -13,8 +13,7 @@ import pytest
 import torch
 from fates import Fate, Killed
 from finetuning_jobs import ROWS, SETTINGS, row, stage
-from pretraining_jobs import stage as pretraining
-from pretraining_jobs import text, written
+from pretraining_jobs import written
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -37,15 +36,6 @@ def whole(tiny_model: Path, pool: ModelPool, tmp_path_factory: pytest.TempPathFa
     """An uninterrupted training: its folder and what it wrote of each row."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, written(stage(tiny_model).run(ROWS, Run(pool, folder=str(folder))))
-
-
-@pytest.fixture(scope="module")
-def pretrained(tiny_model: Path, pool: ModelPool, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of an encoder that repeats what is asked about."""
-    folder, said = tmp_path_factory.mktemp("one"), [row.parts.contexts[0] for row in ROWS]
-    texts = [text(at, " ".join(said[at:] + said[:at])) for at in range(20)]
-    pretraining(tiny_model).run(texts, Run(pool, folder=str(folder)))
-    return str(folder / "encoder")
 
 
 def test_held_out_questions_are_measured_beside_yardsticks(whole: Whole) -> None:

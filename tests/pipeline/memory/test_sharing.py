@@ -24,6 +24,7 @@ from pipeline.stages import Run, Stopped
 JOBS: dict[str, tuple[Any, Any]] = {
     "pretrain": (pretraining_jobs.stage, pretraining_jobs.TEXTS),
     "finetune": (finetuning_jobs.stage, finetuning_jobs.ROWS),
+    "rehearse": (finetuning_jobs.rehearsing, [*finetuning_jobs.ROWS, *finetuning_jobs.texts(8)]),
 }
 
 

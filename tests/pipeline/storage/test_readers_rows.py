@@ -142,23 +142,51 @@ def test_a_mapped_column_a_row_lacks(tmp_path: Path) -> None:
     assert bad == BadRow(f"{path}:2", "missing_column", "no column 'body'; there are: text")
 
 
+BOTH = Columns(text="body", contexts="input", question="prompt", answer="said")
+
+
 def test_texts_beside_rows_of_parts(tmp_path: Path) -> None:
-    """Where both are named, each row is the one or the other, in files of any kind."""
-    columns = Columns(text="body", contexts="input", question="prompt", answer="said")
+    """Where both are named, each row is the one or the other, by what it holds."""
     path = write(
-        tmp_path / "a.jsonl", '{"input": "c", "prompt": "q", "said": "a"}', '{"body": "t"}', '{"input": "c"}', "{}"
+        tmp_path / "a.jsonl",
+        '{"input": "c", "prompt": "q", "said": "a", "body": null}',
+        '{"body": "t", "prompt": null}',
     )
-    (tmp_path / "b.csv").write_text("body,n\nu,1\n")
-    (tmp_path / "c.csv").write_text("input,prompt,said\nd,r,b\n")
-    asked, text, lacking, nothing = rows(path, columns=columns)
-    assert isinstance(asked, RawDocument) and isinstance(text, RawDocument)
+    asked, text = documents(path, columns=BOTH)
     assert (asked.parts, asked.answer) == (PromptParts(contexts=("c",), question="q"), "a")
     assert (text.parts, text.answer) == (PromptParts(contexts=("t",)), None)
-    assert isinstance(lacking, BadRow) and isinstance(nothing, BadRow)
-    assert lacking.reason == "no column 'body' and no column 'prompt' and no column 'said'; there are: input"
-    assert nothing.reason.startswith("no column 'body' and no column 'input' and")
-    assert documents(tmp_path / "b.csv", columns=columns)[0].parts == PromptParts(contexts=("u",))
-    assert documents(tmp_path / "c.csv", columns=columns)[0].parts == PromptParts(contexts=("d",), question="r")
+    (tmp_path / "b.csv").write_text("body,n\nu,1\n")
+    (tmp_path / "c.csv").write_text("input,prompt,said\nd,r,b\n")
+    (tmp_path / "d.csv").write_text("body,input,prompt,said\nu,,,\n,d,r,b\n")
+    pq.write_table(
+        pa.table({"body": ["u", None], "input": [None, "d"], "prompt": [None, "r"], "said": [None, "b"]}),
+        tmp_path / "e.parquet",
+    )
+    texts, parts = PromptParts(contexts=("u",)), PromptParts(contexts=("d",), question="r")
+    found = {"b.csv": [texts], "c.csv": [parts], "d.csv": [texts, parts], "e.parquet": [texts, parts]}
+    for name, expected in found.items():
+        assert [one.parts for one in documents(tmp_path / name, columns=BOTH)] == expected, name
+
+
+def test_rows_that_are_neither_text_nor_parts_or_both(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", '{"input": "c"}', "{}", '{"body": "t", "prompt": "q"}', '{"body": "", "said": "a"}'
+    )
+    found = [(one.code, one.reason) for one in rows(path, columns=BOTH) if isinstance(one, BadRow)]
+    assert found == [
+        ("missing_column", "no column 'body' and no column 'prompt' and no column 'said'; there are: input"),
+        (
+            "missing_column",
+            "no column 'body' and no column 'input' and no column 'prompt' and no column 'said'; there are: none",
+        ),
+        ("text_and_parts", "columns 'body' and 'prompt' both hold something: which is the prompt?"),
+        ("empty", "column 'body' holds no text"),
+    ]
+    (tmp_path / "b.csv").write_text("input,n\nc,1\n")
+    with pytest.raises(
+        InputError, match="no column 'body' and no column 'prompt' and no column 'said'; there are: input, n"
+    ):
+        documents(tmp_path / "b.csv", columns=BOTH)
 
 
 def test_byte_order_mark_line_ends_and_no_last_newline(tmp_path: Path) -> None:
