@@ -20,7 +20,7 @@ from pipeline.memory.lessons import lesson
 from pipeline.memory.plan import Numbers, known
 from pipeline.memory.questions import Question, questions, share, slots_of_all, weights_of
 from pipeline.memory.quickening import quicken
-from pipeline.memory.rehearsing import Both, Rehearsing, is_text
+from pipeline.memory.rehearsing import Rehearsing, is_text
 from pipeline.memory.replaying import RECORDERS
 from pipeline.memory.sheets import Sheet, Sizes, packed, roomy, rounded, sheet, sizes_of
 from pipeline.memory.spans import spans_of
@@ -91,13 +91,10 @@ class Finetuning:
         ends = (one for step in range(TRIED) for one in _ends(self.sheets(step)))
         quicken(coder, list(itertools.islice(ends, TRIED)), is_half(self._spec), self._alive)
 
-    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Sheet | Batch | Both]:
-        """The step's questions, or a share of them, and of its texts: in one pass where that can be recorded."""
-        sheets, batch = self.sheets(step, rank, world), self._again and self._again.part(step, rank, world)
-        if not batch:
-            return sheets
-        alone = len(sheets) == 1 and self._loaded.device.type in RECORDERS
-        return [Both(sheets[0], batch)] if alone else [*sheets, batch]
+    def parts(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Sheet | Batch]:
+        """The step's questions, or a share of them, and of its texts."""
+        batch = self._again.part(step, rank, world) if self._again else None
+        return [*self.sheets(step, rank, world), *([batch] if batch else [])]
 
     def sheets(self, step: int, rank: int = 0, world: int = 1) -> list[Sheet]:
         """The questions alone, in as many passes of at most ``batch_tokens`` as they take."""

@@ -4,16 +4,12 @@ in pretraining, so that neither is forgotten (Robins, Catastrophic forgetting, r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pipeline.accounting.wording import counted
 from pipeline.holding_out import is_held_out
-from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
-from pipeline.memory.sheets import Sheet
 from pipeline.memory.texts import longest_of, refusal, tokenised
 from pipeline.memory.windows import Batch, batch_of
 from pipeline.models import LoadedModel
@@ -58,29 +54,3 @@ class Rehearsing:
         whole = replace(batch_of(self._corpus, self._spec, step, self._device), weight=self._weight)
         share = whole if world == 1 else whole.share(rank, world)
         return share if len(share.contexts) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Both:
-    """A sheet and a batch of windows that are learned in one pass: alone in their step, they may be recorded."""
-
-    sheet: Sheet
-    batch: Batch
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """As of ``replaying.Recurring``."""
-        return *self.sheet.tensors, *self.batch.tensors
-
-    @property
-    def shape(self) -> Hashable:
-        """The same."""
-        return self.sheet.shape, self.batch.shape
-
-    def copy(self) -> Both:
-        """The same."""
-        return Both(self.sheet.copy(), self.batch.copy())
-
-    def loss(self, coder: Autoencoder) -> torch.Tensor:
-        """The sum of theirs."""
-        return self.sheet.loss(coder) + self.batch.loss(coder)

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 _WORTH = 3
 """Times that a shape is learned from before it is recorded: by then what reads it is compiled."""
 
+_WATCHED = 64
+"""Shapes that are looked out for at most: of those that come up once each there is no end."""
+
 _ROOM = 0.4
 """The part of a device's memory that steps may take at most: recordings keep as much for themselves, beside what those
 of other shapes take."""
@@ -70,9 +73,11 @@ class Replays:
             return known(part)
         if self._recorder is None:
             return self._learn(part)
-        self._times[part.shape] += 1
         if part.shape not in self._first:
+            if len(self._first) >= _WATCHED:
+                return self._learn(part)
             self._first[part.shape] = part.copy()
+        self._times[part.shape] += 1
         if self._times[part.shape] <= _WORTH:
             return self._learn(part)
         if not _roomy(self._device):

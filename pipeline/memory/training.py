@@ -28,8 +28,7 @@ class Diverged(Exception):  # noqa: N818
 
 
 class Part(Protocol):
-    """What is learned in one pass; a step has one or several. One that is ``Recurring``, alone in its step, may be
-    recorded."""
+    """What is learned in one pass; a step has one or several. One that is ``Recurring`` may be recorded."""
 
     def loss(self, coder: Autoencoder) -> torch.Tensor:
         """Its share of the step's loss, which is the sum of all."""
@@ -66,13 +65,15 @@ class Trainer:
         A step whose gradient is no number changes nothing, and raises ``Diverged``: on a GPU only when the next is on
         its way, since that need not wait for it.
         """
-        self._optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.autoencoder.tags.device)
+        sums = dict[str, torch.Tensor]()
+        self._optimiser.zero_grad(set_to_none=True)
         for part in parts:
-            if isinstance(part, Recurring) and len(parts) == 1:
-                loss += self._replays(part)
-            else:
-                loss += self._backward(part)
+            loss += self._replays(part) if isinstance(part, Recurring) else self._backward(part)
+            if len(parts) > 1:  # each may write its gradients where the one before did
+                self._add_to(sums)
+        for name, one in sums.items():
+            self._named[name].grad = one
         loss = self._sharing.summed(list(self._named.values()), loss)
         weights = [one for one in self._named.values() if one.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.clip_norm)
@@ -93,6 +94,13 @@ class Trainer:
     def rest(self) -> None:
         """There is no step for a while: what is measured may have the memory of what was recorded."""
         self._replays.give_back()
+
+    def _add_to(self, sums: dict[str, torch.Tensor]) -> None:
+        """What gradients there are, which are gone then."""
+        for name, one in self._named.items():
+            if one.grad is not None:
+                sums[name] = sums[name] + one.grad if name in sums else one.grad.clone()
+                one.grad = None
 
     def _backward(self, part: Part) -> torch.Tensor:
         with torch.autocast(self.autoencoder.tags.device.type, torch.bfloat16, enabled=self._half):

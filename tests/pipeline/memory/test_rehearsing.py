@@ -16,10 +16,8 @@ from pretraining_jobs import text, written
 from pydantic import ValidationError
 
 from pipeline.memory import replaying
-from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.beginning import begun
 from pipeline.memory.finetuning import Finetuning
-from pipeline.memory.rehearsing import Both
 from pipeline.memory.sheets import Sheet
 from pipeline.memory.training import Trainer, train
 from pipeline.memory.windows import Batch
@@ -82,35 +80,17 @@ def test_several_processes_share_it(tiny_model: Path) -> None:
     torch.testing.assert_close(sum(one.loss(coder) for one in parts), whole)
 
 
-@torch.no_grad()
-def test_both_in_one_pass_where_it_may_be_recorded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, loaded = planned(tiny_model, MIXED, rehearsal=REHEARSAL)
-    coder: Autoencoder = begun(stage(tiny_model).spec, loaded, plan, None)
-    sheet, batch = plan.parts(0)
-    assert isinstance(sheet, Sheet) and isinstance(batch, Batch)
-    monkeypatch.setattr("pipeline.memory.finetuning.RECORDERS", {"cpu": None})
-    (both,) = plan.parts(0)
-    assert isinstance(both, Both)
-    assert float(both.loss(coder)) == pytest.approx(float(sheet.loss(coder) + batch.loss(coder)), rel=1e-4)
-    again = both.copy()
-    assert again.shape == both.shape and float(again.loss(coder)) == float(both.loss(coder))
-    assert len(again.tensors) == len(sheet.tensors) + len(batch.tensors)
-    for one, two in zip(again.tensors, both.tensors, strict=True):
-        assert one.data_ptr() != two.data_ptr()
-    assert both.shape != Both(both.sheet, plan._again.part(0, 0, 2)).shape  # type: ignore[union-attr, arg-type]
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.filterwarnings("default")  # compilers have warnings of their own
-def test_on_a_gpu_both_are_one_graph(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_either_is_a_graph(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And learn, but for rounding, what those that are launched do."""
     changes = {"rehearsal": {**REHEARSAL, "distilled": 0.5}, "dtype": "bfloat16", "batch_tokens": 65536}
     made, copies = stage(tiny_model, **changes), ModelPool("cuda:0")
     plan = made.plan(MIXED, copies.own_copy(str(tiny_model), "bfloat16"), lambda: None)
-    replay, replayed = replaying._Replay.__call__, list[Any]()
+    replay, replayed = replaying._Replay.__call__, list[type]()
 
     def counted(self: Any, part: Any) -> torch.Tensor:
-        replayed.append(part)
+        replayed.append(type(part))
         return replay(self, part)
 
     def trained() -> list[float]:
@@ -121,7 +101,7 @@ def test_on_a_gpu_both_are_one_graph(tiny_model: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(replaying._Replay, "__call__", counted)
     found = trained()
-    assert len(replayed) > 8 and all(isinstance(one, Both) for one in replayed)
+    assert min(replayed.count(Sheet), replayed.count(Batch)) > made.spec.steps // 2
     monkeypatch.setattr(replaying, "RECORDERS", {})
     assert found == pytest.approx(trained(), rel=0.02, abs=0.02)
 

@@ -59,7 +59,13 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recordings]:
 
 
 def trained(
-    base: LoadedModel, corpus: Corpus, device: torch.device = CPU, *, half: bool = False, compiled: bool = False
+    base: LoadedModel,
+    corpus: Corpus,
+    device: torch.device = CPU,
+    *,
+    half: bool = False,
+    compiled: bool = False,
+    parts: int = 1,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
     coder = Autoencoder(copy.deepcopy(base.model).to(device, torch.bfloat16 if half else torch.float32), SPEC.encoder)
@@ -70,7 +76,7 @@ def trained(
     def told(step: int, loss: torch.Tensor) -> None:
         losses.append(float(loss))
 
-    train(trainer, lambda step: [batch_of(corpus, SPEC, step, device)], 0, told)
+    train(trainer, lambda step: [batch_of(corpus, SPEC, step + more, device) for more in range(parts)], 0, told)
     return {**trainer.tensors(), "losses": torch.tensor(losses)}
 
 
@@ -81,6 +87,23 @@ def test_what_is_learned_is_the_same(base: LoadedModel, corpus: Corpus, recordin
     replaying.RECORDERS.pop("cpu")
     expected = trained(base, corpus)
     assert all(torch.equal(one, expected[name]) for name, one in found.items())
+
+
+def test_parts_of_a_step_are_recorded_each_by_itself(base: LoadedModel, corpus: Corpus, recordings: Recordings) -> None:
+    """Of three parts two are of one shape: its recording writes gradients where it wrote those of the part before."""
+    found = trained(base, corpus, parts=3)
+    assert (recordings.made, recordings.replayed) == (2, 3 * STEPS - 2 * replaying._WORTH)
+    replaying.RECORDERS.pop("cpu")
+    expected = trained(base, corpus, parts=3)
+    assert all(torch.equal(one, expected[name]) for name, one in found.items())
+
+
+def test_shapes_without_end_are_not_kept(
+    base: LoadedModel, corpus: Corpus, recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "_WATCHED", 0)
+    trained(base, corpus)
+    assert not recordings.made
 
 
 @pytest.mark.parametrize("how", ["lies", "fails", "heeds nothing"])
