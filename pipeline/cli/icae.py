@@ -114,6 +114,8 @@ def finetune(
     - begin: the pretrained encoder it begins from
     - steps, rows_per_step: how long it learns
     - autoencoding: how much it goes on repeating, so as not to forget
+    - rehearsal: what it learns of texts among the rows, for the same reason
+    - interpolation: how far it moves from begin to what was learned
     - chat, system: as the generate stage will say, that is to ask
     """
     _train("finetune", file, (output, input_, sets), workers, dry_run, replace_, json_)
