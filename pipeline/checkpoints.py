@@ -58,7 +58,8 @@ class Checkpoints:
 
     def latest(self) -> Checkpoint | None:
         """The last one that is whole and of this training."""
-        for path in self._paths():
+        paths = self._paths()
+        for path in paths:
             try:
                 with self._fs.open_input_file(path) as file:
                     data = file.read()
@@ -66,7 +67,8 @@ class Checkpoints:
                     return found
                 self._useless.add(path)
             except (SafetensorError, ValueError, KeyError, OSError) as error:
-                log.warning("checkpoint %s cannot be read, the one before it is taken: %s", path, error)
+                next_ = "all is done anew" if path == paths[-1] else "the one before it is taken"
+                log.warning("checkpoint %s cannot be read, %s: %s", path, next_, error)
                 if not isinstance(error, OSError):  # which may read well another time
                     self._useless.add(path)
         return None

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from schemas.align_file import AnsweringTarget
 from schemas.compress import CompressSpec, Keep, compress_tag
 from schemas.job import Columns, InputSpec, JobSpec, OutputSpec, TargetSpec
-from schemas.memory import EncoderSpec, Lesson
+from schemas.memory import EncoderSpec, Lesson, Rehearsal
 from schemas.reference import JsonKey, ReferenceOptions, ReferenceSpec
 from schemas.stage import SPECS, GenerateSpec
 
@@ -27,7 +27,7 @@ Places = dict[tuple[str, ...], str]
 
 _TABLES: dict[str, type[BaseModel]] = {
     "input": InputSpec, "columns": Columns, "output": OutputSpec, "target": TargetSpec, "keep": Keep, **SPECS,
-    "encoder": EncoderSpec, "lessons": Lesson,
+    "encoder": EncoderSpec, "lessons": Lesson, "rehearsal": Rehearsal,
     "targets": AnsweringTarget, "answers": GenerateSpec, "options": ReferenceOptions, "json_config": JsonKey,
 }  # fmt: skip
 

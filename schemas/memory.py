@@ -87,19 +87,19 @@ class EncoderTraining(StageBase):
 
     @model_validator(mode="after")
     def _sound_lessons(self) -> Self:
-        _check_lessons(self.lessons, self.encoder)
+        _check_lessons("lessons", self.lessons, self.encoder)
         return self
 
 
-def _check_lessons(lessons: Sequence[Lesson], encoder: EncoderSpec) -> None:
+def _check_lessons(name: str, lessons: Sequence[Lesson], encoder: EncoderSpec) -> None:
     if not lessons:
-        raise ValueError("lessons: name at least one: [{ tokens = 128, ratio = 4.0, share = 1.0 }]")
+        raise ValueError(f"{name}: name at least one: [{{ tokens = 128, ratio = 4.0, share = 1.0 }}]")
     if abs((whole := sum(one.share for one in lessons)) - 1) > 1e-6:
-        raise ValueError(f"lessons: their shares must add up to 1, not {whole:g}")
+        raise ValueError(f"{name}: their shares must add up to 1, not {whole:g}")
     for one in lessons:
         if one.slots > encoder.slots:
             raise ValueError(
-                f"lessons: {one.tokens} tokens at {one.ratio:g} a slot take {one.slots} slots, and a span has "
+                f"{name}: {one.tokens} tokens at {one.ratio:g} a slot take {one.slots} slots, and a span has "
                 f"{encoder.slots} at most: raise ratio or encoder.slots"
             )
 
@@ -216,7 +216,7 @@ class FinetuneSpec(EncoderTraining):
     @model_validator(mode="after")
     def _sound_rehearsal(self) -> Self:
         if self.rehearsal is not None and self.rehearsal.lessons:
-            _check_lessons(self.rehearsal.lessons, self.encoder)
+            _check_lessons("rehearsal.lessons", self.rehearsal.lessons, self.encoder)
         return self
 
     @property

@@ -208,7 +208,7 @@ def _check_kinds(asked: list[str], files: dict[str, list[str]]) -> None:
     there = names(files)
     for name in asked:
         if name not in there:
-            fail(f"--kind {name}: {', '.join(there)}", USAGE)
+            fail(f"--kind {name}: there is none; there are {', '.join(there)}", USAGE)
 
 
 def _forms(names: list[str]) -> tuple[Form, ...]:

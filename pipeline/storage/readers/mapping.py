@@ -11,6 +11,7 @@ from schemas.document import PromptParts
 from schemas.job import Columns
 
 PARTS = ("instruction", "contexts", "question")
+_NOTHING: tuple[Any, ...] = (None, "", [])
 MAX_ID = 512
 """Characters of an id: every database indexes it, and PostgreSQL's index takes 2,704 bytes."""
 
@@ -58,7 +59,7 @@ class RowMapper:
     def document(self, row: Mapping[str, Any], source: str) -> RawDocument:
         """The row as a document. Raises ``BadValueError`` (missing_column, text_and_parts, wrong_type, bad_id,
         invalid_text, empty)."""
-        there = [name for name in row if row[name] is not None] if self.both else row
+        there = [name for name in row if row[name] not in _NOTHING] if self.both else row
         if any(name not in row for name in self.required(there)):
             raise BadValueError("missing_column", self.missing(there) or "")
         doc_id = _id(row.get(self.id), self.id)
@@ -69,8 +70,8 @@ class RowMapper:
             raise
 
     def _parts(self, row: Mapping[str, Any]) -> PromptParts:
-        if self.text is not None and self.text in row and not (self.both and row[self.text] is None):
-            if more := [name for name in self.parts if self.both and row.get(name or "") is not None]:
+        if self.text is not None and self.text in row and not (self.both and row[self.text] in _NOTHING):
+            if more := [name for name in self.parts if self.both and row.get(name or "") not in _NOTHING]:
                 raise BadValueError(
                     "text_and_parts", f"columns {self.text!r} and {more[0]!r} both hold something: which is the prompt?"
                 )
@@ -139,7 +140,7 @@ def _id(value: Any, column: str) -> str | None:
 
 def _answer(value: Any, column: str) -> str | None:
     """One answer, or several right ones as a JSON list (``pipeline.evaluation.answers.references``)."""
-    if value is None:
+    if value is None or value == []:
         return None
     if isinstance(value, list):
         return json.dumps(_strings(value, column), ensure_ascii=False)

@@ -149,7 +149,7 @@ def test_texts_beside_rows_of_parts(tmp_path: Path) -> None:
     """Where both are named, each row is the one or the other, by what it holds."""
     path = write(
         tmp_path / "a.jsonl",
-        '{"input": "c", "prompt": "q", "said": "a", "body": null}',
+        '{"input": "c", "prompt": "q", "said": "a", "body": ""}',
         '{"body": "t", "prompt": null}',
     )
     asked, text = documents(path, columns=BOTH)
@@ -180,13 +180,18 @@ def test_rows_that_are_neither_text_nor_parts_or_both(tmp_path: Path) -> None:
             "no column 'body' and no column 'input' and no column 'prompt' and no column 'said'; there are: none",
         ),
         ("text_and_parts", "columns 'body' and 'prompt' both hold something: which is the prompt?"),
-        ("empty", "column 'body' holds no text"),
+        ("missing_column", "no column 'body' and no column 'input' and no column 'prompt'; there are: said"),
     ]
     (tmp_path / "b.csv").write_text("input,n\nc,1\n")
     with pytest.raises(
         InputError, match="no column 'body' and no column 'prompt' and no column 'said'; there are: input, n"
     ):
         documents(tmp_path / "b.csv", columns=BOTH)
+
+
+def test_an_empty_list_of_answers_is_no_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "x", "answer": []}', '{"text": "y", "answer": ["a"]}')
+    assert [one.answer for one in documents(path)] == [None, '["a"]']
 
 
 def test_byte_order_mark_line_ends_and_no_last_newline(tmp_path: Path) -> None:
