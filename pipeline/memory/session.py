@@ -148,12 +148,8 @@ class _Session:
         except OSError as full:  # as a disk may be, and the divergence is what is to be mended
             return f"{said}; {learned} cannot be written: {full}"
         if folder is None:
-            more = (
-                f"; {learned} float16, in which an encoder is kept, cannot hold"
-                if error.number and self.run.folder
-                else ""
-            )
-            return said + more
+            kept_nowhere = not error.number or self.run.folder is None
+            return said if kept_nowhere else f"{said}; {learned} float16, in which an encoder is kept, cannot hold"
         where = f"a copy of {folder} on this machine" if "://" in folder else f'"{folder}"'
         return f"{said}; begin = {where} goes on from {learned}"
 

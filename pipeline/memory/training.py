@@ -99,7 +99,7 @@ class Trainer:
         """What gradients there are, which are gone then."""
         for name, one in self._named.items():
             if one.grad is not None:
-                sums[name] = sums[name] + one.grad if name in sums else one.grad.clone()
+                sums[name] = sums[name].add_(one.grad) if name in sums else one.grad.clone()
                 one.grad = None
 
     def _backward(self, part: Part) -> torch.Tensor:

@@ -97,7 +97,10 @@ def test_some_kinds_alone(prepared: User) -> None:
     assert alone["repeated"] == ended.json["repeated"][1:], "whichever others are asked for"
     unknown: list[tuple[tuple[str, ...], str]] = [
         ((*words, "verse"), "--kind verse: there is none; there are prose, code, numbers, patterned, random"),
-        (("icae", "evaluate", "encoder", "--kind", "patterned"), "--kind patterned: there is none; there are numbers, random"),
+        (
+            ("icae", "evaluate", "encoder", "--kind", "patterned"),
+            "--kind patterned: there is none; there are numbers, random",
+        ),
     ]
     for asked, there in unknown:
         ended = prepared.says(*asked)
