@@ -16,7 +16,7 @@ SHELL := /bin/bash
 
 TORCH_INDEX ?=
 PYTHON ?=
-ENCODER ?= smollm2-135m-icae-pretrained
+ENCODER ?= smollm2-135m-icae
 SEEDS ?= 20
 JOBS ?= 2
 PROCESSES := tests/workers tests/chaos
@@ -48,7 +48,7 @@ demo-again: .venv/.runtime ## after a demo: the same job only reports; with one 
 	echo ">> the same 24 documents and one more"
 	$(BIN)/contextmill run examples/gsm8k.toml --output "$$run" --input examples/gsm8k.jsonl --input examples/gsm8k-one-more.jsonl
 
-demo-memory: .venv/.runtime ## old books in memory slots, repeated from these alone; with ENCODER=NAME, fine-tuned: answered from, too
+demo-memory: .venv/.runtime ## old books in memory slots: repeated from these alone, and answered from them, the whole text and nothing
 	@$(BIN)/contextmill models pull smollm2-135m-instruct
 	echo ">> four passages into slots (int8), and what the model repeats from these alone"
 	$(BIN)/contextmill icae reconstruct $(ENCODER) examples/memory.jsonl --precision int8

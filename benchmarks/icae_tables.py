@@ -40,6 +40,8 @@ def main() -> None:
         raise SystemExit(f"error: {arguments.evaluation} is unfinished: what made it was interrupted")
     if found.get("refine"):
         raise SystemExit(f"error: {arguments.evaluation} is of slots that were fitted, and not the encoder's own")
+    if found.get("starts"):
+        raise SystemExit(f"error: {arguments.evaluation} is of the first tokens of texts, and not of any")
     text = "\n\n".join("\n".join(one) for one in tables(manifest, trainings, found))
     if arguments.into is None:
         print(text)

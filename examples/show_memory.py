@@ -1,4 +1,4 @@
-"""Sets answers of `make demo-memory ENCODER=NAME` beside each other: from the text, from its slots, and from nothing.
+"""Sets answers of `make demo-memory` beside each other: from the text, from its slots, and from nothing.
 
     python examples/show_memory.py RUNS
 

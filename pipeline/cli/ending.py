@@ -57,7 +57,9 @@ def _print_next(summary: Summary) -> None:
     if summary.stop_code == "budget":
         return  # the error says what to raise, and in which file
     if summary.state in ("stopped", "cancelled"):
-        first = "mend what is said above, then: " if summary.state == "stopped" else ""
+        # Where the job file or the input is mended, `resume` would go on with the job as it was.
+        first = "mend what is said above; then run the job file again, or, if it and its input are as they were: "
+        first = first if summary.state == "stopped" else ""
         out.print(f"to go on   {first}{follow_up('resume', *here)}", markup=False, soft_wrap=True)
     elif summary.documents.dead:
         out.print(f"try again  {follow_up('retry-dead', *here)}", markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from pipeline.cli.icae_answering import Answers, Summaries
 from pipeline.cli.judging import Judge, Most
 from pipeline.cli.shared import (
     EXIT_CODES,
+    FAILURE,
     USAGE,
     Continuations,
     Input,
@@ -78,6 +79,9 @@ def evaluate(
         typer.Option("--ratio", min=1, help="Tokens a slot; may be given several times. Default: as it was trained."),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=2, help="Contexts of each kind, length and ratio.")] = 64,
+    starts: Annotated[
+        bool, typer.Option("--starts", help="Contexts are the first tokens of texts. Default: from anywhere in them.")
+    ] = False,
     precision: Annotated[
         list[str] | None,
         typer.Option(
@@ -147,6 +151,7 @@ def evaluate(
         tokens=tuple(tokens or [learned.tokens]), ratios=tuple(ratio or [learned.ratio]),
         span=learned.tokens, rows=rows, continued=continued, batch_tokens=batch_tokens, half=dtype == "bfloat16",
         seed=seed, forms=_forms(precision or ["float16", "int8", "int4"]), fit=Fit(refine, continuations),
+        starts=starts,
     )  # fmt: skip
     model = base or manifest.base
     check(asked, window_of(resolve(model, given).folder), manifest.spec["slots"])
@@ -170,6 +175,9 @@ def evaluate(
             _write(html, found, manifest, encoder, curve)
             if not json_:
                 out.print(f"report: {html}", soft_wrap=True, markup=False)
+    wanted = {name for name in files if name in (kind or files)} or {one for one, _ in found.short}
+    if wanted and not wanted & {one.kind for one in found.repeated}:
+        fail(f"no text of {', '.join(sorted(wanted))} is long enough: give longer ones, or fewer --tokens", FAILURE)
     if told and told.code:
         raise typer.Exit(told.code)
 

@@ -50,6 +50,8 @@ def notes(found: Evaluation) -> list[str]:
     said = []
     if found.unfinished:
         said.append(f"interrupted after {found.measured} of {found.total}: the tables are of those")
+    if found.starts:
+        said.append("contexts are the first tokens of texts (of those of --texts)")
     if found.refine:
         also = f" and {counted(found.continuations, 'continuation')} of each" if found.continuations else ""
         said.append(f"slots were fitted to their spans{also} first, in {counted(found.refine, 'step')} at most")

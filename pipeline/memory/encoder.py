@@ -60,7 +60,8 @@ def write_encoder(coder: Autoencoder, curve: Sequence[Row], manifest: EncoderMan
     weights, drawn = save(tensors, {"format": "pt"}), io.BytesIO()
     rows = [dict(zip(CURVE_SCHEMA.names, row, strict=True)) for row in curve]
     pq.write_table(pa.Table.from_pylist(rows, CURVE_SCHEMA), drawn, compression="zstd")
-    said = replace(manifest, sha256=hashlib.sha256(weights).hexdigest()).to_json()
+    whole = replace(manifest, sha256=hashlib.sha256(weights).hexdigest())
+    said = replace(whole, written=whole.revision).to_json()
     fs, root = resolve_path(folder)
     for name, data in {WEIGHTS: weights, CURVE: drawn.getvalue(), MANIFEST: said.encode()}.items():
         write_whole(fs, f"{root}/{name}", data)

@@ -20,7 +20,7 @@ class Asked:
     """Contexts of ``tokens`` each at every one of ``ratios`` tokens a slot, cut into spans of ``span`` tokens at most:
     ``rows`` of each kind; ``continued`` tokens behind them; ``half``: passes are autocast to bfloat16. Slots are read
     as they come out of the store in each of ``forms``; all but those that are repeated, unpacked. ``fit``: how they
-    are fitted to their spans first."""
+    are fitted to their spans first. ``starts``: contexts are the first tokens of texts, not from anywhere in them."""
 
     tokens: tuple[int, ...]
     ratios: tuple[float, ...]
@@ -32,6 +32,7 @@ class Asked:
     seed: int = 0
     forms: tuple[Form, ...] = (Form("float16"),)
     fit: Fit = AS_MADE
+    starts: bool = False
 
     def cuts(self) -> list[tuple[int, Parts]]:
         """Every length with every ratio: (tokens, the spans as (tokens, slots))."""
@@ -109,8 +110,8 @@ class Latency:
 class Evaluation:
     """What was found. ``short``: kinds of which no text was long enough, and for how many tokens. ``answers``: what is
     answered from slots, the first side, and from what that is set against. ``refine``: in how many steps slots were
-    fitted at most, and to how many ``continuations``. ``measured`` of the ``total`` parts that are measured of texts
-    are in it, each with all of its rows."""
+    fitted at most, and to how many ``continuations``. ``starts``: contexts are the first tokens of texts. ``measured``
+    of the ``total`` parts that are measured of texts are in it, each with all of its rows."""
 
     repeated: list[Repeated] = field(default_factory=list)
     continued: list[Continued] = field(default_factory=list)
@@ -120,6 +121,7 @@ class Evaluation:
     answers: Comparison | None = None
     refine: int = 0
     continuations: int = 0
+    starts: bool = False
     measured: int = 0
     total: int = 0
 

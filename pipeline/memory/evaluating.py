@@ -55,7 +55,8 @@ def evaluate(
     complete. The last is all of it."""
     total = sum(1 for _ in _parts(coder, tokenizer, kinds, asked))
     short = [(kind.name, size) for kind in kinds for size in asked.tokens if not kind.holds(size)]
-    found = Evaluation(short=short, refine=asked.fit.steps, continuations=asked.fit.continuations, total=total)
+    steps, continuations = asked.fit.steps, asked.fit.continuations
+    found = Evaluation(short=short, refine=steps, continuations=continuations, starts=asked.starts, total=total)
     yield found
     for part in _parts(coder, tokenizer, kinds, asked):
         found = found.plus(part.measured(partial(told, found.measured, total, part.what)))
@@ -121,7 +122,7 @@ class _Contexts:
         return Evaluation(continued=[Continued(self.kind.name, self.size, self._slots, len(texts), *perplexities)])
 
     def _drawn(self, size: int) -> torch.Tensor:
-        drawn = self.kind.spans(self.asked.rows, size, self.asked.seed)
+        drawn = self.kind.spans(self.asked.rows, size, self.asked.seed, self.asked.starts)
         return torch.from_numpy(drawn).to(self.coder.tags.device)
 
     @property

@@ -38,10 +38,13 @@ class Kind:
         """Whether a text of it has so many tokens."""
         return bool(self.corpus.lengths.max(initial=0) >= size)
 
-    def spans(self, rows: int, size: int, seed: int) -> Ints:
-        """``rows`` spans ``[rows, size]``, the same for the same seed. Raises ``ValueError`` where no text is so
-        long."""
-        return (self.corpus.windows(np.random.default_rng([seed, size]), rows, size) + self.shift) % self.vocabulary
+    def spans(self, rows: int, size: int, seed: int, starts: bool = False) -> Ints:
+        """``rows`` spans ``[rows, size]``, the same for the same seed, from anywhere in its texts; or ``starts`` of
+        texts, as many as are so long at most. Raises ``ValueError`` where none is."""
+        random, starts = np.random.default_rng([seed, size]), starts and self.name not in GENERATED
+        if starts:
+            rows = min(rows, max(1, int((self.corpus.lengths >= size).sum())))
+        return (self.corpus.windows(random, rows, size, float(starts)) + self.shift) % self.vocabulary
 
 
 def names(files: Iterable[str]) -> list[str]:

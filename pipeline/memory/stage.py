@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 ENCODER = "encoder"

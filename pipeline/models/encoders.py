@@ -100,7 +100,8 @@ def _said(value: float | None) -> str:
 class EncoderManifest:
     """``spec``: of the encoder (``schemas.memory.EncoderSpec``). ``sha256``: of the tensors' file. ``recipe`` says what
     made the one that got a name in the store: the same command again must not find it taken. ``answers``: what it is
-    worth where it was fine-tuned. ``format``: of what the tensors are."""
+    worth where it was fine-tuned. ``format``: of what the tensors are. ``written``: its revision when it was; empty in
+    those made before that was kept."""
 
     base: str
     base_digest: str
@@ -111,6 +112,7 @@ class EncoderManifest:
     recipe: str = ""
     answers: Answers | None = None
     format: int = FORMAT
+    written: str = ""
 
     @property
     def revision(self) -> str:
@@ -150,8 +152,8 @@ def _check_values(found: EncoderManifest) -> None:
         first = error.errors()[0]
         raise ValueError(f"spec {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     # Its own names alone: one that was written before a setting was there has the default of it.
-    if any(whole[name] != value for name, value in found.spec.items()):
-        raise ValueError("its spec is not as it was written")
+    if any(whole[name] != value for name, value in found.spec.items()) or found.written not in ("", found.revision):
+        raise ValueError("its spec, base_digest or sha256 is not as it was written")
     figures = found.figures
     if figures.tokens < 1 or not 1 <= figures.slots <= figures.tokens or not figures.ratio >= 1:
         raise ValueError(f"spans of {figures.tokens} tokens in {figures.slots} slots, one for {figures.ratio}")
@@ -193,10 +195,16 @@ def by_name(name: str, cache: Path) -> Path | None:
 
 
 def find(name: str, cache: Path) -> Path:
-    """The folder of an encoder: a name, or a path. ``ModelNotFound`` if it is not there."""
-    for folder in (by_name(name, cache), Path(name).expanduser()):
+    """The folder of an encoder: a name, or a path. ``ModelNotFound`` if it is not there, ``ModelDamaged`` for tensors
+    alone."""
+    for folder in (by_name(name, cache), path := Path(name).expanduser()):
         if folder is not None and (folder / MANIFEST).is_file():
             return folder
+    for folder in (store_folder(name, cache), path):
+        if (folder / WEIGHTS).is_file():
+            raise ModelDamaged(
+                f"{folder}: {MANIFEST} is missing, without which tensors are no encoder; {again(folder)}"
+            )
     known = ", ".join(folder.name for folder in named(cache)) or "none yet"
     raise ModelNotFound(
         f"no encoder {name!r}: name one that this machine knows ({known}) or the path of an encoder's folder; "

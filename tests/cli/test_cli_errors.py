@@ -195,6 +195,7 @@ def test_a_device_that_is_not_there_stops_a_job_that_goes_on_with_another(user: 
     assert stopped.code == 1
     assert "device 'cuda:99': this machine shows" in stopped.out
     assert "dead 0   pending 3" in stopped.out
+    assert "then run the job file again, or, if it and its input are as they were: contextmill resume" in stopped.out
     again = user.says("run", "job.toml")
     assert again.code == 1
     assert "had stopped and goes on" in again.err, "what stopped it may be mended: the same command tries"

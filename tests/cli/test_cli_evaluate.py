@@ -86,6 +86,13 @@ def test_nothing_is_told_where_nothing_was_measured(prepared: User) -> None:
     assert (prepared.folder / "r.html").read_text() == "older"
 
 
+def test_texts_of_which_none_is_long_enough(prepared: User) -> None:
+    """Are told, and no success for the script that looks at nothing else."""
+    ended = prepared.says(*EVALUATE, *ONE, "--kind", "prose", "--tokens", "700", "--ratio", "2", "--json")
+    assert ended.code == 1 and "no text of prose is long enough" in ended.err, ended.err
+    assert ended.json["short"] == [["prose", 700]]
+
+
 def test_some_kinds_alone(prepared: User) -> None:
     """Those of texts first, whatever the order of asking; no other is measured, counted or read."""
     words = *EVALUATE, *ONE, "-t", "code=nowhere.jsonl", "--kind"

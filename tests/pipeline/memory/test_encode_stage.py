@@ -286,5 +286,8 @@ def test_a_damaged_encoder_is_said(tiny_model: Path, tmp_path: Path, pool: Model
     with pytest.raises(ModelDamaged, match="not what was written"):
         stage(tiny_model, folder).run(DOCUMENTS, Run(pool))
     (folder / MANIFEST).unlink()
+    with pytest.raises(ModelDamaged, match=f"{MANIFEST} is missing"):
+        stage(tiny_model, folder).run(DOCUMENTS, Run(pool))
+    (folder / WEIGHTS).unlink()
     with pytest.raises(ModelNotFound):
         stage(tiny_model, folder).run(DOCUMENTS, Run(pool))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def test_a_training_goes_on_from_it(made: Path, tiny_model: Path, pool: ModelPoo
 def test_a_setting_that_was_not_there_yet_has_its_default(made: Path, tiny_model: Path, pool: ModelPool) -> None:
     said = json.loads((made / MANIFEST).read_text())
     assert said["spec"].pop("layout") == "interleaved"
-    (made / MANIFEST).write_text(json.dumps(said))
+    older = replace(read_manifest(made), spec=said["spec"])
+    (made / MANIFEST).write_text(replace(older, written=older.revision).to_json())
     assert load_encoder(str(made), pool).spec.layout == "interleaved"
     assert stage(tiny_model, begin=str(made)).beginning() == made
     with pytest.raises(ModelError, match="say the same"):
@@ -151,9 +153,14 @@ def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -
         load_encoder(str(made), pool)
     (made / WEIGHTS).write_bytes(weights)
     said = json.loads((made / MANIFEST).read_text())
-    (made / MANIFEST).write_text(json.dumps({**said, "spec": {**said["spec"], "rank": 2}}))
+    edited = {**said, "spec": {**said["spec"], "rank": 2}}
+    (made / MANIFEST).write_text(json.dumps({**edited, "written": ""}))
     with pytest.raises(ModelDamaged, match="its tensors are not those of such an encoder"):
         load_encoder(str(made), pool)
+    for other in (edited, {**said, "spec": {**said["spec"], "alpha": 9.0}}, {**said, "base_digest": "0" * 64}):
+        (made / MANIFEST).write_text(json.dumps(other))
+        with pytest.raises(ModelDamaged, match="its spec, base_digest or sha256 is not as it was written"):
+            load_encoder(str(made), pool)
     for older in ({name: one for name, one in said.items() if name != "format"}, {**said, "format": 2}):
         (made / MANIFEST).write_text(json.dumps(older))
         with pytest.raises(ModelDamaged, match="was made by another release of contextmill; make the encoder again"):
@@ -169,3 +176,9 @@ def test_what_is_not_as_it_was_written_is_refused(made: Path, pool: ModelPool) -
         (made / MANIFEST).write_text(wrong)
         with pytest.raises(ModelDamaged, match=r"not an encoder's manifest \(.*\); make the encoder again"):
             load_encoder(str(made), pool)
+    (made / MANIFEST).unlink()
+    lost = Settings(cache_dir=made.parent / "cache")
+    shutil.copytree(made, store_folder("night", lost.cache))
+    for name in (str(made), "night"):
+        with pytest.raises(ModelDamaged, match=r"contextmill\.json is missing, without which tensors are no encoder"):
+            load_encoder(name, pool, settings=lost)

@@ -17,6 +17,7 @@ from tiny_models import lines
 from pipeline.accounting.report import render_encoder
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.continuing import continuation
+from pipeline.memory.corpus import Corpus
 from pipeline.memory.display import print_evaluation
 from pipeline.memory.encoder import load_encoder
 from pipeline.memory.evaluated import Asked, Repeated, check
@@ -231,6 +232,24 @@ def test_what_is_measured_comes_part_by_part(coder: Autoencoder, found: list[Kin
     with pytest.raises(KeyboardInterrupt):
         next(stopping)
     assert before[-1].to_json() == parts[3].to_json()
+
+
+def test_contexts_may_be_the_first_tokens_of_texts(
+    coder: Autoencoder, corpus: Corpus, found: list[Kind], tiny_model: Path
+) -> None:
+    """A text once, so that there may be fewer; what is made up has no beginning."""
+    prose, numbers = Kind("prose", corpus, 1024), next(one for one in found if one.name == "numbers")
+    long = [at for at, size in zip(prose.corpus.begins, prose.corpus.lengths, strict=True) if size >= 16]
+    firsts = {tuple(prose.corpus.ids[at : at + 16].tolist()) for at in long}
+    assert {tuple(row) for row in prose.spans(1000, 16, 0, starts=True).tolist()} == firsts
+    assert len(prose.spans(1000, 16, 0, starts=True)) == len(long) and len(prose.spans(3, 16, 0, starts=True)) == 3
+    assert numbers.spans(4, 16, 0, starts=True).tolist() == numbers.spans(4, 16, 0).tolist()
+    asked = Asked((16,), (2.0,), span=16, rows=1000, continued=8, batch_tokens=64, half=False, starts=True)
+    *_, made = evaluate(coder, load_tokenizer(str(tiny_model)), [prose], asked, lambda *_: None)
+    assert made.starts and made.repeated[0].rows == len(long) < 1000
+    screen = io.StringIO()
+    print_evaluation(made, Console(file=screen, width=80))
+    assert "contexts are the first tokens of texts" in screen.getvalue()
 
 
 def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,25 @@ def test_windows_lie_within_a_text_and_every_place_comes() -> None:
     }
     with pytest.raises(ValueError, match="no text has 10 tokens; the longest has 9"):
         Corpus.of(texts).windows(np.random.default_rng(0), 1, 10)
+
+
+def test_so_many_windows_begin_a_text_as_are_to() -> None:
+    """Each text that is long enough once, before one comes again."""
+    texts = [list(range(first, first + size)) for first, size in ((0, 40), (100, 3), (200, 4), (300, 4))]
+    random = np.random.default_rng(0)
+    found = Corpus.of(texts).windows(random, 40, 4, starts=0.25)
+    assert Counter(found[:9, 0].tolist()) == {0: 3, 200: 3, 300: 3} and found[9, 0] in (0, 200, 300)
+    assert len(set(found[10:, 0].tolist())) > 10
+    alone = [Corpus.of(texts).windows(random, 1, 4, starts=0.25)[0, 0] in (0, 200, 300) for _ in range(400)]
+    assert 100 < sum(alone) < 160, "a quarter, and a few of those from anywhere"
+
+
+def test_a_quarter_of_a_step_begins_a_text(corpus: Corpus) -> None:
+    """Of those that are repeated, and of those that are gone on with."""
+    batch = batch_of(corpus, spec_of(tokens_per_step=320, autoencoding=0.6), 1, CPU)
+    firsts = {tuple(corpus.ids[at : at + 16].tolist()) for at in corpus.begins}
+    begin = [tuple(row) in firsts for row in batch.contexts.tolist()]
+    assert batch.repeated == 12 and all(begin[:3]) and all(begin[12:14]) and 5 <= sum(begin) < 8
 
 
 def test_rows_are_repeated_or_gone_on_with(corpus: Corpus) -> None:

@@ -15,7 +15,6 @@ from pretraining_jobs import TEXTS as PRETRAINED
 from pretraining_jobs import text, written
 from pydantic import ValidationError
 
-from pipeline.memory import replaying
 from pipeline.memory.beginning import begun
 from pipeline.memory.finetuning import Finetuning
 from pipeline.memory.sheets import Sheet
@@ -82,28 +81,15 @@ def test_several_processes_share_it(tiny_model: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.filterwarnings("default")  # compilers have warnings of their own
-def test_on_a_gpu_either_is_a_graph(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And learn, but for rounding, what those that are launched do."""
+def test_on_a_gpu_either_is_a_graph(tiny_model: Path, replayed: list[Any]) -> None:
+    """And teaches, but for rounding, what those that are launched do."""
     changes = {"rehearsal": {**REHEARSAL, "distilled": 0.5}, "dtype": "bfloat16", "batch_tokens": 65536}
-    made, copies = stage(tiny_model, **changes), ModelPool("cuda:0")
-    plan = made.plan(MIXED, copies.own_copy(str(tiny_model), "bfloat16"), lambda: None)
-    replay, replayed = replaying._Replay.__call__, list[type]()
-
-    def counted(self: Any, part: Any) -> torch.Tensor:
-        replayed.append(type(part))
-        return replay(self, part)
-
-    def trained() -> list[float]:
-        losses, loaded = list[float](), copies.own_copy(str(tiny_model), "bfloat16")
-        trainer = Trainer(begun(made.spec, loaded, plan, None), made.spec, half=True)
-        train(trainer, plan.parts, 0, lambda step, loss: losses.append(float(loss)))
-        return losses
-
-    monkeypatch.setattr(replaying._Replay, "__call__", counted)
-    found = trained()
-    assert min(replayed.count(Sheet), replayed.count(Batch)) > made.spec.steps // 2
-    monkeypatch.setattr(replaying, "RECORDERS", {})
-    assert found == pytest.approx(trained(), rel=0.02, abs=0.02)
+    made, loaded = stage(tiny_model, **changes), ModelPool("cuda:0").own_copy(str(tiny_model), "bfloat16")
+    plan = made.plan(MIXED, loaded, lambda: None)
+    trainer = Trainer(begun(made.spec, loaded, plan, None), made.spec, half=True)
+    train(trainer, plan.parts, 0, lambda step, loss: None)
+    kinds = [type(one) for one in replayed]
+    assert min(kinds.count(Sheet), kinds.count(Batch)) > made.spec.steps // 2
 
 
 def test_killed_and_continued_is_the_same(tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
