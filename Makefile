@@ -5,7 +5,7 @@
 #                       https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
 #   ENCODER=NAME        which trained encoder of memory slots `make demo-memory` shows (default: the one that comes along)
 #   SEEDS=20            how many random seeds `make chaos` runs
-#   JOBS=2              processes that share the tests of `make test`, but for those that start processes themselves
+#   JOBS=3              processes that share the tests of `make test`, but for those that start processes themselves
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PYTHON ?=
 ENCODER ?= smollm2-135m-icae
 SEEDS ?= 20
-JOBS ?= 2
+JOBS ?= 3
 PROCESSES := tests/workers tests/chaos
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -79,10 +80,13 @@ def _graceful(engine: Engine, grace: float) -> type[Any]:
 
     class Graceful(Worker):  # type: ignore[misc]
         def wait_for_soft_shutdown(self) -> None:
+            if not state.reserved_requests:  # nothing to end: a child that is asked to takes a second for it
+                _signal_children(signal.SIGKILL)
+                return
             began, asked = time.monotonic(), False
             while state.active_requests and _busy(engine) and (waited := time.monotonic() - began) < grace:
                 if not asked and waited >= grace - min(HAND_BACK_SECONDS, grace / 2):
-                    _ask_children()
+                    _signal_children(STOP_SIGNAL)
                     asked = True
                 time.sleep(0.1)
             time.sleep(HANDED_BACK_SECONDS if asked else LAST_WORDS_SECONDS)
@@ -99,6 +103,6 @@ def _busy(engine: Engine) -> bool:
         return bool(ours)
 
 
-def _ask_children() -> None:
+def _signal_children(number: int) -> None:
     for child in active_children():
-        os.kill(child.pid, STOP_SIGNAL)
+        os.kill(child.pid, number)

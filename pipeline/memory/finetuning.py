@@ -20,17 +20,16 @@ from pipeline.memory.lessons import lesson
 from pipeline.memory.plan import Numbers, known
 from pipeline.memory.questions import Question, questions, share, slots_of_all, weights_of
 from pipeline.memory.quickening import quicken
-from pipeline.memory.rehearsing import Rehearsing, is_text
+from pipeline.memory.rehearsing import Learned, Rehearsing, is_text
 from pipeline.memory.replaying import RECORDERS
 from pipeline.memory.sheets import Sheet, Sizes, packed, roomy, rounded, sheet, sizes_of
-from pipeline.memory.spans import spans_of
 from pipeline.memory.windows import Batch
 from pipeline.models import LoadedModel
 from pipeline.models.encoders import Answers, Figures, Four
 from pipeline.stages import Halt, Outcome, Refusal, Result
 from schemas.document import Document
 from schemas.job import digest
-from schemas.memory import FinetuneSpec, Lesson, slots_of
+from schemas.memory import FinetuneSpec, Lesson
 
 log = logging.getLogger(__name__)
 
@@ -152,29 +151,29 @@ class Finetuning:
         """With what was measured of those whose contexts are held out."""
         both = ((Measured.of(was), Measured.of(now)) for was, now in zip(before, after, strict=True))
         measured = dict(zip((one.document.seq for one in self.held), both, strict=True))
-        last, texts = self._spec.lessons[-1], self._again.texts if self._again else []
-        each = seconds / (sum(one.tokens for one in self.examples) + sum(len(one.ids) for one in texts))
-
-        def result(tokens: int, slots: int, answer: int, held: bool, found: tuple[Measured, Measured]) -> Result:
-            fields = {
-                "split": "held_out" if held else "train",
-                "tokens_context": tokens,
-                "tokens_slots": slots,
-                "tokens_answer": answer,
-                **_columns(*found),
-                "finetune_seconds": each * tokens,
-            }
-            return Result(fields, tokens, slots, seconds=each * tokens, latency_seconds=seconds)
-
-        found: dict[int, Outcome] = {}
-        for one in self.examples:
-            slots, was = sum(map(sum, Question.of(one, last).slots)), measured.get(one.document.seq)
-            found[one.document.seq] = result(one.tokens, slots, len(one.answer), was is not None, was or _UNKNOWN)
-        for text in texts:
-            slots = sum(slots_of(len(ids), last.ratio) for ids in spans_of(text.ids.astype(np.int64), last.tokens))
-            held = self._again is not None and text.document.seq in self._again.held
-            found[text.document.seq] = result(len(text.ids), slots, 0, held, _UNKNOWN)
-        return found
+        last = self._spec.lessons[-1]
+        asked = [
+            Learned(one.document.seq, one.tokens, sum(map(sum, Question.of(one, last).slots)), len(one.answer),
+                    one.document.seq in measured)
+            for one in self.examples
+        ]  # fmt: skip
+        read = self._again.learned(last) if self._again else []
+        each = seconds / sum(one.tokens for one in (*asked, *read))
+        rows = [*((one, measured.get(one.seq, _UNKNOWN)) for one in asked), *((one, _UNKNOWN) for one in read)]
+        return {
+            one.seq: Result(
+                {
+                    "split": "held_out" if one.held else "train",
+                    "tokens_context": one.tokens,
+                    "tokens_slots": one.slots,
+                    "tokens_answer": one.answer,
+                    **_columns(*found),
+                    "finetune_seconds": each * one.tokens,
+                },
+                one.tokens, one.slots, seconds=each * one.tokens, latency_seconds=seconds,
+            )
+            for one, found in rows
+        }  # fmt: skip
 
 
 def _nothing(refused: Sequence[Refusal]) -> str:

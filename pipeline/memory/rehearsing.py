@@ -5,23 +5,38 @@ in pretraining, so that neither is forgotten (Robins, Catastrophic forgetting, r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from pipeline.accounting.wording import counted
 from pipeline.holding_out import is_held_out
 from pipeline.memory.corpus import Corpus
+from pipeline.memory.spans import spans_of
 from pipeline.memory.texts import longest_of, refusal, tokenised
 from pipeline.memory.windows import Batch, batch_of
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt, Refusal
 from schemas.document import Document
-from schemas.memory import PretrainSpec
+from schemas.memory import Lesson, PretrainSpec, slots_of
 
 
 def is_text(document: Document) -> bool:
     """Whether a row is a text alone: nothing is asked about it, and nothing is to be answered."""
     parts = document.parts
     return not any(one.strip() for one in (parts.instruction, parts.question, document.answer or ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A row that was learned from, or ``held`` out: tokens of its context or text, slots of these, tokens of its
+    answer."""
+
+    seq: int
+    tokens: int
+    slots: int
+    answer: int
+    held: bool
 
 
 class Rehearsing:
@@ -48,6 +63,14 @@ class Rehearsing:
                 "shorter lessons, or leave the table out"
             )
         self._corpus = Corpus.of(one.ids for one in trained)
+
+    def learned(self, lesson: Lesson) -> list[Learned]:
+        """Of each text, in spans as long as this lesson's."""
+        found = []
+        for one in self.texts:
+            slots = sum(slots_of(len(ids), lesson.ratio) for ids in spans_of(one.ids.astype(np.int64), lesson.tokens))
+            found.append(Learned(one.document.seq, len(one.ids), slots, 0, one.document.seq in self.held))
+        return found
 
     def part(self, step: int, rank: int = 0, world: int = 1) -> Batch | None:
         """What a step learns, or a share of it; None where that is nothing."""

@@ -106,7 +106,7 @@ def test_a_wrong_key_is_named_and_not_repeated(user: User) -> None:
     assert len(server.arrivals) <= 2
     nothing_holds(KEY, user.folder / "o", ended)
     assert "/data\n" not in ended.out, "nothing is published yet"
-    (told,) = re.findall(r"then: contextmill (resume \w+ -o .*)\n", ended.out)
+    (told,) = re.findall(r"as they were: contextmill (resume \w+ -o .*)\n", ended.out)
     mended = FakeOpenAI(api_key=KEY)
     with Served(mended, port=int(url.split(":")[2].removesuffix("/v1"))):
         resumed = user.says(*shlex.split(told), cwd=user.folder.parent, CONTEXTMILL_API_KEY=KEY)

@@ -53,6 +53,7 @@ def test_the_bundled_model_repeats_what_it_puts_into_slots() -> None:
 
 @pytest.mark.model
 @pytest.mark.usefixtures("model_cache")
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_bundled_model_answers_from_slots(engine: Engine, tmp_path: Path) -> None:
     """Of the twelve questions of `make demo-memory`, more than can be guessed."""
     job = tomllib.loads((EXAMPLES / "memory.toml").read_text())
