@@ -1,8 +1,11 @@
-"""What a connection to a database server knows about a server that is gone."""
+"""What a connection knows about a server that is gone, and what it waits for."""
 
 from __future__ import annotations
 
 import socket
+import sqlite3
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +28,19 @@ def test_a_server_that_vanished_is_noticed_in_time_to_try_again(postgres_url: st
 
 
 OPTIONS = [getattr(socket, name, 0) for name in ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")]
+
+
+def test_a_new_file_that_another_process_writes_is_waited_for(tmp_path: Path) -> None:
+    """SQLite fails who asks for a log then, at once, whatever the timeout."""
+    file = tmp_path / "contextmill.db"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("begin immediate")
+    waiting = threading.Timer(0.3, other.execute, ["rollback"])
+    waiting.start()
+    engine = open_engine(f"sqlite:///{file}")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("pragma journal_mode").scalar() == "wal"
+        assert waiting.finished.is_set()
+    engine.dispose()
+    waiting.join()
+    other.close()
