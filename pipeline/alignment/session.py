@@ -99,6 +99,7 @@ def learn(lesson: Lesson, documents: Sequence[Document], run: Run) -> list[Outco
 class _Session:
     def __init__(self, lesson: Lesson, documents: Sequence[Document], run: Run) -> None:
         self.lesson, self.spec, self.run, self.began = lesson, lesson.spec, run, time.perf_counter()
+        run.models.close()  # what another job's shards left on the device: a training needs the room
         self.loaded = lesson.learner(run)
         self.pairs = list(lesson.pairs(documents, self.loaded, self._alive))
         self.trained, self.held = divide(self.pairs, self.spec.held_out)

@@ -11,6 +11,7 @@ import typer
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
+from pipeline.cli.fleet import Fleet
 from pipeline.cli.shared import (
     BUDGET,
     DEAD,
@@ -82,7 +83,8 @@ def align(
     _check_training(spec)
     recipe = _recipe(spec, given, replace_)
     engine, opened = database(given, spec.output.path, migrate=True)
-    _Command(engine, opened, workers or given.workers, json_, "adapter", spec, partial).run(recipe, replace_)
+    with Fleet(opened, workers or given.workers) as fleet:
+        _Command(engine, fleet, json_, "adapter", spec, partial).run(recipe, replace_)
 
 
 def _estimate(spec: AlignFile, given: Settings, json_: bool) -> None:
@@ -156,7 +158,7 @@ class _Command(Teaching):
 
         with adapters.at_hand(f"{find_job(self.engine, job_id).output}/align/adapter") as folder:
             manifest = replace(adapters.read_manifest(folder), recipe=recipe)
-            made = adapters.install(folder, self.spec.name, self.settings.cache, manifest, replace=replace_)
+            made = adapters.install(folder, self.spec.name, self.fleet.settings.cache, manifest, replace=replace_)
         name = f"{self.spec.align.model}+{self.spec.name}"
         if self.json:
             measured = {"nll_before": manifest.nll_before, "nll_after": manifest.nll_after}

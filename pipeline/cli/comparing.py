@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli import interrupts
+from pipeline.cli.fleet import Fleet
 from pipeline.cli.judging import Judge, Most
 from pipeline.cli.shared import (
     USAGE,
@@ -112,8 +113,9 @@ def _judged(
     """With its verdicts, what programs are told besides, and the exit code."""
     from pipeline.cli.judging import Judging, all_pairs
 
-    command = Judging(engine, given, workers or given.workers, json_, "comparison", judge)
-    found, summary, code = command.judged(found, all_pairs(matches, most))
+    with Fleet(given, workers or given.workers) as fleet:
+        command = Judging(engine, fleet, json_, "comparison", judge)
+        found, summary, code = command.judged(found, all_pairs(matches, most))
     return found, {"jobs": [summary] if summary else []}, code
 
 

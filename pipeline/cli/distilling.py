@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.accounting.wording import counted
+from pipeline.cli.fleet import Fleet
 from pipeline.cli.shared import (
     DEAD,
     EXIT_CODES,
@@ -97,7 +98,8 @@ def distill(
     check_broker(given)
     recipe = _recipe(spec, answers, name, given, replace)
     engine, opened = database(given, spec.output.path, migrate=True)
-    _Command(engine, opened, workers or given.workers, json_, "drafter", spec, answers, name).run(recipe)
+    with Fleet(opened, workers or given.workers) as fleet:
+        _Command(engine, fleet, json_, "drafter", spec, answers, name).run(recipe)
 
 
 def _sets(sets: list[str] | None, layers: int | None, drafter: str | None) -> list[str]:
@@ -158,7 +160,7 @@ class _Command(Teaching):
         if self.answers.stop:
             return ""
         name = self.spec.target.model
-        return PromptEncoder(name, load_tokenizer(name, self.settings), 2, self.answers).end
+        return PromptEncoder(name, load_tokenizer(name, self.fleet.settings), 2, self.answers).end
 
     def _install(self, job_id: str, recipe: str, summaries: list[Any]) -> None:
         from pipeline.alignment.distilling import MODEL
@@ -166,7 +168,7 @@ class _Command(Teaching):
         from pipeline.storage.jobs import find_job
 
         with adapters.at_hand(f"{find_job(self.engine, job_id).output}/distill/{MODEL}") as folder:
-            made = distilled.install(folder, self.name, self.settings.cache, recipe)
+            made = distilled.install(folder, self.name, self.fleet.settings.cache, recipe)
         figures = distilled.read_figures(made)
         if self.json:
             print_json({"jobs": summaries, "drafter": {"name": self.name, "folder": str(made), **asdict(figures)}})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.markup import escape
 
 from pipeline.cli.shared import BUDGET, DEAD, FAILURE, err, follow_up, out, print_error, print_json
@@ -15,16 +14,15 @@ if TYPE_CHECKING:
     from pipeline.accounting.figures import Summary
 
 
-def report_existing(engine: Engine, job: Any, json_: bool) -> NoReturn:
+def say_existing(job: Any, json_: bool) -> None:
     """Say that this very job has ended before, and how."""
     if not json_:
         hint = ": nothing is done twice" if job.state == "done" else ""
         out.print(f"This very job ran already (same input, same spec, same weights) and is {job.state}{hint}.")
-    finish(engine, job.id, json_)
 
 
-def finish(engine: Engine, job_id: str, json_: bool) -> NoReturn:
-    """Write the report, print the summary and leave with the exit code that says how the job ended."""
+def finish(engine: Engine, job_id: str, json_: bool) -> int:
+    """Write the report and print the summary; the exit code says how the job ended."""
     from pipeline.accounting.report import ReportMissing
     from pipeline.reporting import write_report
 
@@ -32,7 +30,7 @@ def finish(engine: Engine, job_id: str, json_: bool) -> NoReturn:
         write_report(engine, job_id)
     except ReportMissing as missing:
         err.print(escape(str(missing)))
-    raise typer.Exit(_code(print_job_summary(engine, job_id, json_)))
+    return _code(print_job_summary(engine, job_id, json_))
 
 
 def print_job_summary(engine: Engine, job_id: str, json_: bool) -> Summary:

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import icae_evaluating, icae_repeating, prompting
+from pipeline.cli.fleet import Fleet
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
@@ -143,7 +144,8 @@ def _train(
     check_broker(given)
     job_id = _named(job, replace_)
     engine, opened = database(given, job.output.path, migrate=True)
-    _Command(engine, opened, workers or given.workers, json_, "encoder", job).run(job_id)
+    with Fleet(opened, workers or given.workers) as fleet:
+        _Command(engine, fleet, json_, "encoder", job).run(job_id)
 
 
 def _named(job: JobSpec, replace_: bool) -> str:
@@ -173,7 +175,7 @@ class _Command(Teaching):
         code, summary = self.run_job(self.job)
         with adapters.at_hand(f"{find_job(self.engine, job_id).output}/{self.job.stages[0].kind}/{ENCODER}") as folder:
             manifest = replace(encoders.read_manifest(folder), recipe=job_id)
-            made = encoders.install(folder, self.job.name, self.settings.cache, manifest)
+            made = encoders.install(folder, self.job.name, self.fleet.settings.cache, manifest)
         self._tell(made, manifest, summary)
         if code:
             raise typer.Exit(code)

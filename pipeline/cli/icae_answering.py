@@ -131,7 +131,7 @@ class Answering(Teaching):
         matches = lined_up(self.engine, found)
         comparison, code = compared(matches), 0
         if self.plan.judge is not None:
-            judging = Judging(self.engine, self.settings, self.workers, self.json, self.makes, self.plan.judge)
+            judging = Judging(self.engine, self.fleet, self.json, self.makes, self.plan.judge)
             comparison, summary, code = judging.judged(comparison, all_pairs(matches, self.plan.most))
             jobs.append(summary)
             codes.append(code)

@@ -9,6 +9,7 @@ import typer
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
+from pipeline.cli.fleet import Fleet
 from pipeline.cli.icae_answering import Answers, Summaries
 from pipeline.cli.judging import Judge, Most
 from pipeline.cli.shared import (
@@ -191,7 +192,8 @@ def _answered(planned: Plan, workers: int | None, json_: bool, given: Settings) 
         said = f"{counted(questions.left_out, 'row')} left out, the first: {questions.first}"
         out.print(said, markup=False, soft_wrap=True)
     engine, opened = database(given, planned.job.output.path, migrate=True)
-    return Answering(engine, opened, workers or given.workers, json_, "answers", planned).run()
+    with Fleet(opened, workers or given.workers) as fleet:
+        return Answering(engine, fleet, json_, "answers", planned).run()
 
 
 def _files(texts: list[str]) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ import typer
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
+from pipeline.cli.fleet import Fleet
 from pipeline.cli.shared import (
     EXIT_CODES,
     USAGE,
@@ -50,6 +51,7 @@ def run(
 
     Starts a Redis-compatible server (unless CONTEXTMILL_BROKER_URL names one) and local workers, and stops them again.
     """
+    from pipeline.cli.ending import finish
     from pipeline.cli.running import check_broker, check_hosted, load, run_job
 
     spec, given = load(job_file, output, input_, sets), settings()
@@ -62,7 +64,9 @@ def run(
     check_hosted(spec, given)
     check_broker(given)
     engine, opened = database(given, spec.output.path, migrate=True)
-    run_job(engine, opened, workers or given.workers, spec, json_)
+    with Fleet(opened, workers or given.workers) as fleet:
+        job_id = run_job(engine, fleet, spec, json_)
+    raise typer.Exit(finish(engine, job_id, json_))
 
 
 @commands.command(epilog=examples("contextmill submit job.toml -o s3://bucket/runs"))
@@ -112,10 +116,11 @@ def resume(job: JobId, output: Output = None, workers: Workers = None, json_: Js
     if not resumed and row.state == "done":
         if not json_:
             out.print(f"job {row.id} is done: nothing to resume")
-        finish(engine, row.id, json_)
+        raise typer.Exit(finish(engine, row.id, json_))
     if opened.broker_url is None:
-        count, folder = workers or opened.workers, parent(row.output)
-        running.work_until_done(engine, opened, count, row.id, folder, json_, unread=unread)
+        with Fleet(opened, workers or opened.workers) as fleet:
+            running.work_until_done(engine, fleet, row.id, parent(row.output), json_, unread=unread)
+        raise typer.Exit(finish(engine, row.id, json_))
     if unread is not None:
         spec, identity = unread
         with interrupts.in_order():
@@ -139,6 +144,7 @@ def cancel(job: JobId, output: Output = None, json_: Json = False) -> None:
 @commands.command("retry-dead", epilog=examples("contextmill retry-dead 3f2a"))
 def retry_dead_command(job: JobId, output: Output = None, workers: Workers = None, json_: Json = False) -> None:
     """Try the dead documents of a job again (those that failed by no fault of their own)."""
+    from pipeline.cli.ending import finish
     from pipeline.cli.running import work_until_done
     from pipeline.storage.jobs import find_job, retry_dead
 
@@ -150,6 +156,8 @@ def retry_dead_command(job: JobId, output: Output = None, workers: Workers = Non
         said = f"{counted(count, 'dead document')} tried again" if count else "no dead documents"
         out.print(f"job {row.id}: {said}")
     if count and opened.broker_url is None:
-        work_until_done(engine, opened, workers or opened.workers, row.id, parent(row.output), json_)
-    elif json_:
+        with Fleet(opened, workers or opened.workers) as fleet:
+            work_until_done(engine, fleet, row.id, parent(row.output), json_)
+        raise typer.Exit(finish(engine, row.id, json_))
+    if json_:
         print_json({"job_id": row.id, "retried": count})

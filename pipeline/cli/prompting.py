@@ -11,6 +11,7 @@ import typer
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
+from pipeline.cli.fleet import Fleet
 from pipeline.cli.shared import (
     DEAD,
     EXIT_CODES,
@@ -100,7 +101,8 @@ def prompts(
             print_ahead(job, given, contexts, specific, general, json_)
             return
     engine, opened = database(given, job.output.path, migrate=True)
-    _Command(engine, opened, workers or given.workers, json_, "rows", job, contexts, specific, general).run(rows)
+    with Fleet(opened, workers or given.workers) as fleet:
+        _Command(engine, fleet, json_, "rows", job, contexts, specific, general).run(rows)
 
 
 def _first(contexts: Contexts) -> str:

@@ -6,16 +6,17 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
-from pipeline.cli.ending import finish, report_existing
+from pipeline.cli.ending import say_existing
 from pipeline.cli.shared import FAILURE, err, fail
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from pipeline.cli.fleet import Fleet
     from pipeline.producer import Identity, Submission
     from schemas.align_file import AlignFile
     from schemas.distill_file import DistillFile
@@ -97,8 +98,8 @@ def submit(
         )  # fmt: skip
 
 
-def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, json_: bool) -> NoReturn:
-    """The job of ``spec`` from wherever it stands to its end; one that has ended is only reported."""
+def run_job(engine: Engine, fleet: Fleet, spec: JobSpec, json_: bool) -> str:
+    """The job of ``spec`` from wherever it stands to its end, unless it has ended; its id."""
     from pipeline.producer import existing_job, identify, raise_budget, retune
     from pipeline.storage.jobs import resume_job
     from pipeline.watching import ENDED
@@ -118,10 +119,12 @@ def run_job(engine: Engine, settings: Settings, workers: int, spec: JobSpec, jso
             said = f"{found.output}/data is gone: it is made again from what is beside it"
             err.print(said, markup=False, soft_wrap=True)
         elif found.state in ENDED:
-            report_existing(engine, found, json_)
+            say_existing(found, json_)
+            return identity.job_id
         elif retune(engine, spec, found.id):  # it was interrupted, perhaps for their sake
             err.print(f"job {found.id} goes on with the new settings of the job file", markup=False, soft_wrap=True)
-    work_until_done(engine, settings, workers, identity.job_id, spec.output.path, json_, unread=(spec, identity))
+    work_until_done(engine, fleet, identity.job_id, spec.output.path, json_, unread=(spec, identity))
+    return identity.job_id
 
 
 def cut_off(job: Any) -> tuple[JobSpec, Identity] | None:
@@ -139,44 +142,30 @@ def cut_off(job: Any) -> tuple[JobSpec, Identity] | None:
 
 
 def work_until_done(
-    engine: Engine, settings: Settings, workers: int, job_id: str, output: str, json_: bool,
+    engine: Engine, fleet: Fleet, job_id: str, output: str, json_: bool,
     *, unread: tuple[JobSpec, Identity] | None = None,
-) -> NoReturn:  # fmt: skip
-    """Work on a job with workers of our own, whose logs go to ``output``; then say how it ended.
+) -> None:  # fmt: skip
+    """Work on a job with workers of our own until it has ended. Their logs go to ``output`` if they start with it.
 
     ``unread`` is what it has to be submitted from, where it is not yet, or only in part.
     """
     from pipeline.display import follow
     from pipeline.producer import SubmissionStoppedError
     from pipeline.storage.reaping import unring
-    from workers.embedded import Embedded
 
-    if settings.broker_url is None:
+    if fleet.settings.broker_url is None:
         unring(engine, job_id)  # an earlier run's broker ended with it
-    log_dir = Path("logs") if output.startswith("s3:") else Path(output) / "logs"
-    with interrupts.in_order(), Embedded(settings, workers, log_dir) as embedded, _stopping():
-        if unread is not None:
-            spec, identity = unread
-            with contextlib.suppress(SubmissionStoppedError):  # quick workers reach a budget: ``finish`` says so
-                submit(engine, embedded.settings, spec, workers, quiet=json_, identity=identity)
+    embedded = fleet.started(output)
+    if unread is not None:
+        spec, identity = unread
+        with contextlib.suppress(SubmissionStoppedError):  # quick workers reach a budget: ``finish`` says so
+            submit(engine, embedded.settings, spec, fleet.workers, quiet=json_, identity=identity)
 
-        def check() -> None:
-            interrupts.check()
-            embedded.check()
+    def check() -> None:
+        interrupts.check()
+        embedded.check()
 
-        follow(engine, job_id, err, check=check)
-    finish(engine, job_id, json_)
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """Says to someone at a terminal why nothing happens after Ctrl-C; a second one does not wait."""
-    try:
-        yield
-    except interrupts.Interrupted:
-        if err.is_terminal:
-            err.print("stopping the workers, which hand back what they hold: up to 15 s")
-        raise
+    follow(engine, job_id, err, check=check)
 
 
 @contextlib.contextmanager

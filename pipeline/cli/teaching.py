@@ -18,9 +18,9 @@ from pipeline.cli.shared import DEAD, FAILURE, out, print_json
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from pipeline.cli.fleet import Fleet
     from pipeline.memory.prompting import Written
     from schemas.job import JobSpec
-    from schemas.settings import Settings
 
 
 class Ended(NamedTuple):
@@ -36,23 +36,19 @@ class Teaching:
     """One run of such a command. ``makes`` is what it makes, as ``--json`` calls it."""
 
     engine: Engine
-    settings: Settings
-    workers: int
+    fleet: Fleet
     json: bool
     makes: str
 
     def run_job(self, job: JobSpec, go_on: tuple[int, ...] = ()) -> tuple[int, Any]:
         """Run it to its end: its exit code, and its summary where programs read along. Ends in ``typer.Exit`` if it
         failed: only 0, dead documents and ``go_on`` let the command go on."""
+        from pipeline.cli.ending import finish
         from pipeline.cli.running import run_job
 
         kept = io.StringIO()
-        code = 0
         with contextlib.redirect_stdout(kept) if self.json else contextlib.nullcontext():
-            try:
-                run_job(self.engine, self.settings, self.workers, job, self.json)
-            except typer.Exit as ended:
-                code = ended.exit_code
+            code = finish(self.engine, run_job(self.engine, self.fleet, job, self.json), self.json)
         summary = json.loads(kept.getvalue()) if kept.getvalue().strip() else None
         if code not in (0, DEAD, *go_on):
             self._leave(code, summary)

@@ -41,6 +41,7 @@ def learn(stage: Training, documents: Sequence[Document], run: Run) -> list[Outc
     _alive(kind, run)
     if not documents:
         return []
+    run.models.close()  # what another job's shards left on the device: a training needs the room
     loaded = run.models.own_copy(stage.target.model, stage.spec.dtype, stage.spec.device)
     plan = stage.plan(in_order(documents), loaded, lambda: _alive(kind, run))
     outcomes: dict[int, Outcome] = {**plan.refused}

@@ -85,16 +85,17 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(prepa
     assert [(one["tokens"], one["slots"]) for one in evaluated.json["continued"]] == [(16, 8)]
     assert [one["form"] for one in evaluated.json["stored"]] == ["float16", "int8", "int4"] * 4
     few = "icae", "evaluate", "night", "-t", "prose=texts.jsonl", "--rows", "2", "--precision", "float16"
+    few = *few, "--kind", "prose"
     fitted, plain = (prepared.says(*few, "--refine", steps, "--json") for steps in ("6", "0"))
     assert (fitted.json["refine"], plain.json["refine"]) == (6, 0)
     now, was = (one.json["repeated"][0]["nats"]["value"] for one in (fitted, plain))
     assert now < was and fitted.json["continued"] != plain.json["continued"]
     repeated = [
         prepared.says("icae", "reconstruct", "night", "texts.jsonl", "--json", *more)
-        for more in ([], ["--refine", "6"], ["--refine", "6", "--continuations", "2"])
+        for more in ([], ["--refine", "6", "--continuations", "2"])
     ]
-    assert [one.code for one in repeated] == [0, 0, 0] and len({json.dumps(one.json) for one in repeated}) == 3
-    both = prepared.says(*few, "--refine", "6", "--continuations", "2", "--kind", "prose", "--json")
+    assert [one.code for one in repeated] == [0, 0] and repeated[0].json != repeated[1].json
+    both = prepared.says(*few, "--refine", "6", "--continuations", "2", "--json")
     assert (both.json["refine"], both.json["continuations"]) == (6, 2)
     assert both.json["continued"] not in (fitted.json["continued"], plain.json["continued"])
     alone = prepared.says(*few, "--continuations", "2")
