@@ -34,7 +34,7 @@ from pipeline.cli.shared import (
 if TYPE_CHECKING:
     from pipeline.cli.icae_answering import Plan, Told
     from pipeline.memory.evaluated import Asked, Evaluation
-    from pipeline.memory.storing import Form
+    from pipeline.memory.form import Form
     from pipeline.models.encoders import EncoderManifest
     from schemas.settings import Settings
 
@@ -131,7 +131,7 @@ def evaluate(
     from dataclasses import replace
 
     from pipeline.memory.evaluated import Asked, Evaluation, check
-    from pipeline.memory.refining import Fit
+    from pipeline.memory.fit import Fit
     from pipeline.models import encoders, resolve
     from pipeline.models.folder import window_of
 
@@ -222,7 +222,7 @@ def _check_kinds(asked: list[str], files: dict[str, list[str]]) -> None:
 
 
 def _forms(names: list[str]) -> tuple[Form, ...]:
-    from pipeline.memory.storing import FORMS
+    from pipeline.memory.form import FORMS
 
     for name in names:
         if name not in FORMS:

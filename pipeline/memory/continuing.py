@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 
 from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.fit import AS_MADE, Fit
 from pipeline.memory.head_loss import nats_of
-from pipeline.memory.measure import Parts, encoded
-from pipeline.memory.refining import AS_MADE, Fit
+from pipeline.memory.measure import encoded
+from pipeline.memory.spans import Parts
 
 
 class Continuation(NamedTuple):

@@ -17,10 +17,11 @@ from pipeline.batching import run_packed
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.encode_stage import Encode
 from pipeline.memory.encoded import Whole, outcome_of, whole_of
+from pipeline.memory.fit import Fit
 from pipeline.memory.outlines import Outline, Span, outlines_of
 from pipeline.memory.packing import Made, Measured, measuring
 from pipeline.memory.ragged import encode_spans, pass_tokens, places_of
-from pipeline.memory.refining import Fit, refined
+from pipeline.memory.refining import refined
 from pipeline.memory.resident import Resident, resident
 from pipeline.stages import Outcome, Refusal, Result, Run, Stopped
 from schemas.document import Document

@@ -7,10 +7,9 @@ from typing import Any
 
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.comparing import Comparison
-from pipeline.memory.measure import Parts
-from pipeline.memory.refining import AS_MADE, Fit
-from pipeline.memory.spans import cut
-from pipeline.memory.storing import Form
+from pipeline.memory.fit import AS_MADE, Fit
+from pipeline.memory.form import Form
+from pipeline.memory.spans import Parts, cut
 from pipeline.models import ModelError
 from schemas.memory import CONTINUATION, slots_of
 

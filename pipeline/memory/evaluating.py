@@ -23,10 +23,12 @@ from pipeline.generation.timing import timed
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.continuing import Continuation, continuation
 from pipeline.memory.evaluated import Asked, Continued, Evaluation, Latency, Repeated, Stored
+from pipeline.memory.form import Form
 from pipeline.memory.kinds import GENERATED, Kind
-from pipeline.memory.measure import Measuring, Parts, encoded, plainly
+from pipeline.memory.measure import Measuring, encoded, plainly
 from pipeline.memory.ragged import pass_tokens
-from pipeline.memory.storing import Form, Storing
+from pipeline.memory.spans import Parts
+from pipeline.memory.storing import Storing
 
 TIMED = 5
 """Runs of which a latency is the median, behind one to warm up."""

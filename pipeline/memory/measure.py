@@ -14,19 +14,18 @@ import torch
 from pipeline.batching import run_packed
 from pipeline.evaluation.overlap import Bleu
 from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.fit import AS_MADE, Fit
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.ragged import pass_tokens, written_tokens
 from pipeline.memory.reconstruct import prefix_match, reconstructed
-from pipeline.memory.refining import AS_MADE, Fit, refined
+from pipeline.memory.refining import refined
+from pipeline.memory.spans import Parts
 from pipeline.passes.compiling import uncompiled
 
 NAN = float("nan")
 
 SAMPLED = 64
 """Tokens of a sample: one row is written at the speed of one, while a training waits."""
-
-Parts = tuple[tuple[int, int], ...]
-"""(tokens, slots) of each span that a context is cut into, in their order."""
 
 
 class Measure(NamedTuple):

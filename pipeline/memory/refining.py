@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.fit import Fit
 from pipeline.memory.imagining import Imagined, imagined
 from pipeline.memory.readback import Readback
 from pipeline.memory.spans import Ints
 from pipeline.passes.transfers import on_device
-from schemas.memory import CONTINUATION
 
 RATE = 0.02
 """What a number moves at first, in deviations of this number over slots of the encoder's training: numbers of a slot
@@ -33,23 +33,6 @@ SURE = -math.log(0.9)
 
 _MEAN, _SQUARE = 0.9, 0.95
 """What Adam keeps of a slope, and of its square, from step to step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How slots are fitted: in so many ``steps`` at most, 0: not at all; to their spans, and to so many
-    ``continuations`` of each."""
-
-    steps: int = 0
-    continuations: int = 0
-
-    def places(self, slots: int) -> int:
-        """What continuations of a span of so many ``slots`` take in a pass."""
-        return self.continuations * (2 + slots + CONTINUATION) if self.steps else 0
-
-
-AS_MADE = Fit()
-"""Not at all."""
 
 
 def refined(

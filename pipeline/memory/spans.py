@@ -16,6 +16,9 @@ from schemas.memory import Layout
 
 Ints = NDArray[np.int64]
 
+Parts = tuple[tuple[int, int], ...]
+"""(tokens, slots) of each span that a context is cut into, in their order."""
+
 
 def cut(tokens: int, most: int, more: int = 0) -> list[int]:
     """How long the spans of a context are, in their order: as few as may be and so many ``more``, of ``most`` tokens

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.form import Form
 from pipeline.memory.packing import Packed, measuring, unpack
 from pipeline.memory.store import SlotFiles, write_slots
 from pipeline.storage.filesystem import resolve_path
-from schemas.memory import Precision
 
 _REVISION, _FILE = "evaluated", "slots.safetensors"
-
-
-class Form(NamedTuple):
-    """How slots are stored, as an ``encode`` stage says it: ``group`` numbers of a slot share a scale."""
-
-    precision: Precision
-    group: int = 64
-
-    @property
-    def name(self) -> str:
-        """``int4`` is in groups of 64, ``int4/32`` in groups of 32."""
-        return self.precision if self.group == Form._field_defaults["group"] else f"{self.precision}/{self.group}"
-
-
-FORMS = {one.name: one for one in (Form("float16"), Form("int8"), Form("int8", 32), Form("int4"), Form("int4", 32))}
-"""All that a stage may say, by name."""
 
 
 class Storing:

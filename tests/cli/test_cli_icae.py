@@ -84,8 +84,8 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(prepa
     assert {one["kind"] for one in evaluated.json["repeated"]} == {"prose", "numbers", "patterned", "random"}
     assert [(one["tokens"], one["slots"]) for one in evaluated.json["continued"]] == [(16, 8)]
     assert [one["form"] for one in evaluated.json["stored"]] == ["float16", "int8", "int4"] * 4
-    few = "icae", "evaluate", "night", "-t", "prose=texts.jsonl", "--rows", "2", "--precision", "float16"
-    few = *few, "--kind", "prose"
+    prose = "-t", "prose=texts.jsonl", "--kind", "prose"
+    few = "icae", "evaluate", "night", *prose, "--rows", "2", "--precision", "float16"
     fitted, plain = (prepared.says(*few, "--refine", steps, "--json") for steps in ("6", "0"))
     assert (fitted.json["refine"], plain.json["refine"]) == (6, 0)
     now, was = (one.json["repeated"][0]["nats"]["value"] for one in (fitted, plain))

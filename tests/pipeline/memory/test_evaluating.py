@@ -22,13 +22,13 @@ from pipeline.memory.display import print_evaluation
 from pipeline.memory.encoder import load_encoder
 from pipeline.memory.evaluated import Asked, Repeated, check
 from pipeline.memory.evaluating import evaluate
+from pipeline.memory.fit import Fit
+from pipeline.memory.form import FORMS
 from pipeline.memory.head_loss import nats_of
 from pipeline.memory.kinds import Kind, kinds
 from pipeline.memory.kinds import names as there_are
 from pipeline.memory.measure import Measuring, encoded, mean
 from pipeline.memory.packing import pack, unpack
-from pipeline.memory.refining import Fit
-from pipeline.memory.storing import FORMS
 from pipeline.models import ModelError, ModelPool, load_tokenizer
 from pipeline.models.encoders import Answers, read_manifest
 from pipeline.stages import Run

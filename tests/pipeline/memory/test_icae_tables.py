@@ -14,8 +14,8 @@ from benchmarks import icae_tables
 from pipeline.memory.encoder import load_encoder
 from pipeline.memory.evaluated import Asked
 from pipeline.memory.evaluating import evaluate
+from pipeline.memory.form import FORMS
 from pipeline.memory.kinds import kinds
-from pipeline.memory.storing import FORMS
 from pipeline.models import ModelPool, load_tokenizer
 from pipeline.models.encoders import Answers, read_manifest
 from pipeline.stages import Run

@@ -15,12 +15,13 @@ from pipeline.generation.sampling import document_seed
 from pipeline.memory import encoding, imagining, measure, refining
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
+from pipeline.memory.fit import Fit
 from pipeline.memory.imagining import imagined
 from pipeline.memory.measure import Measuring
 from pipeline.memory.packing import unpack
 from pipeline.memory.ragged import encode_spans
 from pipeline.memory.readback import Readback
-from pipeline.memory.refining import Fit, refined
+from pipeline.memory.refining import refined
 from pipeline.models import LoadedModel, ModelError, ModelPool
 from pipeline.models.folder import window_of
 from pipeline.stages import Result, Run, Stopped

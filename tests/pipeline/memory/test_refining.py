@@ -17,11 +17,12 @@ from pipeline.memory import refining
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.encoder import load_encoder
+from pipeline.memory.fit import Fit
 from pipeline.memory.measure import Measuring, mean
 from pipeline.memory.packing import unpack
 from pipeline.memory.ragged import encode_spans
 from pipeline.memory.readback import Readback
-from pipeline.memory.refining import Fit, refined
+from pipeline.memory.refining import refined
 from pipeline.memory.saying import nats
 from pipeline.memory.spans import cut
 from pipeline.models import LoadedModel, ModelPool, load_tokenizer
