@@ -28,7 +28,7 @@ def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
     cache = (settings or Settings()).cache
     others = sorted(path for path in (cache / "models").glob("gguf-*") if path.is_dir())
     models = [*(_bundled(name, cache) for name in BUNDLED), punkt.status(cache)]
-    models += [_converted(path.name, path) for path in others]
+    models += [_converted(str(path), path) for path in others]  # the file's own name may stand for another by now
     models += [_drafter(folder) for folder in distilled.stored(cache)]
     models += [_adapter(folder) for folder in adapters.stored(cache)]
     return models + [_encoder(folder) for folder in encoders.named(cache)]
@@ -37,8 +37,8 @@ def catalogue(settings: Settings | None = None) -> list[ModelStatus]:
 def verify(name: str, settings: Settings | None = None) -> ModelStatus:
     """Read every byte of the model called ``name`` again. Raises nothing for a model that is missing or damaged.
 
-    ``name`` may also be one that ``catalogue`` lists (``gguf-...``). Bytes are compared with what was declared when the
-    model was converted or downloaded; a folder of the user's own declares nothing but its files' lengths.
+    Bytes are compared with what was declared when the model was converted or downloaded; a folder of the user's own
+    declares nothing but its files' lengths.
     """
     cache = (settings or Settings()).cache
     sha256 = partial(file_sha256, cache=cache, fresh=True)
@@ -46,8 +46,6 @@ def verify(name: str, settings: Settings | None = None) -> ModelStatus:
         return _bundled(name, cache, sha256)
     if name == punkt.NAME:
         return punkt.status(cache)
-    if name.startswith("gguf-") and (cache / "models" / name).is_dir():
-        return _converted(name, cache / "models" / name, sha256)
     try:
         ref = resolve(name, settings)
         folder = ref.folder

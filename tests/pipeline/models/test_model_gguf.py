@@ -12,7 +12,17 @@ from model_files import gguf_tensors, write_gguf
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from pipeline.models import ModelDamaged, ModelError, digest_of, gguf_tokenizer, load_tokenizer, resolve, store, verify
+from pipeline.models import (
+    ModelDamaged,
+    ModelError,
+    catalogue,
+    digest_of,
+    gguf_tokenizer,
+    load_tokenizer,
+    resolve,
+    store,
+    verify,
+)
 from pipeline.models.placing import MANIFEST
 from schemas.settings import Settings
 
@@ -129,6 +139,13 @@ def test_file_of_another_kind_is_refused(settings: Settings, tmp_path: Path) -> 
     path.write_bytes(b"PK\x03\x04 not a model")
     with pytest.raises(ModelError, match="not a GGUF file"):
         resolve(str(path), settings)
+
+
+def test_a_converted_file_is_listed_under_a_name_that_works(reference_gguf: Path, settings: Settings) -> None:
+    folder = resolve(str(reference_gguf), settings).folder
+    (row,) = [row for row in catalogue(settings) if row.where == str(folder)]
+    assert resolve(row.name, settings).folder == folder
+    assert verify(row.name, settings).state == row.state == "ready"
 
 
 def test_cache_that_cannot_be_written_says_what_to_set(reference_gguf: Path, tmp_path: Path) -> None:
