@@ -98,7 +98,7 @@ def test_a_folder_of_an_earlier_release_is_used_as_it_is(reference_gguf: Path, s
     before = path.stat().st_mtime_ns
     assert resolve(str(reference_gguf), settings) == first
     assert path.stat().st_mtime_ns == before
-    assert verify(first.folder.name, settings).state == "ready"
+    assert verify(str(first.folder), settings).state == "ready"
     del stated["gguf_sha256"]
     path.write_text(json.dumps(stated))
     with pytest.raises(ModelDamaged, match="not a manifest"):
@@ -112,8 +112,8 @@ def test_same_file_elsewhere_is_converted_once(reference_gguf: Path, settings: S
     assert (second.folder, second.digest) == (first.folder, first.digest)
     assert (second.folder / "model.safetensors").stat().st_mtime_ns == written
     assert stat.S_IMODE((first.folder / "model.safetensors").stat().st_mode) & stat.S_IRUSR
-    assert verify(first.folder.name, settings).state == "ready"
-    assert verify(first.folder.name, settings).licence == "mit"
+    assert verify(str(first.folder), settings).state == "ready"
+    assert verify(str(first.folder), settings).licence == "mit"
     assert digest_of(str(reference_gguf), settings) == first.digest
 
 
