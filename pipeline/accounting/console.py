@@ -26,7 +26,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     took = "" if summary.wall_seconds is None else f" in {duration(summary.wall_seconds)}"
     console.print(_line(f"{summary.name} ", summary.state, f"{took} ({summary.job_id})"))
     if summary.error:
-        console.print(Text(summary.error, style="red"))
+        console.print(Text(summary.error, style="red"), soft_wrap=True)  # a path in it is there to be copied
     parts = [("done", d.done), ("of them reused", d.reused), ("rejected", d.rejected), ("dead", d.dead)]
     parts += [("pending", d.pending)] if d.pending else []
     parts += [("collapsed", d.collapsed)] if d.collapsed else []
