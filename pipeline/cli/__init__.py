@@ -1,8 +1,8 @@
 """The command `contextmill`: the one front door. Puts the parts together; nothing imports it.
 
 ``app`` collects the commands: ``jobs`` starts and changes jobs, ``views`` shows them, ``machine`` is about this
-machine. ``running`` takes a job from its file to its end, ``ending`` says how it ended. Everything heavy is imported
-inside the commands, so that `--help` answers at once.
+machine. ``running`` takes a job from its file to its end with the workers of a ``fleet``, ``ending`` says how it
+ended. Everything heavy is imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The workers of a command: started with the first of its jobs, kept for the next, stopped with the command."""
+"""The workers of a command: kept from one of its jobs to the next where both need the same model."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Fleet:
-    """A context manager: inside it, ``started`` gives ``workers`` workers of our own, the same to each job.
+    """A context manager: inside it, ``started`` gives ``workers`` workers of our own.
 
-    From the first call on, the first signal raises ``Interrupted``, and they are stopped in order.
+    While they are there, the first signal raises ``Interrupted``, and they are stopped in order.
     """
 
     settings: Settings
     workers: int
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
     _embedded: Embedded | None = None
+    _for: tuple[str, str | None] = ("", None)
 
     def __enter__(self) -> Fleet:
         return self
@@ -37,16 +38,25 @@ class Fleet:
         self._embedded = None
         self._open.__exit__(kind, error, at)
 
-    def started(self, output: str) -> Embedded:
-        """The workers, and their server where none is set. Their logs lie in the first job's ``output``."""
+    def started(self, output: str, model: str | None) -> Embedded:
+        """Workers whose logs go to ``output``, and their server where none is set: those that are there, if they were
+        started for the same ``model``. Another one would have to find room beside it; None: they are for one job alone.
+        """
         from workers.embedded import Embedded
 
-        if self._embedded is None:
+        if self._embedded is None or model is None or self._for != (output, model):
+            self.stop()
             log_dir = Path("logs") if output.startswith("s3:") else Path(output) / "logs"
             self._open.enter_context(interrupts.in_order())
             self._embedded = self._open.enter_context(Embedded(self.settings, self.workers, log_dir))
             self._open.enter_context(_stopping())
+            self._for = output, model
         return self._embedded
+
+    def stop(self) -> None:
+        """Nobody works any more; ``started`` begins anew."""
+        self._embedded = None
+        self._open.close()
 
 
 @contextlib.contextmanager

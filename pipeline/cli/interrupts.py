@@ -54,6 +54,9 @@ def in_order() -> Iterator[None]:
     try:
         yield
         check()
+    except Exception:  # an exit code, too
+        check()
+        raise
     finally:
         _catch(_leave)
         sys.unraisablehook = before

@@ -139,6 +139,7 @@ class _Command(Teaching):
         self.say(f"2 of 2: {self.job.target.model} answers {counted(len(found), 'prompt')}")
         columns = {"contexts": "input", "question": "prompt"}
         answers = self._written("answers", found, columns, codes, summaries)
+        self.fleet.stop()
         rows = [*prompting.answered(found, answers)]
         if not rows:
             why = f"no answer to {counted(len(found), 'prompt')} came to an end, and {to} is left as it was"

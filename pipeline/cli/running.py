@@ -103,6 +103,7 @@ def run_job(engine: Engine, fleet: Fleet, spec: JobSpec, json_: bool) -> str:
     from pipeline.producer import existing_job, identify, raise_budget, retune
     from pipeline.storage.jobs import resume_job
     from pipeline.watching import ENDED
+    from schemas.align import WHOLE_CORPUS
 
     with _reading(json_):
         identity = identify(spec)
@@ -123,7 +124,8 @@ def run_job(engine: Engine, fleet: Fleet, spec: JobSpec, json_: bool) -> str:
             return identity.job_id
         elif retune(engine, spec, found.id):  # it was interrupted, perhaps for their sake
             err.print(f"job {found.id} goes on with the new settings of the job file", markup=False, soft_wrap=True)
-    work_until_done(engine, fleet, identity.job_id, spec.output.path, json_, unread=(spec, identity))
+    model = None if any(stage.kind in WHOLE_CORPUS for stage in spec.stages) else spec.target.model
+    work_until_done(engine, fleet, identity.job_id, spec.output.path, json_, unread=(spec, identity), model=model)
     return identity.job_id
 
 
@@ -143,9 +145,9 @@ def cut_off(job: Any) -> tuple[JobSpec, Identity] | None:
 
 def work_until_done(
     engine: Engine, fleet: Fleet, job_id: str, output: str, json_: bool,
-    *, unread: tuple[JobSpec, Identity] | None = None,
+    *, unread: tuple[JobSpec, Identity] | None = None, model: str | None = None,
 ) -> None:  # fmt: skip
-    """Work on a job with workers of our own until it has ended. Their logs go to ``output`` if they start with it.
+    """Work on a job with workers of our own, who stay only where it is done, for the next one of the same ``model``.
 
     ``unread`` is what it has to be submitted from, where it is not yet, or only in part.
     """
@@ -155,7 +157,7 @@ def work_until_done(
 
     if fleet.settings.broker_url is None:
         unring(engine, job_id)  # an earlier run's broker ended with it
-    embedded = fleet.started(output)
+    embedded = fleet.started(output, model)
     if unread is not None:
         spec, identity = unread
         with contextlib.suppress(SubmissionStoppedError):  # quick workers reach a budget: ``finish`` says so
@@ -165,7 +167,9 @@ def work_until_done(
         interrupts.check()
         embedded.check()
 
-    follow(engine, job_id, err, check=check)
+    shot = follow(engine, job_id, err, check=check)
+    if model is None or shot.state != "done":  # one that was stopped may still be worked on, and what it did be told
+        fleet.stop()
 
 
 @contextlib.contextmanager

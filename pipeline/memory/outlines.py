@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.compression.tokens import Tokenising
 from pipeline.memory.encode_stage import Cut
-from pipeline.memory.packing import Made
 from pipeline.memory.spans import Ints, spans_of
 from schemas.document import Document, PromptParts
+
+if TYPE_CHECKING:
+    from pipeline.memory.packing import Made
 
 
 class Span(NamedTuple):

@@ -12,6 +12,7 @@ from pipeline.models import adapters, distilled, encoders, punkt, store
 from pipeline.models.bundled import BUNDLED
 from pipeline.models.digest import file_sha256
 from pipeline.models.folder import model_files
+from pipeline.models.placing import MANIFEST
 from pipeline.models.ref import ModelError, ModelNotFound, ModelStatus
 from pipeline.models.resolve import bundled_folder, resolve
 from schemas.settings import Settings
@@ -57,7 +58,8 @@ def verify(name: str, settings: Settings | None = None) -> ModelStatus:
         return ModelStatus(name, name, "", 0, "damaged", str(error))
     if ref.adapter is not None:  # small enough to be read whole each time it is resolved
         return replace(verify(name.rpartition("+")[0], settings), name=name, where=str(ref.adapter))
-    return _converted(name, folder, sha256) if store.read_manifest(folder) else _undeclared(name, folder, sha256)
+    declared = (folder / MANIFEST).is_file()
+    return _converted(name, folder, sha256) if declared else _undeclared(name, folder, sha256)
 
 
 def _bundled(name: str, cache: Path, sha256: Sha256 | None = None) -> ModelStatus:

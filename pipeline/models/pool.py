@@ -109,12 +109,25 @@ class ModelPool:
                 self._leave([one for one in self._loaded if self._beside.get(one) == place], beside.most - 1)
             if key not in self._loaded:
                 _relieve()
-                self._loaded[key] = make()
+                self._loaded[key] = self._made(make, {key, leader})
                 if beside and leader:
                     self._beside[key] = (leader, beside.role)
             self._loaded.move_to_end(key)
             found: Kept = self._loaded[key]
             return found
+
+    def _made(self, make: Callable[[], Kept], needed: set[Key | None]) -> Kept:
+        """Where memory runs out, made once more without the models that are not ``needed`` for it."""
+        from pipeline.batching import out_of_memory
+
+        try:
+            return make()
+        except Exception as error:
+            others = [one for one in self._loaded if one not in self._beside and one not in needed]
+            if not others or not out_of_memory(error):
+                raise
+        self._leave(others, 0)  # not before the error is gone, whose frames hold what was loaded of it
+        return make()
 
     def own_copy(self, name: str, dtype: str = "float32", device: str = "auto") -> LoadedModel:
         """The model called ``name`` for its caller alone, who may train it. Raises what ``causal_lm`` raises."""

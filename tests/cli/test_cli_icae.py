@@ -92,7 +92,7 @@ def test_a_killed_training_goes_on_and_its_encoder_has_the_name_of_its_job(prepa
     assert now < was and fitted.json["continued"] != plain.json["continued"]
     repeated = [
         prepared.says("icae", "reconstruct", "night", "texts.jsonl", "--json", *more)
-        for more in ([], ["--refine", "6", "--continuations", "2"])
+        for more in (["--refine", "6"], ["--refine", "6", "--continuations", "2"])
     ]
     assert [one.code for one in repeated] == [0, 0] and repeated[0].json != repeated[1].json
     both = prepared.says(*few, "--refine", "6", "--continuations", "2", "--json")

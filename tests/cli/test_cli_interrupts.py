@@ -86,6 +86,9 @@ def in_a_library():
         signal.raise_signal(signal.SIGTERM)
     except BaseException:
         pass
+def before_it_leaves_with_an_exit_code():
+    in_a_library()
+    raise RuntimeError  # as typer's is
 def where_nothing_can_be_raised():
     thing = Thing()
     watched = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
@@ -100,7 +103,11 @@ except interrupts.Interrupted:
 
 @pytest.mark.parametrize(
     ("how", "ended"),
-    [("in_a_library", (0, "raised again\n", "")), ("where_nothing_can_be_raised", (1, "", "interrupted\n"))],
+    [
+        ("in_a_library", (0, "raised again\n", "")),
+        ("before_it_leaves_with_an_exit_code", (0, "raised again\n", "")),
+        ("where_nothing_can_be_raised", (1, "", "interrupted\n")),
+    ],
 )
 def test_an_interrupt_that_is_swallowed_is_not_lost(how: str, ended: tuple[int, str, str]) -> None:
     """Libraries do swallow it, most of all while they are imported: a run went on to its end."""

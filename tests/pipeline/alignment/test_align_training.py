@@ -101,6 +101,13 @@ def save_tiny_gpt2(folder: Path) -> Path:
     return folder
 
 
+def test_a_training_has_the_room_to_itself(pool: ModelPool, tiny_model: Path, tmp_path: Path) -> None:
+    before, calls = pool.causal_lm(str(tiny_model)), iter(range(1_000))
+    with pytest.raises(Stopped):
+        stage(tiny_model).run(DOCUMENTS, run_of(pool, tmp_path, stopping=lambda: next(calls) > 3))
+    assert pool.causal_lm(str(tiny_model)) is not before
+
+
 def test_it_learns(whole: tuple[Path, list[Any]]) -> None:
     folder, rows = whole
     held = [row for row in rows if row["split"] == "held_out"]

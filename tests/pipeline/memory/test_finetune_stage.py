@@ -56,6 +56,13 @@ def test_held_out_questions_are_measured_beside_yardsticks(whole: Whole) -> None
     assert manifest.figures.told().startswith("16 tokens in 8 slots: ")
 
 
+def test_a_training_has_the_room_to_itself(tiny_model: Path, pool: ModelPool, tmp_path: Path) -> None:
+    before, calls = pool.causal_lm(str(tiny_model)), iter(range(1_000))
+    with pytest.raises(Stopped):
+        stage(tiny_model).run(ROWS, Run(pool, folder=str(tmp_path), stopping=lambda: next(calls) > 3))
+    assert pool.causal_lm(str(tiny_model)) is not before
+
+
 def test_what_is_read_to_measure_is_what_was_told_before(tiny_model: Path, pool: ModelPool) -> None:
     """Else the share that is done would stand still, or run over."""
     made, loaded = stage(tiny_model), pool.own_copy(str(tiny_model))

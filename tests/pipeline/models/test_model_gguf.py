@@ -146,6 +146,9 @@ def test_a_converted_file_is_listed_under_a_name_that_works(reference_gguf: Path
     (row,) = [row for row in catalogue(settings) if row.where == str(folder)]
     assert resolve(row.name, settings).folder == folder
     assert verify(row.name, settings).state == row.state == "ready"
+    (folder / MANIFEST).write_text('{"conversion": 0}')
+    (row,) = [row for row in catalogue(settings) if row.where == str(folder)]
+    assert verify(row.name, settings).state == row.state == "damaged"
 
 
 def test_cache_that_cannot_be_written_says_what_to_set(reference_gguf: Path, tmp_path: Path) -> None:

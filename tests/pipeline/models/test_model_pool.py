@@ -55,6 +55,32 @@ def test_what_works_beside_a_model_is_not_counted_and_leaves_with_it(
     assert pool.keep(("encoder",), object) is not encodes
 
 
+def test_where_memory_runs_out_what_is_not_needed_leaves(folder: Path, settings: Settings, tmp_path: Path) -> None:
+    other = str(_other(folder, tmp_path / "other", 1))
+    pool = ModelPool("cpu", limit=3, settings=settings)
+    target, scores = pool.causal_lm(str(folder)), pool.causal_lm(other)
+    tried: list[object] = []
+
+    def make() -> object:
+        tried.append(object())
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError
+        return tried[-1]
+
+    assert pool.keep(("drafter",), make, Beside(target, "drafts")) is tried[1]
+    assert pool.causal_lm(str(folder)) is target and pool.causal_lm(other) is not scores
+
+    def never() -> object:
+        tried.append(object())
+        raise torch.OutOfMemoryError
+
+    for key in ("large",), ("larger",):  # the second finds nobody left who could leave
+        tried.clear()
+        with pytest.raises(torch.OutOfMemoryError):
+            pool.keep(key, never)
+        assert len(tried) == (2 if key == ("large",) else 1)
+
+
 def test_of_a_role_only_so_many_stay_beside_a_model(folder: Path, settings: Settings, tmp_path: Path) -> None:
     one, two = (str(_other(folder, tmp_path / f"other{seed}", seed)) for seed in (1, 2))
     pool = ModelPool("cpu", limit=1, settings=settings)
