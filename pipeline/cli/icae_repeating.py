@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,8 +54,8 @@ def reconstruct(
     """Put texts into slots and let the model repeat them from these alone: what an encoder keeps, to be read.
 
     A row's contexts are one text. Slots are those that an encode stage would
-    store. Words that are not those of the text are red; into a file or a pipe
-    they stand in brackets.
+    store. Words that are not those of the text are red, and words that are
+    missing are struck out; into a file or a pipe they stand in [] and [- -].
     """
     from pipeline.memory.contexts import contexts_of
     from schemas.job import InputSpec
@@ -70,7 +71,11 @@ def reconstruct(
     shown = err.status(f"{counted(min(most, len(found.texts)), 'text')} into slots, and back")
     with interrupts.in_order(), shown if err.is_terminal else nullcontext():
         repeated = _repeated(stage, found.texts[:most], given)
-    _tell(repeated, encoder, None if all_ else HEAD, json_)
+    _tell(repeated, found.read[:most], encoder, None if all_ else HEAD, json_)
+    for said in found.left_out():
+        err.print(said, markup=False, soft_wrap=True)
+    if len(found.texts) > most:
+        err.print(f"{most} of {len(found.texts)} texts; --most says how many")
 
 
 def _stage(encoder: str, base: str | None, said: dict[str, Any], given: Settings) -> Encode:
@@ -99,12 +104,13 @@ def _repeated(stage: Encode, texts: tuple[str, ...], given: Settings) -> list[Re
     return repeat(stage, texts, ModelPool(settings=given), interrupts.check)
 
 
-def _tell(repeated: list[Repetition], encoder: str, most: int | None, json_: bool) -> None:
+def _tell(repeated: list[Repetition], read_from: Sequence[str], encoder: str, most: int | None, json_: bool) -> None:
     if json_:
         from dataclasses import asdict
 
-        print_json({"encoder": encoder, "texts": [asdict(one) for one in repeated]})
+        rows = [{"source": read, **asdict(one)} for read, one in zip(read_from, repeated, strict=True)]
+        print_json({"encoder": encoder, "texts": rows})
         return
     from pipeline.memory.display import print_repetitions
 
-    print_repetitions(repeated, out, most)
+    print_repetitions(repeated, read_from, out, most)

@@ -116,6 +116,9 @@ def print_dry_run(spec: JobSpec, given: Settings, json_: bool) -> None:
         print_json(as_json(*found))
     else:
         print_forecast(*found)
+    seen = found[1]
+    if seen.rejected and not seen.documents:
+        fail(f"no document would come through: all {seen.rejected} would be rejected", FAILURE)
 
 
 def as_json(made: Estimate, seen: Survey, bases: dict[str, str]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def compared(matches: Sequence[Match]) -> Comparison:
     """Raises ``NothingToCompareError``."""
     jobs = [one.job for one in matches]
     metrics = _same_metrics(jobs)
-    longest = max((job.tokens or 0.0 for job in jobs if job.compress is None), default=0.0)
+    longest = max((job.tokens or 0.0 for job in jobs if not job.shortens), default=0.0)
     series = _series(jobs)
     sides = [_side(*one, metrics, longest, series[one.job.label]) for one in matches]
     return Comparison(jobs[0].evaluated.task, metrics, tuple(sides))
@@ -197,7 +197,7 @@ def _found(job: EvaluatedJob, base: EvaluatedJob, metric: str, paired: Pairing) 
 
 
 def _ratio(job: EvaluatedJob, longest: float) -> float | None:
-    if job.compress is None:
+    if not job.shortens:
         return longest / job.tokens if job.tokens else None
     original, compressed = job.scores.total("tokens_original"), job.scores.total("tokens_compressed")
     return original / compressed if original and compressed else None

@@ -38,13 +38,13 @@ def print_judged(comparison: Comparison, console: Console) -> None:
     table.add_column("judged", overflow="fold")
     for heading in JUDGED[:-1] if console.width < WIDE else JUDGED:
         table.add_column(heading, justify="right", no_wrap=heading != "margin")
-    for side in comparison.sides:
+    for label, side in _labelled(comparison):
         if side.judged is not None:
-            table.add_row(_label(side), *judged_row(side.judged)[: len(table.columns) - 1])
+            table.add_row(label, *judged_row(side.judged)[: len(table.columns) - 1])
     console.print(table)
-    for side in comparison.sides:
+    for label, side in _labelled(comparison):
         if side.judged is not None and (left := _left_out(side.judged)):
-            console.print(_label(side) + Text(f": {left}"), soft_wrap=True)
+            console.print(label + Text(f": {left}"), soft_wrap=True)
     console.print(Text(JUDGED_NOTE, style="dim"), soft_wrap=True)
 
 
@@ -79,8 +79,13 @@ def _span(one: Interval | None) -> str:
     return span(one.low, one.high) if one else "–"
 
 
-def _label(side: Side) -> Text:
-    return Text(side.name + ("" if side.rate is None else f" at {side.rate:g}"))
+def _labelled(comparison: Comparison) -> list[tuple[Text, Side]]:
+    """Each side with its name and rate; with its job's id, too, where another's are the same."""
+    names = [side.name + ("" if side.rate is None else f" at {side.rate:g}") for side in comparison.sides]
+    return [
+        (Text(name if names.count(name) == 1 else f"{name} ({side.job_id[:6]})"), side)
+        for name, side in zip(names, comparison.sides, strict=True)
+    ]
 
 
 def _table(comparison: Comparison, metric: str, wide: bool) -> Table:
@@ -90,8 +95,8 @@ def _table(comparison: Comparison, metric: str, wide: bool) -> Table:
     rows = [_row(side, metric, wide) for side in comparison.sides]
     for heading in rows[0]:
         table.add_column(heading, justify="right", no_wrap=True)
-    for side, row in zip(comparison.sides, rows, strict=True):
-        table.add_row(_label(side), *row.values())
+    for (label, _), row in zip(_labelled(comparison), rows, strict=True):
+        table.add_row(label, *row.values())
     return table
 
 

@@ -15,6 +15,7 @@ from pipeline.storage.sql import reading
 from schemas.compress import CompressBase
 from schemas.evaluate import EvaluateSpec
 from schemas.job import JobSpec
+from schemas.memory import EncodeSpec
 from schemas.tables import Evaluation
 
 
@@ -43,6 +44,11 @@ class EvaluatedJob:
     def compress(self) -> CompressBase | None:
         """The job's compress stage, if it has one."""
         return next((stage for stage in self.spec.stages if isinstance(stage, CompressBase)), None)
+
+    @property
+    def shortens(self) -> bool:
+        """Whether its rows say how much shorter its prompts are: compressed, or with slots in place of contexts."""
+        return any(isinstance(stage, CompressBase | EncodeSpec) for stage in self.spec.stages)
 
     @property
     def tokens(self) -> float | None:

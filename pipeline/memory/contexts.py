@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.accounting.wording import counted
 from pipeline.memory.prompting import GENERAL, LONGEST, asks
 from pipeline.storage.readers import BadRow, read_corpus
 from schemas.document import SEPARATOR, PromptParts
@@ -19,23 +20,42 @@ TAKEN = (
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """``texts``, each once, and how many rows could not be read; of the first of these, why."""
+    """``texts``, each once, and of each where it was ``read`` first (``file:line``). How many rows say the ``same`` as
+    one before, are ``blank``, and how many could not be read (``bad``); of the first of these, why."""
 
     texts: tuple[str, ...]
+    read: tuple[str, ...]
+    same: int
+    blank: int
     bad: int
     first_bad: str | None
+
+    def left_out(self) -> list[str]:
+        """Which rows are no text of their own, in words."""
+        said = [
+            (self.bad, f"left out: cannot be read, the first: {self.first_bad}"),
+            (self.blank, "left out: without a text"),
+            (self.same, "with a text of one before, which is taken once"),
+        ]
+        return [f"{counted(number, 'row')} {what}" for number, what in said if number]
 
 
 def contexts_of(spec: InputSpec) -> Contexts:
     """The texts of an input; several contexts of a row are one. Raises ``InputError``."""
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     bad: list[BadRow] = []
+    same = blank = 0
     for row in read_corpus(spec):
         if isinstance(row, BadRow):
             bad.append(row)
-        elif text := (SEPARATOR.join(row.parts.contexts) or row.parts.render()).strip():
-            found[text] = None
-    return Contexts(tuple(found), len(bad), f"{bad[0].source}: {bad[0].reason}" if bad else None)
+            continue
+        text = (SEPARATOR.join(row.parts.contexts) or row.parts.render()).strip()
+        blank += not text
+        same += text in found
+        if text:
+            found.setdefault(text, row.source)
+    first = f"{bad[0].source}: {bad[0].reason}" if bad else None
+    return Contexts(tuple(found), tuple(found.values()), same, blank, len(bad), first)
 
 
 def to_write(texts: Sequence[str], specific: int) -> Iterator[str]:

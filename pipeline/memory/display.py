@@ -99,13 +99,15 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
     return table
 
 
-def print_repetitions(repeated: Sequence[Repetition], console: Console, most: int | None) -> None:
-    """Each text above what comes back of it; then all in figures. ``most``: characters that are shown."""
+def print_repetitions(repeated: Sequence[Repetition], read: Sequence[str], console: Console, most: int | None) -> None:
+    """Each text, and where it was ``read``, above what comes back of it; then all in figures. ``most``: characters that
+    are shown."""
     rows = []
-    for number, one in enumerate(repeated, 1):
+    for number, (one, source) in enumerate(zip(repeated, read, strict=True), 1):
         more = Text(" ..." if most is not None and len(one.text) > most else "", "dim")
         found = marked(visible(one.text), visible(one.found), console.is_terminal)
-        console.print(Text(f"text {number}", "bold"), Text(visible(one.text[:most])) + more, sep="\n")
+        head = Text(f"text {number}", "bold") + Text(f"  {source}", "not bold dim")
+        console.print(head, Text(visible(one.text[:most])) + more, sep="\n")
         console.print(Text(f"from its {counted(one.slots, 'slot')}", "bold"), found[:most] + more, sep="\n")
         console.print()
         rows.append(repetition_row(number, one))
@@ -119,11 +121,16 @@ def repetition_row(number: int, one: Repetition) -> list[str]:
 
 
 def marked(text: str, found: str, coloured: bool) -> Text:
-    """``found``, with its words marked that do not stand there in ``text``: red, or in brackets."""
+    """``found``, with its words marked that do not stand there in ``text`` (red, or in brackets), and those of it in
+    whose place nothing stands (struck out, or in ``[- -]``)."""
     before, after = text.split(), found.split()
     pieces = []
-    for what, _, _, begin, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if words := " ".join(after[begin:end]):
-            right = what == "equal"
-            pieces.append(Text(words if right or coloured else f"[{words}]", "" if right else "red"))
+    for what, first, last, begin, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        words, missing = " ".join(after[begin:end]), " ".join(before[first:last])
+        if what == "equal":
+            pieces.append(Text(words))
+        elif words:
+            pieces.append(Text(words if coloured else f"[{words}]", "red"))
+        else:
+            pieces.append(Text(missing if coloured else f"[-{missing}-]", "red strike"))
     return Text(" ").join(pieces)

@@ -88,6 +88,9 @@ def test_slots_stand_beside_the_text_and_what_has_as_many_tokens(prepared: User)
         room = {side: rows[side][at]["tokens_prompt"] - rows["nothing"][at]["tokens_prompt"] for side in SIDES}
         budget = rows["slots"][at]["slots"]
         assert room["text"] > 3 * budget and all(0 < room[side] <= budget + 3 for side in ("cut", "lingua", "summary"))
+    before, behind = (sum(row[f"tokens_{one}"] for row in rows["slots"]) for one in ("original", "compressed"))
+    ratios = {side: one["ratio"] for side, one in zip(SIDES, found["sides"], strict=True)}
+    assert ratios["slots"] == before / behind == pytest.approx(ratios["cut"], rel=0.2) and ratios["text"] == 1.0
     assert rows["cut"][0]["compress_method"] == "truncation" and rows["lingua"][0]["compress_method"] == "llmlingua"
     assert len(ended.json["jobs"]) == len(SIDES) + 2 and all(job["state"] == "done" for job in ended.json["jobs"])
 

@@ -68,6 +68,8 @@ def test_rows_that_cannot_be_used_are_named_with_file_and_line(user: User) -> No
     assert none.code == 1
     assert "bad.jsonl:1: " in none.out
     assert "no document came through" in none.err
+    ahead = user.says("run", "job.toml", "-o", "o", "-i", "bad.jsonl", "--dry-run")
+    assert ahead.code == 1 and "no document would come through" in ahead.err and "bad.jsonl:1: " in ahead.out
 
 
 def test_an_interrupted_run_goes_on(user: User) -> None:

@@ -48,7 +48,7 @@ def test_the_demo_from_slots_to_what_is_shown(user: User, tiny_model: Path) -> N
     seen = user.says("icae", "reconstruct", str(encoder), str(CORPUS), "--most", "1", "--span", "16")
     assert (
         seen.code == 0
-        and "text 1\n" in seen.out
+        and "text 1  " in seen.out
         and "from its " in seen.out
         and " ..." in seen.out
         and "text 2" not in seen.out
@@ -96,3 +96,14 @@ def test_what_cannot_be_repeated_is_said_at_once(
     user.write("empty.jsonl", '{"text": " "}\n')
     ended = user.says("icae", "reconstruct", *words)
     assert (ended.code, wrong in " ".join(ended.err.split())) == (code, True), ended.err
+
+
+def test_what_is_not_repeated_is_said_and_where_the_rest_was_read(user: User, tiny_model: Path) -> None:
+    save_tiny_encoder(user.folder / "encoder", tiny_model)
+    texts = "a mill grinds corn", "a mill grinds corn", "the old man and the sea", "water turns the wheel"
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    user.write("some.jsonl", '{"text": "cut\n' + rows)
+    ended = user.says("icae", "reconstruct", "encoder", "some.jsonl", "--most", "2", "--json")
+    assert ended.code == 0 and [one["source"] for one in ended.json["texts"]] == ["some.jsonl:2", "some.jsonl:4"]
+    assert "1 row left out: cannot be read, the first: some.jsonl:1: " in ended.err
+    assert "1 row with a text of one before" in ended.err and "2 of 3 texts; --most" in ended.err

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +179,15 @@ def test_the_terminal_shows_every_mean_with_its_documents(jobs: Jobs, width: int
     full = next(line.split() for line in lines if line.startswith("full"))
     assert {"1.0x", "100.0", "baseline"} < set(full) and "12 of 12 baseline" in " ".join(full)
     assert sum(line.startswith("short at 0.5") for line in lines) == 3
+
+
+def test_jobs_of_one_name_are_told_apart(jobs: Jobs) -> None:
+    found = compare(jobs.engine, [jobs.full, jobs.rates])
+    full, *others = found.sides
+    twin = replace(full, job_id="2fa64e00c0de", baseline=False)
+    lines = shown(replace(found, sides=(full, twin, *others)), 140).splitlines()
+    for label in f"full ({full.job_id[:6]})", "full (2fa64e)", "short at 0.5  ":
+        assert sum(line.startswith(label) for line in lines) == 3
 
 
 def test_the_page_plots_quality_over_ratio_and_loads_nothing(jobs: Jobs) -> None:

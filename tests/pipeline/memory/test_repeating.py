@@ -70,12 +70,16 @@ def test_a_text_that_is_shown_in_part_is_compared_whole() -> None:
     words = [f"word{number}" for number in range(40)]
     one = Repetition(" ".join(words), " ".join(words[3:]), 40, 1, 10, 100, None, 0.0)
     console = Console(record=True, width=400, file=io.StringIO())
-    print_repetitions([one], console, 100)
-    assert "[" not in console.export_text()
+    print_repetitions([one], ["texts.jsonl:7"], console, 100)
+    said = console.export_text()
+    assert "texts.jsonl:7" in said and said.count("[") == said.count("[-word0 word1 word2-] word3 word4") == 1
 
 
 def test_what_is_not_the_texts_is_marked() -> None:
-    assert marked("the old man and the sea", "the young man and  sea", False).plain == "the [young] man and sea"
-    assert marked("one two", "one two", False).plain == "one two" and not marked("one two", "", True)
+    assert marked("the old man and the sea", "the young man and  sea", False).plain == "the [young] man and [-the-] sea"
+    assert marked("one two", "one two", False).plain == "one two"
+    assert marked("one two three", "one three", False).plain == "one [-two-] three"
+    lost = marked("one two three", "one three", True)
+    assert lost.plain == "one two three" and "strike" in str(lost.spans[0].style)
     shown = marked("one two three", "one 2 three", True)
     assert shown.plain == "one 2 three" and [shown.plain[one.start : one.end] for one in shown.spans] == ["2"]
