@@ -41,9 +41,9 @@ class Found:
 class Side:
     """One job at one rate. ``series`` is what differs from it by its budget alone.
 
-    ``tokens`` is the mean prompt as sent. ``ratio`` is original over compressed tokens; without compression, the
-    longest mean prompt of such jobs over this one's. ``cost_microusd`` is what 1,000 of its documents cost to make.
-    ``judged``: against the baseline, where a judge was asked.
+    ``tokens`` is the mean prompt as sent. ``ratio`` is original over compressed tokens, slots being tokens, too; of a
+    job without either, the longest mean prompt of such jobs over its own. ``cost_microusd`` is what 1,000 of its
+    documents cost to make. ``judged``: against the baseline, where a judge was asked.
     """
 
     job_id: str
