@@ -83,8 +83,8 @@ def _sqlite_connect(connection: Any, record: Any) -> None:
 
 
 def _keep_a_log(cursor: sqlite3.Cursor) -> None:
-    """Set the journal to WAL. Where another process does so at the same moment, SQLite fails one of them at once,
-    whatever the timeout: each holds a read lock the other waits for."""
+    """Set the journal to WAL. While another process writes a file that is not in WAL yet, as where several make it at
+    the same moment, SQLite fails at once, whatever the timeout."""
     end = time.monotonic() + BUSY_SECONDS
     while True:
         try:

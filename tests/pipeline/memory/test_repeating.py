@@ -79,6 +79,7 @@ def test_what_is_not_the_texts_is_marked() -> None:
     assert marked("the old man and the sea", "the young man and  sea", False).plain == "the [young] man and [-the-] sea"
     assert marked("one two", "one two", False).plain == "one two"
     assert marked("one two three", "one three", False).plain == "one [-two-] three"
+    assert marked("one two", "", False).plain == "[-one two-]"
     lost = marked("one two three", "one three", True)
     assert lost.plain == "one two three" and "strike" in str(lost.spans[0].style)
     shown = marked("one two three", "one 2 three", True)
