@@ -75,7 +75,7 @@ def print_snapshot(shot: Snapshot, console: Console) -> None:
 def _stage_text(stage: StageProgress) -> str:
     left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
     done = f"{stage.kind} {stage.documents:,}/{counted(stage.total, 'document')}"
-    return ", ".join(filter(None, (done, _rate(stage), left)))
+    return ", ".join(filter(None, (done, stage.doing, _rate(stage), left)))
 
 
 def _rate(stage: StageProgress) -> str:
@@ -99,7 +99,8 @@ def _bars(shot: Snapshot) -> Group:
         bar = Progress(BarColumn(bar_width=30), TaskProgressColumn())
         bar.add_task("", total=stage.total or 1, completed=stage.documents)
         left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
-        table.add_row(Text(stage.kind, style="bold"), bar, f"{stage.documents:,}/{stage.total:,}", _rate(stage), left)
+        done = f"{stage.documents:,}/{stage.total:,}"
+        table.add_row(Text(stage.kind, style="bold"), bar, done, stage.doing or "", _rate(stage), left)
     head = Text(f"job {shot.job_id}: {shot.state}, {counted(shot.shards_working, 'shard')} in work")
     return Group(head, table, *(Text(text, style="yellow") for text in _last_call(shot)))
 

@@ -41,8 +41,9 @@ class Lease:
         self._moved = moved
         self._lease_seconds, self._renew_seconds = lease_seconds, renew_seconds
         self._documents = self._tokens = 0
+        self._doing: str | None = None
         self._counting = threading.Lock()
-        self._written = (0, 0)
+        self._written: tuple[int, int, str | None] = (0, 0, None)
         self._lost = False
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -60,6 +61,10 @@ class Lease:
         """Documents and tokens finished so far."""
         return self._documents, self._tokens
 
+    @property
+    def _state(self) -> tuple[int, int, str | None]:
+        return self._documents, self._tokens, self._doing
+
     def stopping(self) -> bool:
         """Whether the stage should stop at the next chance: asked to, the shard no longer ours, its job not active."""
         return self._lost or self._asked()
@@ -71,22 +76,26 @@ class Lease:
             self._tokens += tokens
             self._moved()
 
+    def say(self, doing: str) -> None:
+        """What the stage is doing, for those who watch."""
+        self._doing = doing
+
     def _keep(self) -> None:
         pause = min(self._renew_seconds, PROGRESS_SECONDS)
         waited = 0.0
         while not self._left.wait(pause):
             waited += pause
-            if waited >= self._renew_seconds or self.done != self._written:
+            if waited >= self._renew_seconds or self._state != self._written:
                 waited = 0.0
                 self._renew()
 
     def _renew(self) -> None:
-        done = self.done
+        state = self._state
         try:
-            held = shards.renew(self._engine, self._claim, self._lease_seconds, *done)
+            held = shards.renew(self._engine, self._claim, self._lease_seconds, *state)
             self._beat()
         except (SQLAlchemyError, OSError) as error:  # any of them: a thread that ended would lose the shard for sure
             log.warning("lease of %s not renewed, trying again: %s", self._claim.shard_id, error)
             return
-        self._written = done
+        self._written = state
         self._lost = self._lost or not held

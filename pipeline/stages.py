@@ -101,6 +101,10 @@ def _silent(documents: int, tokens: int) -> None:
     del documents, tokens
 
 
+def _unsaid(doing: str) -> None:
+    del doing
+
+
 def _none_known(contexts: Sequence[str]) -> Mapping[str, Made]:
     del contexts
     return {}
@@ -113,6 +117,7 @@ class Run:
     ``models`` keeps loaded models between shards. ``ledger`` is there for stages that pay per call. ``stopping`` is
     asked between batches. ``progress(documents, tokens)`` counts what was finished since the last call, and is a sign
     of life: a shard that gives none for ``Settings.soft_time_limit`` is taken to be stuck, one that does never is.
+    ``say(doing)`` tells those who watch what that was, where documents do not: the step of a training, and its loss.
     ``folder`` is the stage's own place beside the job's data (local or s3), for what outlives an attempt: checkpoints.
     ``output`` is the job's folder, in which the files lie that rows of earlier stages name. ``known`` has of these
     contexts the slots that were made before, by the same stage for whatever prompts.
@@ -122,6 +127,7 @@ class Run:
     ledger: Ledger | None = None
     stopping: Callable[[], bool] = field(default=_never)
     progress: Callable[[int, int], None] = field(default=_silent)
+    say: Callable[[str], None] = field(default=_unsaid)
     folder: str | None = None
     output: str | None = None
     known: Callable[[Sequence[str]], Mapping[str, Made]] = field(default=_none_known)

@@ -23,7 +23,7 @@ QUIET_SECONDS = 5.0  # without an answer: while others answer, a call that faile
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """One stage. ``total`` grows while the corpus is still being read."""
+    """One stage. ``total`` grows while the corpus is still being read; ``doing`` is what a training says of itself."""
 
     kind: str
     documents: int
@@ -31,6 +31,7 @@ class StageProgress:
     tokens: int
     documents_per_second: float | None = None
     tokens_per_second: float | None = None
+    doing: str | None = None
 
     @property
     def seconds_left(self) -> float | None:
@@ -75,8 +76,8 @@ def snapshot(engine: Engine, job_id: str) -> Snapshot:
     total = job.documents if job.submitted_at is not None else _known(shards.get(0))
     for index, spec in enumerate(job.spec["stages"]):
         row = shards.get(index)
-        documents, tokens = (int(row.documents), int(row.tokens)) if row else (0, 0)
-        stages.append(StageProgress(spec["kind"], documents, total, tokens))
+        documents, tokens, doing = (int(row.documents), int(row.tokens), row.doing) if row else (0, 0, None)
+        stages.append(StageProgress(spec["kind"], documents, total, tokens, doing=doing))
         total -= refused.get(index, 0)
     open_shards = states.get("pending", 0) + states.get("leased", 0)
     return Snapshot(job_id, job.state, job.error, tuple(stages), open_shards, states.get("leased", 0), last_call)
@@ -108,7 +109,8 @@ def _shards(job_id: str) -> Any:
     done = case((Shard.state.in_(("done", "dead")), whole), (Shard.state == "leased", Shard.documents_done), else_=0)
     known = case((Shard.state == "split", 0), else_=whole)
     columns = Shard.stage, func.sum(done).label("documents"), func.sum(Shard.tokens_done).label("tokens")
-    query = select(*columns, func.sum(known).label("known"))
+    doing = func.max(case((Shard.state == "leased", Shard.doing)))  # of one that says something, as trainings do
+    query = select(*columns, func.sum(known).label("known"), doing.label("doing"))
     return query.where(Shard.job_id == job_id, Shard.id != PUBLISH).group_by(Shard.stage)
 
 
@@ -149,6 +151,5 @@ def _with_rates(then: float, old: Snapshot, now: float, new: Snapshot) -> Snapsh
     stages = []
     for before, stage in zip(old.stages, new.stages, strict=True):
         documents, tokens = max(0, stage.documents - before.documents), max(0, stage.tokens - before.tokens)
-        rates = documents / span, tokens / span
-        stages.append(StageProgress(stage.kind, stage.documents, stage.total, stage.tokens, *rates))
+        stages.append(replace(stage, documents_per_second=documents / span, tokens_per_second=tokens / span))
     return replace(new, stages=tuple(stages))

@@ -144,7 +144,7 @@ def _work(
     ledger = SqlLedger(engine, job.id, claim.stage, claim.attempt)
     folder = f"{job.output}/{job.spec.stages[claim.stage].kind}"
     known = partial(known_contexts, engine, job.stage_hashes[claim.stage])
-    run = Run(models, ledger, lease.stopping, lease.progress, folder, job.output, known)
+    run = Run(models, ledger, lease.stopping, lease.progress, lease.say, folder, job.output, known)
     settled = _settle(engine, claim, job, documents, run)
     written = write_rows(claim, job, settled)
     commit = Commit(

@@ -58,7 +58,7 @@ class Shard(Base):
     ``state``: pending -> leased -> done | split | dead; a publication to be done again is reopened. ``attempt`` counts
     claims and fences commits; once it reaches ``attempt_limit`` the shard is split in two, or dead if it holds one
     document.
-    ``documents_done`` and ``tokens_done`` are the progress of the running attempt.
+    ``documents_done`` and ``tokens_done`` are the progress of the running attempt, ``doing`` what it says of that.
     """
 
     __tablename__ = "shards"
@@ -79,6 +79,7 @@ class Shard(Base):
     seconds: Mapped[float | None]
     documents_done: Mapped[int] = mapped_column(default=0)
     tokens_done: Mapped[int] = mapped_column(Big, default=0)
+    doing: Mapped[str | None] = mapped_column(Text)
 
 
 class DocumentRow(Base):

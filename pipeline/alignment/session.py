@@ -118,17 +118,20 @@ class _Session:
         self._restore()
         try:
             if not self.before:
+                self.run.say("measuring before the first step")
                 self.before = self.trainer.measure(self.held)
             while self.step < self.plan.steps:
                 batch = [self.trained[number] for number in self.plan.batch(self.step)]
-                self.trainer.step(batch, self.plan.learning_rate(self.step))
+                loss = self.trainer.step(batch, self.plan.learning_rate(self.step))
                 self.step += 1
+                self.run.say(f"step {self.step:,} of {self.plan.steps:,}, loss {loss:.3f}")
                 if time.perf_counter() - self.saved >= self.spec.checkpoint_seconds:
                     self._save()
         except Stopped:
             self._save()
             raise
         self._save_last()
+        self.run.say("measuring what was learned")
         done = Trained(self.loaded, self.trainer, self.held, self.before, self.trainer.measure(self.held))
         more = self.lesson.publish(done, replace(self.run, progress=lambda _, tokens: self.meter.add(tokens, 3)))
         self.meter.finish()

@@ -12,6 +12,8 @@ from pipeline.memory.plan import Numbers
 from pipeline.memory.training import Trainer
 from pipeline.passes.transfers import Fetch, fetch
 
+LATELY = 16  # steps: lessons alternate, and some are harder than others
+
 
 class Attempt:
     """At what ``trainer`` does, with ``checkpoints`` or without, from ``began`` on (``time.perf_counter``).
@@ -51,6 +53,12 @@ class Attempt:
         """What each step had to say; waits for the last one's loss."""
         self._arrived(0)
         return self._curve
+
+    @property
+    def lately(self) -> float | None:
+        """The loss, a mean of the last ``LATELY`` steps whose own has arrived; None before the first has."""
+        losses = [loss for _, loss, *_ in self._curve[-LATELY:]]
+        return sum(losses) / len(losses) if losses else None
 
     def learned(self, loss: torch.Tensor, rate: float) -> None:
         """One step more, whose loss is not waited for before the next one is on its way."""

@@ -100,6 +100,7 @@ class _Session:
                 f"{self.spec.kind}: after {counted(self.spec.steps, 'step')} there are weights or slots that float16, "
                 f"in which an encoder is kept, cannot hold. {self._lower()}"
             )
+        self.run.say("measuring what was learned")
         after = self.measurer.after(self.signs)
         self._write(ENCODER, self.spec.steps, after)
         self.meter.finish()
@@ -128,6 +129,7 @@ class _Session:
         attempt = self.attempt
         try:
             if not attempt.before:
+                self.run.say("measuring before the first step")
                 attempt.before = self.measurer.before(self.signs)
             self.sharing.begin(self.trainer.tensors)
             train(self.trainer, self._parts, attempt.step, self._told)
@@ -176,9 +178,14 @@ class _Session:
     def _told(self, step: int, loss: torch.Tensor) -> None:
         self.attempt.learned(loss, self.spec.learning_rate * rate(self.spec, step))
         self.meter.add(self.plan.tokens(step), 3)
+        self._say(step + 1)
         self._show(step)
         self.attempt.save_in_time(self.spec.checkpoint_seconds)
         _alive(self.spec.kind, self.run)
+
+    def _say(self, steps: int) -> None:
+        loss = self.attempt.lately
+        self.run.say(f"step {steps:,} of {self.spec.steps:,}" + (f", loss {loss:.3f}" if loss is not None else ""))
 
     def _show(self, step: int) -> None:
         if step % max(1, self.spec.steps // SAMPLES) or not log.isEnabledFor(logging.INFO):

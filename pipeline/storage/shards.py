@@ -95,6 +95,7 @@ def claim(engine: Engine, job_id: str, shard_id: str, owner: str, lease_seconds:
             lease_until=db_now() + lease_seconds,
             documents_done=0,
             tokens_done=0,
+            doing=None,
         )
         .returning(Shard.stage, Shard.start, Shard.stop, Shard.attempt, Shard.attempt_limit)
     )
@@ -103,12 +104,14 @@ def claim(engine: Engine, job_id: str, shard_id: str, owner: str, lease_seconds:
     return Claim(job_id, shard_id, *row) if row else None
 
 
-def renew(engine: Engine, claim: Claim, lease_seconds: float, documents: int, tokens: int) -> bool:
+def renew(
+    engine: Engine, claim: Claim, lease_seconds: float, documents: int, tokens: int, doing: str | None = None
+) -> bool:
     """Extend the lease and note progress. False: the shard is no longer ours, or its job was cancelled or stopped."""
     statement = (
         update(Shard)
         .where(_held(claim), _job_active(claim.job_id))
-        .values(lease_until=db_now() + lease_seconds, documents_done=documents, tokens_done=tokens)
+        .values(lease_until=db_now() + lease_seconds, documents_done=documents, tokens_done=tokens, doing=doing)
     )
     with engine.begin() as connection:
         return bool(connection.execute(statement).rowcount)

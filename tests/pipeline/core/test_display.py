@@ -32,6 +32,18 @@ def test_one_of_a_thing_is_one() -> None:
     assert "1 shard in work" in live.file.getvalue()
 
 
+def test_a_training_says_its_step_and_its_loss() -> None:
+    stage = StageProgress("pretrain", 9, 60, 4_000, 1.0, 800.0, "step 150 of 1,000, loss 2.345")
+    shot = Snapshot("j", "running", None, (stage,), 1, 1)
+    line, live = Console(file=io.StringIO(), width=200), Console(file=io.StringIO(), width=200, force_terminal=True)
+    print_snapshot(shot, line)
+    live.print(_bars(shot))
+    assert isinstance(line.file, io.StringIO) and isinstance(live.file, io.StringIO)
+    said = "j running: pretrain 9/60 documents, step 150 of 1,000, loss 2.345, 800 tokens/s, 0:51 left\n"
+    assert line.file.getvalue() == said
+    assert "step 150 of 1,000, loss 2.345" in live.file.getvalue()
+
+
 def test_a_model_that_cannot_be_used_says_why() -> None:
     said = io.StringIO()
     print_models([ModelStatus("m[1]", "here", "", 0, "damaged", "model.safetensors is missing")], Console(file=said))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.memory.training import Diverged, Trainer
 from pipeline.memory.windows import Batch
 from pipeline.models import ModelError, ModelPool
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, read_manifest
-from pipeline.stages import Halt, Refusal, Run, Stopped
+from pipeline.stages import Halt, Refusal, Result, Run, Stopped
 from schemas.memory import PretrainSpec
 
 Whole = tuple[Path, list[Any]]
@@ -67,6 +68,16 @@ def test_the_curve_lies_beside_the_encoder(whole: Whole) -> None:
     assert [row["step"] for row in curve] == list(range(SETTINGS["steps"]))
     assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["rate"] == pytest.approx(5e-3)
     assert [row["seconds"] for row in curve] == sorted(row["seconds"] for row in curve)
+
+
+def test_it_says_at_which_step_it_is_and_the_loss(tiny_model: Path, pool: ModelPool) -> None:
+    said: list[str] = []
+    outcomes = stage(tiny_model).run(TEXTS, Run(pool, say=said.append))
+    assert any(isinstance(one, Result) for one in outcomes)
+    steps = SETTINGS["steps"]
+    assert [said[0], said[-1]] == ["measuring before the first step", "measuring what was learned"]
+    assert [one.split(",")[0] for one in said[1:-1]] == [f"step {n} of {steps}" for n in range(1, steps + 1)]
+    assert all(re.search(r", loss \d\.\d{3}$", one) for one in said[2:-1])
 
 
 @pytest.mark.parametrize("seed", range(2))

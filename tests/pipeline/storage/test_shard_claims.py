@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from pipeline.storage import shards
 from pipeline.storage.shards import Claim, Commit, shard_row
 from pipeline.storage.sql import open_engine
+from pipeline.watching import snapshot
 from schemas.tables import DocumentRow, Job, Rejection, Shard, Usage
 
 ID = "0-0-2"
@@ -97,6 +98,18 @@ def test_a_lease_that_is_renewed_does_not_run_out(engine: Engine) -> None:
     time.sleep(1.6)
     assert claim(engine) is None
     assert (shard(engine).documents_done, shard(engine).tokens_done) == (1, 7)
+
+
+def test_what_an_attempt_is_doing_is_seen_until_it_ends(engine: Engine) -> None:
+    change(engine, Job, spec={"stages": [{"kind": "pretrain"}]})
+    made = held(engine)
+    assert snapshot(engine, JOB).stages[0].doing is None
+    assert shards.renew(engine, made, 60, 1, 7, "step 3 of 9, loss 1.500")
+    assert snapshot(engine, JOB).stages[0].doing == "step 3 of 9, loss 1.500"
+    assert shards.release(engine, made, error="failed")
+    assert snapshot(engine, JOB).stages[0].doing is None
+    held(engine)
+    assert snapshot(engine, JOB).stages[0].doing is None
 
 
 def usage(seq: int) -> dict[str, Any]:
