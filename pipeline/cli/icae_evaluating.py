@@ -16,6 +16,7 @@ from pipeline.cli.shared import (
     EXIT_CODES,
     FAILURE,
     USAGE,
+    Column,
     Continuations,
     Input,
     Json,
@@ -70,6 +71,7 @@ Kinds = Annotated[
 def evaluate(
     encoder: Annotated[str, typer.Argument(help="An encoder's name, or its folder.", metavar="ENCODER")],
     texts: Texts = None,
+    column: Column = None,
     kind: Kinds = None,
     tokens: Annotated[
         list[int] | None,
@@ -167,7 +169,7 @@ def evaluate(
     with interrupts.in_order():
         found = Evaluation()
         if files or kind or not told:
-            found = _evaluated(encoder, model, device, asked, files, kind, given)
+            found = _evaluated(encoder, model, device, asked, files, column, kind, given)
         if not (found.measured or told):
             interrupts.check()  # there is nothing to tell
         found = replace(found, answers=told.found if told else None)
@@ -231,8 +233,8 @@ def _forms(names: list[str]) -> tuple[Form, ...]:
 
 
 def _evaluated(
-    encoder: str, model: str, device: str, asked: Asked, files: dict[str, list[str]], kind: list[str] | None,
-    given: Settings,
+    encoder: str, model: str, device: str, asked: Asked, files: dict[str, list[str]], column: str | None,
+    kind: list[str] | None, given: Settings,
 ) -> Evaluation:  # fmt: skip
     from pipeline.display import measuring
     from pipeline.memory.encoder import load_encoder
@@ -243,7 +245,7 @@ def _evaluated(
     tokenizer = load_tokenizer(model, given)
     pool = ModelPool(device, settings=given)
     coder = load_encoder(encoder, pool, model, "bfloat16" if asked.half else "float32", device, given)
-    of = kinds(files, tokenizer, coder.embed.weight.shape[0], asked.seed, kind or None)
+    of = kinds(files, tokenizer, coder.embed.weight.shape[0], asked.seed, kind or None, column)
     with measuring(err) as shown:
 
         def told(done: int, total: int, what: str) -> None:

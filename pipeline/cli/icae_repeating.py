@@ -10,7 +10,19 @@ import typer
 
 from pipeline.accounting.wording import counted
 from pipeline.cli import interrupts
-from pipeline.cli.shared import USAGE, Continuations, Json, Refine, err, examples, fail, out, print_json, settings
+from pipeline.cli.shared import (
+    USAGE,
+    Column,
+    Continuations,
+    Json,
+    Refine,
+    err,
+    examples,
+    fail,
+    out,
+    print_json,
+    settings,
+)
 
 if TYPE_CHECKING:
     from pipeline.memory.encode_stage import Encode
@@ -33,6 +45,7 @@ HEAD = 600
 def reconstruct(
     encoder: Annotated[str, typer.Argument(help="An encoder's name, or its folder.", metavar="ENCODER")],
     texts: Annotated[list[str], typer.Argument(help="Texts; any job's input will do.", metavar="TEXTS...")],
+    column: Column = None,
     most: Annotated[int, typer.Option("--most", min=1, help="At most so many texts, the first ones.")] = 16,
     span: Annotated[
         int | None, typer.Option("--span", min=1, help="Most tokens of a span; default: as it was trained.")
@@ -58,13 +71,13 @@ def reconstruct(
     missing are struck out; into a file or a pipe they stand in [] and [- -].
     """
     from pipeline.memory.contexts import contexts_of
-    from schemas.job import InputSpec
+    from schemas.job import Columns, InputSpec
 
     given = settings()
     cut = {"span": span, "ratio": ratio, "slots": slots}
     fit = {"refine": refine, "continuations": continuations}
     stage = _stage(encoder, base, {**cut, **fit, "precision": precision, "device": device}, given)
-    found = contexts_of(InputSpec(path=tuple(texts)))
+    found = contexts_of(InputSpec(path=tuple(texts), columns=Columns(text=column)))
     if not found.texts:
         fail(f"{', '.join(texts)}: none of its rows is a text ({found.first_bad or 'there are none'})", USAGE)
     stage.check()

@@ -29,6 +29,10 @@ Output = Annotated[
     typer.Option("--output", "-o", help="Output folder or s3:// path; its contextmill.db is the default database."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Column = Annotated[
+    str | None,
+    typer.Option("--column", metavar="NAME", help="Of the texts' files: the one that holds the text. Default: text."),
+]
 Refine = Annotated[
     int, typer.Option("--refine", min=0, help="Most steps in which slots are fitted to their span first.")
 ]

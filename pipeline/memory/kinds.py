@@ -15,7 +15,7 @@ from pipeline.compression.tokens import Tokenising
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.spans import Ints
 from pipeline.storage.readers import BadRow, InputError, read_corpus
-from schemas.job import InputSpec
+from schemas.job import Columns, InputSpec
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,15 @@ def names(files: Iterable[str]) -> list[str]:
 
 
 def kinds(
-    files: Mapping[str, Sequence[str]], tokenizer: Any, vocabulary: int, seed: int, asked: Collection[str] | None = None
+    files: Mapping[str, Sequence[str]],
+    tokenizer: Any,
+    vocabulary: int,
+    seed: int,
+    asked: Collection[str] | None = None,
+    column: str | None = None,
 ) -> list[Kind]:
-    """Those of ``files`` (name -> paths), then the generated ones; of all these the ``asked`` ones alone, where some
-    are. A kind is the same whichever others are asked for. Raises ``InputError``."""
+    """Those of ``files`` (name -> paths; texts are in ``column``), then the generated ones; of all these the ``asked``
+    ones alone, where some are. A kind is the same whichever others are asked for. Raises ``InputError``."""
     tokeniser = Tokenising(tokenizer)
     random = np.random.default_rng(seed)
     numbers = _numbers(random)  # in any case: random tokens are drawn behind them
@@ -75,7 +80,7 @@ def kinds(
         if name == "random":
             ordinary = np.setdiff1d(np.arange(min(vocabulary, len(tokenizer))), tokenizer.all_special_ids)
             return Corpus.of([random.choice(ordinary, NUMBERS)])
-        return of(_texts(name, files[name]))
+        return of(_texts(name, files[name], column))
 
     wanted = [name for name in names(files) if asked is None or name in asked]
     return [Kind(name, corpus(name), vocabulary, shift=int(name == "patterned")) for name in wanted]
@@ -86,8 +91,8 @@ def _numbers(random: np.random.Generator) -> tuple[Any, Any]:
     return 10 ** random.uniform(0, 6, NUMBERS), random.integers(0, 4, NUMBERS)
 
 
-def _texts(name: str, paths: Sequence[str]) -> list[str]:
-    rows = list(read_corpus(InputSpec(path=tuple(paths))))
+def _texts(name: str, paths: Sequence[str], column: str | None) -> list[str]:
+    rows = list(read_corpus(InputSpec(path=tuple(paths), columns=Columns(text=column))))
     bad = [row for row in rows if isinstance(row, BadRow)]
     texts = [row.parts.render() for row in rows if not isinstance(row, BadRow)]
     if not texts:

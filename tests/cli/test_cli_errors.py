@@ -135,7 +135,7 @@ def test_an_output_that_cannot_be_written_says_so(user: User) -> None:
         ("empty.jsonl", b"", "the corpus is empty"),
         ("blank.jsonl", b"\n  \n", "the corpus is empty"),
         ("packed.jsonl", b"\x1f\x8b\x08\0\0\0\0\0", "expected JSONL, found gzip; rename it to end in .gz"),
-        ("columns.csv", b"a,b\n1,2\n", "there are: a, b. Name the columns under [input.columns]"),
+        ("columns.csv", b"a,b\n1,2\n", "there are: a, b. Name the columns under [input.columns] of a job file"),
         ("n" * 300 + ".jsonl", None, "File name too long"),
     ],
     ids=["empty", "blank", "packed", "columns", "long"],

@@ -107,3 +107,15 @@ def test_what_is_not_repeated_is_said_and_where_the_rest_was_read(user: User, ti
     assert ended.code == 0 and [one["source"] for one in ended.json["texts"]] == ["some.jsonl:2", "some.jsonl:4"]
     assert "1 row left out: cannot be read, the first: some.jsonl:1: " in ended.err
     assert "1 row with a text of one before" in ended.err and "2 of 3 texts; --most" in ended.err
+
+
+def test_texts_may_stand_in_a_column_of_any_name(user: User, tiny_model: Path) -> None:
+    save_tiny_encoder(user.folder / "encoder", tiny_model)
+    user.write("some.csv", "body,other\na mill grinds corn,1\n")
+    words = "icae", "reconstruct", "encoder", "some.csv", "--json"
+    ended = user.says(*words, "--column", "body")
+    assert ended.code == 0 and [one["text"] for one in ended.json["texts"]] == ["a mill grinds corn"], ended.err
+    assert "or by --column" in user.says(*words).err
+    measured = user.says("icae", "evaluate", "encoder", "-t", "some.csv", "--column", "body", "--kind", "some",
+                         "--tokens", "4", "--rows", "2", "--json")  # fmt: skip
+    assert measured.code == 0 and measured.json["repeated"][0]["kind"] == "some", measured.err

@@ -52,7 +52,7 @@ class RowMapper:
         if not self.named and self.text not in names and not any(part in names for part in PARTS):
             return (
                 f"no column 'text', 'instruction', 'contexts' or 'question'; there are: {there}. "
-                "Name the columns under [input.columns]"
+                "Name the columns under [input.columns] of a job file, or by --column where a command has it"
             )
         return None
 
