@@ -77,6 +77,8 @@ def plan(
     answers, summaries, judge = files
     assert answers is not None
     job = load(answers, output, input_, [f"target.model={base}"] if base else None)
+    if device != "auto":
+        job = job.model_copy(update={"stages": tuple(one.model_copy(update={"device": device}) for one in job.stages)})
     spec = _spec(job, answers, encoder, ratio, device)
     stage = Encode(spec, job.target)
     stage.check()

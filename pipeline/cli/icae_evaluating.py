@@ -99,7 +99,7 @@ def evaluate(
     continued: Annotated[int, typer.Option("--continued", min=2, help="Tokens that follow a context.")] = 64,
     base: Annotated[str | None, typer.Option("--base", help="Where the model is that it was trained for.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: what there is.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the passes: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the passes over texts: float32 or bfloat16.")] = "float32",
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Most tokens of a pass.")] = 16_384,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of which contexts are drawn.")] = 0,
     answers: Answers = None,

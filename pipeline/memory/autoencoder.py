@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.memory.lowrank import adapt
 from pipeline.memory.spans import reading
+from pipeline.memory.target import check_head
 from pipeline.passes.packable import attends_plainly
 from pipeline.passes.transfers import on_device
 from pipeline.passes.wide import Wide
@@ -45,11 +46,15 @@ class Autoencoder(nn.Module):
 
     Its weights are frozen. What is trained is float32: low-rank weights (or a trunk of the encoder's own, with rank 0),
     memory tokens, tags, the map of slots, and what stands ``first``: models look at their first place when they look
-    for nothing (attention sinks, Xiao et al. 2023), so that what a span or its slots say there is hard to read.
+    for nothing (attention sinks, Xiao et al. 2023), so that what a span or its slots say there is hard to read. Where
+    the model reads text alone it is behind ``start``, tokens that its tokenizer puts before any (``target.start_of``).
+
+    Raises ``ValueError`` for targets that the model lacks, ``ModelError`` for a model that says more than its head.
     """
 
-    def __init__(self, model: Any, spec: EncoderSpec) -> None:
+    def __init__(self, model: Any, spec: EncoderSpec, start: Sequence[int] = ()) -> None:
         super().__init__()
+        check_head(model)
         model.requires_grad_(False)
         self.spec, self.model = spec, model
         self.embed: Any = model.get_input_embeddings()
@@ -72,6 +77,8 @@ class Autoencoder(nn.Module):
         nn.init.eye_(self.map.weight)
         self.typical: torch.Tensor
         self.register_buffer("typical", torch.stack([torch.zeros(size), torch.ones(size)]).to(table.device))
+        self.start: torch.Tensor
+        self.register_buffer("start", torch.tensor(start, dtype=torch.long, device=table.device), persistent=False)
         self.wide: Wide | None = None
         """Reads the encoder's layers where that was seen to say the same (``widening``)."""
 
@@ -153,8 +160,9 @@ class Autoencoder(nn.Module):
         return hidden[:, slots.shape[1] + 1 :]
 
     def text_states(self, ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``[rows, n, d]`` of the frozen model over text ``[rows, n]``."""
-        return self.say(self.embed(ids))
+        """Hidden states ``[rows, n, d]`` of the frozen model over text ``[rows, n]``, which stands behind ``start``."""
+        text = torch.cat([self.start.expand(len(ids), -1), ids], 1)
+        return self.say(self.embed(text))[:, len(self.start) :]
 
     def prompt(self, runs: Sequence[Sequence[int]], blocks: Sequence[torch.Tensor], tag: Tag = "FT") -> torch.Tensor:
         """What the decoder reads of a prompt, ``[n, d]``: a block of slots ``[k, d]`` behind each run of token ids but

@@ -9,6 +9,7 @@ import torch
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encoder import fill
 from pipeline.memory.plan import Plan
+from pipeline.memory.target import start_of
 from pipeline.models import LoadedModel
 from pipeline.stages import Halt
 from schemas.memory import EncoderTraining
@@ -33,13 +34,13 @@ def begun(spec: EncoderTraining, loaded: LoadedModel, plan: Plan, found: Path | 
     """Over the model, which is its own from now on, compiled on a GPU where that pays: as trained before, in the folder
     ``found``; or weights drawn by the seed alone, and slots of the size of embeddings by what is learned first.
 
-    Raises ``Halt`` for targets that the model lacks.
+    Raises ``Halt`` for targets that the model lacks, ``ModelError`` for a model that no slots can be made for.
     """
     device = loaded.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(spec.seed)
         try:
-            coder = Autoencoder(loaded.model, spec.encoder)
+            coder = Autoencoder(loaded.model, spec.encoder, start_of(loaded.tokenizer))
         except ValueError as error:
             raise Halt(f"{spec.kind}: encoder.targets: {error} in {loaded.ref.name}") from error
     if found is not None:

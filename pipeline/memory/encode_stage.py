@@ -16,7 +16,7 @@ from schemas.job import TargetSpec
 from schemas.memory import CONTINUATION, EncodeSpec, slots_of
 from schemas.settings import Settings
 
-VERSION = 2
+VERSION = 3
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 _CHARACTERS_PER_SECOND = {"cpu": 3_000, "cuda": 600_000}

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from pipeline.memory.autoencoder import TAGS, Autoencoder
+from pipeline.memory.target import start_of
 from pipeline.models import ModelDamaged, ModelPool, encoders, resolve
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, EncoderManifest
 from pipeline.storage.filesystem import resolve_path
@@ -103,13 +104,15 @@ def load_encoder(
     folder = encoders.find(name, given.cache)
     model = base or encoders.read_manifest(folder).base
     manifest = encoders.check(folder, model, resolve(model, given).digest, given.cache)
-    return filled(pool.own_copy(model, dtype, device).model, manifest, folder)
+    loaded = pool.own_copy(model, dtype, device)
+    return filled(loaded.model, manifest, folder, start_of(loaded.tokenizer))
 
 
-def filled(model: Any, manifest: EncoderManifest, folder: Path) -> Autoencoder:
-    """The encoder in ``folder`` over ``model``, which is its own from now on, frozen. Raises ``ModelDamaged``."""
+def filled(model: Any, manifest: EncoderManifest, folder: Path, start: Sequence[int] = ()) -> Autoencoder:
+    """The encoder in ``folder`` over ``model``, which is its own from now on, frozen; before texts stands ``start``.
+    Raises ``ModelDamaged``."""
     try:
-        coder = Autoencoder(model, EncoderSpec.model_validate(manifest.spec))
+        coder = Autoencoder(model, EncoderSpec.model_validate(manifest.spec), start)
     except ValueError as error:
         raise ModelDamaged(f"{folder / encoders.MANIFEST}: {error} in its base; {encoders.again(folder)}") from error
     fill(coder, folder)

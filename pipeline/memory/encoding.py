@@ -81,13 +81,13 @@ def _alive(run: Run) -> None:
 
 
 def _in_order(documents: Sequence[Document], found: dict[str, Outcome]) -> list[Outcome]:
-    """The first of equal prompts took the time."""
+    """The first of equal prompts took the time, as reports and rows have it."""
     empty = Refusal("empty", "the prompt is empty or only whitespace; there is nothing to encode")
     outcomes, seen = [], set()
     for document in documents:
         one = found.get(document.content_hash, empty)
         if document.content_hash in seen and isinstance(one, Result):
-            one = replace(one, seconds=0.0)
+            one = replace(one, seconds=0.0, fields={**one.fields, "encode_seconds": 0.0})
         outcomes.append(one)
         seen.add(document.content_hash)
     return outcomes
@@ -122,7 +122,7 @@ class _Passes:
     def lots(self, documents: Sequence[Document]) -> list[Lot]:
         """``documents`` in their order, as many together as are worth it; all, where spans of like length are to be
         found for one pass."""
-        if self._padded:
+        if self._padded or not documents:
             return [documents]
         ends, size = np.cumsum([len(one.prompt) for one in documents]), _LOT * self._most
         marks = [size // _FIRST, *range(size, int(ends[-1]), size)]

@@ -36,6 +36,7 @@ class HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         """With the slope of each row's nats by its states, which is all that goes back."""
         nats, slopes = torch.empty(len(states), device=states.device), torch.empty_like(states)
+        learned = ctx.needs_input_grad[0]  # what is only measured needs no slopes
         for begin in range(0, len(states), ROWS):
             some = slice(begin, begin + ROWS)
             given: Any = (states[some] @ head.T, targets[some])
@@ -43,7 +44,8 @@ class HeadLoss(torch.autograd.Function):
                 given += (teacher[some] @ head.T, share)
             found = _apart if teacher is None else _blended
             nats[some], apart = (_compiled(found, ragged) if states.is_cuda else found)(*given)
-            slopes[some] = apart @ head
+            if learned:
+                slopes[some] = apart @ head
         ctx.save_for_backward(slopes)
         return nats
 

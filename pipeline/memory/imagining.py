@@ -22,9 +22,6 @@ from pipeline.models.ref import ModelError
 from pipeline.passes.transfers import on_device
 from schemas.memory import CONTINUATION
 
-_OFF = 0.1
-"""That logits may be off by rounding in half precision, and by padding."""
-
 _AT_ONCE = 256
 """Continuations of which a token is drawn."""
 
@@ -45,10 +42,12 @@ def imagined(
 ) -> Imagined:
     """Drawn at a temperature of 1, by the span alone: the same in any company, but for rounding. ``alive`` is called
     for each token, and may raise. Raises ``ModelError`` for a model that keeps nothing of what it read that could be
-    copied, or whose head is not all there is between a state and what is said."""
+    copied."""
     model: Any = coder.model
     device, head = coder.tags.device, model.get_output_embeddings()
-    sizes, hashes = [len(ids) for ids in spans], [hashlib.sha256(ids.tobytes()).hexdigest() for ids in spans]
+    hashes = [hashlib.sha256(ids.tobytes()).hexdigest() for ids in spans]
+    spans = [np.concatenate([coder.start.cpu().numpy(), ids]) for ids in spans]
+    sizes = [len(ids) for ids in spans]
     numbers = uniform([document_seed(seed, one) for one in hashes for seed in range(many)], CONTINUATION, device)
     ids = np.zeros((len(spans), max(sizes)), np.int64)  # filled up on the left: windows count what is kept, not places
     for row, span in enumerate(spans):
@@ -59,7 +58,6 @@ def imagined(
         input_ids=on_device(ids, device), attention_mask=there.long(), position_ids=places, use_cache=True
     )
     said, states = list[torch.Tensor](), [read.last_hidden_state[:, -1:].repeat_interleave(many, 0)]
-    _check_head(model, spans[int(np.argmax(sizes))], read.last_hidden_state[int(np.argmax(sizes)), -1])
     cache, there, ends = _copied(read.past_key_values, many, model), there.repeat_interleave(many, 0), places[:, -1]
     ends = ends.repeat_interleave(many)
     for token in range(CONTINUATION):
@@ -90,21 +88,3 @@ def _copied(cache: Any, many: int, model: Any) -> Any:
             f"continuations: {type(model).__name__} has no key-value cache to go on from: leave them out"
         ) from error
     return cache
-
-
-def _check_head(model: Any, ids: Ints, state: torch.Tensor) -> None:
-    """Raise ``ModelError`` where what a model says of a token is more than its head times a state: capped, scaled or
-    with a bias, which slots would not be fitted to. Asked once."""
-    known: dict[str, bool] = vars(model)
-    if "contextmill_plain_head" not in known:
-        head, config = model.get_output_embeddings(), model.config.get_text_config()
-        said = [getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")]
-        says = model(input_ids=on_device(ids[None], state.device), logits_to_keep=1).logits[0, -1].float()
-        would = (state @ head.weight.to(state.dtype).T).float()
-        plain = getattr(head, "bias", None) is None and all(one in (None, 1) for one in said)
-        known["contextmill_plain_head"] = plain and bool((says - would).norm() <= _OFF * says.norm())
-    if not known["contextmill_plain_head"]:
-        raise ModelError(
-            f"continuations: {type(model).__name__} says more of a token than its head times a state (capped, scaled "
-            "or with a bias): leave them out"
-        )

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -86,13 +87,18 @@ def _started(line: bytes) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]
         ) as process,
     ):  # fmt: skip
         try:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it is gone already, which is seen later
-                process.stdin.write(line)
-                process.stdin.flush()
+            feeding = threading.Thread(target=_feed, args=(process.stdin, line))  # it reads once it has imported torch
+            feeding.start()
             yield process, said
         finally:
             process.kill()
+            feeding.join()
+
+
+def _feed(to: Any, line: bytes) -> None:
+    with contextlib.suppress(OSError):  # it is gone already, which is seen elsewhere
+        to.write(line)
+        to.flush()
 
 
 def _look(others: Sequence[tuple[subprocess.Popen[bytes], IO[bytes]]]) -> None:

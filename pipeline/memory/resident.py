@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.encoder import filled
 from pipeline.memory.lowrank import LowRank
+from pipeline.memory.target import start_of
 from pipeline.memory.widening import widen, worth_widening
 from pipeline.models import Beside, LoadedModel, ModelPool
 from pipeline.models.encoders import EncoderManifest
@@ -28,7 +29,7 @@ def resident(folder: Path, manifest: EncoderManifest, base: str, dtype: str, dev
     key = ("encoder", manifest.revision, dtype, str(loaded.device))
     return pool.keep(
         key,
-        lambda: _made(loaded, filled(apart(loaded.model), manifest, folder)),
+        lambda: _made(loaded, filled(apart(loaded.model), manifest, folder, start_of(loaded.tokenizer))),
         Beside(loaded, "encodes"),  # the two are one in memory, and leave it together
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Raised when what this stage writes for the same spec changes, see ``Stage.identity``."""
 
 ENCODER = "encoder"

@@ -43,6 +43,7 @@ class Trainer:
         self._sharing = Alone()
         self._latest: tuple[int, Fetch] | None = None
         self._late = autoencoder.tags.is_cuda
+        self._lost = torch.zeros((), device=autoencoder.tags.device)
         self._named = autoencoder.trained()
         weights, device = list(self._named.values()), autoencoder.tags.device
         self._replays = Replays(self._backward, weights, device, lambda: self._sharing.settle())
@@ -77,7 +78,8 @@ class Trainer:
         loss = self._sharing.summed(list(self._named.values()), loss)
         weights = [one for one in self._named.values() if one.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.clip_norm)
-        self._optimiser.found_inf = (~norm.isfinite()).float()  # what is fused looks here
+        # What is fused looks here: nothing is learned from such a step, nor from one behind it.
+        self._lost = self._optimiser.found_inf = torch.maximum(self._lost, (~norm.isfinite()).float())
         for group in self._optimiser.param_groups:
             group["lr"] = self.spec.learning_rate * group["times"] * rate(self.spec, number)
         self._optimiser.step()

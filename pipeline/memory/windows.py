@@ -96,22 +96,30 @@ def rows_of(spec: PretrainSpec, one: Lesson) -> int:
     return max(1, spec.tokens_per_step // one.tokens)
 
 
-def windows_of(spec: PretrainSpec, one: Lesson) -> dict[int, int]:
-    """Of how many tokens in a row a step of this lesson takes how many windows: a span to be repeated is one, a span to
-    be gone on with has as many tokens after it."""
-    rows = rows_of(spec, one)
-    repeated = round(rows * spec.autoencoding)
-    return {size: many for size, many in ((one.tokens, repeated), (2 * one.tokens, rows - repeated)) if many}
+def windows_of(spec: PretrainSpec, one: Lesson) -> list[int]:
+    """Of how many tokens in a row the windows are that steps of this lesson take: a span to be repeated is one, a span
+    to be gone on with has as many tokens after it."""
+    repeated = [one.tokens] if spec.autoencoding > 0 else []
+    return [*repeated, 2 * one.tokens] if spec.autoencoding < 1 else repeated
+
+
+def repeated_of(rows: int, share: float, random: np.random.Generator) -> int:
+    """How many of the rows of a step are repeated: the share's, to the nearest. Where that is none or all of a few, it
+    is drawn, so that over the steps it is the share's."""
+    repeated = round(rows * share)
+    return repeated if 0 < repeated < rows or share in (0, 1) else int(rows * share + random.random())
 
 
 def batch_of(corpus: Corpus, spec: PretrainSpec, step: int, device: torch.device) -> Batch:
     """What this step learns from."""
     random, one = np.random.default_rng([spec.seed, step]), lesson(spec, step)
-    windows = windows_of(spec, one)
-    drawn = [corpus.windows(random, many, size, _STARTS) for size, many in windows.items()]
+    rows = rows_of(spec, one)
+    repeated = repeated_of(rows, spec.autoencoding, random)
+    sizes = {one.tokens: repeated, 2 * one.tokens: rows - repeated}
+    drawn = [corpus.windows(random, many, size, _STARTS) for size, many in sizes.items() if many]
     contexts, targets = (np.concatenate(each) for each in zip(*map(partial(_halves, one.tokens), drawn), strict=True))
     asked, said = (on_device(each, device) for each in (contexts, targets))
-    return Batch(asked, said, windows.get(one.tokens, 0), one.slots, spec.distilled)
+    return Batch(asked, said, repeated, one.slots, spec.distilled)
 
 
 def _halves(tokens: int, windows: Ints) -> tuple[Ints, Ints]:

@@ -55,7 +55,8 @@ def test_slots_stand_beside_the_text_and_what_has_as_many_tokens(prepared: User)
     server = FakeOpenAI(says=lambda prompt: "[[A]]")
     with Served(server) as url:
         prepared.write("judge.toml", JUDGE.format(url=url))
-        words = "icae", "evaluate", "encoder", "--answers", "answers.toml", "--judge", "judge.toml", "-o", "o"
+        on_cpu = "-o", "o", "--device", "cpu"
+        words = ("icae", "evaluate", "encoder", "--answers", "answers.toml", "--judge", "judge.toml", *on_cpu)
         key = "sk-12345678"
         told = prepared.says(*words, "--ratio", "4", "--html", "r.html", seconds=600, CONTEXTMILL_API_KEY=key)
         assert told.code == 0, told.err + told.out
@@ -73,6 +74,8 @@ def test_slots_stand_beside_the_text_and_what_has_as_many_tokens(prepared: User)
     assert "against asked-slots, judged by gpt-4" in told.out and "repeated from slots" not in told.out
     html = (prepared.folder / "r.html").read_text()
     assert "Judged by gpt-4" in html and "asked-lingua" in html and "Repeated from slots" not in html
+    stages = [one for job in ended.json["jobs"] if "asked" in job["name"] for one in job["spec"]["stages"]]
+    assert {one["device"] for one in stages if one["kind"] in ("encode", "generate")} == {"cpu"}
     found = ended.json["answers"]
     slots, *others = found["sides"]
     assert [side["name"] for side in found["sides"]] == [f"asked-{side}" for side in SIDES] and slots["baseline"]

@@ -7,14 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, FalconConfig, Gemma3TextConfig, GPT2Config
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GraniteConfig,
+    PhiConfig,
+    PreTrainedTokenizerFast,
+)
 
 from pipeline.memory import lowrank
 from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import Teacher, nats_of
 from pipeline.memory.lowrank import LowRank, Switch
 from pipeline.memory.packing import pack, unpack
-from pipeline.models import LoadedModel
+from pipeline.memory.target import start_of
+from pipeline.models import LoadedModel, ModelError
 from schemas.memory import EncoderSpec
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -159,6 +171,37 @@ def test_models_of_other_makes(kind: str) -> None:
     assert len(layers) >= 4 and all(one.lora_B.grad is not None and one.lora_B.grad.any() for one in layers)
     with torch.inference_mode():
         torch.testing.assert_close(model(input_ids=ids).logits, expected)
+
+
+MORE: dict[str, Any] = {
+    "capped": Gemma2Config(
+        **LAYERS, intermediate_size=48, num_key_value_heads=2, head_dim=8, final_logit_softcapping=30.0, **SMALL
+    ),
+    "scaled": GraniteConfig(**LAYERS, intermediate_size=48, logits_scaling=8.0, **SMALL),
+    "with a bias": PhiConfig(**LAYERS, intermediate_size=48, **SMALL),
+}
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_a_model_that_says_more_than_its_head_is_told(kind: str) -> None:
+    """All losses would be those of another distribution."""
+    model = AutoModelForCausalLM.from_config(MORE[kind]).eval()
+    with pytest.raises(ModelError, match=r"says more of a token than its head times a state .*: take another model"):
+        Autoencoder(model, EncoderSpec(rank=4))
+
+
+def test_text_is_read_behind_what_any_text_starts_with(base: LoadedModel) -> None:
+    """As the tokenizer has it: nothing, or a BOS, whatever stands behind the text."""
+    inner = Tokenizer.from_str(base.tokenizer.backend_tokenizer.to_str())
+    inner.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    assert start_of(PreTrainedTokenizerFast(tokenizer_object=inner)) == [1] and start_of(base.tokenizer) == []
+    ids = torch.randint(3, 900, (2, 9))
+    plain, behind = (Autoencoder(copy.deepcopy(base.model), EncoderSpec(rank=4), start) for start in ((), (1,)))
+    with torch.inference_mode():
+        expected = plain.text_states(torch.cat([torch.ones(2, 1, dtype=torch.long), ids], 1))[:, 1:]
+        torch.testing.assert_close(behind.text_states(ids), expected)
+        assert not torch.allclose(plain.text_states(ids), expected, atol=1e-3)
+    assert "start" not in behind.kept() and "start" not in behind.state_dict()
 
 
 @pytest.mark.parametrize("half", [False, True])

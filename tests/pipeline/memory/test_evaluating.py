@@ -103,16 +103,20 @@ def test_rows_that_are_no_texts_are_counted(tiny_model: Path, tmp_path: Path, ca
 
 
 @torch.inference_mode()
-def test_continuations_are_the_models_own(coder: Autoencoder) -> None:
-    """Against the loss that transformers computes of the same tokens."""
+@pytest.mark.parametrize("start", [(), (1,)])
+def test_continuations_are_the_models_own(
+    start: tuple[int, ...], coder: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the loss that transformers computes of the same tokens, behind what any text starts with."""
+    monkeypatch.setitem(coder._buffers, "start", torch.tensor(start, dtype=torch.long))
     generator = torch.Generator().manual_seed(0)
     contexts, after = (torch.randint(3, 900, (3, size), generator=generator) for size in (12, 7))
     parts = ((6, 3), (6, 2))
     for row, one in enumerate(continuation(coder, contexts, after, parts)):
         for behind, nats in ((contexts[row, :0], one.none), (contexts[row], one.full), (contexts[row, -5:], one.tail)):
-            ids = torch.cat([behind, after[row]])[None]
+            ids = torch.cat([coder.start, behind, after[row]])[None]
             labels = ids.clone()
-            labels[:, : len(behind) + 1] = -100
+            labels[:, : len(start) + len(behind) + 1] = -100
             assert nats == pytest.approx(float(own_loss(coder, {"input_ids": ids}, labels)), abs=1e-4)
         slots = torch.cat(
             [coder.encode(contexts[row : row + 1, :6], 3), coder.encode(contexts[row : row + 1, 6:], 2)], 1
@@ -265,6 +269,10 @@ def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path,
     assert "7 answers, 3.000 -&gt; 2.000 nats a token" in taught and "token F1 0.125 -&gt; 0.250" in taught
     unknown = replace(read_manifest(folder), figures=replace(read_manifest(folder).figures, nats=(None, None)))
     assert "slots: - -&gt; - nats a token" in render_encoder(made, "night", unknown, [])
+    assert html.count("<svg") == 1 and "<svg" not in render_encoder(made, "night", read_manifest(folder), [])
+    two = replace(made, repeated=[*made.repeated, replace(made.repeated[0], tokens=32)])
+    plots = render_encoder(two, "night", read_manifest(folder), [])
+    assert plots.count("<svg") == 2 and "prefix over the tokens of a context" in plots
     assert "From 7.000 to 6.000 nats" in html and "prose for 20,000 tokens" in html
     fitted, said = replace(made, refine=3), "slots were fitted to their spans first, in 3 steps at most"
     screen = io.StringIO()

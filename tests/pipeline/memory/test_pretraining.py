@@ -16,7 +16,7 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.lessons import lesson, rate
 from pipeline.memory.training import Diverged, Trainer, train
-from pipeline.memory.windows import batch_of
+from pipeline.memory.windows import batch_of, repeated_of
 from pipeline.models import LoadedModel
 from schemas.memory import EncoderSpec, Lesson, PretrainSpec
 
@@ -108,6 +108,15 @@ def test_on_a_gpu_it_is_said_once_the_next_step_is_on_its_way(base: LoadedModel,
         one.tensors()
     after = one.tensors()
     assert all(torch.equal(value, after[name]) for name, value in kept.items() if name != "weight.tags")
+
+
+def test_few_rows_are_repeated_as_often_as_they_are_to_be() -> None:
+    """The nearest number would be none of one row, or all of two, in every step."""
+    random = np.random.default_rng(0)
+    for rows, share in ((1, 0.5), (2, 0.8), (4, 0.1)):
+        assert np.mean([repeated_of(rows, share, random) for _ in range(4000)]) == pytest.approx(rows * share, abs=0.05)
+    assert {repeated_of(5, 0.6, random) for _ in range(50)} == {3}
+    assert [repeated_of(7, share, random) for share in (0.0, 1.0)] == [0, 7]
 
 
 @pytest.mark.parametrize(("autoencoding", "distilled"), [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5), (1.0, 0.0)])
