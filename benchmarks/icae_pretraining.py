@@ -32,10 +32,11 @@ from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.lowrank import adapt
 from pipeline.memory.measure import Measuring, mean
+from pipeline.memory.target import check_head, start_of
 from pipeline.memory.training import Trainer
 from pipeline.memory.training import train as taught
 from pipeline.memory.windows import batch_of
-from pipeline.models import ModelPool
+from pipeline.models import LoadedModel, ModelPool
 from schemas.memory import EncoderSpec, Lesson, PretrainSpec
 
 WARM, TIMED = 10, 10
@@ -47,7 +48,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     loaded = ModelPool(arguments.device).causal_lm(arguments.model, "bfloat16" if arguments.half else "float32")
     spec = _spec(arguments)
-    coder = _coder(loaded.model, spec.encoder, arguments.decoder_rank)
+    check_head(loaded.model, loaded.ref.name)
+    coder = _coder(loaded, spec.encoder, arguments.decoder_rank)
     train, valid = (_corpus(arguments, name, loaded.tokenizer) for name in ("train", "valid"))
     if arguments.begin:
         weights = load_file(arguments.begin, device=str(loaded.device))
@@ -66,9 +68,10 @@ def main() -> None:
         save_file(kept, arguments.out / "encoder.safetensors", {"spec": spec.encoder.model_dump_json()})
 
 
-def _coder(model: Any, spec: EncoderSpec, decoder_rank: int) -> Autoencoder:
+def _coder(loaded: LoadedModel, spec: EncoderSpec, decoder_rank: int) -> Autoencoder:
+    model: Any = loaded.model
     decoder = copy.deepcopy(model.get_decoder()).requires_grad_(False) if decoder_rank else None
-    coder = Autoencoder(model, spec)
+    coder = Autoencoder(model, spec, start_of(loaded.tokenizer))
     if decoder is not None:
         adapt(decoder, decoder_rank, 2.0 * decoder_rank, ()).on = True  # for good
         coder.decoder = decoder

@@ -100,9 +100,10 @@ def _bars(shot: Snapshot) -> Group:
         bar.add_task("", total=stage.total or 1, completed=stage.documents)
         left = f"{duration(stage.seconds_left)} left" if stage.seconds_left else ""
         done = f"{stage.documents:,}/{stage.total:,}"
-        table.add_row(Text(stage.kind, style="bold"), bar, done, stage.doing or "", _rate(stage), left)
+        table.add_row(Text(stage.kind, style="bold"), bar, done, _rate(stage), left)
     head = Text(f"job {shot.job_id}: {shot.state}, {counted(shot.shards_working, 'shard')} in work")
-    return Group(head, table, *(Text(text, style="yellow") for text in _last_call(shot)))
+    doing = (Text(f"{stage.kind}: {stage.doing}") for stage in shot.stages if stage.doing)
+    return Group(head, table, *doing, *(Text(text, style="yellow") for text in _last_call(shot)))
 
 
 def duration(seconds: float) -> str:

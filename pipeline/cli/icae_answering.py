@@ -77,8 +77,7 @@ def plan(
     answers, summaries, judge = files
     assert answers is not None
     job = load(answers, output, input_, [f"target.model={base}"] if base else None)
-    if device != "auto":
-        job = job.model_copy(update={"stages": tuple(one.model_copy(update={"device": device}) for one in job.stages)})
+    job = _on(device, job)
     spec = _spec(job, answers, encoder, ratio, device)
     stage = Encode(spec, job.target)
     stage.check()
@@ -86,10 +85,23 @@ def plan(
     stage_hashes(job_of("slots", job, spec, cut))
     alone = job.model_copy(update={"stages": tuple(one for one in job.stages if one.kind == "generate")})
     writer = alone if summaries is None else load_model(summaries, "a writer of summaries", output, given, asks=True)
-    said = None if judge is None else load_model(judge, "a judge", output, given, asks=True)
+    said = None if judge is None else _on(device, load_model(judge, "a judge", output, given, asks=True))
     check_broker(given)
     tokeniser = Tokenising(load_tokenizer(job.target.model, given))
-    return Plan(job, spec, cut, writer, said, questions_of(job.input), tokeniser, most)
+    return Plan(job, spec, cut, _on(device, writer), said, questions_of(job.input), tokeniser, most)
+
+
+def _on(device: str, job: JobSpec) -> JobSpec:
+    """All of ``job`` on the ``device`` that --device names, if it does."""
+    if device == "auto":
+        return job
+    from pydantic import ValidationError
+
+    stages = [{**one.model_dump(), "device": device} for one in job.stages]
+    try:
+        return type(job).model_validate({**job.model_dump(), "stages": stages})
+    except ValidationError as error:
+        fail(f"--device {device}: {error.errors()[0]['msg'].removeprefix('Value error, ')}", USAGE)
 
 
 def _spec(job: JobSpec, file: Path, encoder: str, ratio: Sequence[float] | None, device: str) -> EncodeSpec:

@@ -143,6 +143,8 @@ def evaluate(
     _check_kinds(kind or [], files)
     if answers is None and (summaries or judge or most or input_):
         fail("--judge, --most, --summaries and --input are about answers: name questions by --answers", USAGE)
+    if column and not files:
+        fail("--column is of --texts: name some", USAGE)
     if answers is not None and refine:
         fail(f"--refine is of what is measured of texts: {answers} may say refine in its encode stage", USAGE)
     if continuations and not refine:

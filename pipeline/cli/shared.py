@@ -31,7 +31,7 @@ Output = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Column = Annotated[
     str | None,
-    typer.Option("--column", metavar="NAME", help="Of the texts' files: the one that holds the text. Default: text."),
+    typer.Option("--column", metavar="NAME", help="The column of the texts. Default: text, or a prompt's parts."),
 ]
 Refine = Annotated[
     int, typer.Option("--refine", min=0, help="Most steps in which slots are fitted to their span first.")

@@ -22,7 +22,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.memory.lowrank import adapt
 from pipeline.memory.spans import reading
-from pipeline.memory.target import check_head
 from pipeline.passes.packable import attends_plainly
 from pipeline.passes.transfers import on_device
 from pipeline.passes.wide import Wide
@@ -49,12 +48,12 @@ class Autoencoder(nn.Module):
     for nothing (attention sinks, Xiao et al. 2023), so that what a span or its slots say there is hard to read. Where
     the model reads text alone it is behind ``start``, tokens that its tokenizer puts before any (``target.start_of``).
 
-    Raises ``ValueError`` for targets that the model lacks, ``ModelError`` for a model that says more than its head.
+    What the model says of a token is its head times a state (``target.check_head``). Raises ``ValueError`` for targets
+    that it lacks.
     """
 
     def __init__(self, model: Any, spec: EncoderSpec, start: Sequence[int] = ()) -> None:
         super().__init__()
-        check_head(model)
         model.requires_grad_(False)
         self.spec, self.model = spec, model
         self.embed: Any = model.get_input_embeddings()

@@ -34,7 +34,7 @@ def begun(spec: EncoderTraining, loaded: LoadedModel, plan: Plan, found: Path | 
     """Over the model, which is its own from now on, compiled on a GPU where that pays: as trained before, in the folder
     ``found``; or weights drawn by the seed alone, and slots of the size of embeddings by what is learned first.
 
-    Raises ``Halt`` for targets that the model lacks, ``ModelError`` for a model that no slots can be made for.
+    Raises ``Halt`` for targets that the model lacks.
     """
     device = loaded.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from pipeline.memory.autoencoder import TAGS, Autoencoder
-from pipeline.memory.target import start_of
+from pipeline.memory.target import check_head, start_of
 from pipeline.models import ModelDamaged, ModelPool, encoders, resolve
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, EncoderManifest
 from pipeline.storage.filesystem import resolve_path
@@ -110,7 +110,8 @@ def load_encoder(
 
 def filled(model: Any, manifest: EncoderManifest, folder: Path, start: Sequence[int] = ()) -> Autoencoder:
     """The encoder in ``folder`` over ``model``, which is its own from now on, frozen; before texts stands ``start``.
-    Raises ``ModelDamaged``."""
+    Raises ``ModelDamaged``, and ``ModelError`` as ``check_head``."""
+    check_head(model, manifest.base)
     try:
         coder = Autoencoder(model, EncoderSpec.model_validate(manifest.spec), start)
     except ValueError as error:

@@ -160,7 +160,7 @@ def check(asked: Asked, window: int | None, most: int) -> None:
                 raise ModelError(
                     f"a span of {tokens} tokens takes {slots} slots, and its encoder makes {most} at most: raise ratio"
                 )
-        after = max(asked.continued, CONTINUATION if asked.fit.continuations else 0)
+        after = max(1 + asked.continued, CONTINUATION if asked.fit.continuations else 0)  # a BOS stands before it
         places = size + max(sum(slots for _, slots in parts) + 1, after)
         if window is not None and places > window:
             raise ModelError(

@@ -86,6 +86,7 @@ def _started(line: bytes) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]
             env={**os.environ, "PYTHONPATH": path},
         ) as process,
     ):  # fmt: skip
+        assert process.stdin is not None
         try:
             feeding = threading.Thread(target=_feed, args=(process.stdin, line))  # it reads once it has imported torch
             feeding.start()
@@ -93,6 +94,8 @@ def _started(line: bytes) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]
         finally:
             process.kill()
             feeding.join()
+            with contextlib.suppress(OSError):  # what it did not read is flushed once more
+                process.stdin.close()
 
 
 def _feed(to: Any, line: bytes) -> None:

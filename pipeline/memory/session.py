@@ -21,6 +21,7 @@ from pipeline.memory.peers import shared
 from pipeline.memory.plan import Numbers, Plan, Signs
 from pipeline.memory.sharing import Alone
 from pipeline.memory.stage import ENCODER, LAST_GOOD, SAMPLES, Training
+from pipeline.memory.target import check_head
 from pipeline.memory.training import Diverged, Part, Trainer, train
 from pipeline.meter import Meter
 from pipeline.models import LoadedModel
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 def learn(stage: Training, documents: Sequence[Document], run: Run) -> list[Outcome]:
     """One outcome per document, in order. The encoder lies in ``run.folder``, if there is one.
 
-    Raises ``Stopped``, after a checkpoint, when the run is stopping, and ``Halt`` for what a person must mend.
+    Raises ``Stopped``, after a checkpoint, when the run is stopping, and ``Halt`` or ``ModelError`` for what a person
+    must mend.
     """
     began, kind = time.perf_counter(), stage.spec.kind
     _alive(kind, run)
@@ -43,6 +45,7 @@ def learn(stage: Training, documents: Sequence[Document], run: Run) -> list[Outc
         return []
     run.models.close()  # what another job's shards left on the device: a training needs the room
     loaded = run.models.own_copy(stage.target.model, stage.spec.dtype, stage.spec.device)
+    check_head(loaded.model, loaded.ref.name)
     plan = stage.plan(in_order(documents), loaded, lambda: _alive(kind, run))
     outcomes: dict[int, Outcome] = {**plan.refused}
     run.progress(len(outcomes), 0)

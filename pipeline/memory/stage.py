@@ -134,7 +134,7 @@ class Pretrain(Training):
     def places(self, one: Lesson) -> tuple[int, str]:
         """Or the text that is gone on with, by whoever teaches."""
         found = Training.places(self, one)  # with slots, dataclasses are made twice, and super() knows the first
-        taught = 2 * one.tokens - 1, "what goes on behind it, as distilled has it"
+        taught = 2 * one.tokens, "what goes on behind it, as distilled has it"  # but the last, and a BOS before it
         return max(found, taught) if self.spec.distilled else found
 
 

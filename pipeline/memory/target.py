@@ -13,7 +13,7 @@ _OFF = 0.1
 
 
 @torch.no_grad()
-def check_head(model: Any) -> None:
+def check_head(model: Any, name: str) -> None:
     """Raise ``ModelError`` where what a model says of a token is more than its head times a state: capped, scaled or
     with a bias. All losses are computed from states and head (``head_loss``), and would be another distribution's."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
@@ -23,10 +23,11 @@ def check_head(model: Any) -> None:
     state = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
     would = (state @ head.weight.to(state.dtype).T).float()
     plain = getattr(head, "bias", None) is None and all(one in (None, 1) for one in said)
-    if not (plain and bool((says - would).norm() <= _OFF * says.norm())):
+    sound = bool(says.isfinite().all())  # else others say what is wrong
+    if not plain or (sound and bool((says - would).norm() > _OFF * says.norm())):
         raise ModelError(
-            f"memory slots: {type(model).__name__} says more of a token than its head times a state (capped, scaled "
-            "or with a bias), which would go unseen here: take another model"
+            f"memory slots: {name} ({type(model).__name__}) says more of a token than its head times a state (capped, "
+            "scaled or with a bias), which would go unseen here: take another model"
         )
 
 

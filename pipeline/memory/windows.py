@@ -28,6 +28,9 @@ _STARTS = 0.25
 anywhere, hardly any would; an encoder that was fine-tuned on questions beside such brought beginnings back worse than
 the rest."""
 
+_MANY = 16
+"""Rows of which the nearest number is near enough: steps of one shape are recorded once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -104,10 +107,9 @@ def windows_of(spec: PretrainSpec, one: Lesson) -> list[int]:
 
 
 def repeated_of(rows: int, share: float, random: np.random.Generator) -> int:
-    """How many of the rows of a step are repeated: the share's, to the nearest. Where that is none or all of a few, it
-    is drawn, so that over the steps it is the share's."""
-    repeated = round(rows * share)
-    return repeated if 0 < repeated < rows or share in (0, 1) else int(rows * share + random.random())
+    """How many of the rows of a step are repeated: the share's, to the nearest. Of a few rows that may be far off, or
+    none, or all: there it is drawn, now one less and now one more, so that over the steps it is the share's."""
+    return round(rows * share) if rows >= _MANY else int(rows * share + random.random())
 
 
 def batch_of(corpus: Corpus, spec: PretrainSpec, step: int, device: torch.device) -> Batch:

@@ -109,7 +109,12 @@ def test_a_shard_that_was_left_goes_on_from_its_checkpoint(
 
     monkeypatch.setattr(Trainer, "step", failing)
     assert do(engine, take(engine, job_id, shard)) == "failed"
-    monkeypatch.setattr(Trainer, "step", lambda *arguments: steps.append(step(*arguments)))
+
+    def well(self: Trainer, *arguments: Any) -> float:
+        steps.append(step(self, *arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(Trainer, "step", well)
     with engine.begin() as connection:
         connection.execute(update(Shard).where(Shard.job_id == job_id).values(not_before=None))
     assert do(engine, take(engine, job_id, shard, owner="another")) == "done"

@@ -41,7 +41,7 @@ def test_a_training_says_its_step_and_its_loss() -> None:
     assert isinstance(line.file, io.StringIO) and isinstance(live.file, io.StringIO)
     said = "j running: pretrain 9/60 documents, step 150 of 1,000, loss 2.345, 800 tokens/s, 0:51 left\n"
     assert line.file.getvalue() == said
-    assert "step 150 of 1,000, loss 2.345" in live.file.getvalue()
+    assert "pretrain: step 150 of 1,000, loss 2.345" in live.file.getvalue()
 
 
 def test_a_model_that_cannot_be_used_says_why() -> None:

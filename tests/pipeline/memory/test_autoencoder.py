@@ -25,7 +25,7 @@ from pipeline.memory.autoencoder import TAGS, Autoencoder
 from pipeline.memory.head_loss import Teacher, nats_of
 from pipeline.memory.lowrank import LowRank, Switch
 from pipeline.memory.packing import pack, unpack
-from pipeline.memory.target import start_of
+from pipeline.memory.target import check_head, start_of
 from pipeline.models import LoadedModel, ModelError
 from schemas.memory import EncoderSpec
 
@@ -186,8 +186,17 @@ MORE: dict[str, Any] = {
 def test_a_model_that_says_more_than_its_head_is_told(kind: str) -> None:
     """All losses would be those of another distribution."""
     model = AutoModelForCausalLM.from_config(MORE[kind]).eval()
-    with pytest.raises(ModelError, match=r"says more of a token than its head times a state .*: take another model"):
-        Autoencoder(model, EncoderSpec(rank=4))
+    with pytest.raises(ModelError, match=r"this one .*says more of a token than its head times a state"):
+        check_head(model, "this one")
+
+
+def test_a_model_that_says_no_more_is_not(base: LoadedModel) -> None:
+    """Nor one whose weights are no numbers: others say so."""
+    check_head(base.model, "this one")
+    broken = copy.deepcopy(base.model)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    check_head(broken, "this one")
 
 
 def test_text_is_read_behind_what_any_text_starts_with(base: LoadedModel) -> None:

@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from pretraining_jobs import SETTINGS, TEXTS, stage, text, written
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from small_disks import small_disk
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.checkpoints import Checkpoints
 from pipeline.memory import session
 from pipeline.memory.autoencoder import Autoencoder
+from pipeline.memory.encoder import filled
 from pipeline.memory.stage import Pretrain
 from pipeline.memory.training import Diverged, Trainer
 from pipeline.memory.windows import Batch
-from pipeline.models import ModelError, ModelPool
+from pipeline.models import ModelDamaged, ModelError, ModelPool
 from pipeline.models.encoders import CURVE, MANIFEST, WEIGHTS, read_manifest
 from pipeline.stages import Halt, Refusal, Result, Run, Stopped
 from schemas.memory import PretrainSpec
@@ -161,6 +164,27 @@ def test_what_was_learned_before_is_begun_with(
     before, learned = read_manifest(folder).figures.nats
     assert before and learned and learned < before
     assert np.mean([row["nll_before"] for row in rows if row["nll_before"]]) == pytest.approx(learned, abs=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_model_that_says_more_than_its_head_stops_the_job(
+    processes: int, whole: Whole, tiny_model: Path, pool: ModelPool, tmp_path: Path
+) -> None:
+    """And is named, whoever else would have learned with it; so does an encoder over such a model."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = AutoConfig.for_model("granite", vocab_size=1024, logits_scaling=8.0, **sizes)
+    scaled = AutoModelForCausalLM.from_config(config)
+    scaled.save_pretrained(tmp_path / "scaled")
+    for one in tiny_model.glob("*token*"):
+        shutil.copy(one, tmp_path / "scaled")
+    said = r"scaled \(GraniteForCausalLM\) says more of a token than its head times a state"
+    with pytest.raises(ModelError, match=said):
+        stage(tmp_path / "scaled", processes=processes).run(TEXTS, Run(pool, folder=str(tmp_path / "out")))
+    manifest = replace(read_manifest(whole[0] / "encoder"), base="scaled")
+    with pytest.raises(ModelError, match=said) as refused:
+        filled(pool.own_copy(str(tmp_path / "scaled")).model, manifest, tmp_path)
+    assert not isinstance(refused.value, ModelDamaged)
 
 
 @pytest.fixture
@@ -338,7 +362,7 @@ def test_spans_that_do_not_fit_are_refused_at_once(tiny_model: Path) -> None:
         stage(tiny_model, lessons=long).check()
     read = [{"tokens": 1200, "ratio": 2.0, "share": 1.0}]
     stage(tiny_model, lessons=read).check()
-    with pytest.raises(ModelError, match=r"1200 tokens takes 2399 places with what goes on behind it, as distilled"):
+    with pytest.raises(ModelError, match=r"1200 tokens takes 2400 places with what goes on behind it, as distilled"):
         stage(tiny_model, lessons=read, distilled=0.5).check()
     with pytest.raises(ValidationError, match="autoencoding = 1 leaves none"):
         stage(tiny_model, autoencoding=1.0, distilled=0.5)

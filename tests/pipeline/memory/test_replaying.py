@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers.masking_utils
 
-from pipeline.memory import autoencoder, replaying
+from pipeline.memory import replaying
 from pipeline.memory.autoencoder import Autoencoder
 from pipeline.memory.corpus import Corpus
 from pipeline.memory.training import Trainer, train
@@ -158,7 +158,6 @@ def test_nothing_that_is_learned_from_asks_the_device_for_a_mask(
     base: LoadedModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(autoencoder, "check_head", lambda model: None)  # which looks once, before all of it
     monkeypatch.setattr(transformers.masking_utils, "find_packed_sequence_indices", asked.append)
     trained(base, corpus)
     assert not asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,12 @@ def test_each_process_has_a_device_of_its_own(tiny_model: Path) -> None:
     assert peers.world_of(finetuning_jobs.stage(tiny_model, processes=0), torch.device("cpu")) == 1
     with pytest.raises(ValidationError, match="each of several processes has its own: say cuda"):
         finetuning_jobs.stage(tiny_model, processes=2, device="cuda:1")
+
+
+@pytest.mark.parametrize("size", [2**16 + 464, 2**22])
+def test_one_that_is_let_go_before_it_listens_takes_nobody_with_it(size: int) -> None:
+    """It imports torch before it reads what it is told, which may be more than a pipe holds, or a little more."""
+    began = time.perf_counter()
+    with peers._started(b"x" * size) as (process, _):
+        assert process.poll() is None
+    assert process.returncode is not None and time.perf_counter() - began < 10
