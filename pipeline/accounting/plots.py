@@ -150,7 +150,7 @@ def acceptance_plot(drafting: DraftingFigures) -> str:
 
 @dataclass(frozen=True, slots=True)
 class QualityPoint:
-    """A score from 0 to 1 and its interval, at so many times fewer tokens."""
+    """A score and its interval, at so many times fewer tokens."""
 
     series: str
     ratio: float
@@ -159,16 +159,28 @@ class QualityPoint:
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """In what a score is told: ``times`` what it is, with so many ``places``."""
+
+    label: str
+    times: float
+    places: int
+
+
+POINTS, NATS = Unit("points of 100", 100.0, 1), Unit("nats a token", 1.0, 3)
+
+
 def quality_plot(points: Sequence[QualityPoint], metric: str) -> str:
     """Quality over compression ratio, a line per series with 95% intervals. Empty where nothing varies."""
     axis = Axis("times fewer tokens", lambda value: f"{value:.3g}x")
     return _lines(points, f"quality-{_id(metric)}", metric, axis, f"{metric} over compression ratio")
 
 
-def lengths_plot(points: Sequence[QualityPoint], name: str, metric: str) -> str:
+def lengths_plot(points: Sequence[QualityPoint], name: str, metric: str, unit: Unit = POINTS) -> str:
     """A score over the tokens of a context (their ``ratio``), as above."""
     axis = Axis("tokens of a context", lambda value: f"{value:,.0f}")
-    return _lines(points, name, metric, axis, f"{metric} over the tokens of a context")
+    return _lines(points, name, metric, axis, f"{metric} over the tokens of a context", unit)
 
 
 def curve_plot(curve: Sequence[tuple[int, float]]) -> str:
@@ -195,35 +207,35 @@ class Axis:
     tick: Callable[[float], str]
 
 
-def _lines(points: Sequence[QualityPoint], name: str, metric: str, axis: Axis, title: str) -> str:
+def _lines(points: Sequence[QualityPoint], name: str, metric: str, axis: Axis, title: str, unit: Unit = POINTS) -> str:
     if len({(point.series, point.ratio) for point in points}) < 2:
         return ""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(3.4)
         names = list(dict.fromkeys(point.series for point in points))
         for place, series in enumerate(names):
-            _quality_line(axes, [point for point in points if point.series == series], place)
+            _quality_line(axes, [point for point in points if point.series == series], place, unit.times)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(_few(sorted({point.ratio for point in points}))))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))
         axes.xaxis.set_minor_locator(NullLocator())
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -1.0), max(high, 1.0))
+        axes.set_ylim(max(low, -unit.times / 100), max(high, unit.times / 100))
         axes.set_xlabel(axis.label)
-        axes.set_ylabel(f"{_label(metric)}, points of 100")
+        axes.set_ylabel(f"{_label(metric)}, {unit.label}")
         axes.grid(axis="both")
         if len(names) > 1:
             figure.legend(loc="outside upper left", ncols=2, frameon=False, borderaxespad=0)
-        pairs = ((f"{p.series} at {axis.tick(p.ratio)}", f"{100 * p.value:.1f}") for p in points)
+        pairs = ((f"{p.series} at {axis.tick(p.ratio)}", f"{unit.times * p.value:.{unit.places}f}") for p in points)
         return _svg(figure, name, title, _said(pairs))
 
 
-def _quality_line(axes: Any, points: Sequence[QualityPoint], place: int) -> None:
+def _quality_line(axes: Any, points: Sequence[QualityPoint], place: int, times: float) -> None:
     ordered = sorted(points, key=lambda point: point.ratio)
-    values = [100 * point.value for point in ordered]
+    values = [times * point.value for point in ordered]
     errors = [
-        [100 * max(0.0, point.value - point.low) for point in ordered],
-        [100 * max(0.0, point.high - point.value) for point in ordered],
+        [times * max(0.0, point.value - point.low) for point in ordered],
+        [times * max(0.0, point.high - point.value) for point in ordered],
     ]
     axes.errorbar(
         [point.ratio for point in ordered], values, yerr=errors, color=SERIES[place % len(SERIES)],

@@ -77,15 +77,18 @@ def render_encoder(found: Evaluation, name: str, manifest: EncoderManifest, curv
 
 def _encoder_plots(found: Evaluation, plots: Any) -> list[tuple[str, Any]]:
     made = []
-    for metric in ("BLEU-4", "prefix"):
-        scores = [(one, one.bleu4 if metric == "BLEU-4" else one.prefix) for one in found.repeated]
+    for metric, field, unit in (
+        ("BLEU-4", "bleu4", plots.POINTS),
+        ("prefix", "prefix", plots.POINTS),
+        ("cross entropy", "nats", plots.NATS),
+    ):
         points = [
-            plots.QualityPoint(f"{one.kind}, {one.tokens / one.slots:.3g} a slot", one.tokens, *_ends(score))
-            for one, score in scores
-            if score is not None
+            plots.QualityPoint(f"{one.kind}, {one.tokens / one.slots:.3g} a slot", one.tokens, *_ends(value))
+            for one in found.repeated
+            if (value := getattr(one, field)) is not None
         ]
-        title = f"{metric} over the tokens of a context"
-        made.append((title, _trusted(plots.lengths_plot(points, f"encoder-{metric}", metric))))
+        drawn = plots.lengths_plot(points, f"encoder-{field}", metric, unit)
+        made.append((f"{metric} over the tokens of a context", _trusted(drawn)))
     return made
 
 

@@ -272,7 +272,8 @@ def test_a_report_of_it(coder: Autoencoder, found: list[Kind], tiny_model: Path,
     assert html.count("<svg") == 1 and "<svg" not in render_encoder(made, "night", read_manifest(folder), [])
     two = replace(made, repeated=[*made.repeated, replace(made.repeated[0], tokens=32)])
     plots = render_encoder(two, "night", read_manifest(folder), [])
-    assert plots.count("<svg") == 2 and "prefix over the tokens of a context" in plots
+    assert plots.count("<svg") == 3 and "prefix over the tokens of a context" in plots
+    assert f"{made.repeated[0].nats.value:.3f}" in plots and "nats a token" in plots
     assert "From 7.000 to 6.000 nats" in html and "prose for 20,000 tokens" in html
     fitted, said = replace(made, refine=3), "slots were fitted to their spans first, in 3 steps at most"
     screen = io.StringIO()
