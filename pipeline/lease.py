@@ -63,7 +63,7 @@ class Lease:
 
     @property
     def _state(self) -> tuple[int, int, str | None]:
-        return self._documents, self._tokens, self._doing
+        return *self.done, self._doing
 
     def stopping(self) -> bool:
         """Whether the stage should stop at the next chance: asked to, the shard no longer ours, its job not active."""
